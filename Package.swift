@@ -1,0 +1,98 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+// One setting for every Swift target: the language's own checks, all on, none of them `unsafeFlags`
+// (a package that has those cannot be imported by version).
+let strict: [SwiftSetting] = [
+  .strictMemorySafety(),
+  .treatAllWarnings(as: .error),
+]
+
+let package = Package(
+  name: "vmfence",
+  products: [
+    .library(name: "VMFenceCore", targets: ["VMFenceCore"]),
+    .library(name: "VMFencePackets", targets: ["VMFencePackets"]),
+    .library(name: "VMFenceIntegrity", targets: ["VMFenceIntegrity"]),
+    .library(name: "VMFenceDetection", targets: ["VMFenceDetection"]),
+    .library(name: "VMFenceCapture", targets: ["VMFenceCapture"]),
+    .library(name: "VMFenceBlock", targets: ["VMFenceBlock"]),
+    .library(name: "VMFenceProcess", targets: ["VMFenceProcess"]),
+    .library(name: "VMFenceTestKit", targets: ["VMFenceTestKit"]),
+    .library(name: "VMFenceConformance", targets: ["VMFenceConformance"]),
+    .executable(name: "vmfence-ref", targets: ["vmfence-ref"]),
+    .executable(name: "vmfence-detector", targets: ["vmfence-detector"]),
+  ],
+  traits: [
+    .trait(name: "Daemon", description: "What vmfence-ref needs from other packages: argument parsing and YAML."),
+    .default(enabledTraits: []),
+  ],
+  dependencies: [
+    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+    .package(url: "https://github.com/jpsim/Yams", from: "6.2.2"),
+  ],
+  targets: [
+    // MARK: Rooms without a C library
+    .target(name: "VMFenceCore", swiftSettings: strict),
+    .target(name: "VMFencePackets", dependencies: ["VMFenceCore"], swiftSettings: strict),
+    .target(name: "VMFenceIntegrity", dependencies: ["VMFenceCore"], swiftSettings: strict),
+    .target(
+      name: "VMFenceTestKit", dependencies: ["VMFenceCore", "VMFencePackets", "VMFenceIntegrity"],
+      swiftSettings: strict),
+    .target(
+      name: "VMFenceConformance", dependencies: ["VMFenceCore", "VMFenceTestKit"], swiftSettings: strict),
+
+    // MARK: Adapters
+    .target(
+      name: "VMFenceDetection", dependencies: ["VMFenceCore", "VMFencePackets", "CVectorscan"],
+      swiftSettings: strict),
+    .target(
+      name: "VMFenceCapture", dependencies: ["VMFenceCore", "VMFencePackets", "CPcap"], swiftSettings: strict),
+    .target(name: "VMFenceBlock", dependencies: ["VMFenceCore", "VMFenceIntegrity"], swiftSettings: strict),
+    .target(name: "VMFenceProcess", dependencies: ["VMFenceCore", "CLinux"], swiftSettings: strict),
+
+    // MARK: Programs
+    .executableTarget(
+      name: "vmfence-detector", dependencies: ["VMFenceCore", "VMFenceDetection", "VMFenceProcess"],
+      swiftSettings: strict),
+    .executableTarget(
+      name: "vmfence-ref",
+      dependencies: [
+        "VMFenceCore", "VMFencePackets", "VMFenceIntegrity", "VMFenceDetection", "VMFenceCapture", "VMFenceBlock",
+        "VMFenceProcess", "VMFenceTestKit",
+        .product(
+          name: "ArgumentParser", package: "swift-argument-parser", condition: .when(traits: ["Daemon"])),
+        .product(name: "Yams", package: "Yams", condition: .when(traits: ["Daemon"])),
+      ], swiftSettings: strict),
+
+    // MARK: System libraries and shims
+    .systemLibrary(name: "CPcap", pkgConfig: "libpcap", providers: [.apt(["libpcap-dev"])]),
+    .systemLibrary(name: "CVectorscan", pkgConfig: "libhs", providers: [.apt(["libvectorscan-dev"])]),
+    .target(name: "CLinux"),
+
+    // MARK: Tests
+    .testTarget(name: "VMFenceCoreTests", dependencies: ["VMFenceCore", "VMFenceTestKit"], swiftSettings: strict),
+    .testTarget(
+      name: "VMFencePacketsTests", dependencies: ["VMFencePackets", "VMFenceTestKit"], swiftSettings: strict),
+    .testTarget(
+      name: "VMFenceIntegrityTests", dependencies: ["VMFenceIntegrity", "VMFenceBlock", "VMFenceTestKit"],
+      swiftSettings: strict),
+    .testTarget(
+      name: "VMFenceDetectionTests", dependencies: ["VMFenceDetection", "VMFencePackets", "VMFenceTestKit"],
+      swiftSettings: strict),
+    .testTarget(
+      name: "VMFenceCaptureTests", dependencies: ["VMFenceCapture", "VMFenceConformance", "VMFenceTestKit"],
+      swiftSettings: strict),
+    .testTarget(
+      name: "VMFenceBlockTests", dependencies: ["VMFenceBlock", "VMFenceIntegrity", "VMFenceConformance"],
+      swiftSettings: strict),
+    .testTarget(
+      name: "VMFenceProcessTests",
+      dependencies: ["VMFenceProcess", "VMFenceDetection", "VMFenceTestKit", "vmfence-detector"],
+      swiftSettings: strict),
+    .testTarget(
+      name: "VMFenceConformanceTests",
+      dependencies: ["VMFenceConformance", "VMFenceTestKit", "VMFenceDetection"], swiftSettings: strict),
+    .testTarget(name: "HouseTests", swiftSettings: strict),
+  ]
+)

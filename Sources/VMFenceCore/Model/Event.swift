@@ -1,0 +1,268 @@
+/// Everything that VMFence has to tell somebody, in one type: what goes to the notification sinks, in order.
+public enum Event: Sendable, Hashable {
+  case alert(Alert)
+  case file(FileEvent)
+  case decision(Decision)
+  case lifecycle(LifecycleReport)
+  case platform(PlatformAlert)
+
+  public var time: Timestamp {
+    switch self {
+    case .alert(let alert): alert.time
+    case .file(let event): event.time
+    case .decision(let decision): decision.time
+    case .lifecycle(let report): report.time
+    case .platform(let alert): alert.time
+    }
+  }
+
+  /// The incarnation it concerns; nil when it concerns the host.
+  public var incarnation: Incarnation? {
+    switch self {
+    case .alert(let alert): alert.incarnation
+    case .file(let event): event.incarnation
+    case .decision(let decision): decision.incarnation
+    case .lifecycle(let report): report.incarnation
+    case .platform(let alert): alert.incarnation
+    }
+  }
+}
+
+/// A rule that fired on a packet of a domain.
+public struct Alert: Sendable, Hashable {
+  public var time: Timestamp
+  public var incarnation: Incarnation
+  /// The packet's number in its domain's ring, from 0: the order in which the detector saw the packets.
+  public var packetID: UInt64
+  public var rule: RuleMetadata
+  public var flowID: UInt64
+  public var source: IPAddress
+  public var destination: IPAddress
+  public var sourcePort: UInt16
+  public var destinationPort: UInt16
+  public var ipProtocol: UInt8
+  public var direction: FlowDirection
+  /// The flow's handshake was seen: the addresses are not forged.
+  public var isEstablished: Bool
+  public var vlan: UInt16
+  public var verdict: Verdict
+  public var payloadExcerpt: [UInt8]
+
+  public enum FlowDirection: String, Sendable, Hashable { case toServer = "to_server", toClient = "to_client" }
+
+  public init(
+    time: Timestamp, incarnation: Incarnation, packetID: UInt64, rule: RuleMetadata, flowID: UInt64,
+    source: IPAddress, destination: IPAddress, sourcePort: UInt16, destinationPort: UInt16, ipProtocol: UInt8,
+    direction: FlowDirection, isEstablished: Bool, vlan: UInt16 = 0, verdict: Verdict = .pass,
+    payloadExcerpt: [UInt8] = []
+  ) {
+    self.time = time
+    self.incarnation = incarnation
+    self.packetID = packetID
+    self.rule = rule
+    self.flowID = flowID
+    self.source = source
+    self.destination = destination
+    self.sourcePort = sourcePort
+    self.destinationPort = destinationPort
+    self.ipProtocol = ipProtocol
+    self.direction = direction
+    self.isEstablished = isEstablished
+    self.vlan = vlan
+    self.verdict = verdict
+    self.payloadExcerpt = payloadExcerpt
+  }
+}
+
+/// A change to a file of a guest, as seen from its disk.
+public struct FileEvent: Sendable, Hashable {
+  public enum Operation: String, Sendable, Hashable, CaseIterable {
+    case create, write, append, truncate, rename, replace, link, unlink, rmdir, chmod, chown, xattr, times, read
+    /// The file system itself is damaged at a place that describes the file.
+    case damage
+    /// Requests were lost; what is known of the file may be out of date.
+    case gap
+  }
+
+  public var time: Timestamp
+  public var incarnation: Incarnation
+  /// The disk's device name in the guest: `xvda`.
+  public var disk: String
+  /// The number of the block request that showed it.
+  public var sequence: UInt64
+  public var operation: Operation
+  /// Bytes as the guest's file system has them: mostly UTF-8, never trusted to be.
+  public var path: [UInt8]
+  /// For rename and replace.
+  public var oldPath: [UInt8]?
+  public var inode: UInt64
+  /// For write, append and truncate: where in the file, in bytes.
+  public var offset: UInt64?
+  public var length: UInt64?
+  /// Old and new values as text: `mode`: `0644` → `0666`.
+  public var changes: [AttributeChange]
+  public var verdict: BlockVerdict
+
+  public struct AttributeChange: Sendable, Hashable {
+    public var attribute: String
+    public var old: String
+    public var new: String
+    public init(attribute: String, old: String, new: String) {
+      self.attribute = attribute
+      self.old = old
+      self.new = new
+    }
+  }
+
+  public init(
+    time: Timestamp, incarnation: Incarnation, disk: String, sequence: UInt64, operation: Operation, path: [UInt8],
+    oldPath: [UInt8]? = nil, inode: UInt64, offset: UInt64? = nil, length: UInt64? = nil,
+    changes: [AttributeChange] = [], verdict: BlockVerdict = .allow
+  ) {
+    self.time = time
+    self.incarnation = incarnation
+    self.disk = disk
+    self.sequence = sequence
+    self.operation = operation
+    self.path = path
+    self.oldPath = oldPath
+    self.inode = inode
+    self.offset = offset
+    self.length = length
+    self.changes = changes
+    self.verdict = verdict
+  }
+}
+
+/// A step in the life of a detector, or a notice to the administrator about it.
+public struct LifecycleReport: Sendable, Hashable {
+  public enum Kind: Sendable, Hashable {
+    case transition(from: LifecycleState, event: LifecycleEvent, to: LifecycleState)
+    /// The pair changes nothing and was not expected.
+    case unexpected(state: LifecycleState, event: LifecycleEvent)
+    /// The administrator is asked to configure rules for the domain (state `unguarded`).
+    case configurationNeeded
+    /// The domain has been in an unstable state for longer than allowed.
+    case stuck(state: LifecycleState, for: Duration)
+  }
+
+  public var time: Timestamp
+  public var incarnation: Incarnation
+  public var domainName: String
+  public var kind: Kind
+
+  public init(time: Timestamp, incarnation: Incarnation, domainName: String, kind: Kind) {
+    self.time = time
+    self.incarnation = incarnation
+    self.domainName = domainName
+    self.kind = kind
+  }
+}
+
+/// Something that VMFence itself noticed, without a rule.
+public struct PlatformAlert: Sendable, Hashable {
+  /// What was noticed: a name with hyphens, stable, for machines.
+  public struct Kind: Hashable, Sendable {
+    public let name: String
+    public init(_ name: String) { self.name = name }
+    public static let detectorDied = Kind("detector-died")
+    public static let detectorRestarted = Kind("detector-restarted")
+    /// A detector wrote something that a sound one never writes.
+    public static let detectorViolation = Kind("detector-violation")
+    public static let poisonPacket = Kind("poison-packet")
+    public static let packetsDropped = Kind("packets-dropped")
+    public static let spoofedSource = Kind("spoofed-source")
+    public static let unknownSource = Kind("unknown-source")
+    public static let probeGap = Kind("probe-gap")
+    public static let duplicateIdentity = Kind("duplicate-identity")
+    public static let integrityGap = Kind("integrity-gap")
+  }
+
+  public var time: Timestamp
+  public var incarnation: Incarnation?
+  public var kind: Kind
+  /// One sentence. Text from outside in it is escaped already.
+  public var message: String
+  /// 1 is the most severe, as with rules' priorities.
+  public var severity: Int
+  /// How many times it happened, when several are reported as one.
+  public var count: UInt64
+  /// The address concerned, if one is.
+  public var source: IPAddress?
+
+  public init(
+    time: Timestamp, incarnation: Incarnation?, kind: Kind, message: String, severity: Int = 2, count: UInt64 = 1,
+    source: IPAddress? = nil
+  ) {
+    self.time = time
+    self.incarnation = incarnation
+    self.kind = kind
+    self.message = message
+    self.severity = severity
+    self.count = count
+    self.source = source
+  }
+}
+
+/// What the policy updater decided, and why.
+public struct Decision: Sendable, Hashable {
+  public enum Measure: Sendable, Hashable {
+    case notify
+    case block(IPNetwork)
+    case blockOnHost(IPNetwork)
+    case quarantine
+    case rateLimit(packetsPerSecond: UInt32)
+    case pause
+    case shutDown
+    /// A measure that ran out or was taken back.
+    case lift(FirewallMeasure.Key)
+  }
+
+  public enum Status: String, Sendable, Hashable {
+    case enforced
+    /// Dry run: would have been.
+    case dryRun = "dry_run"
+    /// Waits for the administrator.
+    case pending
+    /// A never-block list, the cap or weak evidence stood against it.
+    case withheld
+    case expired
+  }
+
+  /// Rises by one with each decision of this host.
+  public var id: UInt64
+  public var time: Timestamp
+  public var incarnation: Incarnation?
+  public var measure: Measure
+  public var status: Status
+  /// The name of the policy rule.
+  public var policy: String
+  /// One sentence for people: what was counted, and why this step.
+  public var reason: String
+  /// Which step of the ladder, from 0.
+  public var step: Int
+  public var expires: Timestamp?
+  /// What was counted: `1:1000001`.
+  public var trigger: String
+
+  public init(
+    id: UInt64, time: Timestamp, incarnation: Incarnation?, measure: Measure, status: Status, policy: String,
+    reason: String, step: Int, expires: Timestamp?, trigger: String
+  ) {
+    self.id = id
+    self.time = time
+    self.incarnation = incarnation
+    self.measure = measure
+    self.status = status
+    self.policy = policy
+    self.reason = reason
+    self.step = step
+    self.expires = expires
+    self.trigger = trigger
+  }
+}
+
+/// Where events go: a file, a socket, a recorder. Called in order, from one task at a time.
+public protocol EventSink: Sendable {
+  func receive(_ event: Event) async
+}

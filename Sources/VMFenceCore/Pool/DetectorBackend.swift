@@ -1,0 +1,81 @@
+/// Makes detectors: as threads of this process, or as processes of their own. The same input gives the same output
+/// from both.
+public protocol DetectorBackend: Sendable {
+  associatedtype Rules: CompiledRules
+
+  /// Makes the pair of rings for one incarnation. It outlives the detectors that are launched on it, so that a crash loses
+  /// nothing.
+  func makeChannel(_ configuration: DetectorChannelConfiguration) throws(DetectorError) -> DetectorChannel
+
+  /// Starts a detector that consumes the channel's packet ring from where its last consumer stopped.
+  func launch(
+    rules: Rules, channel: DetectorChannel, configuration: InspectorConfiguration
+  ) throws(DetectorError) -> any DetectorHandle
+}
+
+/// Holds one running detector. All calls come from the supervisor.
+public protocol DetectorHandle: AnyObject, Sendable {
+  /// State q3: the detector executes nothing until it is resumed. A process is stopped by SIGSTOP at any instruction; a
+  /// thread parks at the next batch boundary.
+  func suspend() throws(DetectorError)
+  func resume() throws(DetectorError)
+  /// Hands over other rules; they are in force from the next packet that the detector takes.
+  func replaceRules(with image: RuleImage) throws(DetectorError)
+  /// Ends the detector and waits until it is gone. Idempotent.
+  func kill()
+  /// Whether it still runs, without waiting.
+  var status: DetectorStatus { get }
+}
+
+public enum DetectorStatus: Hashable, Sendable {
+  case running
+  case suspended
+  /// Ended on its own: exit code or signal.
+  case exited(code: Int32)
+  case crashed(signal: Int32)
+  /// Ended by `kill()`.
+  case killed
+}
+
+public struct DetectorChannelConfiguration: Hashable, Sendable {
+  /// Bytes of the packet ring, a power of two; room for the largest frame twice at least.
+  public var packetRingBytes: Int
+  /// Bytes of the verdict ring, a power of two.
+  public var verdictRingBytes: Int
+
+  public init(packetRingBytes: Int = 4 << 20, verdictRingBytes: Int = 1 << 20) {
+    self.packetRingBytes = packetRingBytes
+    self.verdictRingBytes = verdictRingBytes
+  }
+}
+
+public struct DetectorError: DescribedError, Hashable {
+  public struct Code: Hashable, Sendable {
+    public let name: String
+    public init(_ name: String) { self.name = name }
+    public static let launchFailed = Code("launch-failed")
+    public static let memory = Code("memory")
+    public static let badRules = Code("bad-rules")
+    public static let gone = Code("gone")
+    /// The detector wrote something into the shared memory that a sound one never writes.
+    public static let violation = Code("violation")
+    public static let failed = Code("failed")
+  }
+
+  public var code: Code
+  public var message: String
+  public var place: SourcePlace?
+  public var remedy: String
+
+  public init(_ code: Code, _ message: String, at place: SourcePlace? = nil, remedy: String = "") {
+    self.code = code
+    self.message = message
+    self.place = place
+    self.remedy = remedy
+  }
+}
+
+/// The rings between the supervisor and the detector of one incarnation.
+public final class DetectorChannel: Sendable {
+  init() {}
+}
