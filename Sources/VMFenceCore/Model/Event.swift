@@ -176,6 +176,12 @@ public struct PlatformAlert: Sendable, Hashable {
     public static let probeGap = Kind("probe-gap")
     public static let duplicateIdentity = Kind("duplicate-identity")
     public static let integrityGap = Kind("integrity-gap")
+    /// A firewall did not take a measure; it is tried again.
+    public static let enforcementFailed = Kind("enforcement-failed")
+    /// The decision log cannot be written; measures are enforced unlogged.
+    public static let logUnwritable = Kind("log-unwritable")
+    /// What a firewall holds is not what it should.
+    public static let firewallDrift = Kind("firewall-drift")
   }
 
   public var time: Timestamp
@@ -218,18 +224,22 @@ public struct Decision: Sendable, Hashable {
     case lift(FirewallMeasure.Key)
   }
 
-  public enum Status: String, Sendable, Hashable {
+  public enum Status: String, Sendable, Hashable, CaseIterable {
     case enforced
+    /// Decided, and not in force yet: the place of enforcement did not take it. It is tried again.
+    case desired
     /// Dry run: would have been.
     case dryRun = "dry_run"
     /// Waits for the administrator.
     case pending
     /// A never-block list, the cap or weak evidence stood against it.
     case withheld
+    /// The administrator said no.
+    case denied
     case expired
   }
 
-  /// Rises by one with each decision of this host.
+  /// Rises by one with each decision of this host. A decision whose status changes is reported again under its number.
   public var id: UInt64
   public var time: Timestamp
   public var incarnation: Incarnation?
@@ -244,10 +254,15 @@ public struct Decision: Sendable, Hashable {
   public var expires: Timestamp?
   /// What was counted: `1:1000001`.
   public var trigger: String
+  /// Whose events were counted, when they were counted per source.
+  public var source: IPNetwork?
+  /// Whether the decision log has it. False when the log could not be written (a full disk): then it is enforced all the
+  /// same, and a restart will not know of it.
+  public var isLogged: Bool
 
   public init(
     id: UInt64, time: Timestamp, incarnation: Incarnation?, measure: Measure, status: Status, policy: String,
-    reason: String, step: Int, expires: Timestamp?, trigger: String
+    reason: String, step: Int, expires: Timestamp?, trigger: String, source: IPNetwork? = nil, isLogged: Bool = true
   ) {
     self.id = id
     self.time = time
@@ -259,6 +274,8 @@ public struct Decision: Sendable, Hashable {
     self.step = step
     self.expires = expires
     self.trigger = trigger
+    self.source = source
+    self.isLogged = isLogged
   }
 }
 
