@@ -1,8 +1,8 @@
 /// Is shown every request to one virtual disk, in one defined order, before it is submitted to the disk, and answers
 /// whether it may pass. Used by one thread at a time; synchronous, because a guest waits.
 public protocol BlockObserver: ~Copyable {
-  /// - Parameter data: what a write carries, exactly `request.length` bytes; empty for every other operation. Valid only for the
-  ///   duration of the call.
+  /// Judges one request. `data` is what a write carries, exactly `request.length` bytes, and empty for every other
+  /// operation; it is valid only for the duration of the call.
   mutating func observe(_ request: BlockRequest, data: RawSpan) -> BlockVerdict
 
   /// Requests were lost or skipped before the next one: what the observer knows may be out of date.
