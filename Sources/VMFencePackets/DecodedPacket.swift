@@ -22,13 +22,14 @@ public struct DecodedPacket: Sendable, BitwiseCopyable {
   /// Where its header begins, and where the datagram ends by its own length field (at most the frame's end).
   public var networkOffset: Int32 = 0
   public var networkEnd: Int32 = 0
+  /// The addresses of the datagram, or an ARP packet's sender and target.
   public var source = IPAddress.anyV4
   public var destination = IPAddress.anyV4
   /// The protocol of the transport layer, after IPv6 extension headers.
   public var ipProtocol: UInt8 = 0
   /// TTL or hop limit.
   public var timeToLive: UInt8 = 0
-  /// In bytes, from the start of the original datagram. 0 for the first or only fragment.
+  /// In bytes, from the start of the original datagram's payload. 0 for the first or only fragment.
   public var fragmentOffset: UInt16 = 0
   public var moreFragments: Bool = false
   /// IPv4 identification, or that of the IPv6 fragment header.
@@ -36,7 +37,7 @@ public struct DecodedPacket: Sendable, BitwiseCopyable {
 
   public var transport: TransportLayer = .none
   public var transportOffset: Int32 = 0
-  /// Ports, or ICMP type and code.
+  /// Ports, or ICMP type and code. With a transport of `.none` they are 0.
   public var sourcePort: UInt16 = 0
   public var destinationPort: UInt16 = 0
   public var tcpFlags: TCPFlags = []
@@ -83,6 +84,7 @@ public struct TCPFlags: OptionSet, Hashable, Sendable, BitwiseCopyable {
 public struct DecodeAnomalies: OptionSet, Hashable, Sendable, BitwiseCopyable {
   public var rawValue: UInt32
   @inlinable public init(rawValue: UInt32) { self.rawValue = rawValue }
+  /// The frame ends inside its link header, or before the length that an 802.3 header gives.
   public static let truncatedLink = DecodeAnomalies(rawValue: 1 << 0)
   public static let unknownLinkType = DecodeAnomalies(rawValue: 1 << 1)
   public static let tooManyVLANTags = DecodeAnomalies(rawValue: 1 << 2)
@@ -92,12 +94,20 @@ public struct DecodeAnomalies: OptionSet, Hashable, Sendable, BitwiseCopyable {
   public static let badHeaderLength = DecodeAnomalies(rawValue: 1 << 5)
   /// The datagram's own length is more than was captured (or less than its headers).
   public static let badDatagramLength = DecodeAnomalies(rawValue: 1 << 6)
+  /// Never set by decoding, which does not know whether the checksum has been computed: for whoever verified it and wants it kept
+  /// with the packet (`verifyChecksums(in:)`).
   public static let badIPv4Checksum = DecodeAnomalies(rawValue: 1 << 7)
   public static let truncatedTransport = DecodeAnomalies(rawValue: 1 << 8)
   public static let badTransportLength = DecodeAnomalies(rawValue: 1 << 9)
   public static let tooManyExtensionHeaders = DecodeAnomalies(rawValue: 1 << 10)
   public static let badExtensionHeader = DecodeAnomalies(rawValue: 1 << 11)
   public static let badARP = DecodeAnomalies(rawValue: 1 << 12)
-  /// A fragment that would end beyond the largest datagram.
+  /// A fragment that would end beyond the largest datagram, or an IPv6 one that is not the last and whose length is not a multiple
+  /// of 8 (RFC 8200 §4.5).
   public static let badFragment = DecodeAnomalies(rawValue: 1 << 13)
+  /// A total, payload or UDP length of 0, as segmentation offload leaves it in frames longer than 65,535 bytes between
+  /// guests of one host: the end of the enclosing layer was taken. In a frame from a wire it is malformed.
+  public static let zeroLengthField = DecodeAnomalies(rawValue: 1 << 14)
+  /// An IPv6 routing header with segments left: `destination` is not the final one.
+  public static let sourceRouted = DecodeAnomalies(rawValue: 1 << 15)
 }
