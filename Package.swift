@@ -71,7 +71,10 @@ let package = Package(
     .target(name: "CLinux"),
 
     // MARK: Tests
-    .testTarget(name: "VMFenceCoreTests", dependencies: ["VMFenceCore", "VMFenceTestKit"], swiftSettings: strict),
+    .target(
+      name: "ToyEngine", dependencies: ["VMFenceCore"], path: "Tests/Support/ToyEngine", swiftSettings: strict),
+    .testTarget(
+      name: "VMFenceCoreTests", dependencies: ["VMFenceCore", "VMFenceTestKit", "ToyEngine"], swiftSettings: strict),
     .testTarget(
       name: "VMFencePacketsTests", dependencies: ["VMFencePackets", "VMFenceTestKit"], swiftSettings: strict),
     .testTarget(

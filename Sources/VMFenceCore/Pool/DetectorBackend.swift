@@ -8,20 +8,29 @@ public protocol DetectorBackend: Sendable {
   func makeChannel(_ configuration: DetectorChannelConfiguration) throws(DetectorError) -> DetectorChannel
 
   /// Starts a detector that consumes the channel's packet ring from where its last consumer stopped.
+  ///
+  /// - Throws: also when a detector is attached to the channel already: `kill()` the previous one first, dead or not.
   func launch(
     rules: Rules, channel: DetectorChannel, configuration: InspectorConfiguration
-  ) throws(DetectorError) -> any DetectorHandle
+  ) throws(DetectorError) -> any DetectorHandle<Rules>
 }
 
-/// Holds one running detector. All calls come from the supervisor.
-public protocol DetectorHandle: AnyObject, Sendable {
+/// Holds one running detector. All calls come from the supervisor, from the thread that uses the channel.
+public protocol DetectorHandle<Rules>: AnyObject, Sendable {
+  associatedtype Rules: CompiledRules
+
   /// State q3: the detector executes nothing until it is resumed. A process is stopped by SIGSTOP at any instruction; a
   /// thread parks at the next batch boundary.
   func suspend() throws(DetectorError)
   func resume() throws(DetectorError)
-  /// Hands over other rules; they are in force from the next packet that the detector takes.
-  func replaceRules(with image: RuleImage) throws(DetectorError)
-  /// Ends the detector and waits until it is gone. Idempotent.
+  /// Hands over other rules: every packet enqueued before is inspected with the old ones, every packet enqueued after with
+  /// these, flow state kept. A suspended detector swaps when it is resumed.
+  ///
+  /// - Returns: the generation of these rules, as `PacketVerdict.generation` shows it.
+  @discardableResult
+  func replaceRules(with rules: Rules) throws(DetectorError) -> UInt32
+  /// Ends the detector, waits until it is gone and detaches it from its channel. To be called after a crash too.
+  /// Idempotent. Verdicts that it had published can still be collected.
   func kill()
   /// Whether it still runs, without waiting.
   var status: DetectorStatus { get }
@@ -38,14 +47,17 @@ public enum DetectorStatus: Hashable, Sendable {
 }
 
 public struct DetectorChannelConfiguration: Hashable, Sendable {
-  /// Bytes of the packet ring, a power of two; room for the largest frame twice at least.
+  /// Bytes of the packet ring, a power of two, 4 KiB to 1 GiB; room for the largest frame twice at least.
   public var packetRingBytes: Int
-  /// Bytes of the verdict ring, a power of two.
+  /// Bytes of the verdict ring, a power of two, 16 KiB to 1 GiB.
   public var verdictRingBytes: Int
+  /// Bytes kept of a frame at the most; longer frames are cut, counted, and keep their original length.
+  public var snapLength: Int
 
-  public init(packetRingBytes: Int = 4 << 20, verdictRingBytes: Int = 1 << 20) {
+  public init(packetRingBytes: Int = 4 << 20, verdictRingBytes: Int = 1 << 20, snapLength: Int = 262_144) {
     self.packetRingBytes = packetRingBytes
     self.verdictRingBytes = verdictRingBytes
+    self.snapLength = snapLength
   }
 }
 
@@ -73,9 +85,4 @@ public struct DetectorError: DescribedError, Hashable {
     self.place = place
     self.remedy = remedy
   }
-}
-
-/// The rings between the supervisor and the detector of one incarnation.
-public final class DetectorChannel: Sendable {
-  init() {}
 }

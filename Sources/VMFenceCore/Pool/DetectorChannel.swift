@@ -1,0 +1,327 @@
+internal import Glibc
+
+/// The rings between the supervisor and the detector of one incarnation, as the supervisor holds them.
+///
+/// Packets go in (`enqueue`, then `publish` once per batch), verdicts come out (`collect`), each packet exactly once and in
+/// order, whatever happens to the detector: what a dead detector had not answered, its successor inspects. Nothing that the
+/// detector writes is believed.
+///
+/// One thread at a time uses a channel and the handle of its detector. `enqueue` and `collect` allocate nothing.
+public final class DetectorChannel: @unchecked Sendable {
+  // Not synchronised: the contract above makes one thread at a time its user, and the values move between threads with it.
+  private var packets: PacketRingWriter
+  private var verdicts: VerdictRingReader
+  private var detectorSleep: SleepWord
+  private var ownSleep: SleepWord
+  private var link: DetectorSocket?
+  private var attached = false
+  private var failure: DetectorError?
+  /// The rule sets that packets in the ring may have been inspected with, oldest first: how many rules each has.
+  private var ruleCounts: [(generation: UInt32, count: Int)] = []
+  private var alerts: [AlertRecord]
+  private var tally = DetectorChannelCounters()
+
+  /// The generation that packets enqueued now carry. Rises by one with each rule set.
+  public private(set) var generation: UInt32 = 0
+
+  package let down: SharedRegion
+  package let up: SharedRegion
+  public let configuration: DetectorChannelConfiguration
+
+  /// Checks that the sizes in `configuration` can be used.
+  package static func check(_ configuration: DetectorChannelConfiguration) throws(DetectorError) {
+    let packet = configuration.packetRingBytes
+    let verdict = configuration.verdictRingBytes
+    func isPowerOfTwo(_ value: Int) -> Bool { value > 0 && value & (value - 1) == 0 }
+    guard isPowerOfTwo(packet), packet >= 4096, packet <= 1 << 30, isPowerOfTwo(verdict), verdict >= 16384,
+      verdict <= 1 << 30
+    else {
+      throw DetectorError(
+        .memory, "rings of \(packet) and \(verdict) bytes",
+        remedy: "use powers of two: 4096 to 1073741824 for packets, 16384 to 1073741824 for verdicts")
+    }
+    guard configuration.snapLength > 0, configuration.snapLength <= packet / 2 - RingLayout.slotHeader else {
+      throw DetectorError(
+        .memory, "frames of up to \(configuration.snapLength) bytes do not fit twice into a ring of \(packet)",
+        remedy: "use a larger ring or a smaller snap length")
+    }
+  }
+
+  /// - Parameters:
+  ///   - down: zeroed; what the supervisor writes: `downBytes(_:)` long.
+  ///   - up: zeroed; what the detector writes: `upBytes(_:)` long.
+  package init(
+    configuration: DetectorChannelConfiguration, down: SharedRegion, up: SharedRegion
+  ) throws(DetectorError) {
+    try Self.check(configuration)
+    precondition(down.byteCount == Self.downBytes(configuration) && up.byteCount == Self.upBytes(configuration))
+    self.configuration = configuration
+    self.down = down
+    self.up = up
+    packets = PacketRingWriter(
+      region: down, capacity: configuration.packetRingBytes, snapLength: configuration.snapLength)
+    verdicts = VerdictRingReader(up: up, down: down, capacity: configuration.verdictRingBytes)
+    detectorSleep = SleepWord(up, RingLayout.detectorSleep)
+    ownSleep = SleepWord(down, RingLayout.supervisorSleep)
+    alerts = []
+    alerts.reserveCapacity(InspectionOutput.capacity)
+  }
+
+  package static func downBytes(_ configuration: DetectorChannelConfiguration) -> Int {
+    RingLayout.controlBytes + configuration.packetRingBytes
+  }
+
+  package static func upBytes(_ configuration: DetectorChannelConfiguration) -> Int {
+    RingLayout.controlBytes + configuration.verdictRingBytes
+  }
+
+  // MARK: Packets in
+
+  public enum EnqueueOutcome: Hashable, Sendable {
+    /// In the ring, under this number; the detector sees it after `publish()`.
+    case queued(id: UInt64)
+    /// No room. Collect verdicts to free some, and try again or count a drop.
+    case full
+  }
+
+  /// Copies one frame into the ring. What exceeds the configuration's snap length is cut.
+  @discardableResult
+  public func enqueue(_ frame: FrameMetadata, _ bytes: RawSpan) -> EnqueueOutcome {
+    guard let id = packets.append(frame, bytes, generation: generation) else {
+      tally.refused &+= 1
+      return .full
+    }
+    tally.enqueuedBytes &+= UInt64(bytes.byteCount)
+    if bytes.byteCount > packets.snapLength { tally.cut &+= 1 }
+    return .queued(id: id)
+  }
+
+  /// Shows the detector what was enqueued, and wakes it if it sleeps.
+  public func publish() {
+    if packets.publish() { wakeDetectorIfAsleep() }
+  }
+
+  private func wakeDetectorIfAsleep() {
+    guard attached, detectorSleep.mustRing() else { return }
+    tally.bells &+= 1
+    link?.ring()
+  }
+
+  // MARK: Verdicts out
+
+  /// Hands over the verdicts that have arrived, in the order of their packets, each exactly once. The alerts are valid
+  /// for the duration of the call only; their rule indices are within the rule set of the verdict's generation.
+  ///
+  /// - Returns: how many verdicts there were.
+  /// - Throws: `violation` when the detector wrote what a sound one never writes. Verdicts handed over before stand; the
+  ///   detector is to be killed, and a successor inspects from the first packet without a verdict.
+  @discardableResult
+  public func collect(
+    _ body: (borrowing PacketVerdict, Span<AlertRecord>) -> Void
+  ) throws(DetectorError) -> Int {
+    if let failure { throw failure }
+    do throws(DetectorError) {
+      var available = try verdicts.available()
+      guard available > 0 else { return 0 }
+      var taken = 0
+      while available > 0 {
+        try collectOne(&available, body)
+        taken += 1
+      }
+      verdicts.publishHead()
+      wakeDetectorIfAsleep()
+      return taken
+    } catch {
+      failure = error
+      tally.violations &+= 1
+      throw error
+    }
+  }
+
+  @inline(__always)
+  private func collectOne(
+    _ available: inout UInt64, _ body: (borrowing PacketVerdict, Span<AlertRecord>) -> Void
+  ) throws(DetectorError) {
+    let record = try verdicts.takeHeader(available: &available)
+    guard let slot = try packets.headSlot() else {
+      throw verdicts.violation("a verdict for packet \(record.id), which it was never given")
+    }
+    guard record.id == slot.id else {
+      throw verdicts.violation("a verdict for packet \(record.id) where that of \(slot.id) was due")
+    }
+    let rules = ruleSet(of: slot)
+    guard record.rule == .max ? record.verdict == .pass : record.rule < rules.count else {
+      throw verdicts.violation("a verdict by rule \(record.rule), which does not exist")
+    }
+    if record.alertCount > 0 {
+      alerts.removeAll(keepingCapacity: true)
+      for index in 0..<record.alertCount { alerts.append(try verdicts.alert(index, ruleCount: rules.count)) }
+    }
+    packets.release(slot)
+    tally.alerts &+= UInt64(record.alertCount)
+    tally.alertsLost &+= UInt64(record.overflow)
+    let verdict = PacketVerdict(
+      id: record.id, generation: rules.generation, verdict: record.verdict, rule: record.rule,
+      overflow: record.overflow, timestamp: slot.frame.timestamp, port: slot.frame.port)
+    if record.alertCount == 0 {
+      body(verdict, Span())
+    } else {
+      // Taken out meanwhile, so that a body that uses this channel meets no exclusive access.
+      let found = exchange(&alerts, with: [])
+      body(verdict, found.span)
+      alerts = found
+    }
+  }
+
+  /// The rule set that `slot` is inspected with: its own generation's, or, when the detector began with a later one, that.
+  @inline(__always)
+  private func ruleSet(of slot: PacketSlot) -> (generation: UInt32, count: Int) {
+    while ruleCounts.count > 1, ruleCounts[1].generation <= slot.generation { ruleCounts.removeFirst() }
+    return ruleCounts.first ?? (0, 0)
+  }
+
+  /// Packets that have no verdict yet, published or not.
+  public var outstanding: Int { Int(packets.nextID - packets.headID) }
+
+  /// The packet whose verdict was handed over last, or that was skipped last; nil before the first.
+  public var lastAnsweredID: UInt64? { packets.headID == 0 ? nil : packets.headID - 1 }
+
+  public var counters: DetectorChannelCounters {
+    var result = tally
+    result.enqueued = packets.nextID
+    result.answered = packets.headID - tally.skipped
+    return result
+  }
+
+  // MARK: Waiting
+
+  public enum WaitResult: Hashable, Sendable {
+    /// There is something to collect.
+    case verdicts
+    case timedOut
+    /// No detector is attached, or it is gone, and nothing is left to collect.
+    case gone
+  }
+
+  /// Waits until there are verdicts to collect, at the most `patience` (rounded up to milliseconds). A signal may end the
+  /// wait early, as `timedOut`.
+  public func waitForVerdicts(upTo patience: Duration) -> WaitResult {
+    guard beginWait() else { return .verdicts }
+    defer { endWait() }
+    guard link != nil else { return .gone }
+    let milliseconds = min(max(0, (patience.wholeNanoseconds / 1_000_000) + 1), Int64(Int32.max))
+    let result = link?.wait(milliseconds: patience <= .zero ? 0 : Int32(milliseconds)) ?? .gone
+    let isOpen = result == .ready ? link?.drain() ?? false : result != .gone
+    if verdicts.hasNews { return .verdicts }
+    return isOpen ? .timedOut : .gone
+  }
+
+  /// For waiting on many channels at once: announces that the supervisor sleeps. False: there are verdicts, do not wait. True:
+  /// poll `pollDescriptor` for input, and call `endWait()` afterwards.
+  public func beginWait() -> Bool {
+    ownSleep.announce()
+    guard verdicts.hasNews else { return true }
+    ownSleep.withdraw()
+    return false
+  }
+
+  /// Ends what `beginWait()` began, and takes the bells that were rung.
+  public func endWait() {
+    ownSleep.withdraw()
+    _ = link?.drain()
+  }
+
+  /// Readable when the detector rang, or is gone; nil while none is attached.
+  public var pollDescriptor: Int32? { link?.descriptor }
+
+  // MARK: Detectors, one after the other
+
+  /// Prepares the shared memory for a new detector that begins at the first packet without a verdict, with a rule set of
+  /// `ruleCount` rules and a generation of its own. The backend calls this before it starts the detector.
+  package func attach(ruleCount: Int, socket: consuming DetectorSocket) throws(DetectorError) {
+    guard !attached else {
+      throw DetectorError(
+        .launchFailed, "the channel has a detector already", remedy: "call kill() on its handle first, dead or not")
+    }
+    let first = advanceGeneration(ruleCount: ruleCount)
+    ruleCounts.removeFirst(ruleCounts.count - 1)
+    verdicts.reset()
+    detectorSleep.reset()
+    ownSleep.withdraw()
+    failure = nil
+    _ = packets.publish()
+    let control = down.area(0, count: RingLayout.controlBytes)
+    control.store(packets.head, at: RingLayout.startPosition)
+    control.store(packets.headID, at: RingLayout.startID)
+    control.store(first, at: RingLayout.startGeneration)
+    link = consume socket
+    attached = true
+  }
+
+  /// The detector is gone for good: nobody else writes to the shared memory any more. What it had published stays to be
+  /// collected until the next one is attached.
+  package func detach() {
+    link = nil
+    attached = false
+  }
+
+  /// Starts a new generation: packets enqueued from now on are inspected with `ruleCount` other rules. The backend calls
+  /// this when it has handed the rules over.
+  @discardableResult
+  package func advanceGeneration(ruleCount: Int) -> UInt32 {
+    generation += 1
+    ruleCounts.append((generation, ruleCount))
+    return generation
+  }
+
+  /// Calls `body` with the socket to the detector, if one is attached.
+  package func withSocket<Result>(_ body: (borrowing DetectorSocket) -> Result) -> Result? {
+    guard let descriptor = link?.descriptor else { return nil }
+    let borrowed = DetectorSocket(adopting: descriptor)
+    let result = body(borrowed)
+    _ = (consume borrowed).releaseDescriptor()
+    return result
+  }
+
+  // MARK: The packet that kills
+
+  /// The first packet without a verdict: after a crash, and when everything was collected, the one that was being
+  /// inspected. nil when every published packet has its verdict.
+  ///
+  /// - Throws: `violation` when the shared memory does not hold that packet any more (a thread wrote where it must not).
+  public func headPacket() throws(DetectorError) -> (id: UInt64, frame: FrameMetadata, bytes: [UInt8])? {
+    guard let slot = try packets.headSlot() else { return nil }
+    return (slot.id, slot.frame, packets.withBytes(of: slot) { $0.copiedBytes() })
+  }
+
+  /// Passes over the first packet without a verdict, and returns it as evidence. Collect everything first.
+  ///
+  /// - Precondition: no detector is attached.
+  public func skipHeadPacket() throws(DetectorError) -> (id: UInt64, frame: FrameMetadata, bytes: [UInt8])? {
+    precondition(!attached, "a packet may be skipped only while no detector runs")
+    guard let result = try headPacket(), let slot = try packets.headSlot() else { return nil }
+    packets.release(slot)
+    tally.skipped &+= 1
+    return result
+  }
+}
+
+/// What went through a channel so far.
+public struct DetectorChannelCounters: Hashable, Sendable {
+  public var enqueued: UInt64 = 0
+  /// Bytes of the enqueued frames, before cutting.
+  public var enqueuedBytes: UInt64 = 0
+  /// Frames that were longer than the snap length.
+  public var cut: UInt64 = 0
+  /// How often a frame found no room. Whether that was a drop is the caller's choice.
+  public var refused: UInt64 = 0
+  public var answered: UInt64 = 0
+  public var alerts: UInt64 = 0
+  /// Alerts that did not fit into their packet's record.
+  public var alertsLost: UInt64 = 0
+  /// Packets passed over because they killed their detector.
+  public var skipped: UInt64 = 0
+  public var bells: UInt64 = 0
+  public var violations: UInt64 = 0
+  public init() {}
+}

@@ -1,0 +1,169 @@
+/// What a detector's loop is told from outside: by a thread's owner, or over a process's socket.
+@usableFromInline
+package protocol DetectorControl: ~Copyable {
+  associatedtype Rules: CompiledRules
+
+  /// At a batch boundary: does what was asked for meanwhile (parks, for a thread). False: the loop is to end.
+  mutating func checkpoint() -> Bool
+  /// Sleeps until the bell rings. False: the loop is to end.
+  mutating func sleep() -> Bool
+  /// Wakes the supervisor.
+  mutating func ring()
+  /// The rule set of a generation; waits for it, as it was sent before the first packet of that generation. nil: the loop is
+  /// to end.
+  mutating func takeRules(generation: UInt32) -> Rules?
+}
+
+/// Why a detector's loop ended.
+@usableFromInline
+package enum DetectorLoopEnd: Hashable, Sendable {
+  case stopped
+  case badRules(String)
+  /// The shared memory holds what the supervisor never writes.
+  case damaged
+}
+
+/// A detector's life: take a packet, inspect it, publish its verdict, take the next. The same code in a thread and in a
+/// process, so the same input gives the same output in both.
+@usableFromInline
+package struct DetectorLoop: ~Copyable {
+  private let down: SharedRegion
+  private let ring: SharedArea
+  private let sharedTail: SharedWord
+  private var verdicts: VerdictRingWriter
+  private var ownSleep: SleepWord
+  private var supervisorSleep: SleepWord
+  private var head: UInt64
+  private var tail: UInt64
+  private var expectedID: UInt64
+  private var generation: UInt32
+  private var isDamaged = false
+
+  /// Packets inspected between two looks at the control and at a sleeping supervisor.
+  private static let batch = 64
+  /// How often the ring is looked at before the detector goes to sleep.
+  private static let spins = 256
+
+  /// Joins the rings where the supervisor's `attach` said.
+  package init(down: SharedRegion, up: SharedRegion) {
+    self.down = down
+    ring = down.area(RingLayout.controlBytes, count: down.byteCount - RingLayout.controlBytes)
+    sharedTail = down.word(RingLayout.packetTail)
+    verdicts = VerdictRingWriter(up: up, down: down)
+    ownSleep = SleepWord(up, RingLayout.detectorSleep)
+    supervisorSleep = SleepWord(down, RingLayout.supervisorSleep)
+    let control = down.area(0, count: RingLayout.controlBytes)
+    head = control.load(RingLayout.startPosition, as: UInt64.self)
+    tail = head
+    expectedID = control.load(RingLayout.startID, as: UInt64.self)
+    generation = control.load(RingLayout.startGeneration, as: UInt32.self)
+  }
+
+  /// Inspects packets until the control or the inspector's rules end it.
+  @inlinable
+  package static func run<Inspector: PacketInspector & ~Copyable, Control: DetectorControl & ~Copyable>(
+    _ loop: consuming DetectorLoop, inspector: consuming Inspector, control: inout Control
+  ) -> DetectorLoopEnd where Control.Rules == Inspector.Rules {
+    var output = InspectionOutput()
+    while loop.awaitPackets(&control) {
+      var taken = 0
+      while let slot = loop.next(&taken) {
+        if let generation = loop.newGeneration(of: slot) {
+          guard let rules = control.takeRules(generation: generation) else { return .stopped }
+          do throws(RuleCompilationError) {
+            try inspector.replaceRules(with: rules)
+          } catch {
+            return .badRules(error.description)
+          }
+        }
+        output.reset()
+        loop.withBytes(of: slot) { inspector.inspect(slot.frame, $0, into: &output) }
+        guard loop.answer(slot, output, &control) else { return .stopped }
+      }
+      loop.endBatch(&control)
+    }
+    return loop.end
+  }
+
+  /// Waits at a batch boundary until there are packets. False: the loop is to end.
+  @usableFromInline
+  mutating func awaitPackets(_ control: inout some DetectorControl & ~Copyable) -> Bool {
+    guard !isDamaged, control.checkpoint() else { return false }
+    if head != tail { return true }
+    for _ in 0..<Self.spins {
+      tail = sharedTail.loadAcquiring()
+      if head != tail { return checkTail() }
+    }
+    while true {
+      ownSleep.announce()
+      tail = sharedTail.loadAcquiring()
+      if head != tail {
+        ownSleep.withdraw()
+        return checkTail()
+      }
+      let goesOn = control.sleep()
+      ownSleep.withdraw()
+      guard goesOn, control.checkpoint() else { return false }
+    }
+  }
+
+  private mutating func checkTail() -> Bool {
+    if tail > head, tail - head <= UInt64(ring.count), tail % 8 == 0, head % 8 == 0 { return true }
+    isDamaged = true
+    return false
+  }
+
+  /// The next packet of this batch; nil at its end.
+  @usableFromInline
+  mutating func next(_ taken: inout Int) -> PacketSlot? {
+    guard head != tail, taken < Self.batch else { return nil }
+    taken += 1
+    guard let slot = PacketSlot(ring: ring, position: head, tail: tail, snapLength: ring.count),
+      slot.id == expectedID
+    else {
+      isDamaged = true
+      return nil
+    }
+    return slot
+  }
+
+  @usableFromInline
+  mutating func newGeneration(of slot: PacketSlot) -> UInt32? {
+    guard slot.generation > generation else { return nil }
+    generation = slot.generation
+    return generation
+  }
+
+  @usableFromInline
+  func withBytes(of slot: PacketSlot, _ body: (RawSpan) -> Void) {
+    ring.withBytes(slot.offset + RingLayout.slotHeader, length: slot.length, body)
+  }
+
+  /// Publishes the verdict, which also gives the slot back; waits while the verdict ring is full. False: the loop is to end.
+  @usableFromInline
+  mutating func answer(
+    _ slot: PacketSlot, _ output: borrowing InspectionOutput, _ control: inout some DetectorControl & ~Copyable
+  ) -> Bool {
+    let size = VerdictRingWriter.recordBytes(output)
+    while !verdicts.hasRoom(size) {
+      endBatch(&control)
+      ownSleep.announce()
+      let goesOn = verdicts.hasRoom(size) || control.sleep()
+      ownSleep.withdraw()
+      guard goesOn, control.checkpoint() else { return false }
+    }
+    verdicts.append(id: slot.id, output)
+    head = slot.end
+    expectedID += 1
+    return true
+  }
+
+  /// Wakes the supervisor if it sleeps.
+  @usableFromInline
+  mutating func endBatch(_ control: inout some DetectorControl & ~Copyable) {
+    if supervisorSleep.mustRing() { control.ring() }
+  }
+
+  @usableFromInline
+  var end: DetectorLoopEnd { isDamaged ? .damaged : .stopped }
+}

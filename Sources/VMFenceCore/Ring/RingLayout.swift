@@ -1,0 +1,66 @@
+/// Where things lie in the two regions between the supervisor and a detector.
+///
+/// The *down* region is written by the supervisor only (a detector process maps it read-only, and its memory file is
+/// sealed against any other mapping); the *up* region is written by the detector, and nothing in it is believed.
+///
+/// ```
+/// down   0      packet tail          position after the last published slot
+///        128    verdict head         position up to which verdict records were taken
+///        256    supervisor's sleep   odd: it sleeps until its bell is rung
+///        384    start position, id, generation: where a newly started detector begins
+///        4096   packet ring          a power of two
+///
+/// up     0      verdict tail         position after the last published record
+///        128    detector's sleep     odd: it sleeps until its bell is rung
+///        4096   verdict ring         a power of two
+///
+/// slot   0      captured length  u32   (0xFFFF_FFFF: nothing more before the ring's end)
+///        4      generation       u32
+///        8      packet id        u64
+///        16     timestamp        i64   ns
+///        24     port             u32
+///        28     original length  u32
+///        32     link type        u16
+///        34     stripped VLAN    u16
+///        36     direction        u8
+///        37     checksum state   u8
+///        38     zero             u16
+///        40     bytes, then up to 7 bytes to the next multiple of 8
+///
+/// record 0      packet id        u64
+///        8      verdict's rule   u32
+///        12     verdict          u8
+///        13     alerts           u8
+///        14     overflow         u16   saturates
+///        16     alerts, 128 bytes each
+/// ```
+/// Numbers are in the machine's own order. Positions rise for ever (64 bits) and are taken modulo the ring's size.
+/// Each index has a pair of cache lines of its own, because processors fetch lines in pairs.
+///
+/// There is no consumer's index of the packet ring in shared memory: a packet is consumed when its verdict record is taken.
+/// The supervisor walks its own slots as the answers arrive, in order, so that there is no index that a detector could
+/// forge, and after a crash the first unanswered packet *is* the one that was being inspected.
+enum RingLayout {
+  static let controlBytes = 4096
+
+  static let packetTail = 0
+  static let verdictHead = 128
+  static let supervisorSleep = 256
+  static let startPosition = 384
+  static let startID = 392
+  static let startGeneration = 400
+
+  static let verdictTail = 0
+  static let detectorSleep = 128
+
+  static let slotHeader = 40
+  static let slotAlignment = 8
+  static let padding = UInt32.max
+
+  static let recordHeader = 16
+  static let alertBytes = 128
+  static let largestRecord = recordHeader + InspectionOutput.capacity * alertBytes
+
+  @inline(__always)
+  static func slotBytes(_ length: Int) -> Int { (slotHeader + length + slotAlignment - 1) & -slotAlignment }
+}
