@@ -63,14 +63,27 @@ extension StringProtocol {
   public var escapedForDisplay: String {
     var result = ""
     for scalar in unicodeScalars {
-      switch scalar.value {
-      case 0..<0x20, 0x7F...0x9F, 0x2028...0x202E, 0x200B...0x200F, 0x2060...0x206F, 0xFEFF, 0xFFF9...0xFFFB,
-        0xE0000...0xE007F:
+      if scalar.actsOnDisplay {
         result += "\\u{\(String(scalar.value, radix: 16))}"
-      case 0x5C: result += "\\\\"
-      default: result.unicodeScalars.append(scalar)
+      } else if scalar == "\\" {
+        result += "\\\\"
+      } else {
+        result.unicodeScalars.append(scalar)
       }
     }
     return result
+  }
+}
+
+extension Unicode.Scalar {
+  /// Whether this is a control character, a line or paragraph separator, or one of the invisible characters that reorder
+  /// or hide text.
+  package var actsOnDisplay: Bool {
+    switch value {
+    case 0..<0x20, 0x7F...0x9F, 0x061C, 0x2028...0x202E, 0x200B...0x200F, 0x2060...0x206F, 0xFEFF, 0xFFF9...0xFFFB,
+      0xE0000...0xE007F:
+      true
+    default: false
+    }
   }
 }

@@ -1,0 +1,273 @@
+/// Encodes events as EVE JSON, the line format that Suricata writes and that log shippers and consoles read
+/// (doc/userguide/output/eve/eve-json-format.rst of Suricata). Alerts, drops and statistics are events of that format;
+/// what is VMFence's own lies under the one key `vmfence`, in event types of their own where EVE has none.
+///
+/// Each call gives exactly one line without its line feed. Equal input gives equal bytes. Text from guests and from the
+/// network cannot break a line, end a string or act on a terminal.
+public struct EVEEncoder: Sendable {
+  /// The name of this host, for `host` and `vmfence.node`.
+  public var node: String
+  /// Whether verdicts act on the packets themselves. If not, an alert of a `drop` rule says `allowed`, since the packet went through.
+  public var isInline: Bool
+  /// Where the words about a domain come from.
+  public let directory: DomainDirectory
+
+  public init(node: String, isInline: Bool = false, directory: DomainDirectory) {
+    self.node = node
+    self.isInline = isInline
+    self.directory = directory
+  }
+
+  public func encode(_ event: Event) -> [UInt8] {
+    switch event {
+    case .alert(let alert): encode(alert)
+    case .file(let event): encode(event)
+    case .decision(let decision): encode(decision)
+    case .lifecycle(let report): encode(report)
+    case .platform(let alert): encode(alert)
+    }
+  }
+
+  /// The `drop` event that goes beside an alert whose packet was dropped; nil when the packet was let through.
+  public func encodeDrop(_ alert: Alert) -> [UInt8]? {
+    guard isInline, alert.verdict != .pass else { return nil }
+    return line(at: alert.time, "drop", flow: alert) { json in
+      json.object("drop") { $0.member("reason", "rules") }
+      json.object("verdict") { $0.verdict(of: alert) }
+      json.object("vmfence") { json in
+        about(alert.incarnation, addresses: [alert.source, alert.destination], &json)
+        json.member("packet", alert.packetID)
+      }
+    }
+  }
+
+  /// A `stats` event: counters of a whole run, or of one domain.
+  public func encode(_ statistics: EVEStatistics) -> [UInt8] {
+    line(at: statistics.time, "stats") { json in
+      json.object("stats") { json in
+        json.member("uptime", Swift.max(0, statistics.uptime.wholeNanoseconds / 1_000_000_000))
+        json.object("capture") { json in
+          json.member("kernel_packets", statistics.packets)
+          json.member("kernel_drops", statistics.drops)
+        }
+        json.object("decoder") { json in
+          json.member("pkts", statistics.packets)
+          json.member("bytes", statistics.bytes)
+        }
+        json.object("detect") { $0.member("alert", statistics.alerts) }
+      }
+      json.object("vmfence") { json in
+        about(statistics.incarnation, &json)
+        json.object("counters") { json in
+          for (name, value) in statistics.counters { json.member(name, value) }
+        }
+      }
+    }
+  }
+
+  // MARK: The event types
+
+  private func encode(_ alert: Alert) -> [UInt8] {
+    line(at: alert.time, "alert", flow: alert) { json in
+      json.object("alert") { json in
+        let rule = alert.rule
+        json.member("action", isInline && alert.verdict != .pass ? "blocked" : "allowed")
+        json.member("gid", rule.gid)
+        json.member("signature_id", rule.sid)
+        json.member("rev", rule.revision)
+        json.member("signature", rule.message)
+        json.member("category", rule.classificationText.isEmpty ? rule.classification : rule.classificationText)
+        json.member("severity", rule.priority)
+        if !rule.metadata.isEmpty {
+          json.object("metadata") { json in
+            for (key, values) in rule.metadata.sorted(by: { $0.key < $1.key }) {
+              json.array(key, values) { $0.element($1) }
+            }
+          }
+        }
+        if !rule.references.isEmpty { json.array("references", rule.references) { $0.element($1) } }
+      }
+      json.object("verdict") { isInline ? $0.verdict(of: alert) : $0.member("action", "alert") }
+      if !alert.payloadExcerpt.isEmpty { json.member("payload_printable", alert.payloadExcerpt.printableText) }
+      json.object("vmfence") { json in
+        about(alert.incarnation, addresses: [alert.source, alert.destination], &json)
+        json.member("packet", alert.packetID)
+        json.member("established", alert.isEstablished)
+        if alert.verdict != .pass {
+          json.member("rule_verdict", alert.verdict == .drop ? "drop" : "reject")
+          json.member("inline", isInline)
+        }
+      }
+    }
+  }
+
+  private func encode(_ event: FileEvent) -> [UInt8] {
+    line(at: event.time, "vmfence_file") { json in
+      json.object("vmfence") { json in
+        about(event.incarnation, &json)
+        json.object("file") { json in
+          json.member("operation", event.operation.rawValue)
+          json.member("disk", event.disk)
+          json.path("path", event.path)
+          if let oldPath = event.oldPath { json.path("old_path", oldPath) }
+          json.member("inode", event.inode)
+          json.member("offset", event.offset)
+          json.member("length", event.length)
+          if !event.changes.isEmpty {
+            json.array("changes", event.changes) { json, change in
+              json.object { json in
+                json.member("attribute", change.attribute)
+                json.member("old", change.old)
+                json.member("new", change.new)
+              }
+            }
+          }
+          json.member("request", event.sequence)
+          json.member("verdict", event.verdict == .deny ? "deny" : "allow")
+        }
+      }
+    }
+  }
+
+  private func encode(_ decision: Decision) -> [UInt8] {
+    line(at: decision.time, "vmfence_decision") { json in
+      json.object("vmfence") { json in
+        about(decision.incarnation, &json)
+        json.object("decision") { json in
+          json.member("id", decision.id)
+          json.member("measure", decision.measure.name)
+          decision.measure.encodeDetails(&json)
+          json.member("status", decision.status.rawValue)
+          json.member("policy", decision.policy)
+          json.member("reason", decision.reason)
+          json.member("step", decision.step)
+          json.member("expires", decision.expires?.eveDescription)
+          json.member("trigger", decision.trigger)
+          json.member("source", decision.source?.description)
+          json.member("logged", decision.isLogged)
+        }
+      }
+    }
+  }
+
+  private func encode(_ report: LifecycleReport) -> [UInt8] {
+    line(at: report.time, "vmfence_lifecycle") { json in
+      json.object("vmfence") { json in
+        about(report.incarnation, name: report.domainName, &json)
+        json.object("lifecycle") { json in
+          switch report.kind {
+          case .transition(let from, let event, let to):
+            json.member("kind", "transition")
+            json.member("from", from.rawValue)
+            json.member("event", event.rawValue)
+            json.member("to", to.rawValue)
+          case .unexpected(let state, let event):
+            json.member("kind", "unexpected")
+            json.member("state", state.rawValue)
+            json.member("event", event.rawValue)
+          case .configurationNeeded:
+            json.member("kind", "configuration_needed")
+          case .stuck(let state, let duration):
+            json.member("kind", "stuck")
+            json.member("state", state.rawValue)
+            json.member("for_ms", duration.wholeNanoseconds / 1_000_000)
+          }
+        }
+      }
+    }
+  }
+
+  private func encode(_ alert: PlatformAlert) -> [UInt8] {
+    line(at: alert.time, "vmfence_platform") { json in
+      json.object("vmfence") { json in
+        about(alert.incarnation, &json)
+        json.object("platform") { json in
+          json.member("kind", alert.kind.name)
+          json.member("message", alert.message)
+          json.member("severity", alert.severity)
+          json.member("count", alert.count)
+          json.member("source", alert.source?.description)
+        }
+      }
+    }
+  }
+
+  // MARK: What all have
+
+  private func line(
+    at time: Timestamp, _ type: String, flow alert: Alert? = nil, _ body: (inout JSONLine) -> Void
+  ) -> [UInt8] {
+    var json = JSONLine()
+    json.object { json in
+      json.member("timestamp", time.eveDescription)
+      if let alert, alert.flowID != 0 { json.member("flow_id", alert.flowID.eveFlowID) }
+      json.member("event_type", type)
+      if let alert { encodeFlow(alert, &json) }
+      json.member("host", node)
+      body(&json)
+    }
+    return json.bytes
+  }
+
+  private func encodeFlow(_ alert: Alert, _ json: inout JSONLine) {
+    if alert.vlan != 0 { json.array("vlan", [alert.vlan]) { $0.element($1) } }
+    json.member("src_ip", alert.source.description)
+    if alert.hasPorts { json.member("src_port", alert.sourcePort) }
+    json.member("dest_ip", alert.destination.description)
+    if alert.hasPorts { json.member("dest_port", alert.destinationPort) }
+    json.member("proto", alert.protocolName)
+    json.member("ip_v", alert.source.family.rawValue)
+    json.member("direction", alert.direction.rawValue)
+  }
+
+  /// The node and the domain. `addresses` tell which of several ports is meant.
+  private func about(
+    _ incarnation: Incarnation?, name: String? = nil, addresses: [IPAddress] = [], _ json: inout JSONLine
+  ) {
+    json.member("node", node)
+    guard let incarnation else { return }
+    let entry = directory.entry(for: incarnation)
+    let ports = entry?.description.ports ?? []
+    let port = ports.first { $0.addresses.contains(where: addresses.contains) } ?? ports.first
+    json.object("vm") { json in
+      json.member("uuid", incarnation.uuid.description)
+      json.member("name", entry?.description.name ?? name)
+      json.member("domid", incarnation.domainID.rawValue)
+      json.member("vif", port?.interface)
+      json.member("mac", port?.mac.description)
+    }
+    json.member("state", entry?.state?.rawValue)
+    json.member("tenant", entry?.description.tenant?.name)
+    json.member("service", entry?.description.serviceType)
+  }
+}
+
+/// Counters for a `stats` event.
+public struct EVEStatistics: Sendable {
+  public var time: Timestamp
+  /// Since the start of the run.
+  public var uptime: Duration
+  /// nil: the whole host.
+  public var incarnation: Incarnation?
+  public var packets: UInt64
+  public var bytes: UInt64
+  /// Packets lost, wherever it was.
+  public var drops: UInt64
+  public var alerts: UInt64
+  /// Further counters by name, in the order in which they are to be written.
+  public var counters: [(name: String, value: UInt64)]
+
+  public init(
+    time: Timestamp, uptime: Duration, incarnation: Incarnation? = nil, packets: UInt64 = 0, bytes: UInt64 = 0,
+    drops: UInt64 = 0, alerts: UInt64 = 0, counters: [(name: String, value: UInt64)] = []
+  ) {
+    self.time = time
+    self.uptime = uptime
+    self.incarnation = incarnation
+    self.packets = packets
+    self.bytes = bytes
+    self.drops = drops
+    self.alerts = alerts
+    self.counters = counters
+  }
+}
