@@ -1,4 +1,4 @@
-import Synchronization
+internal import Synchronization
 
 /// What is known of a domain besides its number, for whoever has to name it: notification and policy.
 public struct DomainEntry: Sendable, Hashable {

@@ -1,5 +1,5 @@
 internal import Glibc
-import Synchronization
+internal import Synchronization
 
 /// Appends events to a file as EVE JSON, each line with one write(2) in append mode, so that a line is never torn by a
 /// rotation or by another writer. Safe to use from any thread.
