@@ -1,0 +1,116 @@
+internal import Synchronization
+public import VMFenceCore
+public import VMFenceIntegrity
+
+/// A disk as it is after some requests: a base that stays untouched, and what was written since, held in memory.
+public final class ImageOverlay: DiskReader {
+  /// In bytes; the unit in which writes are held.
+  private static let chunkSize = 4096
+
+  private let base: any DiskReader
+  private let limit: Int
+  private let chunks = Mutex<[UInt64: [UInt8]]>([:])
+
+  /// - Parameter memoryLimit: how many bytes of written data may be held.
+  public init(_ base: any DiskReader, memoryLimit: Int = 512 << 20) {
+    self.base = base
+    limit = max(1, memoryLimit / Self.chunkSize)
+  }
+
+  public var byteCount: UInt64 { base.byteCount }
+
+  public func read(at offset: UInt64, into buffer: inout [UInt8]) throws(IntegrityError) {
+    try base.read(at: offset, into: &buffer)
+    let size = UInt64(Self.chunkSize)
+    let end = offset + UInt64(buffer.count)
+    chunks.withLock { chunks in
+      guard !chunks.isEmpty, offset < end else { return }
+      for index in offset / size...(end - 1) / size {
+        guard let chunk = chunks[index] else { continue }
+        let from = max(offset, index * size)
+        let to = min(end, (index + 1) * size)
+        buffer.replaceSubrange(
+          Int(from - offset)..<Int(to - offset), with: chunk[Int(from - index * size)..<Int(to - index * size)])
+      }
+    }
+  }
+
+  /// Does what a disk does with a request. Discarded ranges read as zeroes. What lies beyond the end is left out.
+  ///
+  /// - Throws: `tooLarge` when the memory limit is reached, `inputOutput` when the base cannot be read.
+  public func apply(_ request: BlockRequest, data: RawSpan) throws(IntegrityError) {
+    switch request.operation {
+    case .read, .flush: return
+    case .write, .discard, .writeZeroes: break
+    }
+    guard request.length > 0, request.offset < byteCount else { return }
+    let available = min(request.length, byteCount - request.offset)
+    let length = request.operation == .write ? min(available, UInt64(data.byteCount)) : available
+    let size = UInt64(Self.chunkSize)
+    var position = request.offset
+    let end = request.offset + length
+    while position < end {
+      let index = position / size
+      let stop = min(end, (index + 1) * size)
+      try change(chunk: index, from: Int(position - index * size), count: Int(stop - position)) { offset in
+        request.operation == .write ? data.u8(Int(position - request.offset) + offset) : 0
+      }
+      position = stop
+    }
+  }
+
+  private func change(
+    chunk index: UInt64, from start: Int, count: Int, _ byte: (Int) -> UInt8
+  ) throws(IntegrityError) {
+    let isKnown = chunks.withLock { $0[index] != nil }
+    var fresh: [UInt8] = []
+    if !isKnown {
+      let offset = index * UInt64(Self.chunkSize)
+      fresh = [UInt8](repeating: 0, count: Int(min(UInt64(Self.chunkSize), byteCount - offset)))
+      try base.read(at: offset, into: &fresh)
+    }
+    let fits = chunks.withLock { chunks in
+      if !isKnown {
+        guard chunks.count < limit else { return false }
+        chunks[index] = fresh
+      }
+      for offset in 0..<count { chunks[index]?[start + offset] = byte(offset) }
+      return true
+    }
+    guard fits else {
+      throw IntegrityError(
+        .tooLarge, "the recorded writes take more than \(limit * Self.chunkSize) bytes of memory",
+        remedy: "raise the memory limit, or replay a shorter recording")
+    }
+  }
+}
+
+/// Shows every request to an observer, then does what the disk would do with those that it allowed: the disk of a replay.
+public struct OverlaidDisk<Observer: BlockObserver & ~Copyable>: BlockObserver, ~Copyable {
+  public var observer: Observer
+  public let overlay: ImageOverlay
+  /// Why the overlay is no longer what the disk would be; nil as long as it is.
+  public private(set) var failure: IntegrityError?
+
+  public init(_ observer: consuming Observer, overlay: ImageOverlay) {
+    self.observer = observer
+    self.overlay = overlay
+  }
+
+  public mutating func observe(_ request: BlockRequest, data: RawSpan) -> BlockVerdict {
+    let verdict = observer.observe(request, data: data)
+    if verdict == .allow, failure == nil {
+      do throws(IntegrityError) {
+        try overlay.apply(request, data: data)
+      } catch {
+        failure = error
+        observer.observeGap(at: request.timestamp, reason: error.message)
+      }
+    }
+    return verdict
+  }
+
+  public mutating func observeGap(at time: Timestamp, reason: String) {
+    observer.observeGap(at: time, reason: reason)
+  }
+}

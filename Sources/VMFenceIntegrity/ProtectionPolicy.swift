@@ -1,0 +1,145 @@
+internal import VMFenceCore
+
+/// What is protected on one disk, and how.
+public struct ProtectionPolicy: Sendable {
+  public enum Action: UInt8, Hashable, Sendable, Comparable {
+    /// Report changes.
+    case alert
+    /// Report changes, and refuse requests that change what a protected file contains at its place. What the guest does
+    /// with metadata (renaming another file over it, truncating it) is reported and not refused.
+    case denyData
+
+    public static func < (a: Action, b: Action) -> Bool { a.rawValue < b.rawValue }
+  }
+
+  /// A path from the root of the file system, or a pattern of such paths.
+  ///
+  /// In a component `*` stands for any bytes and `?` for any one byte; a component `**` stands for any number of components (at the
+  /// end, for at least one). Patterns are compared with the bytes that the disk has. A pattern that matches a directory protects the
+  /// directory itself; `/etc/**` protects all that is in it.
+  public struct Rule: Hashable, Sendable {
+    public var pattern: String
+    public var action: Action
+    public init(_ pattern: String, action: Action = .alert) {
+      self.pattern = pattern
+      self.action = action
+    }
+  }
+
+  public static let patternLimit = 4096
+  public static let patternBytesLimit = 4096
+
+  public let rules: [Rule]
+  private let components: [[[UInt8]]]
+
+  /// - Throws: `badPattern`, naming the pattern.
+  public init(_ rules: [Rule]) throws(IntegrityError) {
+    self.rules = rules
+    guard rules.count <= Self.patternLimit else {
+      throw IntegrityError(
+        .badPattern, "\(rules.count) protected paths; at most \(Self.patternLimit) are taken", remedy: "use patterns")
+    }
+    var components: [[[UInt8]]] = []
+    for rule in rules {
+      let bytes = Array(rule.pattern.utf8)
+      func bad(_ why: String) -> IntegrityError {
+        IntegrityError(
+          .badPattern, "protected path \"\(rule.pattern.escapedForDisplay)\": \(why)",
+          remedy: "write a path from the root of the guest's file system, as /etc/passwd or /etc/**")
+      }
+      guard bytes.first == 0x2F else { throw bad("it does not begin with a slash") }
+      guard bytes.count <= Self.patternBytesLimit else { throw bad("it is longer than \(Self.patternBytesLimit) bytes") }
+      guard !bytes.contains(0) else { throw bad("it has a NUL byte in it") }
+      let parts = bytes.dropFirst().split(separator: 0x2F, omittingEmptySubsequences: false).map(Array.init)
+      if bytes.count > 1, parts.contains(where: { $0.isEmpty || $0 == [0x2E] || $0 == [0x2E, 0x2E] }) {
+        throw bad("empty components, . and .. cannot be matched")
+      }
+      guard parts.count <= 128 else { throw bad("it has more than 128 components") }
+      components.append(bytes.count == 1 ? [] : parts)
+    }
+    self.components = components
+  }
+
+  /// Which patterns are how far matched by a path: all that must be known of a directory to go on to its names.
+  struct Frontier: Hashable, Sendable {
+    /// Pattern number times 256 plus the number of components matched, sorted.
+    var states: [UInt32]
+    var isEmpty: Bool { states.isEmpty }
+  }
+
+  /// The frontier at the root directory.
+  var rootFrontier: Frontier {
+    var states: Set<UInt32> = []
+    for index in components.indices { add(pattern: index, matched: 0, to: &states) }
+    return Frontier(states: states.sorted())
+  }
+
+  /// The frontier one name further; empty when neither that path nor anything below it can match.
+  func advance(_ frontier: Frontier, by name: [UInt8]) -> Frontier {
+    var states: Set<UInt32> = []
+    for state in frontier.states {
+      let pattern = Int(state >> 8)
+      let matched = Int(state & 0xFF)
+      guard matched < components[pattern].count else { continue }
+      let component = components[pattern][matched]
+      if component == [0x2A, 0x2A] {
+        // Stays in the `**`, which has now taken one component at least.
+        add(pattern: pattern, matched: matched, to: &states)
+        if matched + 1 == components[pattern].count { states.insert(UInt32(pattern << 8 | matched + 1)) }
+      } else if Self.matches(component, name) {
+        add(pattern: pattern, matched: matched + 1, to: &states)
+      }
+    }
+    return Frontier(states: states.sorted())
+  }
+
+  /// What is to be done for a path with this frontier; nil when it is not protected itself.
+  func action(at frontier: Frontier) -> Action? {
+    var result: Action?
+    for state in frontier.states where Int(state & 0xFF) == components[Int(state >> 8)].count {
+      result = max(result ?? .alert, rules[Int(state >> 8)].action)
+    }
+    return result
+  }
+
+  /// Whether something below a directory with this frontier can match.
+  func reachesBelow(_ frontier: Frontier) -> Bool {
+    frontier.states.contains { Int($0 & 0xFF) < components[Int($0 >> 8)].count }
+  }
+
+  /// A `**` that is not the last component may also stand for nothing.
+  private func add(pattern: Int, matched: Int, to states: inout Set<UInt32>) {
+    states.insert(UInt32(pattern << 8 | matched))
+    var matched = matched
+    while matched + 1 < components[pattern].count, components[pattern][matched] == [0x2A, 0x2A] {
+      matched += 1
+      states.insert(UInt32(pattern << 8 | matched))
+    }
+  }
+
+  /// Compares in time proportional to the product of both lengths at the worst: on a mismatch only the last star is tried again.
+  static func matches(_ pattern: [UInt8], _ name: [UInt8]) -> Bool {
+    var p = 0
+    var n = 0
+    var star = -1
+    var starName = 0
+    while n < name.count {
+      if p < pattern.count, pattern[p] == 0x2A {
+        star = p
+        starName = n
+        p += 1
+      } else if p < pattern.count, pattern[p] == 0x3F || pattern[p] == name[n] {
+        p += 1
+        n += 1
+      } else if star >= 0 {
+        p = star + 1
+        starName += 1
+        n = starName
+      } else {
+        return false
+      }
+    }
+    while p < pattern.count, pattern[p] == 0x2A { p += 1 }
+    return p == pattern.count
+  }
+}
