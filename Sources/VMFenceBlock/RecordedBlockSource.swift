@@ -151,12 +151,14 @@ public struct RecordedBlockSource: BlockSource, ~Copyable {
   mutating func load(_ step: Step) throws(BlockSourceError) -> Int {
     guard step.request.operation == .write else { return 0 }
     guard step.request.length <= UInt64(Self.writeLimit) else {
-      throw failure(.corrupt, "a write of \(step.request.length) bytes; at most \(Self.writeLimit) are taken", at: step.line)
+      throw failure(
+        .corrupt, "a write of \(step.request.length) bytes; at most \(Self.writeLimit) are taken", at: step.line)
     }
     let count = Int(step.request.length)
     guard step.position <= data.byteCount, UInt64(count) <= data.byteCount - step.position else {
       throw failure(
-        .truncated, "its data, \(count) bytes from \(step.position) on, are not in the .bin file of \(data.byteCount) bytes",
+        .truncated,
+        "its data, \(count) bytes from \(step.position) on, are not in the .bin file of \(data.byteCount) bytes",
         at: step.line)
     }
     if buffer.count < count { buffer = [UInt8](repeating: 0, count: count) }

@@ -48,7 +48,9 @@ public struct ProtectionPolicy: Sendable {
           remedy: "write a path from the root of the guest's file system, as /etc/passwd or /etc/**")
       }
       guard bytes.first == 0x2F else { throw bad("it does not begin with a slash") }
-      guard bytes.count <= Self.patternBytesLimit else { throw bad("it is longer than \(Self.patternBytesLimit) bytes") }
+      guard bytes.count <= Self.patternBytesLimit else {
+        throw bad("it is longer than \(Self.patternBytesLimit) bytes")
+      }
       guard !bytes.contains(0) else { throw bad("it has a NUL byte in it") }
       let parts = bytes.dropFirst().split(separator: 0x2F, omittingEmptySubsequences: false).map(Array.init)
       if bytes.count > 1, parts.contains(where: { $0.isEmpty || $0 == [0x2E] || $0 == [0x2E, 0x2E] }) {

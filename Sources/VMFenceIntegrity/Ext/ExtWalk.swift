@@ -49,9 +49,12 @@ public struct DamageLog: Sendable {
     if kept.count < limit { kept.append(Damage(inode: UInt64(inode), path: path, message: message)) }
   }
 
-  mutating func drain() -> [Damage] {
-    defer { kept.removeAll(keepingCapacity: true) }
-    return kept
+  mutating func drain() -> (kept: [Damage], count: Int) {
+    defer {
+      kept.removeAll(keepingCapacity: true)
+      count = 0
+    }
+    return (kept, count)
   }
 }
 
@@ -172,7 +175,9 @@ extension ExtFileSystem {
     for change in work.changes where change.isClaim && change.level == 0 {
       let fileOffset = UInt64(change.fileBlock) * size
       let diskOffset = change.block * size
-      if let last = result.last, last.fileOffset + last.length == fileOffset, last.diskOffset + last.length == diskOffset {
+      if let last = result.last, last.fileOffset + last.length == fileOffset,
+        last.diskOffset + last.length == diskOffset
+      {
         result[result.count - 1].length += size
       } else {
         result.append(ExtExtent(fileOffset: fileOffset, diskOffset: diskOffset, length: size))

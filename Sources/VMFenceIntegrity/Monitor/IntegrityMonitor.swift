@@ -1,0 +1,263 @@
+public import VMFenceCore
+
+/// Watches the requests to one virtual disk and tells what they do to protected files of the guest's file system.
+///
+/// It is shown requests before they are submitted (`BlockObserver`), keeps a `FileSystemView` up to date, and derives events from
+/// what changed. Its owner takes the events with `drainEvents()`, calls `advance(to:)` now and then when no requests come, and
+/// `finish(at:)` at the end. Used by one thread at a time. A request that touches nothing protected costs one lookup for each of
+/// its blocks and allocates nothing.
+///
+/// **What is coalesced.** Metadata reach an ext2 disk in any order, so changes are collected and told together at the next *settling*: at a
+/// flush, or when nothing that concerns a protected file has come for `settleDelay`, or `settleLimit` after the first
+/// change. Of each file, what is told is the difference between two settlings: one event for its name (create, rename, replace,
+/// link, unlink, rmdir), one for each stretch of contents (write), one for growth (append) or for a changed size without data
+/// (truncate), one each for mode, owner, attributes. A change of times is told only when nothing else explains it. A name that
+/// reaches the disk before its inode does, and a name that goes while the inode still stands as it was, wait up to `holdLimit` for the
+/// inode.
+///
+/// **What is true.** A write is told with the bytes that differ from what the disk had; when the disk had the same bytes, there is no event.
+/// Blocks that a file newly claims are told as written whole. The disk is taken at its word: on ext2 a block can reach the disk as
+/// another file's before the metadata do that took it from a protected file; such a write is told only when the block is still the
+/// file's at the settling, but `denyData` refuses it.
+public struct IntegrityMonitor: BlockObserver, ~Copyable {
+  public struct Configuration: Sendable {
+    public var incarnation: Incarnation
+    /// The disk's device name in the guest.
+    public var disk: String
+    public var policy: ProtectionPolicy
+    public var limits: WalkLimits
+    public var settleDelay: Duration
+    public var settleLimit: Duration
+    public var holdLimit: Duration
+    /// The least time between two readings of the whole view.
+    public var resyncInterval: Duration
+    /// How many events wait to be drained at the most; more are lost, counted and told.
+    public var eventLimit: Int
+    /// How many writes to blocks without an owner are remembered.
+    public var pendingWriteLimit: Int
+    /// Keys the table of blocks. Fixed in a replay, random in the daemon.
+    public var hashKeyLow: UInt64
+    public var hashKeyHigh: UInt64
+
+    public init(
+      incarnation: Incarnation, disk: String, policy: ProtectionPolicy, limits: WalkLimits = WalkLimits(),
+      settleDelay: Duration = .milliseconds(10), settleLimit: Duration = .seconds(1),
+      holdLimit: Duration = .seconds(5), resyncInterval: Duration = .seconds(1), eventLimit: Int = 4096,
+      pendingWriteLimit: Int = 1024, hashKey: (UInt64, UInt64) = (0, 0)
+    ) {
+      self.incarnation = incarnation
+      self.disk = disk
+      self.policy = policy
+      self.limits = limits
+      self.settleDelay = settleDelay
+      self.settleLimit = settleLimit
+      self.holdLimit = holdLimit
+      self.resyncInterval = resyncInterval
+      self.eventLimit = eventLimit
+      self.pendingWriteLimit = pendingWriteLimit
+      hashKeyLow = hashKey.0
+      hashKeyHigh = hashKey.1
+    }
+  }
+
+  public struct Statistics: Hashable, Sendable {
+    public var requests: UInt64 = 0
+    /// Requests that touched something followed.
+    public var hits: UInt64 = 0
+    public var denied: UInt64 = 0
+    /// Writes to protected contents that changed no byte.
+    public var unchangedWrites: UInt64 = 0
+    /// Requests that no disk would take: beyond its end, or with less data than they say.
+    public var malformed: UInt64 = 0
+    public var gaps: UInt64 = 0
+    /// How often the whole view was read anew.
+    public var resyncs: UInt64 = 0
+    public var damages: UInt64 = 0
+    public var lostEvents: UInt64 = 0
+  }
+
+  /// A point in the stream of requests.
+  struct Moment: Hashable, Sendable {
+    var sequence: UInt64
+    var time: Timestamp
+  }
+
+  /// What happened to a followed inode since the last settling.
+  struct News: Sendable {
+    /// When the inode itself was last written.
+    var written: Moment?
+    /// When contents were first changed.
+    var changed: Moment?
+    var contents = ByteRanges()
+    /// Where on the disk newly claimed blocks lie, in bytes.
+    var claims = ByteRanges()
+
+    var isFull: Bool { contents.isFull || claims.isFull }
+    var attributesRewritten: Moment?
+    /// When it was first left for later.
+    var heldSince: Timestamp?
+  }
+
+  /// What happened to the names in a directory since the last settling.
+  struct NameNews: Sendable {
+    var changed: Moment
+    var heldSince: Timestamp?
+  }
+
+  let configuration: Configuration
+  let reader: any DiskReader
+  /// Nil while the disk has no file system that can be followed; `blindness` says why.
+  var view: FileSystemView?
+  /// Why nothing is followed; nil when the monitor works.
+  public internal(set) var blindness: IntegrityError?
+  var statisticsStorage = Statistics()
+  var queue: EventQueue
+  var pendingWrites: PendingWrites
+  var news: [UInt32: News] = [:]
+  var nameNews: [UInt32: NameNews] = [:]
+  /// Events of the settling that is going on.
+  var batch: [FileEvent] = []
+  var toldDamages: Set<Damage> = []
+  /// What was protected when the view was lost.
+  var lastKnown: [FileSystemView.ProtectedFile] = []
+  var resyncReason: String?
+  var lastResync: Timestamp?
+  var firstChange: Timestamp?
+  var lastChange: Timestamp?
+  /// So much is waiting that the next request or the next `advance` settles.
+  var settlesNext = false
+  var now: Moment?
+  var hits: [(block: UInt64, use: BlockUse)] = []
+  var oldBlock: [UInt8] = []
+
+  /// Reads the disk and begins to watch. A disk that cannot be followed is no reason to stop the guest: the monitor then lets
+  /// every request pass, says in `blindness` and by a damage event why, and looks again when a superblock is written.
+  ///
+  /// - Parameters:
+  ///   - reader: must show, at each request, what the requests allowed before have written.
+  ///   - time: for the events about what is damaged at the start.
+  public init(_ reader: any DiskReader, configuration: Configuration, at time: Timestamp) {
+    self.configuration = configuration
+    self.reader = reader
+    queue = EventQueue(limit: configuration.eventLimit)
+    pendingWrites = PendingWrites(capacity: configuration.pendingWriteLimit)
+    hits.reserveCapacity(256)
+    do throws(IntegrityError) {
+      view = try Self.makeView(reader, configuration)
+    } catch {
+      blindness = error
+      report(
+        .damage, at: Moment(sequence: 0, time: time), path: [], inode: 0, changes: [Self.damageChange(error.message)])
+    }
+    reportDamage(at: Moment(sequence: 0, time: time))
+    flushBatch()
+  }
+
+  static func makeView(
+    _ reader: any DiskReader, _ configuration: Configuration
+  ) throws(IntegrityError) -> FileSystemView {
+    let view = try FileSystemView(
+      reader, policy: configuration.policy, limits: configuration.limits,
+      hashKey: (configuration.hashKeyLow, configuration.hashKeyHigh))
+    guard !view.fileSystem.superblock.hasJournal else {
+      throw IntegrityError(
+        .unsupported, "the file system has a journal (ext3): what it holds cannot be followed yet",
+        remedy: "journalled file systems are not supported yet; only ext2 is followed")
+    }
+    return view
+  }
+
+  /// What was told since the last call, in order.
+  public mutating func drainEvents() -> [FileEvent] { queue.drain() }
+
+  public var statistics: Statistics {
+    var result = statisticsStorage
+    result.lostEvents = queue.dropped
+    return result
+  }
+
+  /// Everything protected that is there, sorted by path.
+  public var protectedFiles: [FileSystemView.ProtectedFile] { view?.protectedFiles ?? [] }
+
+  /// Time has passed without a request: tells what has waited long enough.
+  public mutating func advance(to time: Timestamp) {
+    guard let firstChange, let lastChange else { return }
+    if settlesNext || time - lastChange >= configuration.settleDelay || time - firstChange >= configuration.settleLimit
+    {
+      settle(at: time)
+    }
+  }
+
+  /// Tells all that is still waiting, for whatever it waits.
+  public mutating func finish(at time: Timestamp) {
+    settle(at: time, isFinal: true)
+  }
+
+  public mutating func observeGap(at time: Timestamp, reason: String) {
+    statisticsStorage.gaps += 1
+    report(
+      .gap, at: Moment(sequence: now?.sequence ?? 0, time: time), path: [], inode: 0,
+      changes: [.init(attribute: "reason", old: "", new: reason.escapedForDisplay)])
+    flushBatch()
+    pendingWrites.removeAll()
+    requestResync("requests were lost", at: time)
+  }
+
+  // MARK: Reporting
+
+  mutating func report(
+    _ operation: FileEvent.Operation, at moment: Moment, path: [UInt8], oldPath: [UInt8]? = nil, inode: UInt32,
+    offset: UInt64? = nil, length: UInt64? = nil, changes: [FileEvent.AttributeChange] = [],
+    verdict: BlockVerdict = .allow
+  ) {
+    batch.append(
+      FileEvent(
+        time: moment.time, incarnation: configuration.incarnation, disk: configuration.disk,
+        sequence: moment.sequence, operation: operation, path: path, oldPath: oldPath, inode: UInt64(inode),
+        offset: offset, length: length, changes: changes, verdict: verdict))
+  }
+
+  /// Hands the batch over in the order of the requests.
+  mutating func flushBatch() {
+    let ordered = batch.enumerated().sorted { ($0.element.sequence, $0.offset) < ($1.element.sequence, $1.offset) }
+    for (_, event) in ordered { queue.append(event) }
+    batch.removeAll(keepingCapacity: true)
+  }
+
+  /// One event for each inode with damage that was not told before.
+  mutating func reportDamage(at moment: Moment) {
+    guard let found = view?.damage.drain(), found.count > 0 else { return }
+    statisticsStorage.damages += UInt64(found.count)
+    if toldDamages.count > 1024 { toldDamages.removeAll() }
+    var fresh: [UInt64: [Damage]] = [:]
+    for damage in found.kept where toldDamages.insert(damage).inserted {
+      fresh[damage.inode, default: []].append(damage)
+    }
+    for (inode, damages) in fresh.sorted(by: { $0.key < $1.key }) {
+      let link = view?.nodes[UInt32(inode)]?.links.first
+      let path = damages.first { !$0.path.isEmpty }?.path ?? link.flatMap { view?.path(of: $0) } ?? []
+      report(
+        .damage, at: moment, path: path, inode: UInt32(inode),
+        changes: damages.prefix(4).map { Self.damageChange($0.message) })
+    }
+  }
+
+  static func damageChange(_ message: String) -> FileEvent.AttributeChange {
+    .init(attribute: "damage", old: "", new: message.escapedForDisplay)
+  }
+
+  mutating func requestResync(_ reason: String, at time: Timestamp) {
+    if resyncReason == nil { resyncReason = reason }
+    noteChange(at: time)
+  }
+
+  mutating func noteChange(at time: Timestamp) {
+    if firstChange == nil { firstChange = time }
+    lastChange = time
+  }
+}
+
+extension IntegrityMonitor {
+  /// For tests: how many block uses the view's table holds.
+  package var viewTableEntries: Int { view?.tableSize.entries ?? 0 }
+}
