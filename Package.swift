@@ -73,6 +73,9 @@ let package = Package(
     // MARK: Tests
     .target(
       name: "ToyEngine", dependencies: ["VMFenceCore"], path: "Tests/Support/ToyEngine", swiftSettings: strict),
+    .executableTarget(
+      name: "test-detector", dependencies: ["ToyEngine", "VMFenceProcess"], path: "Tests/Support/test-detector",
+      swiftSettings: strict),
     .testTarget(
       name: "VMFenceCoreTests", dependencies: ["VMFenceCore", "VMFenceTestKit", "ToyEngine"], swiftSettings: strict),
     .testTarget(
@@ -92,7 +95,9 @@ let package = Package(
       swiftSettings: strict),
     .testTarget(
       name: "VMFenceProcessTests",
-      dependencies: ["VMFenceProcess", "VMFenceDetection", "VMFenceTestKit", "vmfence-detector"],
+      dependencies: [
+        "VMFenceProcess", "VMFenceDetection", "VMFenceTestKit", "vmfence-detector", "ToyEngine", "test-detector",
+      ],
       swiftSettings: strict),
     .testTarget(
       name: "VMFenceConformanceTests",

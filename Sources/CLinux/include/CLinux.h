@@ -1,1 +1,80 @@
-#include <unistd.h>
+// What Swift's Glibc module does not have: system calls without a wrapper in every supported C library, functions with
+// variable arguments, and structures with unions. Nothing here holds state.
+//
+// Functions return what their system call returns, and set errno.
+#ifndef VMFENCE_CLINUX_H
+#define VMFENCE_CLINUX_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+// memfd_create(2), close-on-exec and sealable.
+int vmfence_memfd_create(const char *name);
+
+// F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL, and what is named.
+enum vmfence_seal {
+  VMFENCE_SEAL_SIZE = 0,
+  // No new writable mapping; those that exist stay writable (F_SEAL_FUTURE_WRITE, Linux 5.1).
+  VMFENCE_SEAL_FUTURE_WRITE = 1,
+  // Nobody writes any more (F_SEAL_WRITE).
+  VMFENCE_SEAL_WRITE = 2,
+};
+int vmfence_seal(int fd, enum vmfence_seal what);
+
+// fcntl(F_DUPFD_CLOEXEC).
+int vmfence_duplicate(int fd, int lowest);
+
+// dup3(2).
+int vmfence_replace_descriptor(int fd, int target);
+
+// pidfd_open(2), Linux 5.3; close-on-exec.
+int vmfence_pidfd_open(int pid);
+// pidfd_send_signal(2), Linux 5.1.
+int vmfence_pidfd_send_signal(int pidfd, int signal);
+
+enum vmfence_wait {
+  VMFENCE_WAIT_NOTHING = 0,
+  VMFENCE_WAIT_EXITED = 1,
+  VMFENCE_WAIT_KILLED = 2,
+  VMFENCE_WAIT_STOPPED = 3,
+};
+// waitid(P_PIDFD), Linux 5.4. `status` is the exit code or signal. With `stops`, a stop is reported too; with `blocks`, the call
+// waits. Returns an enum vmfence_wait, or -1. Repeats on EINTR.
+int vmfence_pidfd_wait(int pidfd, int blocks, int stops, int *status);
+
+// posix_spawn(3) of a detector: standard input and output are /dev/null, standard error is the caller's, descriptors 3 to 6 are
+// those of `descriptors`, and there are no others; a process group of its own, no signal blocked or ignored. `pid` is set.
+// Returns 0 or an error number.
+#define VMFENCE_DETECTOR_DESCRIPTORS 4
+int vmfence_spawn_detector(const char *path, const int *descriptors, int *pid);
+
+// sendmsg(2) and recvmsg(2) with one descriptor (SCM_RIGHTS); -1 for none. Received descriptors are close-on-exec.
+ptrdiff_t vmfence_send_descriptor(int socket, const void *bytes, size_t count, int fd);
+ptrdiff_t vmfence_receive_descriptor(int socket, void *bytes, size_t count, int *fd, int waits);
+
+// Parts of the sandbox, each for the calling process (which has one thread) and irrevocable. 0, or -1 with errno.
+int vmfence_die_with_parent(void);
+int vmfence_no_new_privileges(void);
+int vmfence_not_dumpable(void);
+// Landlock without any rule: no file can be opened, no TCP port bound or connected, as far as the kernel's version knows these
+// rights. Returns the ABI version, or -1: ENOSYS or EOPNOTSUPP when the kernel has no Landlock or it is turned off.
+int vmfence_landlock_nothing(void);
+// The system calls a detector needs; all others fail with EPERM, and those that would start a program or reach into another
+// process kill the process. Without `executable_memory`, no memory is made executable.
+int vmfence_seccomp_detector(int executable_memory);
+
+// setrlimit(2) of both limits; `resource` is one of these.
+enum vmfence_limit {
+  VMFENCE_LIMIT_CORE = 0,
+  VMFENCE_LIMIT_OPEN_FILES = 1,
+  VMFENCE_LIMIT_DATA = 2,
+  VMFENCE_LIMIT_ADDRESS_SPACE = 3,
+};
+int vmfence_limit(enum vmfence_limit resource, uint64_t value);
+// Raises the soft limit of open files to the hard one.
+int vmfence_raise_open_files(void);
+
+// Gives up root: no supplementary groups, this user and group in all three places. 0, or -1 with errno.
+int vmfence_become(uint32_t user, uint32_t group);
+
+#endif

@@ -1,5 +1,3 @@
-internal import Glibc
-
 /// The rings between the supervisor and the detector of one incarnation, as the supervisor holds them.
 ///
 /// Packets go in (`enqueue`, then `publish` once per batch), verdicts come out (`collect`), each packet exactly once and in
@@ -203,17 +201,20 @@ public final class DetectorChannel: @unchecked Sendable {
     case gone
   }
 
-  /// Waits until there are verdicts to collect, at the most `patience` (rounded up to milliseconds). A signal may end the
-  /// wait early, as `timedOut`.
+  /// Waits until there are verdicts to collect, at the most `patience` of real time (rounded up to milliseconds).
   public func waitForVerdicts(upTo patience: Duration) -> WaitResult {
-    guard beginWait() else { return .verdicts }
-    defer { endWait() }
-    guard link != nil else { return .gone }
-    let milliseconds = min(max(0, (patience.wholeNanoseconds / 1_000_000) + 1), Int64(Int32.max))
-    let result = link?.wait(milliseconds: patience <= .zero ? 0 : Int32(milliseconds)) ?? .gone
-    let isOpen = result == .ready ? link?.drain() ?? false : result != .gone
-    if verdicts.hasNews { return .verdicts }
-    return isOpen ? .timedOut : .gone
+    let deadline = MonotonicTime.now() + max(0, min(patience.wholeNanoseconds, 1 << 60))
+    while true {
+      guard beginWait() else { return .verdicts }
+      let remaining = deadline - MonotonicTime.now()
+      let milliseconds = remaining <= 0 ? 0 : min(remaining / 1_000_000 + 1, Int64(Int32.max))
+      let result = link?.wait(milliseconds: Int32(milliseconds)) ?? .gone
+      let isOpen = endWait() && result != .gone
+      if verdicts.hasNews { return .verdicts }
+      if !isOpen { return .gone }
+      // A bell that was rung for an earlier wait may have ended this one.
+      if remaining <= 0 { return .timedOut }
+    }
   }
 
   /// For waiting on many channels at once: announces that the supervisor sleeps. False: there are verdicts, do not wait. True:
@@ -225,10 +226,11 @@ public final class DetectorChannel: @unchecked Sendable {
     return false
   }
 
-  /// Ends what `beginWait()` began, and takes the bells that were rung.
-  public func endWait() {
+  /// Ends what `beginWait()` began, and takes the bells that were rung. False: the detector is gone, or none is attached.
+  @discardableResult
+  public func endWait() -> Bool {
     ownSleep.withdraw()
-    _ = link?.drain()
+    return link?.drain() ?? false
   }
 
   /// Readable when the detector rang, or is gone; nil while none is attached.

@@ -153,6 +153,8 @@ package struct DetectorLoop: ~Copyable {
       guard goesOn, control.checkpoint() else { return false }
     }
     verdicts.append(id: slot.id, output)
+    // The next packet may take long. The end of the batch looks again, with a fence.
+    if supervisorSleep.shouldRing() { control.ring() }
     head = slot.end
     expectedID += 1
     return true

@@ -34,6 +34,13 @@ struct SleepWord: ~Copyable {
   /// The other side: whether the sleeper must be woken now. Call after publishing.
   mutating func mustRing() -> Bool {
     atomicMemoryFence(ordering: .sequentiallyConsistent)
+    return shouldRing()
+  }
+
+  /// The other side, between two calls of `mustRing()`: the same without a fence. It may overlook a sleeper that has only just
+  /// announced itself.
+  @inline(__always)
+  mutating func shouldRing() -> Bool {
     let seen = word.loadAcquiring()
     guard seen & 1 == 1, seen != rung else { return false }
     rung = seen
@@ -135,4 +142,15 @@ package struct DetectorSocketPair: ~Copyable {
 package enum DetectorMessage {
   package static let bell: UInt8 = 0
   package static let rules: UInt8 = 1
+}
+
+/// The clock that real waits are measured with, and nothing else.
+enum MonotonicTime {
+  /// Nanoseconds since some moment.
+  static func now() -> Int64 {
+    var time = timespec()
+    // SAFETY: `time` is written.
+    unsafe _ = clock_gettime(CLOCK_MONOTONIC, &time)
+    return Int64(time.tv_sec) * 1_000_000_000 + Int64(time.tv_nsec)
+  }
 }

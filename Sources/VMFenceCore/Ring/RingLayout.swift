@@ -8,6 +8,7 @@
 ///        128    verdict head         position up to which verdict records were taken
 ///        256    supervisor's sleep   odd: it sleeps until its bell is rung
 ///        384    start position, id, generation: where a newly started detector begins
+///        1024   start parameters of a process
 ///        4096   packet ring          a power of two
 ///
 /// up     0      verdict tail         position after the last published record
@@ -40,8 +41,10 @@
 /// There is no consumer's index of the packet ring in shared memory: a packet is consumed when its verdict record is taken.
 /// The supervisor walks its own slots as the answers arrive, in order, so that there is no index that a detector could
 /// forge, and after a crash the first unanswered packet *is* the one that was being inspected.
-enum RingLayout {
-  static let controlBytes = 4096
+package enum RingLayout {
+  package static let controlBytes = 4096
+  /// From here to the end of the down region's control page, the backend may leave what its detector needs to start.
+  package static let startParameters = 1024
 
   static let packetTail = 0
   static let verdictHead = 128

@@ -9,13 +9,19 @@ internal import Synchronization
   // SAFETY: valid for `byteCount` bytes, aligned to a page, from init to deinit, which runs `release` once.
   private let base: UnsafeMutableRawPointer
   package let byteCount: Int
+  /// The memory file, open for as long as the region lives; -1 when there is none.
+  package let descriptor: Int32
   private let release: @Sendable () -> Void
 
-  /// Takes over pages that stay mapped until `release` is called.
+  /// Takes over pages that stay mapped, and a memory file that stays open, until `release` is called.
   @unsafe
-  package init(adopting base: UnsafeMutableRawPointer, byteCount: Int, release: @escaping @Sendable () -> Void) {
+  package init(
+    adopting base: UnsafeMutableRawPointer, byteCount: Int, descriptor: Int32 = -1,
+    release: @escaping @Sendable () -> Void
+  ) {
     unsafe self.base = base
     self.byteCount = byteCount
+    self.descriptor = descriptor
     self.release = release
   }
 
@@ -46,7 +52,7 @@ internal import Synchronization
   }
 
   /// The `count` bytes at `offset`, as an area of their own.
-  func area(_ offset: Int, count: Int) -> SharedArea {
+  package func area(_ offset: Int, count: Int) -> SharedArea {
     precondition(offset >= 0 && count >= 0 && count <= byteCount - offset, "an area outside its region")
     // SAFETY: inside the region.
     return unsafe SharedArea(base + offset, count: count)
@@ -76,7 +82,7 @@ internal import Synchronization
 
 /// Bytes that both sides see; bounds are checked on every access, in release builds too. Plain loads and stores: whoever
 /// reads has seen the index that publishes them (acquire), or copies first and checks the copy.
-@safe struct SharedArea {
+@safe package struct SharedArea {
   // SAFETY: valid for `count` bytes; the holder of this value keeps the region mapped.
   private let base: UnsafeMutableRawPointer
   let count: Int
@@ -88,7 +94,7 @@ internal import Synchronization
   }
 
   @inline(__always)
-  func load<Value: BitwiseCopyable & FixedWidthInteger>(_ offset: Int, as type: Value.Type) -> Value {
+  package func load<Value: BitwiseCopyable & FixedWidthInteger>(_ offset: Int, as type: Value.Type) -> Value {
     precondition(offset >= 0 && offset <= count - MemoryLayout<Value>.size)
     // SAFETY: inside the area; every bit pattern is an integer.
     return unsafe base.loadUnaligned(fromByteOffset: offset, as: type)
@@ -103,7 +109,7 @@ internal import Synchronization
   }
 
   @inline(__always)
-  func store<Value: BitwiseCopyable & FixedWidthInteger>(_ value: Value, at offset: Int) {
+  package func store<Value: BitwiseCopyable & FixedWidthInteger>(_ value: Value, at offset: Int) {
     precondition(offset >= 0 && offset <= count - MemoryLayout<Value>.size)
     // SAFETY: inside the area.
     unsafe base.storeBytes(of: value, toByteOffset: offset, as: Value.self)

@@ -1,19 +1,27 @@
-import ToyEngine
 import VMFenceCore
 
 /// What came out of a channel, in a form that compares and prints.
-struct Answer: Hashable {
-  var id: UInt64
-  var generation: UInt32
-  var verdict: Verdict
-  var rule: UInt32
-  var overflow: Int
-  var alerts: [String]
+package struct Answer: Hashable {
+  package var id: UInt64
+  package var generation: UInt32
+  package var verdict: Verdict
+  package var rule: UInt32
+  package var overflow: Int
+  package var alerts: [String]
+
+  package init(id: UInt64, generation: UInt32, verdict: Verdict, rule: UInt32, overflow: Int, alerts: [String]) {
+    self.id = id
+    self.generation = generation
+    self.verdict = verdict
+    self.rule = rule
+    self.overflow = overflow
+    self.alerts = alerts
+  }
 }
 
 extension DetectorChannel {
   /// Collects what is there.
-  func collectAnswers() throws(DetectorError) -> [Answer] {
+  package func collectAnswers() throws(DetectorError) -> [Answer] {
     var answers: [Answer] = []
     try collect { verdict, alerts in
       var texts: [String] = []
@@ -27,7 +35,7 @@ extension DetectorChannel {
   }
 
   /// Collects until every packet is answered, or nothing came for 20 seconds.
-  func collectAll() throws(DetectorError) -> [Answer] {
+  package func collectAll() throws(DetectorError) -> [Answer] {
     var answers: [Answer] = []
     var patience = 200
     while outstanding > 0, patience > 0 {
@@ -41,7 +49,7 @@ extension DetectorChannel {
     return answers
   }
 
-  func send(_ bytes: [UInt8], at nanoseconds: Int64 = 0, vlan: UInt16 = 0) -> EnqueueOutcome {
+  package func send(_ bytes: [UInt8], at nanoseconds: Int64 = 0, vlan: UInt16 = 0) -> EnqueueOutcome {
     bytes.withRawSpan {
       enqueue(
         FrameMetadata(
@@ -52,7 +60,7 @@ extension DetectorChannel {
 }
 
 extension AlertRecord {
-  var text: String {
+  package var text: String {
     let bytes = (0..<Int(excerptLength)).map { String(excerpt[$0], radix: 16) }.joined(separator: " ")
     return """
       \(timestamp.nanoseconds) rule \(ruleIndex) flow \(flowID) \(source):\(sourcePort) > \(destination):\(destinationPort) \
@@ -62,10 +70,10 @@ extension AlertRecord {
 }
 
 /// A small generator of repeatable noise (xorshift).
-struct Noise: RandomNumberGenerator {
-  var state: UInt64
-  init(_ seed: UInt64) { state = seed | 1 }
-  mutating func next() -> UInt64 {
+package struct Noise: RandomNumberGenerator {
+  package var state: UInt64
+  package init(_ seed: UInt64) { state = seed | 1 }
+  package mutating func next() -> UInt64 {
     state ^= state << 13
     state ^= state >> 7
     state ^= state << 17

@@ -1,0 +1,80 @@
+internal import Glibc
+import Synchronization
+
+/// The one thread that starts detector processes, for as long as this process lives.
+///
+/// A detector asks to be killed when its parent dies (PR_SET_PDEATHSIG), and the kernel means the *thread* that created it. Were
+/// detectors started from a thread of a pool, they would die when that thread is retired.
+final class SpawnThread: Sendable {
+  static let shared = SpawnThread()
+
+  private let callers = Mutex<Void>(())
+  private let exchangePoint = ExchangePoint()
+
+  private init() {
+    let point = exchangePoint
+    var attributes = pthread_attr_t()
+    var thread = pthread_t()
+    // SAFETY: `attributes` is initialised before use and destroyed after; the reference goes to the thread, which never
+    // ends.
+    unsafe pthread_attr_init(&attributes)
+    unsafe pthread_attr_setdetachstate(&attributes, Int32(PTHREAD_CREATE_DETACHED))
+    unsafe pthread_attr_setstacksize(&attributes, 256 << 10)
+    let error = unsafe pthread_create(&thread, &attributes, runSpawnThread, Unmanaged.passRetained(point).toOpaque())
+    unsafe pthread_attr_destroy(&attributes)
+    precondition(error == 0, "cannot start a thread")
+  }
+
+  /// Runs `body` on the thread, and returns when it has.
+  func run(_ body: @escaping @Sendable () -> Void) {
+    callers.withLock { _ in exchangePoint.hand(body) }
+  }
+}
+
+private func runSpawnThread(_ context: UnsafeMutableRawPointer?) -> UnsafeMutableRawPointer? {
+  var everySignal = sigset_t()
+  // SAFETY: the set is written, then read; signals are for the program's other threads.
+  unsafe sigfillset(&everySignal)
+  unsafe pthread_sigmask(SIG_BLOCK, &everySignal, nil)
+  // SAFETY: the reference that `pthread_create` was given.
+  if let context = unsafe context { unsafe Unmanaged<ExchangePoint>.fromOpaque(context).takeRetainedValue().serve() }
+  return nil
+}
+
+/// Where one caller at a time meets the thread.
+@safe private final class ExchangePoint: @unchecked Sendable {
+  // SAFETY: allocated once and never released, like the thread.
+  private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
+  private let changed = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
+  private var job: (@Sendable () -> Void)?
+
+  init() {
+    // SAFETY: fresh allocations.
+    unsafe mutex.initialize(to: pthread_mutex_t())
+    unsafe changed.initialize(to: pthread_cond_t())
+    unsafe pthread_mutex_init(mutex, nil)
+    unsafe pthread_cond_init(changed, nil)
+  }
+
+  func hand(_ body: @escaping @Sendable () -> Void) {
+    // SAFETY: initialised above, and locked around each look at `job`.
+    unsafe pthread_mutex_lock(mutex)
+    job = body
+    unsafe pthread_cond_broadcast(changed)
+    while job != nil { unsafe pthread_cond_wait(changed, mutex) }
+    unsafe pthread_mutex_unlock(mutex)
+  }
+
+  func serve() {
+    // SAFETY: as above. The job runs under the lock: its caller waits for nothing else.
+    unsafe pthread_mutex_lock(mutex)
+    while true {
+      if let job {
+        job()
+        self.job = nil
+        unsafe pthread_cond_broadcast(changed)
+      }
+      unsafe pthread_cond_wait(changed, mutex)
+    }
+  }
+}

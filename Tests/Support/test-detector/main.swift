@@ -1,0 +1,4 @@
+import ToyEngine
+import VMFenceProcess
+
+ProcessDetectorMain.run(ToyInspector.self)
