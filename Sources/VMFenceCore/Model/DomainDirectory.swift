@@ -20,10 +20,22 @@ public final class DomainDirectory: Sendable {
     /// Who may use an address. Several during a migration to the same host.
     var owners: [IPAddress: [Incarnation]] = [:]
 
+    /// How many addresses of guests lie in an IPv6 /64, by its upper half: what most look-ups of networks ask.
+    var v6Sites: [UInt64: Int] = [:]
+
+    mutating func addAddresses(of domain: DomainDescription) {
+      for address in domain.ports.flatMap(\.addresses) {
+        owners[address, default: []].append(domain.incarnation)
+        if address.family == .v6 { v6Sites[address.high, default: 0] += 1 }
+      }
+    }
+
     mutating func forgetAddresses(of incarnation: Incarnation) {
       for address in entries[incarnation]?.description.ports.flatMap(\.addresses) ?? [] {
-        owners[address]?.removeAll { $0 == incarnation }
+        if let position = owners[address]?.firstIndex(of: incarnation) { owners[address]?.remove(at: position) }
         if owners[address]?.isEmpty == true { owners[address] = nil }
+        guard address.family == .v6, let count = v6Sites[address.high] else { continue }
+        v6Sites[address.high] = count > 1 ? count - 1 : nil
       }
     }
   }
@@ -40,9 +52,7 @@ public final class DomainDirectory: Sendable {
       let state = contents.entries[domain.incarnation]?.state
       contents.forgetAddresses(of: domain.incarnation)
       contents.entries[domain.incarnation] = DomainEntry(description: domain, state: state)
-      for address in domain.ports.flatMap(\.addresses) {
-        contents.owners[address, default: []].append(domain.incarnation)
-      }
+      contents.addAddresses(of: domain)
     }
   }
 
@@ -74,7 +84,8 @@ public final class DomainDirectory: Sendable {
   public func owners(in network: IPNetwork) -> [DomainEntry] {
     if network.isSingleAddress { return owners(of: network.base) }
     return contents.withLock { contents in
-      contents.entries.values
+      if network.base.family == .v6, network.prefix == 64, contents.v6Sites[network.base.high] == nil { return [] }
+      return contents.entries.values
         .filter { $0.description.ports.contains { $0.addresses.contains(where: network.contains) } }
         .sorted { $0.description.incarnation < $1.description.incarnation }
     }

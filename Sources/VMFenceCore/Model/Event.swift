@@ -249,7 +249,7 @@ public struct Decision: Sendable, Hashable {
   public var policy: String
   /// One sentence for people: what was counted, and why this step.
   public var reason: String
-  /// Which step of the ladder, from 0.
+  /// How far up the ladder it is, from 0; each repetition of a step counts.
   public var step: Int
   public var expires: Timestamp?
   /// What was counted: `1:1000001`.

@@ -3,7 +3,6 @@ import VMFenceCore
 
 private let web = Incarnation(
   uuid: DomainUUID("7f3c0001-0000-4000-8000-000000000001").unwrapped, domainID: DomainID(3))
-private let attacker = IPAddress("203.0.113.7").unwrapped
 private let guest = IPAddress("192.0.2.10").unwrapped
 /// 2026-11-23 04:46:55.123456789 UTC
 private let moment = Timestamp(seconds: 1_795_409_215, nanoseconds: 123_456_789)

@@ -1,0 +1,69 @@
+internal import Synchronization
+
+/// The memory of what was decided: written before anything is enforced, read after a restart. Append-only. Safe to use from
+/// any thread; never blocks on anything but the disk.
+public protocol DecisionLog: Sendable {
+  /// Appends all of them or none. When it returns they survive the death of this process.
+  func append(_ decisions: [Decision]) throws(DecisionLogError)
+
+  /// Makes what was appended survive a power cut. Called about once a second, for all that came since.
+  func sync() throws(DecisionLogError)
+}
+
+/// What a log held when it was opened.
+public struct DecisionLogRecovery: Sendable, Hashable {
+  /// From the oldest. A decision may occur several times, with the status that it had at each.
+  public var decisions: [Decision]
+  /// Where and why reading stopped before the end of what was written; nil when all of it was sound. What follows that place is
+  /// overwritten.
+  public var damage: Diagnostic?
+
+  public init(decisions: [Decision], damage: Diagnostic? = nil) {
+    self.decisions = decisions
+    self.damage = damage
+  }
+}
+
+/// A log that is gone with the process, for replays and tests.
+public final class MemoryDecisionLog: DecisionLog {
+  private let contents = Mutex<[Decision]>([])
+
+  public init() {}
+
+  public var decisions: [Decision] { contents.withLock { $0 } }
+
+  public func append(_ decisions: [Decision]) throws(DecisionLogError) {
+    contents.withLock { $0 += decisions }
+  }
+
+  public func sync() throws(DecisionLogError) {}
+}
+
+public struct DecisionLogError: DescribedError, Hashable {
+  public struct Code: Hashable, Sendable {
+    public let name: String
+    public init(_ name: String) { self.name = name }
+    /// The file is not a decision log, or of another version.
+    public static let notALog = Code("not-a-log")
+    /// Another process holds it.
+    public static let inUse = Code("in-use")
+    public static let permissionDenied = Code("permission-denied")
+    /// The disk is full, or the log has reached its limit.
+    public static let full = Code("full")
+    public static let inputOutput = Code("input-output")
+    /// A decision does not fit into a record.
+    public static let tooLarge = Code("too-large")
+  }
+
+  public var code: Code
+  public var message: String
+  public var place: SourcePlace?
+  public var remedy: String
+
+  public init(_ code: Code, _ message: String, at place: SourcePlace? = nil, remedy: String = "") {
+    self.code = code
+    self.message = message
+    self.place = place
+    self.remedy = remedy
+  }
+}

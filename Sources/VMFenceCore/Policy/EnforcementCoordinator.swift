@@ -1,0 +1,461 @@
+/// Carries out what a policy updater decides: event → decisions → log → firewall → notification, in this order, one call
+/// after another. The firewall is only changed once the log has the decision; if the log cannot be written, it is changed all the same,
+/// and the decision says that it is unlogged.
+///
+/// What the firewall does not take stays `desired` and is tried again at each `advance`. Keeps no clock: call `advance`
+/// about once a second, and at the times of a replay.
+public actor EnforcementCoordinator {
+  /// What a firewall held that it should not, and the other way round.
+  public struct Difference: Hashable, Sendable {
+    /// Should be in force and was not, or with another end.
+    public var missing: [FirewallMeasure]
+    /// Was in force and should not be.
+    public var unexpected: [FirewallMeasure]
+
+    public init(missing: [FirewallMeasure] = [], unexpected: [FirewallMeasure] = []) {
+      self.missing = missing
+      self.unexpected = unexpected
+    }
+
+    public var isEmpty: Bool { missing.isEmpty && unexpected.isEmpty }
+  }
+
+  /// How often a change is made again for a generation that was read anew.
+  static let conflictRetries = 4
+  /// How many measures are tried one by one in one go, when the firewall refused them together.
+  static let singleAttempts = 1_024
+  /// Ends that lie no further apart are the same: a firewall may count in coarse units.
+  static let expiryTolerance = Duration.seconds(2)
+
+  private var updater: PolicyUpdater
+  private let log: any DecisionLog
+  private let firewall: any FirewallSink
+  private let control: (any HypervisorControl)?
+  private let events: any EventSink
+  private var generation: UInt64?
+  /// Decisions that are not in force yet, by number.
+  private var desired: [UInt64: Decision] = [:]
+  /// The firewall may not hold what it should.
+  private var isBehind = false
+  private var isLogBroken = false
+  private var isSyncNeeded = false
+  private var line = WaitingLine()
+
+  /// - Parameters:
+  ///   - control: pauses and shuts domains down; nil: such decisions stay `desired`.
+  ///   - events: gets every decision, each time its status changes, and what went wrong.
+  public init(
+    updater: PolicyUpdater, log: any DecisionLog, firewall: any FirewallSink,
+    control: (any HypervisorControl)? = nil, events: any EventSink
+  ) {
+    self.updater = updater
+    self.log = log
+    self.firewall = firewall
+    self.control = control
+    self.events = events
+  }
+
+  /// Counts events, in order, and carries out what follows.
+  ///
+  /// - Returns: the decisions, with the status that they have now.
+  @discardableResult
+  public func handle(_ batch: [Event], at time: Timestamp) async -> [Decision] {
+    await enter()
+    defer { leave() }
+    var decisions: [Decision] = []
+    for event in batch { decisions += updater.handle(event, at: time) }
+    return await carryOut(decisions, at: time)
+  }
+
+  @discardableResult
+  public func handle(_ event: Event, at time: Timestamp) async -> [Decision] { await handle([event], at: time) }
+
+  /// Lets the time pass: lifts what has run out, tries again what the firewall did not take, and makes the log durable.
+  @discardableResult
+  public func advance(to time: Timestamp) async -> [Decision] {
+    await enter()
+    defer { leave() }
+    var decisions = await carryOut(updater.advance(to: time), at: time)
+    if isBehind || !desired.isEmpty { decisions += await catchUp(at: time) }
+    await syncLog(at: time)
+    return decisions
+  }
+
+  /// Reads the firewall back, mends what differs from what should be in force, and reports it. To be called at the start
+  /// (after the log's decisions were restored), and now and then.
+  ///
+  /// - Throws: when the firewall cannot be read or mended; it is tried again at the next `advance`.
+  @discardableResult
+  public func reconcile(at time: Timestamp) async throws(FirewallError) -> Difference {
+    await enter()
+    defer { leave() }
+    do throws(FirewallError) {
+      let difference = try await mend(at: time)
+      if !difference.isEmpty {
+        await report(
+          .firewallDrift, severity: 2, at: time,
+          "the firewall missed \(difference.missing.count) measures and held \(difference.unexpected.count) "
+            + "that it should not; mended")
+      }
+      await settleDesired(at: time)
+      return difference
+    } catch {
+      await fallBehind(error, at: time)
+      throw error
+    }
+  }
+
+  // MARK: The administrator
+
+  /// - Throws: `notPending`.
+  @discardableResult
+  public func approve(_ id: UInt64, at time: Timestamp) async throws(PolicyError) -> Decision {
+    await enter()
+    defer { leave() }
+    let decision = try updater.approve(id, at: time)
+    return await carryOut([decision], at: time).first ?? decision
+  }
+
+  /// - Throws: `notPending`.
+  @discardableResult
+  public func deny(_ id: UInt64, at time: Timestamp) async throws(PolicyError) -> Decision {
+    await enter()
+    defer { leave() }
+    let decision = try updater.deny(id, at: time)
+    return await carryOut([decision], at: time).first ?? decision
+  }
+
+  /// Takes a measure back before its time.
+  ///
+  /// - Throws: `notInForce`.
+  @discardableResult
+  public func lift(
+    _ key: FirewallMeasure.Key, reason: String, at time: Timestamp
+  ) async throws(PolicyError) -> [Decision] {
+    await enter()
+    defer { leave() }
+    let decisions = try updater.lift(key, reason: reason, at: time)
+    return await carryOut(decisions, at: time)
+  }
+
+  /// Blocks on the administrator's word; see `PolicyUpdater.block`.
+  @discardableResult
+  public func block(
+    _ network: IPNetwork, for incarnation: Incarnation?, duration: Duration, reason: String, at time: Timestamp
+  ) async throws(PolicyError) -> [Decision] {
+    await enter()
+    defer { leave() }
+    let decisions = try updater.block(network, for: incarnation, duration: duration, reason: reason, at: time)
+    return await carryOut(decisions, at: time)
+  }
+
+  /// Goes on with another policy; see `PolicyUpdater.replacePolicy`.
+  @discardableResult
+  public func replacePolicy(with policy: Policy, at time: Timestamp) async throws(PolicyError) -> [Decision] {
+    await enter()
+    defer { leave() }
+    let decisions = try updater.replacePolicy(with: policy, at: time)
+    // In and out of a dry run, everything that stands has to come or go.
+    isBehind = true
+    return await carryOut(decisions, at: time) + catchUp(at: time)
+  }
+
+  // MARK: What there is to see
+
+  public var measuresInForce: [FirewallMeasure] { updater.measuresInForce }
+  public var pending: [Decision] { updater.pending }
+  public var statistics: PolicyStatistics { updater.statistics }
+  /// From these `PolicyUpdater.restore` makes the present state again.
+  public var liveDecisions: [Decision] { updater.liveDecisions }
+  /// Decided, and not in force yet.
+  public var waitingForFirewall: [Decision] { desired.values.sorted { $0.id < $1.id } }
+}
+
+// MARK: Carrying out
+
+extension EnforcementCoordinator {
+  private func carryOut(_ decided: [Decision], at time: Timestamp) async -> [Decision] {
+    guard !decided.isEmpty else { return [] }
+    var decisions = await logged(decided, at: time)
+    await enforce(&decisions, at: time)
+    for index in decisions.indices where decisions[index].isDestructive && decisions[index].status == .enforced {
+      if await !act(decisions[index], at: time) { decisions[index].status = .desired }
+    }
+    for decision in decisions {
+      if decision.status == .desired { desired[decision.id] = decision }
+      await events.receive(.decision(decision))
+    }
+    let late = decisions.filter { $0.status == .desired }
+    if !late.isEmpty { _ = await logged(late, at: time) }
+    return decisions
+  }
+
+  /// Writes the decisions to the log, and marks those that it did not take.
+  private func logged(_ decisions: [Decision], at time: Timestamp) async -> [Decision] {
+    do throws(DecisionLogError) {
+      try log.append(decisions)
+      isLogBroken = false
+      isSyncNeeded = true
+      return decisions
+    } catch {
+      await reportBrokenLog(error, at: time)
+      return decisions.map { decision in
+        var decision = decision
+        decision.isLogged = false
+        return decision
+      }
+    }
+  }
+
+  /// Changes the firewall by what was decided, in one change. What it does not take becomes `desired`.
+  private func enforce(_ decisions: inout [Decision], at time: Timestamp) async {
+    var change = FirewallChange(from: 0, time: time)
+    for decision in decisions {
+      if decision.status == .enforced, let measure = decision.firewallMeasure {
+        change.remove.removeAll { $0 == measure.key }
+        change.add.removeAll { $0.key == measure.key }
+        change.add.append(measure)
+      } else if decision.status == .expired, case .lift(let key) = decision.measure {
+        change.add.removeAll { $0.key == key }
+        change.remove.append(key)
+      }
+    }
+    guard !change.add.isEmpty || !change.remove.isEmpty else { return }
+    do throws(FirewallError) {
+      try await apply(change)
+      return
+    } catch {
+      await fallBehind(error, at: time)
+    }
+    for index in decisions.indices
+    where decisions[index].status == .enforced && decisions[index].firewallMeasure != nil {
+      decisions[index].status = .desired
+    }
+  }
+
+  /// Applies a change, from whatever generation the firewall is at.
+  private func apply(_ original: FirewallChange) async throws(FirewallError) {
+    var change = original
+    var attempts = 0
+    while true {
+      if let generation { change.from = generation } else { change.from = try await readGeneration(at: change.time) }
+      do throws(FirewallError) {
+        generation = try await firewall.apply(change)
+        return
+      } catch {
+        generation = nil
+        attempts += 1
+        guard error.code == .conflict, attempts < Self.conflictRetries else { throw error }
+      }
+    }
+  }
+
+  private func readGeneration(at time: Timestamp) async throws(FirewallError) -> UInt64 {
+    let state = try await firewall.readBack(at: time)
+    return state.generation
+  }
+
+  /// Pauses or shuts down a domain.
+  private func act(_ decision: Decision, at time: Timestamp) async -> Bool {
+    guard let incarnation = decision.incarnation else { return false }
+    guard let control else {
+      await report(
+        .enforcementFailed, severity: 1, at: time, about: incarnation,
+        "decision \(decision.id) to \(decision.measure.name): no hypervisor control is connected")
+      return false
+    }
+    do throws(ProbeError) {
+      if decision.measure == .pause {
+        try await control.pause(incarnation)
+      } else {
+        try await control.shutDown(incarnation)
+      }
+      return true
+    } catch {
+      // What is gone needs no pausing.
+      if error.code == .noSuchDomain { return true }
+      await report(
+        .enforcementFailed, severity: 1, at: time, about: incarnation,
+        "decision \(decision.id) to \(decision.measure.name) failed: \(error.message.escapedForDisplay)")
+      return false
+    }
+  }
+}
+
+// MARK: Catching up
+
+extension EnforcementCoordinator {
+  /// Tries again what did not work.
+  private func catchUp(at time: Timestamp) async -> [Decision] {
+    if isBehind {
+      do throws(FirewallError) {
+        _ = try await mend(at: time)
+      } catch {
+        generation = nil
+        return []
+      }
+    }
+    return await settleDesired(at: time)
+  }
+
+  /// Makes the firewall hold exactly what it should.
+  private func mend(at time: Timestamp) async throws(FirewallError) -> Difference {
+    let state = try await firewall.readBack(at: time)
+    generation = state.generation
+    let difference = difference(of: state, at: time)
+    if !difference.isEmpty {
+      let change = FirewallChange(
+        from: state.generation, time: time, add: difference.missing, remove: difference.unexpected.map(\.key))
+      do throws(FirewallError) {
+        try await apply(change)
+      } catch {
+        guard error.code == .unsupported || error.code == .full else { throw error }
+        try await applyOneByOne(change, error)
+      }
+    }
+    isBehind = false
+    return difference
+  }
+
+  /// One measure that the firewall cannot take must not keep the others out.
+  private func applyOneByOne(_ change: FirewallChange, _ first: FirewallError) async throws(FirewallError) {
+    var failure: FirewallError?
+    if !change.remove.isEmpty {
+      try await apply(FirewallChange(from: 0, time: change.time, remove: change.remove))
+    }
+    for measure in change.add.prefix(Self.singleAttempts) {
+      do throws(FirewallError) {
+        try await apply(FirewallChange(from: 0, time: change.time, add: [measure]))
+        if let decision = desired[measure.decision] { await settle(decision, at: change.time) }
+      } catch {
+        failure = error
+      }
+    }
+    if let failure { throw failure }
+  }
+
+  private func difference(of state: FirewallState, at time: Timestamp) -> Difference {
+    var held: [FirewallMeasure.Key: FirewallMeasure] = [:]
+    for measure in state.measures { held[measure.key] = measure }
+    var difference = Difference()
+    var wanted: Set<FirewallMeasure.Key> = []
+    for measure in updater.measuresInForce where measure.expires.map({ time < $0 }) ?? true {
+      wanted.insert(measure.key)
+      if held[measure.key].map({ Self.haveSameEnd($0, measure) }) != true { difference.missing.append(measure) }
+    }
+    difference.unexpected = state.measures.filter { !wanted.contains($0.key) }
+    return difference
+  }
+
+  private static func haveSameEnd(_ a: FirewallMeasure, _ b: FirewallMeasure) -> Bool {
+    guard let first = a.expires, let second = b.expires else { return a.expires == b.expires }
+    let distance = first - second
+    return distance <= expiryTolerance && .zero - distance <= expiryTolerance
+  }
+
+  /// Reports the decisions that waited as in force, if they are now. Those that ran out meanwhile are not spoken of any more.
+  @discardableResult
+  private func settleDesired(at time: Timestamp) async -> [Decision] {
+    var settled: [Decision] = []
+    let inForce = Set(updater.measuresInForce.map(\.decision))
+    for decision in waitingForFirewall {
+      if decision.isDestructive {
+        guard await act(decision, at: time) else { continue }
+      } else if !inForce.contains(decision.id) {
+        desired[decision.id] = nil
+        continue
+      }
+      settled.append(await settle(decision, at: time))
+    }
+    return settled
+  }
+
+  @discardableResult
+  private func settle(_ decision: Decision, at time: Timestamp) async -> Decision {
+    desired[decision.id] = nil
+    var decision = decision
+    decision.status = .enforced
+    decision.time = time
+    decision = await logged([decision], at: time)[0]
+    await events.receive(.decision(decision))
+    return decision
+  }
+
+  private func fallBehind(_ error: FirewallError, at time: Timestamp) async {
+    generation = nil
+    if !isBehind {
+      await report(
+        .enforcementFailed, severity: 1, at: time,
+        "the firewall did not take a change: \(error.message.escapedForDisplay); trying again")
+    }
+    isBehind = true
+  }
+}
+
+// MARK: Log and order
+
+extension EnforcementCoordinator {
+  private func syncLog(at time: Timestamp) async {
+    guard isSyncNeeded else { return }
+    isSyncNeeded = false
+    if let error = await Self.sync(log) { await reportBrokenLog(error, at: time) }
+  }
+
+  /// Outside the actor, since a disk can be slow.
+  @concurrent
+  private static func sync(_ log: any DecisionLog) async -> DecisionLogError? {
+    do throws(DecisionLogError) {
+      try log.sync()
+      return nil
+    } catch {
+      return error
+    }
+  }
+
+  private func reportBrokenLog(_ error: DecisionLogError, at time: Timestamp) async {
+    guard !isLogBroken else { return }
+    isLogBroken = true
+    await report(
+      .logUnwritable, severity: 1, at: time,
+      "the decision log cannot be written, measures are enforced unlogged: \(error.message.escapedForDisplay)")
+  }
+
+  private func report(
+    _ kind: PlatformAlert.Kind, severity: Int, at time: Timestamp, about incarnation: Incarnation? = nil,
+    _ message: String
+  ) async {
+    await events.receive(
+      .platform(
+        PlatformAlert(time: time, incarnation: incarnation, kind: kind, message: message, severity: severity)))
+  }
+
+  /// One call after another, although each of them waits for others in between.
+  private func enter() async {
+    if line.tryEnter() { return }
+    await withCheckedContinuation { line.wait($0) }
+  }
+
+  private func leave() { line.leave() }
+}
+
+/// Who may go on, first come, first served. As long as the callers who wait.
+private struct WaitingLine {
+  private var isTaken = false
+  private var waiting: [CheckedContinuation<Void, Never>] = []
+
+  mutating func tryEnter() -> Bool {
+    if isTaken { return false }
+    isTaken = true
+    return true
+  }
+
+  mutating func wait(_ continuation: CheckedContinuation<Void, Never>) { waiting.append(continuation) }
+
+  mutating func leave() {
+    if waiting.isEmpty { isTaken = false } else { waiting.removeFirst().resume() }
+  }
+}
+
+extension Decision {
+  fileprivate var isDestructive: Bool { measure == .pause || measure == .shutDown }
+}

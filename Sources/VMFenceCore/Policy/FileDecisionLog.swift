@@ -1,0 +1,200 @@
+internal import Glibc
+internal import Synchronization
+
+/// A decision log in one file: a header, then records one after another, in space that is allocated ahead.
+///
+/// ```
+/// header  "VMFDLOG1" | zero to 64 bytes
+/// record  length u32 | crc32c u32 | sequence u64 | payload (length bytes)
+/// ```
+/// Little-endian. The checksum covers length, sequence and payload; sequences rise by one; a length of zero is the end. The
+/// payload is one decision. A record that is torn or damaged ends the log: what was appended before it is kept.
+public final class FileDecisionLog: DecisionLog {
+  static let magic = Array("VMFDLOG1".utf8)
+  static let headerSize = 64
+  static let frameSize = 16
+  /// Space is allocated in steps of this many bytes.
+  static let allocationStep = 1 << 16
+
+  private struct State {
+    var file: LogFile
+    var end: Int
+    var allocated: Int
+    var sequence: UInt64
+
+    mutating func makeRoom(for count: Int) throws(DecisionLogError) {
+      guard end + count > allocated else { return }
+      let target = (end + count + allocationStep - 1) / allocationStep * allocationStep
+      try file.allocate(from: allocated, to: target)
+      allocated = target
+    }
+  }
+
+  public let path: String
+  /// The log refuses to grow beyond this; `compact` makes it small again.
+  public let byteLimit: Int
+  private let state: Mutex<State>
+
+  private init(path: String, byteLimit: Int, state: consuming State) {
+    self.path = path
+    self.byteLimit = byteLimit
+    self.state = Mutex(state)
+  }
+
+  /// Opens or makes the log at `path` (mode 0600) and reads what it holds. One process at a time.
+  ///
+  /// - Parameter byteLimit: in bytes; reading a log takes memory in proportion to it.
+  /// - Throws: `notALog` for a file of another kind, which stays as it is; `inUse`; `permissionDenied`; `full`; `inputOutput`.
+  public static func open(
+    path: String, byteLimit: Int = 64 << 20
+  ) throws(DecisionLogError) -> (log: FileDecisionLog, recovery: DecisionLogRecovery) {
+    let file = try LogFile.open(path, flags: O_RDWR | O_CREAT)
+    try file.lock()
+    let bytes = try file.read(limit: byteLimit + allocationStep)
+    if bytes.allSatisfy({ $0 == 0 }), bytes.count <= allocationStep {
+      try file.write(magic + Array(repeating: 0, count: headerSize - magic.count), at: 0)
+      try file.sync()
+      try file.syncDirectory()
+      let state = State(file: file, end: headerSize, allocated: headerSize, sequence: 0)
+      return (FileDecisionLog(path: path, byteLimit: byteLimit, state: state), DecisionLogRecovery(decisions: []))
+    }
+    guard bytes.count >= headerSize, bytes.starts(with: magic) else {
+      throw DecisionLogError(
+        .notALog, "\(path.escapedForDisplay) is not a decision log", at: SourcePlace(file: path),
+        remedy: "choose another path, or move the file away")
+    }
+    let scan = scan(bytes, path: path)
+    let state = State(file: file, end: scan.end, allocated: bytes.count, sequence: scan.sequence)
+    let log = FileDecisionLog(path: path, byteLimit: byteLimit, state: state)
+    if scan.recovery.damage != nil { try log.cut() }
+    return (log, scan.recovery)
+  }
+
+  /// How large the log is, in bytes, without what is allocated ahead.
+  public var byteCount: Int { state.withLock { $0.end } }
+
+  public func append(_ decisions: [Decision]) throws(DecisionLogError) {
+    guard !decisions.isEmpty else { return }
+    let limit = byteLimit
+    try locked { state throws(DecisionLogError) in
+      var sequence = state.sequence
+      let bytes = try Self.records(decisions, &sequence)
+      guard state.end + bytes.count <= limit else {
+        throw DecisionLogError(
+          .full, "the decision log has reached its limit of \(limit) bytes", remedy: "compact it, or raise the limit")
+      }
+      try state.makeRoom(for: bytes.count)
+      try state.file.write(bytes, at: state.end)
+      state.end += bytes.count
+      state.sequence = sequence
+    }
+  }
+
+  public func sync() throws(DecisionLogError) {
+    // A copy of the descriptor, so that nobody who appends waits for the disk.
+    let copy = try locked { state throws(DecisionLogError) in try state.file.duplicate() }
+    try copy.sync()
+  }
+
+  /// Replaces the log by one that holds only `decisions` (see `PolicyUpdater.liveDecisions`): whole, or not at all.
+  public func compact(to decisions: [Decision]) throws(DecisionLogError) {
+    let path = path
+    try locked { state throws(DecisionLogError) in
+      var sequence: UInt64 = 0
+      let records = try Self.records(decisions, &sequence)
+      let temporary = try LogFile.open(path + ".new", flags: O_RDWR | O_CREAT | O_TRUNC)
+      try temporary.lock()
+      let bytes = Self.magic + Array(repeating: 0, count: Self.headerSize - Self.magic.count) + records
+      try temporary.write(bytes, at: 0)
+      try temporary.sync()
+      try temporary.rename(to: path)
+      state = State(file: temporary, end: bytes.count, allocated: bytes.count, sequence: sequence)
+      try temporary.syncDirectory()
+    }
+  }
+
+  /// Makes what follows the last sound record zero, so that no remainder of it is ever taken for a record.
+  private func cut() throws(DecisionLogError) {
+    try locked { state throws(DecisionLogError) in
+      try state.file.truncate(to: state.end)
+      state.allocated = state.end
+      try state.file.sync()
+    }
+  }
+
+  private func locked<Result: Sendable>(
+    _ body: (inout State) throws(DecisionLogError) -> sending Result
+  ) throws(DecisionLogError) -> Result {
+    try state.withLock { state throws(DecisionLogError) in try body(&state) }
+  }
+
+  // MARK: Records
+
+  private static func records(
+    _ decisions: [Decision], _ sequence: inout UInt64
+  ) throws(DecisionLogError) -> [UInt8] {
+    var out = ByteWriter()
+    for decision in decisions {
+      let payload = DecisionCoding.encode(decision)
+      guard payload.count <= DecisionCoding.sizeLimit else {
+        throw DecisionLogError(.tooLarge, "decision \(decision.id) takes \(payload.count) bytes")
+      }
+      sequence &+= 1
+      out.put(UInt32(payload.count))
+      out.put(checksum(length: UInt32(payload.count), sequence: sequence, payload[...]))
+      out.put(sequence)
+      out.put(raw: payload)
+    }
+    return out.bytes
+  }
+
+  private static func checksum(length: UInt32, sequence: UInt64, _ payload: ArraySlice<UInt8>) -> UInt32 {
+    var frame = ByteWriter()
+    frame.put(length)
+    frame.put(sequence)
+    var crc = CRC32C()
+    crc.update(frame.bytes)
+    crc.update(payload)
+    return crc.value
+  }
+
+  private static func scan(
+    _ bytes: [UInt8], path: String
+  ) -> (recovery: DecisionLogRecovery, end: Int, sequence: UInt64) {
+    var decisions: [Decision] = []
+    var offset = headerSize
+    var sequence: UInt64 = 0
+    var problem: String?
+    while bytes.count - offset >= frameSize {
+      var frame = ByteReader(Array(bytes[offset..<offset + frameSize]))
+      guard let length = frame.u32(), let crc = frame.u32(), let number = frame.u64() else { break }
+      if length == 0 && crc == 0 && number == 0 { break }
+      let start = offset + frameSize
+      guard length <= DecisionCoding.sizeLimit, Int(length) <= bytes.count - start else {
+        problem = "a record of \(length) bytes does not fit"
+        break
+      }
+      let payload = bytes[start..<start + Int(length)]
+      guard checksum(length: length, sequence: number, payload) == crc, decisions.isEmpty || number == sequence &+ 1
+      else {
+        problem = "a record is torn or damaged"
+        break
+      }
+      guard let decision = DecisionCoding.decode(Array(payload)) else {
+        problem = "a record holds no decision of this version"
+        break
+      }
+      decisions.append(decision)
+      sequence = number
+      offset = start + Int(length)
+    }
+    if problem == nil, bytes[offset...].contains(where: { $0 != 0 }) { problem = "a record is torn" }
+    let damage = problem.map {
+      Diagnostic(
+        .warning, at: SourcePlace(file: path),
+        "\($0) at byte \(offset), after \(decisions.count) sound records; the log goes on from there",
+        remedy: "decisions after it are lost: compare with what the firewall holds")
+    }
+    return (DecisionLogRecovery(decisions: decisions, damage: damage), offset, sequence)
+  }
+}

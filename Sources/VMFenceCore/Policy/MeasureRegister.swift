@@ -1,0 +1,117 @@
+/// The measures that are to be in force, with their timers.
+struct MeasureRegister: Sendable {
+  struct Entry: Sendable {
+    var measure: FirewallMeasure
+    var decision: Decision
+  }
+
+  private struct Timer: Sendable {
+    var expires: Timestamp
+    var decision: UInt64
+    var key: FirewallMeasure.Key
+  }
+
+  private var entries: [FirewallMeasure.Key: Entry] = [:]
+  /// A binary heap, the earliest first. A timer whose decision is not the entry's any more is stale.
+  private var timers: [Timer] = []
+  /// How many blocks stand for each length of prefix, so that a look-up tries only lengths in use.
+  private var v4Prefixes = PrefixCounts(width: 32)
+  private var v6Prefixes = PrefixCounts(width: 128)
+
+  var count: Int { entries.count }
+
+  subscript(key: FirewallMeasure.Key) -> Entry? { entries[key] }
+
+  /// In the order of their decisions.
+  var all: [Entry] { entries.values.sorted { $0.measure.decision < $1.measure.decision } }
+
+  /// Adds a measure, or replaces the one with its key.
+  mutating func insert(_ entry: Entry) {
+    let key = entry.measure.key
+    if entries.updateValue(entry, forKey: key) == nil { count(key.kind, by: 1) }
+    guard let expires = entry.measure.expires else { return }
+    if timers.count > 2 * entries.count + 64 { dropStaleTimers() }
+    timers.append(Timer(expires: expires, decision: entry.measure.decision, key: key))
+    siftUp(timers.count - 1)
+  }
+
+  mutating func remove(_ key: FirewallMeasure.Key) -> Entry? {
+    guard let entry = entries.removeValue(forKey: key) else { return nil }
+    count(key.kind, by: -1)
+    return entry
+  }
+
+  /// Takes out the measure that ends first, if it has ended at `time`.
+  mutating func popExpired(at time: Timestamp) -> Entry? {
+    while let first = timers.first, first.expires <= time {
+      removeFirstTimer()
+      if entries[first.key]?.measure.decision == first.decision { return remove(first.key) }
+    }
+    return nil
+  }
+
+  /// The block or quarantine that keeps `address` and the domain apart, if one does.
+  func cutting(_ address: IPAddress, from domain: DomainUUID?) -> Entry? {
+    if let domain, let entry = entries[.init(scope: .domain(domain), kind: .quarantine)] { return entry }
+    let prefixes = address.family == .v4 ? v4Prefixes.inUse : v6Prefixes.inUse
+    for prefix in prefixes {
+      let kind = FirewallMeasureKind.block(IPNetwork(address, prefix: prefix))
+      if let domain, let entry = entries[.init(scope: .domain(domain), kind: kind)] { return entry }
+      if let entry = entries[.init(scope: .host, kind: kind)] { return entry }
+    }
+    return nil
+  }
+
+  private mutating func count(_ kind: FirewallMeasureKind, by change: Int) {
+    guard case .block(let network) = kind else { return }
+    switch network.base.family {
+    case .v4: v4Prefixes.add(change, Int(network.prefix))
+    case .v6: v6Prefixes.add(change, Int(network.prefix))
+    }
+  }
+
+  // MARK: The heap
+
+  private mutating func dropStaleTimers() {
+    timers.removeAll { entries[$0.key]?.measure.decision != $0.decision }
+    timers.sort { ($0.expires, $0.decision) < ($1.expires, $1.decision) }
+  }
+
+  private func isBefore(_ a: Int, _ b: Int) -> Bool {
+    (timers[a].expires, timers[a].decision) < (timers[b].expires, timers[b].decision)
+  }
+
+  private mutating func siftUp(_ start: Int) {
+    var index = start
+    while index > 0, isBefore(index, (index - 1) / 2) {
+      timers.swapAt(index, (index - 1) / 2)
+      index = (index - 1) / 2
+    }
+  }
+
+  private mutating func removeFirstTimer() {
+    timers.swapAt(0, timers.count - 1)
+    timers.removeLast()
+    var index = 0
+    while true {
+      var least = index
+      for child in [2 * index + 1, 2 * index + 2] where child < timers.count && isBefore(child, least) { least = child }
+      if least == index { return }
+      timers.swapAt(index, least)
+      index = least
+    }
+  }
+}
+
+/// Which prefix lengths are in use.
+struct PrefixCounts: Sendable {
+  private var counts: [Int]
+  private(set) var inUse: [Int] = []
+
+  init(width: Int) { counts = Array(repeating: 0, count: width + 1) }
+
+  mutating func add(_ change: Int, _ prefix: Int) {
+    counts[prefix] += change
+    if counts[prefix] == Swift.max(change, 0) { inUse = counts.indices.filter { counts[$0] > 0 }.reversed() }
+  }
+}

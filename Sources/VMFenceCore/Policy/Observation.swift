@@ -1,0 +1,81 @@
+/// What a policy sees of an event.
+struct Observation {
+  var event: Event
+  var incarnation: Incarnation?
+  var domain: DomainEntry?
+  /// The address at the other end, as seen from the domain.
+  var remote: IPAddress?
+  /// Whether nobody could have forged it.
+  var isSolid: Bool
+  /// Whether it was seen in traffic, which a block would have stopped.
+  var isTraffic: Bool
+
+  /// nil for events that no policy counts.
+  init?(_ event: Event, _ directory: DomainDirectory) {
+    self.event = event
+    incarnation = event.incarnation
+    domain = event.incarnation.flatMap(directory.entry)
+    switch event {
+    case .alert(let alert):
+      remote = alert.remoteEnd(own: domain?.description.ports ?? [])
+      isSolid = alert.ipProtocol == 6 && alert.isEstablished
+      isTraffic = true
+    case .platform(let alert):
+      remote = alert.source
+      isSolid = alert.source == nil
+      isTraffic = false
+    case .file:
+      remote = nil
+      isSolid = true
+      isTraffic = false
+    case .decision, .lifecycle:
+      return nil
+    }
+  }
+
+  /// What was counted, in a few words. Text from outside in it is escaped.
+  var trigger: String {
+    switch event {
+    case .alert(let alert): "\(alert.rule.gid):\(alert.rule.sid)"
+    case .file(let event):
+      "file \(event.operation.rawValue) \(String(decoding: event.path.prefix(256), as: UTF8.self).escapedForDisplay)"
+    case .platform(let alert): alert.kind.name
+    case .decision, .lifecycle: ""
+    }
+  }
+}
+
+extension Alert {
+  /// The end that is not the domain. When the domain's addresses do not tell, the client of the flow.
+  fileprivate func remoteEnd(own ports: [NetworkPort]) -> IPAddress {
+    let ownsSource = ports.contains { $0.addresses.contains(source) }
+    let ownsDestination = ports.contains { $0.addresses.contains(destination) }
+    if ownsSource != ownsDestination { return ownsSource ? destination : source }
+    return direction == .toServer ? source : destination
+  }
+}
+
+/// Whom a counter belongs to.
+struct Subject: Hashable, Sendable {
+  /// The policy rule's name.
+  var rule: String
+  var domain: DomainUUID?
+  var network: IPNetwork?
+}
+
+extension IPNetwork {
+  /// Whether the two have an address in common.
+  func overlaps(_ other: IPNetwork) -> Bool {
+    prefix <= other.prefix ? contains(other.base) : other.contains(base)
+  }
+
+  /// Addresses that are no sources, or that a network cannot do without: blocking them helps nobody (RFC 6890).
+  static let unblockable: [IPNetwork] = [
+    IPNetwork(IPAddress(v4: 0), prefix: 8),
+    IPNetwork(IPAddress(v4: 0x7F00_0000), prefix: 8),
+    IPNetwork(IPAddress(v4: 0xE000_0000), prefix: 3),
+    IPNetwork(IPAddress(v6High: 0, low: 0), prefix: 127),
+    IPNetwork(IPAddress(v6High: 0xFE80_0000_0000_0000, low: 0), prefix: 10),
+    IPNetwork(IPAddress(v6High: 0xFF00_0000_0000_0000, low: 0), prefix: 8),
+  ]
+}

@@ -1,0 +1,53 @@
+// Going on after a restart: the decision log is the memory.
+
+extension PolicyUpdater {
+  /// Takes over what a log says, oldest first, as it stands at `time`. A decision that comes again under its number replaces itself.
+  ///
+  /// - Returns: the decisions that follow: what ran out in the meantime is lifted.
+  public mutating func restore(_ decisions: [Decision], at time: Timestamp) -> [Decision] {
+    for decision in decisions { restore(decision) }
+    return advance(to: time)
+  }
+
+  /// The decisions from which `restore` makes the same state again, in the order of their numbers: for a log that is to
+  /// forget the rest.
+  public var liveDecisions: [Decision] {
+    var seen: Set<UInt64> = []
+    let remembered = offenders.values.filter { now < $0.forgottenAt }.map(\.decision)
+    let all = register.all.map(\.decision) + waiting + remembered
+    return all.filter { seen.insert($0.id).inserted }.sorted { $0.id < $1.id }
+  }
+
+  private mutating func restore(_ decision: Decision) {
+    nextDecisionID = Swift.max(nextDecisionID, decision.id &+ 1)
+    waiting.removeAll { $0.id == decision.id }
+    switch decision.status {
+    case .withheld: return
+    case .denied:
+      remember(decision)
+      return
+    case .pending:
+      guard waiting.count < policy.capacities.pending else { return }
+    case .expired: break
+    case .dryRun:
+      // What was only imagined has no hold on a policy that acts.
+      guard policy.isDryRun else { return }
+    case .enforced, .desired: break
+    }
+    if case .lift(let key) = decision.measure {
+      _ = register.remove(key)
+      return
+    }
+    if decision.firewallMeasure == nil || register.count < policy.capacities.measures { enter(decision) }
+    remember(decision)
+  }
+
+  /// Takes a decision as the last one of whom it concerns.
+  mutating func remember(_ decision: Decision) {
+    guard let rule = policy.rules.first(where: { $0.name == decision.policy }) else { return }
+    let subject = Subject(
+      rule: rule.name, domain: rule.counting.key.isPerDomain ? decision.incarnation?.uuid : nil,
+      network: rule.counting.key.needsSource ? decision.source : nil)
+    remember(decision, of: subject, rule)
+  }
+}

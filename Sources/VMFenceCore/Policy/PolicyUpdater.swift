@@ -1,0 +1,253 @@
+/// Turns events into decisions. Synchronous, deterministic, and without a clock: the time is handed in. Everything that it
+/// keeps is bounded, whatever the network sends. It changes nothing itself: `EnforcementCoordinator` does.
+///
+/// Used by one thread at a time.
+public struct PolicyUpdater: Sendable {
+  public private(set) var policy: Policy
+  var counts = PolicyStatistics()
+  let directory: DomainDirectory
+  var register = MeasureRegister()
+  var offenders: BoundedTable<Subject, Offender>
+  var nextDecisionID: UInt64 = 1
+  var waiting: [Decision] = []
+  private var rules: [RuleState]
+  /// Until when nothing more is said of a measure that was withheld.
+  private var reported: BoundedTable<Subject, Timestamp>
+  private var measureCap: MinuteCap
+  private var reportCap: MinuteCap
+  /// The latest time seen. A clock that goes back is taken to stand still.
+  var now = Timestamp(nanoseconds: .min)
+
+  /// - Throws: `invalid` when the policy has errors.
+  public init(policy: Policy, directory: DomainDirectory) throws(PolicyError) {
+    try Self.check(policy)
+    self.policy = policy
+    self.directory = directory
+    offenders = BoundedTable(capacity: policy.capacities.offenders)
+    rules = policy.rules.map { RuleState($0, capacity: policy.capacities.countersPerRule) }
+    reported = BoundedTable(capacity: policy.capacities.countersPerRule)
+    measureCap = MinuteCap(limit: policy.measuresPerMinute)
+    reportCap = MinuteCap(limit: policy.reportsPerMinute)
+  }
+
+  /// Counts an event, and lets the time pass until `time` first.
+  ///
+  /// - Returns: what was decided, in order: measures that ran out, then what follows from the event.
+  public mutating func handle(_ event: Event, at time: Timestamp) -> [Decision] {
+    var decisions = advance(to: time)
+    guard let observation = Observation(event, directory) else { return decisions }
+    counts.events += 1
+    for index in rules.indices
+    where rules[index].rule.selects(event, service: observation.domain?.description.serviceType) {
+      consider(observation, ruleAt: index, &decisions)
+    }
+    return decisions
+  }
+
+  /// Lets the time pass: what has run out is lifted.
+  public mutating func advance(to time: Timestamp) -> [Decision] {
+    now = Swift.max(now, time)
+    var decisions: [Decision] = []
+    while let entry = register.popExpired(at: now) {
+      decisions.append(lifting(entry, reason: "its time is over"))
+    }
+    return decisions
+  }
+
+  public var statistics: PolicyStatistics {
+    var result = counts
+    for state in rules { result.countersEvicted += state.solid.evicted + state.any.evicted }
+    result.offendersEvicted = offenders.evicted
+    return result
+  }
+
+  /// The measures that are to be in force, in the order of their decisions. Empty in a dry run.
+  public var measuresInForce: [FirewallMeasure] { policy.isDryRun ? [] : register.all.map(\.measure) }
+
+  /// What waits for the administrator, in the order of its numbers.
+  public var pending: [Decision] { waiting }
+
+  /// The administrator says yes: the decision comes back as `enforced`.
+  public mutating func approve(_ id: UInt64, at time: Timestamp) throws(PolicyError) -> Decision {
+    try settle(id, .enforced, at: time)
+  }
+
+  /// The administrator says no: the decision comes back as `denied`.
+  public mutating func deny(_ id: UInt64, at time: Timestamp) throws(PolicyError) -> Decision {
+    try settle(id, .denied, at: time)
+  }
+
+  /// Takes a measure back before its time.
+  public mutating func lift(
+    _ key: FirewallMeasure.Key, reason: String, at time: Timestamp
+  ) throws(PolicyError) -> [Decision] {
+    let decisions = advance(to: time)
+    guard let entry = register.remove(key) else {
+      throw PolicyError(.notInForce, "no such measure is in force", remedy: "list the measures in force")
+    }
+    return decisions + [lifting(entry, reason: reason)]
+  }
+
+  /// Blocks on the administrator's word: the never-block list holds, evidence, caps and ladders do not matter.
+  ///
+  /// - Parameter incarnation: the domain; nil for all of the host.
+  public mutating func block(
+    _ network: IPNetwork, for incarnation: Incarnation?, duration: Duration, reason: String, at time: Timestamp
+  ) throws(PolicyError) -> [Decision] {
+    var decisions = advance(to: time)
+    if let obstacle = obstacle(to: network, for: incarnation.flatMap(directory.entry), onHost: incarnation == nil) {
+      throw PolicyError(.neverBlocked, obstacle, remedy: "choose a smaller network, or change the never-block list")
+    }
+    let decision = Decision(
+      id: takeID(), time: now, incarnation: incarnation,
+      measure: incarnation == nil ? .blockOnHost(network) : .block(network), status: statusWhenTaken,
+      policy: "administrator", reason: reason, step: 0, expires: now + duration, trigger: "administrator",
+      source: network)
+    enter(decision)
+    decisions.append(decision)
+    return decisions
+  }
+
+  /// Goes on with another policy. Measures in force, offenders and what is pending stay; rules that did not change keep their counts.
+  ///
+  /// - Returns: what the new never-block list lifts.
+  /// - Throws: `invalid` when the policy has errors; then the old one stays.
+  public mutating func replacePolicy(with policy: Policy, at time: Timestamp) throws(PolicyError) -> [Decision] {
+    try Self.check(policy)
+    var decisions = advance(to: time)
+    let old = Dictionary(rules.map { ($0.rule, $0) }, uniquingKeysWith: { first, _ in first })
+    let keepsCounts = policy.capacities == self.policy.capacities
+    rules = policy.rules.map { rule in
+      keepsCounts
+        ? old[rule] ?? RuleState(rule, capacity: policy.capacities.countersPerRule)
+        : RuleState(rule, capacity: policy.capacities.countersPerRule)
+    }
+    if policy.measuresPerMinute != self.policy.measuresPerMinute {
+      measureCap = MinuteCap(limit: policy.measuresPerMinute)
+    }
+    if policy.reportsPerMinute != self.policy.reportsPerMinute { reportCap = MinuteCap(limit: policy.reportsPerMinute) }
+    self.policy = policy
+    for entry in register.all {
+      guard case .block(let network) = entry.measure.key.kind,
+        let obstacle = obstacle(
+          to: network, for: entry.decision.incarnation.flatMap(directory.entry),
+          onHost: entry.measure.key.scope == .host)
+      else { continue }
+      _ = register.remove(entry.measure.key)
+      decisions.append(lifting(entry, reason: "the policy changed: \(obstacle)"))
+    }
+    return decisions
+  }
+
+  mutating func takeMeasure() -> Bool { measureCap.take(at: now) }
+
+  /// - Returns: whether a report fits into this minute.
+  mutating func takeReport() -> Bool {
+    if reportCap.take(at: now) { return true }
+    counts.reportsDropped += 1
+    return false
+  }
+
+  /// - Returns: whether to report about `subject`, of whom nothing more is said for the time of `window` then.
+  mutating func mayReport(_ subject: Subject, for window: Duration) -> Bool {
+    if let until = reported[subject], now < until { return false }
+    guard takeReport() else { return false }
+    let until = now + window
+    reported.update(subject, initial: until) { $0 = until }
+    return true
+  }
+
+  private static func check(_ policy: Policy) throws(PolicyError) {
+    let errors = policy.validate().filter { $0.severity == .error }
+    guard let first = errors.first else { return }
+    throw PolicyError(.invalid, first.message, at: first.place, remedy: first.remedy, diagnostics: errors)
+  }
+}
+
+// MARK: Counting
+
+extension PolicyUpdater {
+  fileprivate struct RuleState: Sendable {
+    var rule: PolicyRule
+    /// Counts of what nobody could have forged.
+    var solid: BoundedTable<Subject, WindowCounter>
+    /// Counts of everything when the rule takes any evidence, and otherwise of what could be forged; a table of its own, so that a
+    /// flood of forged sources cannot push the others out.
+    var any: BoundedTable<Subject, WindowCounter>
+
+    init(_ rule: PolicyRule, capacity: Int) {
+      self.rule = rule
+      solid = BoundedTable(capacity: capacity)
+      any = BoundedTable(capacity: capacity)
+    }
+  }
+
+  /// Where somebody stands on a rule's ladder.
+  struct Offender: Sendable {
+    /// The last measure.
+    var decision: Decision
+    /// When the ladder begins anew.
+    var forgottenAt: Timestamp
+  }
+
+  private mutating func consider(_ observation: Observation, ruleAt index: Int, _ decisions: inout [Decision]) {
+    let rule = rules[index].rule
+    guard let subject = subject(of: observation, rule) else {
+      counts.uncountable += 1
+      return
+    }
+    if observation.isTraffic, let remote = observation.remote,
+      register.cutting(remote, from: observation.incarnation?.uuid) != nil
+    {
+      counts.suppressed += 1
+      return
+    }
+    counts.counted += 1
+    let counting = rule.counting
+    var isFull = false
+    if observation.isSolid {
+      isFull = rules[index].solid.update(subject, initial: WindowCounter()) {
+        $0.add(at: now, count: counting.count, window: counting.window)
+      }
+    }
+    var isFullByAny = false
+    if rule.evidence == .any || !observation.isSolid {
+      isFullByAny = rules[index].any.update(subject, initial: WindowCounter()) {
+        $0.add(at: now, count: counting.count, window: counting.window)
+      }
+    }
+    guard isFull || isFullByAny else { return }
+    let outcome = decide(
+      observation, rule, subject, isForgeable: !isFull, isReportOnly: !isFull && rule.evidence != .any)
+    decisions += outcome.decisions
+    guard !outcome.keepsCount else { return }
+    if isFull { rules[index].solid.update(subject, initial: WindowCounter()) { $0.clear() } }
+    rules[index].any.update(subject, initial: WindowCounter()) { $0.clear() }
+  }
+
+  private func subject(of observation: Observation, _ rule: PolicyRule) -> Subject? {
+    var subject = Subject(rule: rule.name)
+    if rule.counting.key.isPerDomain {
+      guard let incarnation = observation.incarnation else { return nil }
+      subject.domain = incarnation.uuid
+    }
+    switch rule.counting.key {
+    case .source, .sourceOnHost:
+      guard let remote = observation.remote else { return nil }
+      subject.network = sourceNetwork(of: remote)
+    case .sourceNetwork(let v4Prefix, let v6Prefix):
+      guard let remote = observation.remote else { return nil }
+      subject.network = IPNetwork(remote, prefix: remote.family == .v4 ? v4Prefix : v6Prefix)
+    case .domain, .host: break
+    }
+    return subject
+  }
+
+  /// By what a source is counted and blocked: IPv4 by its address, IPv6 by its network, unless others live there.
+  private func sourceNetwork(of address: IPAddress) -> IPNetwork {
+    guard address.family == .v6 else { return IPNetwork(address) }
+    let network = IPNetwork(address, prefix: policy.ipv6SourcePrefix)
+    let isShared = policy.neverBlock.contains(where: network.overlaps) || !directory.owners(in: network).isEmpty
+    return isShared ? IPNetwork(address) : network
+  }
+}

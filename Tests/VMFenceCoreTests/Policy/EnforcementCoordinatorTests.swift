@@ -1,0 +1,263 @@
+import Synchronization
+import Testing
+import VMFenceCore
+import VMFenceTestKit
+
+/// A log whose disk can be full, and that notes what the firewall held when it was written.
+private final class ProbingLog: DecisionLog {
+  let isFull = Mutex(false)
+  let generations = Mutex<[UInt64]>([])
+  let memory = MemoryDecisionLog()
+  let firewall: RecordingFirewallSink
+
+  init(_ firewall: RecordingFirewallSink) { self.firewall = firewall }
+
+  func append(_ decisions: [Decision]) throws(DecisionLogError) {
+    if isFull.withLock({ $0 }) { throw DecisionLogError(.full, "no space left") }
+    generations.withLock { $0.append(firewall.generation) }
+    try memory.append(decisions)
+  }
+
+  func sync() throws(DecisionLogError) {}
+}
+
+private final class RecordingControl: HypervisorControl {
+  let calls = Mutex<[String]>([])
+  let failure = Mutex<ProbeError?>(nil)
+
+  private func call(_ text: String) throws(ProbeError) {
+    if let error = failure.withLock({ $0 }) { throw error }
+    calls.withLock { $0.append(text) }
+  }
+
+  func pause(_ domain: Incarnation) async throws(ProbeError) { try call("pause \(domain.domainID)") }
+  func resume(_ domain: Incarnation) async throws(ProbeError) { try call("resume \(domain.domainID)") }
+  func shutDown(_ domain: Incarnation) async throws(ProbeError) { try call("shutDown \(domain.domainID)") }
+}
+
+/// Refuses changes with one measure in them.
+private struct FussyFirewall: FirewallSink {
+  let inner: RecordingFirewallSink
+  let refused: FirewallMeasureKind
+
+  func apply(_ change: FirewallChange) async throws(FirewallError) -> UInt64 {
+    if change.add.contains(where: { $0.key.kind == refused }) { throw FirewallError(.unsupported, "cannot") }
+    return try await inner.apply(change)
+  }
+
+  func replace(with measures: [FirewallMeasure], at time: Timestamp) async throws(FirewallError) -> UInt64 {
+    try await inner.replace(with: measures, at: time)
+  }
+
+  func readBack(at time: Timestamp) async throws(FirewallError) -> FirewallState { try await inner.readBack(at: time) }
+  func acknowledgements() async -> AsyncStream<FirewallAcknowledgement> { await inner.acknowledgements() }
+}
+
+@Suite("Enforcement")
+struct EnforcementCoordinatorTests {
+  private let firewall = RecordingFirewallSink()
+  private let events = RecordingEventSink()
+  private let control = RecordingControl()
+
+  private func make(
+    _ log: any DecisionLog = MemoryDecisionLog(), control: (any HypervisorControl)? = nil,
+    change: (inout Policy) -> Void = { _ in }
+  ) throws -> EnforcementCoordinator {
+    EnforcementCoordinator(
+      updater: try updater(
+        rule(count: 1), rule("files", [.files([])], per: .domain, count: 1, ladder: [LadderStep(.pause)]),
+        change: change),
+      log: log, firewall: firewall, control: control, events: events)
+  }
+
+  private var held: [FirewallMeasureKind] {
+    get async throws { try await firewall.readBack(at: at(0)).measures.map(\.key.kind) }
+  }
+
+  private var platform: [PlatformAlert.Kind] {
+    events.events.compactMap { if case .platform(let alert) = $0 { alert.kind } else { nil } }
+  }
+
+  private var told: [Decision] {
+    events.events.compactMap { if case .decision(let decision) = $0 { decision } else { nil } }
+  }
+
+  @Test("a decision is in the log before the firewall changes, and told afterwards")
+  func order() async throws {
+    let log = ProbingLog(firewall)
+    let coordinator = try make(log)
+    let decisions = await coordinator.handle(alert(), at: at(0))
+    #expect(decisions.map(\.status) == [.enforced])
+    #expect(log.generations.withLock { $0 } == [0])
+    #expect(try await held == [.block(network("203.0.113.7"))])
+    #expect(told == decisions)
+    let lifted = await coordinator.advance(to: at(60))
+    #expect(lifted.map(\.status) == [.expired])
+    #expect(try await held.isEmpty)
+    #expect(log.memory.decisions == decisions + lifted)
+  }
+
+  @Test("a change made by somebody else in between is no obstacle")
+  func conflict() async throws {
+    let coordinator = try make()
+    _ = await coordinator.handle(alert(), at: at(0))
+    _ = try await firewall.apply(FirewallChange(from: firewall.generation, time: at(1)))
+    let decisions = await coordinator.handle(alert(from: address("203.0.113.8")), at: at(2))
+    #expect(decisions.map(\.status) == [.enforced])
+    #expect(try await held.count == 2)
+  }
+
+  @Test("what the firewall refuses is said, stays desired, and is in force after the next tick")
+  func failure() async throws {
+    let coordinator = try make()
+    firewall.fail(with: FirewallError(.failed, "netlink: no buffer space"))
+    #expect(await coordinator.handle(alert(), at: at(0)).map(\.status) == [.desired])
+    #expect(await coordinator.waitingForFirewall.count == 1)
+    #expect(try await held.isEmpty)
+    let late = await coordinator.advance(to: at(1))
+    #expect(late.map(\.status) == [.enforced])
+    #expect(late.map(\.id) == [1])
+    #expect(try await held.count == 1)
+    #expect(platform == [.enforcementFailed])
+    #expect(told.map(\.status) == [.desired, .enforced])
+  }
+
+  @Test("a lift that the firewall refused is made up for")
+  func failedLift() async throws {
+    let coordinator = try make()
+    await coordinator.handle(alert(), at: at(0))
+    firewall.tamper(
+      adding: FirewallMeasure(
+        scope: .domain(uuid(1)), kind: .block(network("203.0.113.7")), expires: nil, decision: 1))
+    firewall.fail(with: FirewallError(.failed, "no"))
+    await coordinator.advance(to: at(60))
+    await coordinator.advance(to: at(61))
+    #expect(try await held.isEmpty)
+  }
+
+  @Test("a measure that the firewall cannot express does not keep others out")
+  func unsupported() async throws {
+    let fussy = FussyFirewall(inner: firewall, refused: .block(network("203.0.113.8")))
+    let coordinator = EnforcementCoordinator(
+      updater: try updater(rule(count: 1)), log: MemoryDecisionLog(), firewall: fussy, events: events)
+    let batch = [alert(), alert(from: address("203.0.113.8")), alert(from: address("203.0.113.9"))]
+    #expect(await coordinator.handle(batch, at: at(0)).map(\.status) == [.desired, .desired, .desired])
+    await coordinator.advance(to: at(1))
+    #expect(try await held == [.block(network("203.0.113.7")), .block(network("203.0.113.9"))])
+    #expect(await coordinator.waitingForFirewall.map(\.id) == [2])
+    #expect(await coordinator.handle(alert(from: address("203.0.113.10")), at: at(2)).map(\.status) == [.enforced])
+    await coordinator.advance(to: at(60))
+    await coordinator.advance(to: at(61))
+    #expect(await coordinator.waitingForFirewall.isEmpty)
+    #expect(platform == [.enforcementFailed])
+  }
+
+  @Test("with a full disk measures are enforced, and marked unlogged")
+  func fullDisk() async throws {
+    let log = ProbingLog(firewall)
+    let coordinator = try make(log)
+    log.isFull.withLock { $0 = true }
+    let decisions = await coordinator.handle(alert(), at: at(0))
+    #expect(decisions.map(\.isLogged) == [false])
+    #expect(decisions.map(\.status) == [.enforced])
+    #expect(try await held.count == 1)
+    await coordinator.handle(alert(from: address("203.0.113.8")), at: at(0))
+    #expect(platform == [.logUnwritable], "said once")
+    log.isFull.withLock { $0 = false }
+    #expect(await coordinator.handle(alert(from: address("203.0.113.9")), at: at(0)).map(\.isLogged) == [true])
+  }
+
+  @Test("what somebody took out or put in is found, mended and said")
+  func drift() async throws {
+    let coordinator = try make()
+    await coordinator.handle(alert(), at: at(0))
+    #expect(try await coordinator.reconcile(at: at(1)).isEmpty)
+    let key = FirewallMeasure.Key(scope: .domain(uuid(1)), kind: .block(network("203.0.113.7")))
+    firewall.tamper(removing: key)
+    let foreign = FirewallMeasure(scope: .host, kind: .block(network("198.51.100.0/24")), expires: nil, decision: 99)
+    firewall.tamper(adding: foreign)
+    let difference = try await coordinator.reconcile(at: at(2))
+    #expect(difference.missing.map(\.key) == [key])
+    #expect(difference.unexpected == [foreign])
+    #expect(try await held == [key.kind])
+    #expect(platform == [.firewallDrift])
+  }
+
+  @Test("after a restart the firewall gets what the log says")
+  func restart() async throws {
+    let log = MemoryDecisionLog()
+    await (try make(log)).handle(alert(), at: at(0))
+    let empty = RecordingFirewallSink()
+    var updater = try updater(rule(count: 1))
+    _ = updater.restore(log.decisions, at: at(5))
+    let coordinator = EnforcementCoordinator(updater: updater, log: log, firewall: empty, events: events)
+    #expect(try await coordinator.reconcile(at: at(5)).missing.count == 1)
+    #expect(try await empty.readBack(at: at(5)).measures.map(\.expires) == [at(60)])
+  }
+
+  @Test("pausing waits for a yes, and is then done")
+  func approve() async throws {
+    let coordinator = try make(control: control)
+    #expect(await coordinator.handle(fileEvent(), at: at(0)).map(\.status) == [.pending])
+    #expect(control.calls.withLock { $0 }.isEmpty)
+    #expect(try await coordinator.approve(1, at: at(1)).status == .enforced)
+    #expect(control.calls.withLock { $0 } == ["pause 1"])
+    await #expect(throws: PolicyError.self) { try await coordinator.approve(1, at: at(1)) }
+  }
+
+  @Test("a pause that fails is tried again")
+  func pauseFails() async throws {
+    let coordinator = try make(control: control) { $0.destructiveMeasures = .allowed }
+    control.failure.withLock { $0 = ProbeError(.failed, "no") }
+    #expect(await coordinator.handle(fileEvent(), at: at(0)).map(\.status) == [.desired])
+    control.failure.withLock { $0 = nil }
+    #expect(await coordinator.advance(to: at(1)).map(\.status) == [.enforced])
+    #expect(control.calls.withLock { $0 } == ["pause 1"])
+  }
+
+  @Test("a dry run touches neither firewall nor domain")
+  func dryRun() async throws {
+    let coordinator = try make(control: control) {
+      $0.isDryRun = true
+      $0.destructiveMeasures = .allowed
+    }
+    await coordinator.handle([alert(), fileEvent()], at: at(0))
+    await coordinator.advance(to: at(100))
+    #expect(firewall.generation == 0)
+    #expect(control.calls.withLock { $0 }.isEmpty)
+    #expect(told.allSatisfy { $0.status == .dryRun })
+  }
+
+  @Test("switching the dry run off puts in force what stands, and on again takes it out")
+  func switchDryRun() async throws {
+    let coordinator = try make { $0.isDryRun = true }
+    await coordinator.handle(alert(), at: at(0))
+    try await coordinator.replacePolicy(with: Policy(rules: [rule(count: 1)]), at: at(1))
+    #expect(try await held.count == 1)
+    try await coordinator.replacePolicy(with: Policy(rules: [rule(count: 1)], isDryRun: true), at: at(2))
+    #expect(try await held.isEmpty)
+  }
+
+  @Test("many callers at once are served one after another")
+  func concurrent() async throws {
+    let coordinator = try make { $0.measuresPerMinute = 10_000 }
+    await withTaskGroup(of: Void.self) { group in
+      for number in 0..<200 {
+        group.addTask { await coordinator.handle(alert(from: IPAddress(v4: 0x0100_0000 + UInt32(number))), at: at(0)) }
+      }
+    }
+    #expect(try await held.count == 200)
+    #expect(told.map(\.id) == Array(1...200))
+    #expect(told.allSatisfy { $0.status == .enforced })
+  }
+
+  @Test("the administrator's block and its end reach the firewall")
+  func manual() async throws {
+    let coordinator = try make()
+    try await coordinator.block(network("198.51.100.7"), for: nil, duration: .seconds(60), reason: "asked", at: at(0))
+    #expect(try await held == [.block(network("198.51.100.7"))])
+    let key = FirewallMeasure.Key(scope: .host, kind: .block(network("198.51.100.7")))
+    try await coordinator.lift(key, reason: "enough", at: at(1))
+    #expect(try await held.isEmpty)
+  }
+}

@@ -1,0 +1,172 @@
+import Testing
+import VMFenceCore
+
+@Suite("Decision log")
+struct FileDecisionLogTests {
+  /// One decision of every form.
+  private static let samples: [Decision] = {
+    let v6 = network("2001:db8::/64")
+    let measures: [Decision.Measure] = [
+      .notify, .block(network("203.0.113.7")), .blockOnHost(v6), .quarantine, .rateLimit(packetsPerSecond: 77), .pause,
+      .shutDown, .lift(.init(scope: .host, kind: .block(v6))),
+      .lift(.init(scope: .domain(uuid(1)), kind: .quarantine)),
+      .lift(.init(scope: .domain(uuid(1)), kind: .rateLimit(packetsPerSecond: 1))),
+    ]
+    return measures.enumerated().map { index, measure in
+      Decision(
+        id: UInt64(index + 1), time: at(Double(index)), incarnation: index % 2 == 0 ? nil : incarnation(3),
+        measure: measure, status: Decision.Status.allCases[index % Decision.Status.allCases.count],
+        policy: "p\(index)", reason: "grüße \"\n", step: index, expires: index % 3 == 0 ? nil : at(1e9),
+        trigger: "1:\(index)", source: index % 2 == 0 ? v6 : nil, isLogged: index != 4)
+    }
+  }()
+
+  private func open(_ directory: TemporaryDirectory) throws -> (log: FileDecisionLog, recovery: DecisionLogRecovery) {
+    try FileDecisionLog.open(path: directory.file("log"))
+  }
+
+  @Test("what was appended is read again, and appended to")
+  func roundTrip() throws {
+    let directory = try TemporaryDirectory()
+    do {
+      let (log, recovery) = try open(directory)
+      #expect(recovery == DecisionLogRecovery(decisions: []))
+      try log.append(Array(Self.samples.prefix(4)))
+      try log.append([])
+      try log.sync()
+    }
+    do {
+      let (log, recovery) = try open(directory)
+      #expect(recovery == DecisionLogRecovery(decisions: Array(Self.samples.prefix(4))))
+      try log.append(Array(Self.samples.dropFirst(4)))
+    }
+    #expect(try open(directory).recovery == DecisionLogRecovery(decisions: Self.samples))
+  }
+
+  @Test("a log cut off anywhere gives the records before the cut, says so, and goes on")
+  func torn() throws {
+    let directory = try TemporaryDirectory()
+    var ends: [Int] = []
+    do {
+      let (log, _) = try open(directory)
+      ends.append(log.byteCount)
+      for decision in Self.samples.prefix(3) {
+        try log.append([decision])
+        ends.append(log.byteCount)
+      }
+    }
+    let whole = try directory.bytes("log")
+    for cut in ends[0]...ends[3] where cut % 3 == 0 || ends.contains(cut) {
+      // What a crash leaves behind: the beginning of the record, then the zeros allocated ahead.
+      for tail in [0, 4_096] {
+        try directory.write(Array(whole[..<cut]) + Array(repeating: 0, count: tail), to: "log")
+        let complete = ends.dropFirst().filter { $0 <= cut }.count
+        do {
+          let (log, recovery) = try open(directory)
+          #expect(recovery.decisions == Array(Self.samples.prefix(complete)), "cut at \(cut)")
+          #expect((recovery.damage == nil) == ends.contains(cut), "cut at \(cut), tail \(tail)")
+          try log.append([Self.samples[7]])
+        }
+        let again = try open(directory).recovery
+        #expect(again == DecisionLogRecovery(decisions: Array(Self.samples.prefix(complete)) + [Self.samples[7]]))
+      }
+    }
+  }
+
+  @Test("no changed byte of a record is taken for a decision")
+  func flipped() throws {
+    let directory = try TemporaryDirectory()
+    var ends: [Int] = []
+    do {
+      let (log, _) = try open(directory)
+      ends.append(log.byteCount)
+      for decision in Self.samples.prefix(2) {
+        try log.append([decision])
+        ends.append(log.byteCount)
+      }
+    }
+    let whole = Array(try directory.bytes("log").prefix(ends[2]))
+    for offset in ends[0]..<ends[2] {
+      var bytes = whole
+      bytes[offset] ^= 0x41
+      try directory.write(bytes, to: "log")
+      let recovery = try open(directory).recovery
+      #expect(recovery.decisions == Array(Self.samples.prefix(offset < ends[1] ? 0 : 1)), "byte \(offset)")
+      #expect(recovery.damage != nil)
+    }
+  }
+
+  @Test("another file is not taken for a log, and stays as it is", arguments: ["#!/bin/sh\n", "VMFDLOG2", "V"])
+  func notALog(text: String) throws {
+    let directory = try TemporaryDirectory()
+    let bytes = Array(text.utf8) + Array(repeating: 1, count: 100)
+    try directory.write(bytes, to: "log")
+    let error = #expect(throws: DecisionLogError.self) { try open(directory) }
+    #expect(error?.code == .notALog)
+    #expect(try directory.bytes("log") == bytes)
+  }
+
+  @Test("a file of zeros, left by a crash at the very beginning, is an empty log")
+  func zeros() throws {
+    let directory = try TemporaryDirectory()
+    try directory.write(Array(repeating: 0, count: 64), to: "log")
+    let (log, recovery) = try open(directory)
+    #expect(recovery == DecisionLogRecovery(decisions: []))
+    try log.append([Self.samples[0]])
+  }
+
+  @Test("one process at a time")
+  func inUse() throws {
+    let directory = try TemporaryDirectory()
+    let (log, _) = try open(directory)
+    let error = #expect(throws: DecisionLogError.self) { try open(directory) }
+    #expect(error?.code == .inUse)
+    _ = log
+  }
+
+  @Test("no directory, no permission and no space have errors of their own")
+  func errors() throws {
+    let missing = #expect(throws: DecisionLogError.self) { try FileDecisionLog.open(path: "/nowhere/log") }
+    #expect(missing?.code == .inputOutput)
+    let directory = try TemporaryDirectory()
+    let (log, _) = try FileDecisionLog.open(path: directory.file("log"), byteLimit: 300)
+    try log.append([Self.samples[0]])
+    let full = #expect(throws: DecisionLogError.self) { try log.append(Self.samples) }
+    #expect(full?.code == .full)
+    try log.append([Self.samples[1]])
+  }
+
+  @Test("a compacted log holds what it was told to, and nothing else")
+  func compact() throws {
+    let directory = try TemporaryDirectory()
+    do {
+      let (log, _) = try open(directory)
+      for _ in 0..<100 { try log.append(Self.samples) }
+      let before = log.byteCount
+      try log.compact(to: [Self.samples[1], Self.samples[3]])
+      #expect(log.byteCount < before / 100)
+      try log.append([Self.samples[5]])
+      #expect(throws: DecisionLogError.self) { try open(directory) }
+    }
+    #expect(
+      try open(directory).recovery
+        == DecisionLogRecovery(decisions: [Self.samples[1], Self.samples[3], Self.samples[5]]))
+  }
+
+  @Test("hostile text is cut to its limit, between characters")
+  func longText() throws {
+    let directory = try TemporaryDirectory()
+    var decision = Self.samples[0]
+    decision.reason = String(repeating: "€", count: 5_000)
+    do { try open(directory).log.append([decision]) }
+    let read = try #require(try open(directory).recovery.decisions.first)
+    #expect(read.reason == String(repeating: "€", count: 1_365))
+  }
+
+  @Test("CRC-32C gives the values of RFC 3720, appendix B.4")
+  func crc() {
+    #expect(CRC32C.checksum(Array("123456789".utf8)) == 0xE306_9283)
+    #expect(CRC32C.checksum([UInt8](repeating: 0, count: 32)) == 0x8A91_36AA)
+    #expect(CRC32C.checksum([UInt8](repeating: 0xFF, count: 32)) == 0x62A8_AB43)
+  }
+}

@@ -1,0 +1,223 @@
+import Testing
+import VMFenceCore
+
+@Suite("Policy safety")
+struct PolicySafetyTests {
+  @Test(
+    "evidence that anybody can forge never blocks an address, and that is said once per window",
+    arguments: [(UInt8(6), false), (17, true), (1, false), (58, false)], Evidence.allCases)
+  func forgeable(evidence: (UInt8, Bool), rule evidenceRule: Evidence) throws {
+    var updater = try updater(rule(evidence: evidenceRule))
+    let event = alert(protocolNumber: evidence.0, established: evidence.1)
+    let decisions = updater.handle(event, times: 300, at: at(0))
+    #expect(decisions.map(\.status) == [.withheld])
+    #expect(decisions.first?.reason.contains("anybody can forge") == true)
+    #expect(updater.measuresInForce.isEmpty)
+    #expect(updater.handle(event, times: 3, at: at(60)).map(\.status) == [.withheld])
+  }
+
+  @Test("forged alerts in between neither help nor hinder the true ones")
+  func mixed() throws {
+    var updater = try updater(rule())
+    let forged = alert(protocolNumber: 17)
+    #expect(updater.handle(alert(), times: 2, at: at(0)).isEmpty)
+    #expect(updater.handle(forged, times: 2, at: at(0)).isEmpty)
+    #expect(updater.handle(alert(), at: at(0)).map(\.status) == [.enforced])
+  }
+
+  @Test(
+    "the never-block list holds for addresses and for networks that contain them",
+    arguments: ["203.0.113.7", "203.0.113.0/24", "203.0.113.64"])
+  func neverBlock(listed: String) throws {
+    var updater = try updater(rule(per: .sourceNetwork(v4Prefix: 24, v6Prefix: 64))) {
+      $0.neverBlock = [network(listed)]
+    }
+    let decisions = updater.handle(alert(), times: 30, at: at(0))
+    #expect(decisions.map(\.status) == [.withheld])
+    #expect(decisions.first?.reason.hasSuffix("withheld: \(listed) is never blocked") == true)
+  }
+
+  @Test(
+    "nobody's own guests are blocked, nor what a network needs",
+    arguments: [
+      ("192.0.2.2", "guest2, a guest of the same tenant"), ("fe80::1", "fe80::/10"), ("0.0.0.0", "0.0.0.0/8"),
+      ("255.255.255.255", "224.0.0.0/3"), ("::1", "::/127"), ("ff02::1", "ff00::/8"),
+    ])
+  func own(source: String, because: String) throws {
+    var updater = try updater(rule())
+    let decisions = updater.handle(alert(from: address(source)), times: 3, at: at(0))
+    #expect(decisions.map(\.status) == [.withheld])
+    #expect(decisions.first?.reason.contains(because) == true)
+  }
+
+  @Test("another tenant's guest can be blocked for one's own, but not on the host")
+  func otherTenant() throws {
+    var updater = try updater(
+      rule(ladder: [LadderStep(.block, for: .seconds(1)), LadderStep(.blockOnHost, for: .seconds(60))]))
+    let event = alert(from: address("192.0.2.3"))
+    #expect(updater.handle(event, times: 3, at: at(0)).map(\.status) == [.enforced])
+    let next = updater.handle(event, times: 3, at: at(2))
+    #expect(next.map(\.status) == [.expired, .withheld])
+    #expect(next.last?.reason.contains("a guest of this host") == true)
+  }
+
+  @Test("the cap holds for the whole host; what it withheld is taken when there is room")
+  func cap() throws {
+    var updater = try updater(rule(count: 1)) { $0.measuresPerMinute = 2 }
+    var decisions: [Decision] = []
+    for number in 1...50 { decisions += updater.handle(alert(from: address("203.0.113.\(number)")), at: at(0)) }
+    #expect(decisions.map(\.status) == [.enforced, .enforced, .withheld])
+    #expect(updater.handle(alert(from: address("203.0.113.50")), at: at(60)).last?.status == .enforced)
+  }
+
+  @Test("reports are capped, and the rest is counted")
+  func reports() throws {
+    var updater = try updater(rule(count: 1)) { $0.reportsPerMinute = 5 }
+    var decisions: [Decision] = []
+    for number in 0..<1_000 {
+      decisions += updater.handle(
+        alert(from: IPAddress(v4: 0xCB00_0000 + UInt32(number)), protocolNumber: 17), at: at(0))
+    }
+    #expect(decisions.count == 5)
+    #expect(updater.statistics.withheld == 1_000)
+    #expect(updater.statistics.reportsDropped == 995)
+  }
+
+  @Test("a dry run decides and changes nothing")
+  func dryRun() throws {
+    var updater = try updater(rule()) { $0.isDryRun = true }
+    let decisions = updater.handle(alert(), times: 30, at: at(0)) + updater.advance(to: at(60))
+    #expect(decisions.map(\.status) == [.dryRun, .dryRun])
+    #expect(updater.measuresInForce.isEmpty)
+  }
+
+  @Test("pausing waits for the administrator, and is asked once")
+  func pending() throws {
+    var updater = try updater(
+      rule("files", [.files([])], per: .domain, count: 1, ladder: [LadderStep(.pause)]))
+    let decisions = updater.handle(fileEvent(), times: 5, at: at(0))
+    #expect(decisions.map(\.status) == [.pending])
+    #expect(updater.pending == decisions)
+    let approved = try updater.approve(1, at: at(5))
+    #expect(approved.status == .enforced)
+    #expect(approved.id == 1)
+    #expect(updater.pending.isEmpty)
+    #expect(throws: PolicyError.self) { try updater.approve(1, at: at(5)) }
+    _ = updater.handle(fileEvent(), at: at(6))
+    #expect(try updater.deny(2, at: at(7)).status == .denied)
+  }
+
+  @Test("what the operator allowed is not asked")
+  func allowed() throws {
+    var updater = try updater(
+      rule("files", [.files([])], per: .domain, count: 1, ladder: [LadderStep(.pause)])
+    ) { $0.destructiveMeasures = .allowed }
+    #expect(updater.handle(fileEvent(), at: at(0)).map(\.status) == [.enforced])
+  }
+
+  @Test("a million sources do not grow memory, and what made room is counted")
+  func flood() throws {
+    var updater = try updater(rule(count: 2)) { $0.capacities.countersPerRule = 1_000 }
+    for number in 0..<50_000 {
+      _ = updater.handle(alert(from: IPAddress(v4: 0x0100_0000 + UInt32(number))), at: at(0))
+    }
+    #expect(updater.statistics.countersEvicted == 49_000)
+    #expect(updater.measuresInForce.isEmpty)
+  }
+
+  @Test("a flood of forged sources does not push out the count of a true one")
+  func forgedFlood() throws {
+    var updater = try updater(rule()) { $0.capacities.countersPerRule = 100 }
+    _ = updater.handle(alert(), times: 2, at: at(0))
+    for number in 0..<10_000 {
+      _ = updater.handle(
+        alert(from: IPAddress(v4: 0x0100_0000 + UInt32(number)), established: false), at: at(0))
+    }
+    #expect(updater.handle(alert(), at: at(1)).map(\.status) == [.enforced])
+  }
+
+  @Test("measures in force are bounded")
+  func fullRegister() throws {
+    var updater = try updater(rule(count: 1)) {
+      $0.capacities.measures = 3
+      $0.measuresPerMinute = 1_000
+    }
+    var decisions: [Decision] = []
+    for number in 1...9 { decisions += updater.handle(alert(from: address("203.0.113.\(number)")), at: at(0)) }
+    #expect(decisions.map(\.status) == [.enforced, .enforced, .enforced, .withheld])
+    #expect(updater.measuresInForce.count == 3)
+  }
+
+  @Test("a clock that goes back ends no block early and starts none anew")
+  func clockBack() throws {
+    var updater = try updater(rule())
+    _ = updater.handle(alert(), times: 3, at: at(1_000))
+    #expect(updater.advance(to: at(0)).isEmpty)
+    #expect(updater.handle(alert(), at: at(0)).isEmpty)
+    #expect(updater.advance(to: at(1_060)).count == 1)
+  }
+
+  @Test("the administrator blocks and takes back, but not against the never-block list")
+  func manual() throws {
+    var updater = try updater(rule()) { $0.neverBlock = [network("198.51.100.1")] }
+    for forbidden in ["198.51.100.0/24", "0.0.0.0/0", "::/0", "192.0.0.0/8"] {
+      #expect(throws: PolicyError.self) {
+        try updater.block(network(forbidden), for: nil, duration: .seconds(60), reason: "asked", at: at(0))
+      }
+    }
+    let blocked = try updater.block(
+      network("198.51.100.128/25"), for: nil, duration: .seconds(60), reason: "asked", at: at(0))
+    #expect(blocked.map(\.measure) == [.blockOnHost(network("198.51.100.128/25"))])
+    let key = FirewallMeasure.Key(scope: .host, kind: .block(network("198.51.100.128/25")))
+    #expect(updater.measuresInForce.map(\.key) == [key])
+    #expect(try updater.lift(key, reason: "a mistake", at: at(1)).map(\.reason) == ["a mistake"])
+    #expect(updater.measuresInForce.isEmpty)
+    #expect(throws: PolicyError.self) { try updater.lift(key, reason: "again", at: at(1)) }
+  }
+
+  @Test("a new policy lifts what it forbids, and keeps the rest and the counts")
+  func replace() throws {
+    var updater = try updater(rule(), rule("other", count: 2, ladder: [LadderStep(.notify)]))
+    _ = updater.handle(alert(), times: 3, at: at(0))
+    _ = updater.handle(alert(from: address("203.0.113.9")), times: 3, at: at(0))
+    _ = updater.handle(alert(from: address("203.0.113.10")), times: 2, at: at(0))
+    let decisions = try updater.replacePolicy(
+      with: Policy(rules: [rule()], neverBlock: [network("203.0.113.9")]), at: at(1))
+    #expect(decisions.map(\.status) == [.expired])
+    #expect(decisions.first?.reason == "the policy changed: 203.0.113.9 is never blocked")
+    #expect(updater.measuresInForce.map(\.key.kind) == [.block(network("203.0.113.7"))])
+    #expect(updater.handle(alert(from: address("203.0.113.10")), at: at(2)).map(\.status) == [.enforced])
+    #expect(throws: PolicyError.self) { try updater.replacePolicy(with: Policy(rules: [rule(count: 0)]), at: at(3)) }
+    #expect(updater.policy.rules.count == 1)
+  }
+
+  @Test("after a restart the log's decisions hold on: timers, ladder, numbers, what is pending")
+  func restore() throws {
+    func make() throws -> PolicyUpdater {
+      try updater(
+        rule(ladder: [LadderStep(.block, for: .seconds(60)), LadderStep(.blockOnHost, for: .seconds(60))]),
+        rule("files", [.files([])], per: .domain, count: 1, ladder: [LadderStep(.pause)]))
+    }
+    var before = try make()
+    var log = before.handle(alert(), times: 3, at: at(0))
+    log += before.handle(alert(from: address("203.0.113.8")), times: 3, at: at(50))
+    log += before.handle(fileEvent(), at: at(50))
+    log += before.handle(fileEvent(on: 2), at: at(50))
+    log.append(try before.deny(4, at: at(51)))
+
+    var after = try make()
+    let lifted = after.restore(log, at: at(70))
+    #expect(lifted.map(\.status) == [.expired])
+    #expect(lifted.map(\.id) == [5])
+    #expect(after.measuresInForce.map(\.key.kind) == [.block(network("203.0.113.8"))])
+    #expect(after.pending.map(\.id) == [3])
+    #expect(
+      after.handle(alert(), times: 3, at: at(80)).map(\.measure) == [.blockOnHost(network("203.0.113.7"))])
+
+    var compacted = try make()
+    _ = compacted.restore(after.liveDecisions, at: at(80))
+    #expect(compacted.measuresInForce == after.measuresInForce)
+    #expect(compacted.pending == after.pending)
+    #expect(compacted.liveDecisions == after.liveDecisions)
+  }
+}
