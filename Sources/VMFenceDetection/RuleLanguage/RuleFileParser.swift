@@ -1,5 +1,13 @@
 import VMFenceCore
 
+/// What rule files define for all rules after: variables and classes.
+struct RuleContext: Sendable {
+  var variables: RuleVariables
+  var classes = ClassificationTable()
+
+  init(variables: [String: String]) { self.variables = RuleVariables(variables) }
+}
+
 /// Parses one rule file of any dialect. Every rule that cannot be used gives a diagnostic with its place, and parsing goes
 /// on with the next one.
 package struct RuleFileParser {
@@ -9,30 +17,38 @@ package struct RuleFileParser {
 
   private var scanner: RuleScanner
   private let dialect: RuleDialect
-  private var variables: RuleVariables
-  private var classes = ClassificationTable()
+  private var context: RuleContext
   private var result: ParsedRules
 
   /// - Parameter variables: by name without the dollar sign; they go before those that the file defines.
   package static func parse(_ source: RuleSource, variables: [String: String]) -> ParsedRules {
-    var parser = RuleFileParser(source, variables)
+    var context = RuleContext(variables: variables)
+    return parse(source, in: &context)
+  }
+
+  /// Parses a file that may use what files before it defined; `context` then has what this one defines, too.
+  static func parse(_ source: RuleSource, in context: inout RuleContext) -> ParsedRules {
+    var parser = RuleFileParser(source, context)
     parser.run()
+    context = parser.context
     return parser.result
   }
 
-  private init(_ source: RuleSource, _ given: [String: String]) {
+  private init(_ source: RuleSource, _ context: RuleContext) {
     scanner = RuleScanner(file: source.file, bytes: source.text)
-    variables = RuleVariables(given)
-    let detected = source.dialect ?? DialectDetection.detect(source.text).dialect
-    dialect = detected
-    result = ParsedRules(dialect: detected)
-    if source.dialect == nil {
+    self.context = context
+    guard let dialect = source.dialect else {
+      let detected = DialectDetection.detect(source.text)
+      dialect = detected.dialect
+      result = ParsedRules(dialect: dialect)
       result.diagnostics.append(
         Diagnostic(
-          .note, at: SourcePlace(file: source.file),
-          "taken for \(detected.rawValue) rules: \(DialectDetection.detect(source.text).reason)",
+          .note, at: SourcePlace(file: source.file), "taken for \(dialect.rawValue) rules: \(detected.reason)",
           remedy: "name the dialect to be sure"))
+      return
     }
+    self.dialect = dialect
+    result = ParsedRules(dialect: dialect)
   }
 
   private mutating func run() {
@@ -128,14 +144,14 @@ package struct RuleFileParser {
     guard parts.count == 2 else {
       throw RuleProblem(start, "a variable needs a name and a value", "for example `ipvar HOME_NET 10.0.0.0/8`")
     }
-    variables.define(parts[0].text, parts[1].trimmed)
+    context.variables.define(parts[0].text, parts[1].trimmed)
   }
 
   private mutating func configuration(_ start: Int) throws(RuleProblem) {
     let rest = restOfLine()
     guard let colon = rest.firstIndex(of: UInt8(ascii: ":")) else { return }
     switch rest[..<colon].trimmed.text {
-    case "classification": try classes.define(rest[(colon + 1)...].trimmed)
+    case "classification": try context.classes.define(rest[(colon + 1)...].trimmed)
     case "reference": break  // The systems' addresses; references are shown as they are written.
     default:
       result.diagnostics.append(
@@ -148,9 +164,9 @@ package struct RuleFileParser {
   // MARK: A rule
 
   private mutating func rule(_ action: RuleAction, _ start: Int) throws(RuleProblem) {
-    let head = try RuleHead.parse(&scanner, variables: variables, dialect: dialect, start: start)
+    let head = try RuleHead.parse(&scanner, variables: context.variables, dialect: dialect, start: start)
     let scanner = self.scanner
-    var options = RuleOptionParser(dialect: dialect, classes: classes) { scanner.place(at: $0) }
+    var options = RuleOptionParser(dialect: dialect, classes: context.classes) { scanner.place(at: $0) }
     try body(&options, start)
     let place = scanner.place(at: start)
     options.metadata.action = action

@@ -1,0 +1,80 @@
+import VMFenceCore
+
+/// The rules of several files, parsed one after the other with the variables and classes of all before, each gid and sid
+/// once, in the order in which conflicts are resolved.
+package struct RuleSet: Sendable {
+  package var list: ResolvedRuleList
+  /// What was wrong or worth saying, in the order of the files.
+  package var diagnostics: [Diagnostic]
+  /// Rules that could not be used, those that a newer revision replaces not counted.
+  package var rejected: Int
+
+  package var rules: [Rule] { list.rules }
+
+  /// Never fails: what is wrong is in `diagnostics`, and whether that is acceptable is the caller's decision.
+  package static func parse(_ request: RuleCompilationRequest) -> RuleSet {
+    var context = RuleContext(variables: request.variables)
+    var rules: [Rule] = []
+    var diagnostics: [Diagnostic] = []
+    var rejected = 0
+    for source in request.sources {
+      let parsed = RuleFileParser.parse(source, in: &context)
+      rules += parsed.rules
+      diagnostics += parsed.diagnostics
+      rejected += parsed.rejected
+    }
+    rules = newestRevisions(rules, &diagnostics)
+    diagnostics += missingActivations(rules)
+    return RuleSet(list: ResolvedRuleList(rules), diagnostics: diagnostics, rejected: rejected)
+  }
+
+  /// Each (gid, sid) once: the one with the highest revision, of equal revisions the first.
+  private static func newestRevisions(_ rules: [Rule], _ diagnostics: inout [Diagnostic]) -> [Rule] {
+    var kept: [UInt64: Int] = [:]
+    kept.reserveCapacity(rules.count)
+    var dropped = Set<Int>()
+    for (index, rule) in rules.enumerated() {
+      let id = UInt64(rule.metadata.gid) << 32 | UInt64(rule.metadata.sid)
+      guard let other = kept[id] else {
+        kept[id] = index
+        continue
+      }
+      let isNewer = rule.metadata.revision > rules[other].metadata.revision
+      let (loser, winner) = isNewer ? (other, index) : (index, other)
+      kept[id] = winner
+      dropped.insert(loser)
+      let name = "\(rule.metadata.gid):\(rule.metadata.sid)"
+      let reason =
+        rules[loser].metadata.revision < rules[winner].metadata.revision
+        ? "revision \(rules[winner].metadata.revision) is newer" : "it came first"
+      let place = rules[winner].metadata.place.map { " at \($0)" } ?? ""
+      diagnostics.append(
+        Diagnostic(
+          .warning, at: rules[loser].metadata.place, "rule \(name) is there twice; the one\(place) is used: \(reason)",
+          remedy: "give one of them another sid, or remove it"))
+    }
+    return dropped.isEmpty ? rules : rules.indices.filter { !dropped.contains($0) }.map { rules[$0] }
+  }
+
+  /// A dynamic rule that nothing turns on, or a group that no dynamic rule belongs to.
+  private static func missingActivations(_ rules: [Rule]) -> [Diagnostic] {
+    let turnedOn = Set(rules.compactMap(\.activates))
+    let waiting = Set(rules.compactMap(\.activatedBy))
+    var result: [Diagnostic] = []
+    for rule in rules {
+      if let id = rule.activatedBy, !turnedOn.contains(id) {
+        result.append(
+          Diagnostic(
+            .warning, at: rule.metadata.place, "no rule activates \(id), so this dynamic rule never logs",
+            remedy: "add an activate rule with `activates:\(id);`"))
+      }
+      if let id = rule.activates, !waiting.contains(id) {
+        result.append(
+          Diagnostic(
+            .warning, at: rule.metadata.place, "no dynamic rule is activated by \(id)",
+            remedy: "add a dynamic rule with `activated_by:\(id);`, or make this an alert rule"))
+      }
+    }
+    return result
+  }
+}

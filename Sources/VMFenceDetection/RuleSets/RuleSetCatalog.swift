@@ -1,0 +1,32 @@
+import VMFenceCore
+
+/// Which rule files a domain gets: those that all have in common, those of its service type, and its own.
+public struct RuleSetCatalog: Hashable, Sendable {
+  public var common: [RuleSource]
+  /// By service type (`http`, `ftp`, `ssh` …).
+  public var byService: [String: [RuleSource]]
+  /// For a domain whose service type is not given or not in `byService`. Empty: such a domain gets none of these.
+  public var defaults: [RuleSource]
+  /// In addition, for the domain with this name.
+  public var byDomain: [String: [RuleSource]]
+
+  public init(
+    common: [RuleSource] = [], byService: [String: [RuleSource]] = [:], defaults: [RuleSource] = [],
+    byDomain: [String: [RuleSource]] = [:]
+  ) {
+    self.common = common
+    self.byService = byService
+    self.defaults = defaults
+    self.byDomain = byDomain
+  }
+
+  /// The sources for a domain, in the order in which they are read: common, of its service, its own. Empty when no
+  /// rules are configured for it. Domains with equal answers can share one compilation.
+  public func sources(domainName: String, serviceType: String?) -> [RuleSource] {
+    let service = serviceType.flatMap { byService[$0] } ?? defaults
+    return common + service + (byDomain[domainName] ?? [])
+  }
+
+  /// Whether the service type has rules of its own here; what `sources` does otherwise is worth a word to the operator.
+  public func knows(serviceType: String) -> Bool { byService[serviceType] != nil }
+}
