@@ -230,7 +230,7 @@ enum DiskSuite {
         // The guest writes back the beginning of its disk, its metadata and some data.
         var sequence: UInt64 = 0
         var buffer = [UInt8](repeating: 0, count: 4096)
-        for offset in stride(from: 0, to: min(reader.byteCount, 1 << 20) / 4096 * 4096, by: 4096) {
+        for offset in stride(from: 0, to: min(reader.byteCount, 1 << 18) / 4096 * 4096, by: 4096) {
           try reader.read(at: offset, into: &buffer)
           let request = BlockRequest(
             sequence: sequence, timestamp: .zero, operation: .write, offset: offset, length: 4096)

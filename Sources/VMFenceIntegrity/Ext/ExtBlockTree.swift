@@ -86,6 +86,42 @@ struct ExtBlockTree: Sendable {
     update(root: [UInt32](repeating: 0, count: 15), in: fileSystem, work: &work)
   }
 
+  /// The places in the file whose block is another one than in `old`, with the block that is there now (0 for none), in the order of
+  /// the file.
+  func differences(from old: ExtBlockTree, blockSize: Int) -> [(fileBlock: UInt32, block: UInt32)] {
+    var result: [(fileBlock: UInt32, block: UInt32)] = []
+    let pointers = UInt64(blockSize / 4)
+    let bases: [UInt64] = [12, 12 + pointers, 12 + pointers + pointers * pointers]
+    for index in 0..<15 {
+      let level = max(0, index - 11)
+      let base = index < 12 ? UInt64(index) : bases[index - 12]
+      compare(old, (old.root[index], root[index]), level: level, base: base, blockSize: blockSize, &result)
+    }
+    return result
+  }
+
+  /// Calls itself at most three deep.
+  private func compare(
+    _ old: ExtBlockTree, _ blocks: (old: UInt32, new: UInt32), level: Int, base: UInt64, blockSize: Int,
+    _ result: inout [(fileBlock: UInt32, block: UInt32)]
+  ) {
+    guard base <= UInt64(UInt32.max) else { return }
+    guard level > 0 else {
+      if blocks.old != blocks.new { result.append((UInt32(base), blocks.new)) }
+      return
+    }
+    let key = IndirectKey(level: UInt8(level), base: UInt32(base))
+    let before = old.indirect[key] ?? []
+    let after = indirect[key] ?? []
+    if level == 1, before == after { return }
+    let step = Self.span(level: level - 1, blockSize: blockSize)
+    for index in 0..<max(before.count, after.count) {
+      let pair = (index < before.count ? before[index] : 0, index < after.count ? after[index] : 0)
+      if pair == (0, 0) { continue }
+      compare(old, pair, level: level - 1, base: base + UInt64(index) * step, blockSize: blockSize, &result)
+    }
+  }
+
   /// Calls itself at most three deep: `level` falls with each call, whatever the disk says.
   private mutating func claim(
     _ block: UInt64, level: Int, base: UInt64, in fileSystem: ExtFileSystem, work: inout TreeWork

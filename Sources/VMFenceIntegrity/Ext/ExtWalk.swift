@@ -34,6 +34,8 @@ public struct Damage: Hashable, Sendable {
   public var path: [UInt8]
   /// One sentence without a guest's text in it.
   public var message: String
+  /// While a guest writes, it may be that the rest is just not written yet: looked at again before it is told.
+  var mayMend = false
 }
 
 /// Damages found, the first few kept.
@@ -44,9 +46,10 @@ public struct DamageLog: Sendable {
 
   init(limit: Int) { self.limit = limit }
 
-  mutating func report(inode: UInt32, path: [UInt8] = [], _ message: String) {
+  mutating func report(inode: UInt32, path: [UInt8] = [], mayMend: Bool = false, _ message: String) {
     count += 1
-    if kept.count < limit { kept.append(Damage(inode: UInt64(inode), path: path, message: message)) }
+    guard kept.count < limit else { return }
+    kept.append(Damage(inode: UInt64(inode), path: path, message: message, mayMend: mayMend))
   }
 
   mutating func drain() -> (kept: [Damage], count: Int) {

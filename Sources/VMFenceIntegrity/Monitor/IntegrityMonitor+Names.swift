@@ -28,6 +28,8 @@ extension IntegrityMonitor {
     var created: Set<UInt32> = []
     /// Inodes of which a name was told.
     var told: Set<UInt32> = []
+    /// Names that were told with all that is to be said of their inodes.
+    var fresh: Set<[UInt8]> = []
   }
 
   struct NameChanges {
@@ -99,15 +101,21 @@ extension IntegrityMonitor {
       expired[directory] = isExpired(&since, at: time, isFinal: isFinal)
       nameNews[directory]?.heldSince = since
     }
-    for item in changes.appeared where expired[item.directory] == false && mustWait(item) {
+    let vanishing = Set(changes.vanished.map(\.inode))
+    for item in changes.appeared where expired[item.directory] == false {
+      guard mustWait(item) || isUnexplained(item, isPaired: vanishing.contains(item.inode)) else { continue }
       held.insert(NameKey(directory: item.directory, name: item.name))
     }
     for item in changes.vanished where expired[item.directory] == false && item.action != nil {
       let key = NameKey(directory: item.directory, name: item.name)
-      // A name whose inode is not written yet either goes away or moves to where nothing is followed: the inode will tell.
-      guard !appearing.contains(item.inode), !appearingNames.contains(key), news[item.inode]?.written == nil,
-        item.current?.isInUse == true, item.current?.kind != .directory
+      // A name that another file took is told at once.
+      guard !appearingNames.contains(key), let old = item.settled, let new = item.current, new.isInUse,
+        new.kind != .directory
       else { continue }
+      let isPaired = appearing.contains(item.inode)
+      // A name that goes takes a link with it, or moves; the inode will tell which.
+      if !isPaired, new.linkCount < old.linkCount { continue }
+      if isPaired, rewritten.contains(item.inode) { continue }
       held.insert(key)
     }
     changes.appeared.removeAll { held.contains(NameKey(directory: $0.directory, name: $0.name)) }
@@ -116,11 +124,20 @@ extension IntegrityMonitor {
     for directory in changes.names.keys where !held.contains(where: { $0.directory == directory }) {
       nameNews[directory] = nil
     }
+    if held.isEmpty { rewritten.removeAll() }
   }
 
   private struct NameKey: Hashable {
     var directory: UInt32
     var name: [UInt8]
+  }
+
+  /// Whether a new name of a followed file is neither a new link (the inode would count it) nor another name for one that went.
+  private func isUnexplained(_ item: NameItem, isPaired: Bool) -> Bool {
+    guard let node = view?.nodes[item.inode], !node.links.isEmpty, node.inode.kind != .directory else { return false }
+    guard rewritten.contains(item.inode) else { return true }
+    return !isPaired && node.inode.linkCount <= node.settled.linkCount
+      && node.inode.generation == node.settled.generation
   }
 
   /// Whether a new name stands for an inode that the disk does not have yet.
@@ -230,7 +247,12 @@ extension IntegrityMonitor {
     }
     var origin: [Int: Int] = [:]
     for (index, item) in changes.appeared.enumerated() where !item.isDone {
-      guard let gone = goneByInode[item.inode]?.popLast() else { continue }
+      // The same number with another generation is another file.
+      let generation = view?.nodes[item.inode]?.inode.generation
+      guard let gone = goneByInode[item.inode]?.last,
+        changes.vanished[gone].settled.map({ $0.generation == generation ?? $0.generation }) ?? true
+      else { continue }
+      goneByInode[item.inode]?.removeLast()
       origin[index] = gone
       changes.vanished[gone].isDone = true
     }
@@ -243,12 +265,15 @@ extension IntegrityMonitor {
       if let over, item.action != nil || changes.vanished[over].action != nil || changes.vanished[over].isDirectory {
         changes.vanished[over].isDone = true
         tellReplace(item, path, from: from, over: changes.vanished[over])
+        if from == nil { outcome.fresh.insert(path) }
       } else if let from {
         guard item.action != nil || from.action != nil || from.isDirectory else { continue }
         report(.rename, at: item.moment, path: path, oldPath: from.path, inode: item.inode)
       } else if item.action != nil {
-        let isNew = outcome.created.contains(item.inode)
-        let inode = view?.nodes[item.inode]?.inode
+        let node = view?.nodes[item.inode]
+        let inode = node?.inode
+        let isNew = outcome.created.contains(item.inode) || node?.settled.generation != inode?.generation
+        outcome.fresh.insert(path)
         report(
           isNew ? .create : .link, at: item.moment, path: path, inode: item.inode,
           changes: inode.map { isNew ? Self.description($0) : [] } ?? [])
@@ -278,17 +303,13 @@ extension IntegrityMonitor {
       report(.rename, at: item.moment, path: path, oldPath: item.path, inode: item.inode)
       return
     }
-    if let old = item.settled, let new = item.current, old != new, new.isInUse, new.linkCount >= old.linkCount,
-      new.kind != .directory
-    {
-      report(
-        .rename, at: item.moment, path: item.path, oldPath: item.path, inode: item.inode,
-        changes: [.init(attribute: "path", old: Self.text(item.path), new: "where nothing is protected")])
-      return
-    }
     var notes: [FileEvent.AttributeChange] = []
-    if let old = item.settled, let new = item.current, old.linkCount != new.linkCount, new.kind != .directory {
-      notes.append(.init(attribute: "links", old: String(old.linkCount), new: String(new.linkCount)))
+    if let old = item.settled, let new = item.current, new.kind != .directory {
+      if old.linkCount != new.linkCount {
+        notes.append(.init(attribute: "links", old: String(old.linkCount), new: String(new.linkCount)))
+      } else if new.isInUse, new.generation == old.generation {
+        notes.append(.init(attribute: "inode", old: "", new: "in use; it may have a name where nothing is followed"))
+      }
     }
     let isDirectory = item.isDirectory || item.settled?.kind == .directory
     report(isDirectory ? .rmdir : .unlink, at: item.moment, path: item.path, inode: item.inode, changes: notes)

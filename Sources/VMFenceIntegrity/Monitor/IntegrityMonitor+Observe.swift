@@ -82,7 +82,7 @@ extension IntegrityMonitor {
       processMetadata(moment)
       view?.fileSystem.patch = nil
     }
-    if changed.contains(where: { news[$0.inode]?.isFull == true }) { settlesNext = true }
+    if changed.contains(where: { news[$0.inode]?.contents.isFull == true }) { settlesNext = true }
     return .allow
   }
 
@@ -203,6 +203,7 @@ extension IntegrityMonitor {
       guard let old = view?.nodes[number]?.inode else { continue }
       do throws(IntegrityError) {
         let new = try fileSystem.inode(number, buffer: &oldBlock)
+        rewritten.insert(number)
         guard new != old else { continue }
         change(number, from: old, to: new, moment)
       } catch {
@@ -224,38 +225,33 @@ extension IntegrityMonitor {
       if let changes = view?.updateTree(of: number, root: root), !changes.isEmpty { noteNames(of: number, moment) }
     } else if view?.nodes[number]?.links.isEmpty == false {
       let root = view?.contentsRoot(new, number: number)
-      noteClaims(of: number, view?.updateTree(of: number, root: root) ?? [], moment)
+      keepTree(of: number)
+      _ = view?.updateTree(of: number, root: root)
     }
   }
 
   private mutating func processIndirect(_ block: UInt64, _ use: BlockUse, level: Int, _ moment: Moment) {
+    let isDirectory = view?.directories[use.inode] != nil
+    if !isDirectory { keepTree(of: use.inode) }
     guard let changes = view?.updateIndirect(of: use.inode, block: block, level: level, base: use.index),
       !changes.isEmpty
     else { return }
-    if view?.directories[use.inode] != nil {
+    if isDirectory {
       noteNames(of: use.inode, moment)
     } else {
-      noteClaims(of: use.inode, changes, moment)
+      news[use.inode, default: News()].changed = news[use.inode]?.changed ?? moment
+      noteChange(at: moment.time)
     }
+  }
+
+  /// Keeps the blocks that a file has before the first change since the last settling: the difference tells which of its
+  /// places have other contents.
+  private mutating func keepTree(of number: UInt32) {
+    if news[number]?.treeBefore == nil { news[number, default: News()].treeBefore = view?.nodes[number]?.tree }
   }
 
   private mutating func noteNames(of directory: UInt32, _ moment: Moment) {
     if nameNews[directory] == nil { nameNews[directory] = NameNews(changed: moment) }
-    noteChange(at: moment.time)
-  }
-
-  /// Blocks that a file claimed or released: those places of it have other contents now.
-  private mutating func noteClaims(of number: UInt32, _ changes: [ExtBlockTree.Change], _ moment: Moment) {
-    guard !changes.isEmpty, let size = view.map({ UInt64($0.fileSystem.blockSize) }) else { return }
-    var item = news[number] ?? News()
-    item.changed = item.changed ?? moment
-    for change in changes {
-      let start = UInt64(change.fileBlock) * size
-      item.contents.insert(start..<start + size)
-      if change.isClaim { item.claims.insert(change.block * size..<(change.block + 1) * size) }
-    }
-    if item.isFull { settlesNext = true }
-    news[number] = item
     noteChange(at: moment.time)
   }
 }

@@ -9,6 +9,8 @@ extension IntegrityMonitor {
     if let view { lastKnown = Self.settledFiles(view) }
     news.removeAll()
     nameNews.removeAll()
+    suspects.removeAll()
+    rewritten.removeAll()
     view = nil
     do throws(IntegrityError) {
       view = try Self.makeView(reader, configuration)
@@ -22,7 +24,7 @@ extension IntegrityMonitor {
     }
     tellDifferences(at: moment)
     lastKnown.removeAll()
-    reportDamage(at: moment)
+    reportDamage(at: moment, isFinal: true)
     flushBatch()
   }
 

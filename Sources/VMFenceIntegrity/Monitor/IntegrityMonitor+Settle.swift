@@ -16,10 +16,13 @@ extension IntegrityMonitor {
     }
     guard view != nil else { return flushBatch() }
     let names = settleNames(at: time, isFinal: isFinal)
+    if nameNews.isEmpty { rewritten.removeAll() }
     settleInodes(at: time, isFinal: isFinal, names)
-    reportDamage(at: moment)
+    reportDamage(at: moment, isFinal: isFinal)
     flushBatch()
-    if !nameNews.isEmpty || news.values.contains(where: { $0.heldSince != nil }) { noteChange(at: time) }
+    if !nameNews.isEmpty || !suspects.isEmpty || news.values.contains(where: { $0.heldSince != nil }) {
+      noteChange(at: time)
+    }
   }
 
   /// Whether something that waits for its inode has waited long enough; notes when it began.
@@ -45,8 +48,11 @@ extension IntegrityMonitor {
           news[number] = item
           continue
         }
+        takeTree(&item, node)
         let paths = node.links.map { view?.path(of: $0) ?? [] }
-        for path in paths { tell(number, path, node, item, isNamed: names.told.contains(number)) }
+        for path in paths where !names.fresh.contains(path) {
+          tell(number, path, node, item, isNamed: names.told.contains(number))
+        }
         if node.settled.kind != node.inode.kind { requestResync("inode \(number) changed its type", at: time) }
       }
       view?.nodes[number]?.settled = node.inode
@@ -59,6 +65,19 @@ extension IntegrityMonitor {
         news[number] = rest
       }
     }
+  }
+
+  /// Adds to the changed contents those places of a file that have another block now.
+  private mutating func takeTree(_ item: inout News, _ node: FileSystemView.Node) {
+    guard let before = item.treeBefore, let blockSize = view?.fileSystem.blockSize else { return }
+    let size = UInt64(blockSize)
+    var claims = ByteRanges()
+    for (fileBlock, block) in node.tree.differences(from: before, blockSize: blockSize) {
+      item.contents.insert(UInt64(fileBlock) * size..<(UInt64(fileBlock) + 1) * size)
+      if block != 0 { claims.insert(UInt64(block) * size..<(UInt64(block) + 1) * size) }
+    }
+    // Each stretch costs a look at all kept writes: bounded.
+    item.unseen = claims.ranges.prefix(256).reduce(0) { $0 + pendingWrites.bytesNotSeen(in: $1) }
   }
 
   /// Tells under one name how an inode differs from what was told of it last.
@@ -120,9 +139,9 @@ extension IntegrityMonitor {
       return
     }
     var notes: [FileEvent.AttributeChange] = []
-    let unseen = item.claims.ranges.prefix(4 * ByteRanges.limit).reduce(0) { $0 + pendingWrites.bytesNotSeen(in: $1) }
-    if unseen > 0 {
-      notes.append(.init(attribute: "data", old: "", new: "\(unseen) bytes of new blocks were not seen being written"))
+    if item.unseen > 0 {
+      notes.append(
+        .init(attribute: "data", old: "", new: "\(item.unseen) bytes of new blocks were not seen being written"))
     }
     var parts = item.contents.clamped(to: 0..<min(old.size, new.size))
     if parts.count > ByteRanges.limit {

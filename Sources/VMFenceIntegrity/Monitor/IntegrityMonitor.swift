@@ -42,7 +42,7 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
     public init(
       incarnation: Incarnation, disk: String, policy: ProtectionPolicy, limits: WalkLimits = WalkLimits(),
       settleDelay: Duration = .milliseconds(10), settleLimit: Duration = .seconds(1),
-      holdLimit: Duration = .seconds(5), resyncInterval: Duration = .seconds(1), eventLimit: Int = 4096,
+      holdLimit: Duration = .seconds(2), resyncInterval: Duration = .seconds(1), eventLimit: Int = 4096,
       pendingWriteLimit: Int = 1024, hashKey: (UInt64, UInt64) = (0, 0)
     ) {
       self.incarnation = incarnation
@@ -89,10 +89,10 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
     /// When contents were first changed.
     var changed: Moment?
     var contents = ByteRanges()
-    /// Where on the disk newly claimed blocks lie, in bytes.
-    var claims = ByteRanges()
-
-    var isFull: Bool { contents.isFull || claims.isFull }
+    /// Bytes of blocks that are new to it and that no request was seen to write.
+    var unseen: UInt64 = 0
+    /// The blocks it had when the first of them changed.
+    var treeBefore: ExtBlockTree?
     var attributesRewritten: Moment?
     /// When it was first left for later.
     var heldSince: Timestamp?
@@ -118,6 +118,11 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
   /// Events of the settling that is going on.
   var batch: [FileEvent] = []
   var toldDamages: Set<Damage> = []
+  /// Damage that may be only half-written metadata, and since when it is known.
+  var suspects: [UInt64: (since: Timestamp, damages: [Damage])] = [:]
+  /// Followed inodes whose blocks were written since the last settling that left no name waiting. An inode may be written and be as
+  /// before: the times of a file system have a granularity of some milliseconds.
+  var rewritten: Set<UInt32> = []
   /// What was protected when the view was lost.
   var lastKnown: [FileSystemView.ProtectedFile] = []
   var resyncReason: String?
@@ -149,7 +154,7 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
       report(
         .damage, at: Moment(sequence: 0, time: time), path: [], inode: 0, changes: [Self.damageChange(error.message)])
     }
-    reportDamage(at: Moment(sequence: 0, time: time))
+    reportDamage(at: Moment(sequence: 0, time: time), isFinal: true)
     flushBatch()
   }
 
@@ -225,12 +230,32 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
   }
 
   /// One event for each inode with damage that was not told before.
-  mutating func reportDamage(at moment: Moment) {
-    guard let found = view?.damage.drain(), found.count > 0 else { return }
-    statisticsStorage.damages += UInt64(found.count)
+  ///
+  /// - Parameter isFinal: what may still mend is told too.
+  mutating func reportDamage(at moment: Moment, isFinal: Bool) {
+    guard let found = view?.damage.drain(), found.count > 0 || !suspects.isEmpty else { return }
+    var certain: [Damage] = []
+    for damage in found.kept {
+      if damage.mayMend, !isFinal, configuration.holdLimit > .zero {
+        suspects[damage.inode, default: (moment.time, [])].damages.append(damage)
+      } else {
+        certain.append(damage)
+      }
+    }
+    for (inode, suspect) in suspects {
+      if view?.isStillDamaged(UInt32(inode)) != true {
+        suspects[inode] = nil
+      } else if isFinal || moment.time - suspect.since >= configuration.holdLimit {
+        certain += suspect.damages.prefix(4)
+        suspects[inode] = nil
+      } else if suspect.damages.count > 4 {
+        suspects[inode]?.damages.removeLast(suspect.damages.count - 4)
+      }
+    }
+    statisticsStorage.damages += UInt64(certain.count + found.count - found.kept.count)
     if toldDamages.count > 1024 { toldDamages.removeAll() }
     var fresh: [UInt64: [Damage]] = [:]
-    for damage in found.kept where toldDamages.insert(damage).inserted {
+    for damage in certain where toldDamages.insert(damage).inserted {
       fresh[damage.inode, default: []].append(damage)
     }
     for (inode, damages) in fresh.sorted(by: { $0.key < $1.key }) {

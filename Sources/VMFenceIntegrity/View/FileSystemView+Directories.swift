@@ -156,7 +156,8 @@ extension FileSystemView {
         if names[entry.name] == nil {
           names[entry.name] = entry.inode
         } else {
-          damage.report(inode: number, path: path(of: [], in: number), "the same name twice in a directory")
+          damage.report(
+            inode: number, path: path(of: [], in: number), mayMend: true, "the same name twice in a directory")
         }
       }
     }
@@ -172,7 +173,9 @@ extension FileSystemView {
     }
     let superblock = fileSystem.superblock
     let parsed = buffer.withRawSpan { ExtDirectoryBlock($0, superblock: superblock, isFirst: fileBlock == 0) }
-    if let message = parsed.damage { damage.report(inode: number, path: path(of: [], in: number), message) }
+    if let message = parsed.damage {
+      damage.report(inode: number, path: path(of: [], in: number), mayMend: true, message)
+    }
     forgetNames(of: number, fileBlock: fileBlock)
     guard entryCount + parsed.entries.count <= limits.entries else {
       return damage.report(inode: number, path: path(of: [], in: number), "more than \(limits.entries) names to follow")

@@ -198,7 +198,7 @@ public struct FileSystemView: Sendable {
 
   private mutating func apply(_ work: TreeWork, to number: UInt32) -> [ExtBlockTree.Change] {
     cachedBytes = work.cachedBytes
-    if let message = work.damage { damage.report(inode: number, message) }
+    if let message = work.damage { damage.report(inode: number, mayMend: true, message) }
     let isDirectory = directories[number] != nil
     for change in work.changes {
       let role = change.level > 0 ? BlockRole.indirect(level: change.level) : isDirectory ? .directory : .data
@@ -212,6 +212,24 @@ public struct FileSystemView: Sendable {
       }
     }
     return work.changes.filter { $0.level == 0 }
+  }
+
+  /// Looks anew at what may have been only half written.
+  mutating func isStillDamaged(_ number: UInt32) -> Bool {
+    guard let node = nodes[number] else { return false }
+    let isDirectory = directories[number] != nil
+    guard isDirectory || !node.links.isEmpty, node.inode.hasBlocks(blockSize: fileSystem.blockSize) else {
+      return false
+    }
+    var log = DamageLog(limit: 1)
+    var budget = limits.blocks
+    let listing = ExtListing(path: [], number: number, inode: node.inode)
+    if isDirectory {
+      _ = fileSystem.names(in: listing, blocks: &budget, damage: &log)
+    } else if node.inode.kind != .directory {
+      _ = fileSystem.extents(of: listing, blocks: &budget, damage: &log)
+    }
+    return log.count > 0
   }
 
   mutating func insertAttributeBlock(of number: UInt32, old: UInt32, new: UInt32) {
