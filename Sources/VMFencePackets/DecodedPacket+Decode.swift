@@ -9,19 +9,26 @@ extension DecodedPacket {
   /// - Parameters:
   ///   - bytes: the frame as captured.
   ///   - strippedVLAN: the tag (TCI) that the kernel took out of the frame, which counts as the outermost; 0 for none.
-  @inlinable
+  @inlinable @inline(__always)
   public static func decode(_ bytes: RawSpan, linkType: LinkType, strippedVLAN: UInt16) -> DecodedPacket {
+    // Filled in place, in the caller's own variable: a function that returned it would copy it twice.
     var packet = DecodedPacket()
-    if linkType == .ethernet, strippedVLAN == 0, packet.decodeCommonFrame(bytes) { return packet }
-    packet.decodeAnyFrame(bytes, linkType: linkType, strippedVLAN: strippedVLAN)
+    packet.decodeFrame(bytes, linkType: linkType, strippedVLAN: strippedVLAN)
     return packet
+  }
+
+  /// `self` is new.
+  @usableFromInline
+  mutating func decodeFrame(_ bytes: RawSpan, linkType: LinkType, strippedVLAN: UInt16) {
+    if linkType == .ethernet, strippedVLAN == 0, decodeCommonFrame(bytes) { return }
+    decodeAnyFrame(bytes, linkType: linkType, strippedVLAN: strippedVLAN)
   }
 
   /// The way of nearly every frame: untagged Ethernet, IPv4 without options, whole and unfragmented, TCP or UDP with
   /// sound headers. Returns false, with nothing changed, for everything else. What it gives is what `decodeAnyFrame` gives
   /// (a property that the tests check).
-  @inlinable @inline(__always)
-  mutating func decodeCommonFrame(_ bytes: RawSpan) -> Bool {
+  @inline(__always)
+  private mutating func decodeCommonFrame(_ bytes: RawSpan) -> Bool {
     let count = bytes.byteCount
     guard count >= 42, count <= 0x4000_0000 else { return false }
     // EtherType 0x0800, version 4, header length 5.
@@ -30,27 +37,27 @@ extension DecodedPacket {
     // No fragment: offset and the more-fragments flag are 0.
     guard end <= count, bytes.u16(20) & 0x3FFF == 0 else { return false }
     let proto = bytes.u8(23)
-    let ports = bytes.u32(34)
+    let payload: Int
     if proto == 6 {
       guard end >= 54 else { return false }
       let control = bytes.u16(46)
       let headerLength = Int(control >> 12) * 4
-      guard headerLength >= 20, 34 + headerLength <= end else { return false }
+      payload = 34 + headerLength
+      guard headerLength >= 20, payload <= end else { return false }
       transport = .tcp
       tcpSequence = bytes.u32(38)
       tcpAcknowledgement = bytes.u32(42)
       tcpFlags = TCPFlags(rawValue: UInt8(truncatingIfNeeded: control))
       tcpWindow = bytes.u16(48)
-      payloadOffset = Int32(truncatingIfNeeded: 34 + headerLength)
-      payloadLength = Int32(truncatingIfNeeded: end - 34 - headerLength)
     } else if proto == 17 {
       guard end >= 42, 34 + Int(bytes.u16(38)) == end else { return false }
       transport = .udp
-      payloadOffset = 42
-      payloadLength = Int32(truncatingIfNeeded: end - 42)
+      payload = 42
     } else {
       return false
     }
+    payloadOffset = Int32(truncatingIfNeeded: payload)
+    payloadLength = Int32(truncatingIfNeeded: end &- payload)
     destinationMAC = bytes.macAddress(0)
     sourceMAC = bytes.macAddress(6)
     etherType = 0x0800
@@ -64,13 +71,13 @@ extension DecodedPacket {
     timeToLive = bytes.u8(22)
     fragmentID = UInt32(bytes.u16(18))
     transportOffset = 34
+    let ports = bytes.u32(34)
     sourcePort = UInt16(truncatingIfNeeded: ports >> 16)
     destinationPort = UInt16(truncatingIfNeeded: ports)
     return true
   }
 
   /// Everything that is not the common frame. `self` is new.
-  @usableFromInline
   package mutating func decodeAnyFrame(_ bytes: RawSpan, linkType: LinkType, strippedVLAN: UInt16) {
     // Positions are 32-bit; what lies beyond is not looked at.
     let end = Swift.min(bytes.byteCount, 0x4000_0000)

@@ -16,7 +16,7 @@ public struct FlowKey: Hashable, Sendable, BitwiseCopyable {
   public var protocolAndFamily: UInt64
 
   /// - Returns: the key, and whether `source` is the first end of it: the packet's direction within the flow.
-  @inlinable
+  @inlinable @inline(__always)
   public static func make(
     source: IPAddress, sourcePort: UInt16, destination: IPAddress, destinationPort: UInt16, ipProtocol: UInt8,
     outerVLAN: UInt16 = 0, innerVLAN: UInt16 = 0
@@ -40,7 +40,7 @@ public struct FlowKey: Hashable, Sendable, BitwiseCopyable {
   }
 
   /// The key of a decoded packet. Only for packets whose network layer is IPv4 or IPv6.
-  @inlinable
+  @inlinable @inline(__always)
   public static func make(_ packet: DecodedPacket) -> (key: FlowKey, isForward: Bool) {
     let hasPorts = packet.transport == .tcp || packet.transport == .udp || packet.transport == .sctp
     return make(
@@ -49,7 +49,7 @@ public struct FlowKey: Hashable, Sendable, BitwiseCopyable {
       outerVLAN: packet.outerVLAN, innerVLAN: packet.innerVLAN)
   }
 
-  @usableFromInline
+  @inlinable @inline(__always)
   init(
     firstHigh: UInt64, firstLow: UInt64, secondHigh: UInt64, secondLow: UInt64, portsAndVLANs: UInt64,
     protocolAndFamily: UInt64
@@ -82,7 +82,7 @@ public struct FlowKey: Hashable, Sendable, BitwiseCopyable {
 }
 
 extension KeyedHash {
-  @inlinable
+  @inlinable @inline(__always)
   public func hash(_ key: FlowKey) -> UInt64 {
     hash(
       key.firstHigh, key.firstLow, key.secondHigh, key.secondLow, key.portsAndVLANs, key.protocolAndFamily)

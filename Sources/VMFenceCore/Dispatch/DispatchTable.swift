@@ -139,8 +139,8 @@ public struct DispatchTable: Sendable {
     return size
   }
 
-  /// The domain that `mac` belongs to at the port of this index, or -1.
-  @inlinable
+  /// The domain that `mac` belongs to at the port of this index, or -1. Always inlined, as a call would copy the table's fields.
+  @inlinable @inline(__always)
   func slot(port: Int, mac: MACAddress) -> Int {
     let key = UInt64(truncatingIfNeeded: port) << 48 | mac.rawValue
     let mask = macKeys.count &- 1

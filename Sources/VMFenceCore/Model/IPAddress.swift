@@ -27,7 +27,7 @@ public struct IPAddress: Hashable, Comparable, Sendable, BitwiseCopyable, Custom
     family = .v6
   }
 
-  public static let anyV4 = IPAddress(v4: 0)
+  @inlinable public static var anyV4: IPAddress { IPAddress(v4: 0) }
 
   /// The address with all bits after the first `prefix` set to zero; `prefix` is clamped to the family's width.
   public func masked(prefix: Int) -> IPAddress {

@@ -93,24 +93,24 @@ public struct LinkType: RawRepresentable, Hashable, Sendable, BitwiseCopyable {
   public var rawValue: UInt16
   @inlinable public init(rawValue: UInt16) { self.rawValue = rawValue }
   /// BSD loopback, address family in host byte order.
-  public static let null = LinkType(rawValue: 0)
-  public static let ethernet = LinkType(rawValue: 1)
+  @inlinable public static var null: LinkType { LinkType(rawValue: 0) }
+  @inlinable public static var ethernet: LinkType { LinkType(rawValue: 1) }
   /// PPP, with or without the HDLC address and control bytes (RFC 1662).
-  public static let ppp = LinkType(rawValue: 9)
+  @inlinable public static var ppp: LinkType { LinkType(rawValue: 9) }
   /// Raw IP under the numbers that some platforms write.
-  public static let rawBSD = LinkType(rawValue: 12)
-  public static let rawOpenBSD = LinkType(rawValue: 14)
+  @inlinable public static var rawBSD: LinkType { LinkType(rawValue: 12) }
+  @inlinable public static var rawOpenBSD: LinkType { LinkType(rawValue: 14) }
   /// Raw IPv4 or IPv6.
-  public static let raw = LinkType(rawValue: 101)
+  @inlinable public static var raw: LinkType { LinkType(rawValue: 101) }
   /// Cisco HDLC.
-  public static let ciscoHDLC = LinkType(rawValue: 104)
+  @inlinable public static var ciscoHDLC: LinkType { LinkType(rawValue: 104) }
   /// OpenBSD loopback, address family in network byte order.
-  public static let loop = LinkType(rawValue: 108)
+  @inlinable public static var loop: LinkType { LinkType(rawValue: 108) }
   /// Linux cooked capture, version 1 and 2.
-  public static let linuxSLL = LinkType(rawValue: 113)
-  public static let ipv4 = LinkType(rawValue: 228)
-  public static let ipv6 = LinkType(rawValue: 229)
-  public static let linuxSLL2 = LinkType(rawValue: 276)
+  @inlinable public static var linuxSLL: LinkType { LinkType(rawValue: 113) }
+  @inlinable public static var ipv4: LinkType { LinkType(rawValue: 228) }
+  @inlinable public static var ipv6: LinkType { LinkType(rawValue: 229) }
+  @inlinable public static var linuxSLL2: LinkType { LinkType(rawValue: 276) }
 }
 
 public struct PacketSourceError: DescribedError, Hashable {

@@ -1,0 +1,26 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+// A package of its own, so that nothing of it reaches whoever imports the library. Build with `-c release`: a debug build
+// measures nothing.
+let strict: [SwiftSetting] = [
+  .strictMemorySafety(),
+  .treatAllWarnings(as: .error),
+]
+
+let package = Package(
+  name: "vmfence-benchmarks",
+  dependencies: [
+    .package(name: "vmfence", path: "..", traits: [])
+  ],
+  targets: [
+    .target(name: "CBaseline"),
+    .executableTarget(
+      name: "decode-dispatch",
+      dependencies: [
+        "CBaseline",
+        .product(name: "VMFenceCore", package: "vmfence"),
+        .product(name: "VMFencePackets", package: "vmfence"),
+      ], swiftSettings: strict),
+  ]
+)
