@@ -40,6 +40,9 @@ public struct LiveCapture: ~Copyable, Sendable, PacketSource {
     }
   }
 
+  /// Readable when there are frames: for waiting on several captures at once. Valid as long as this value.
+  public var pollDescriptor: Int32 { socket.descriptor }
+
   /// The interface's name when the capture was opened.
   public let interface: String
   public private(set) var counters = CaptureCounters()
