@@ -89,6 +89,7 @@ struct CaptureFileList: ~Copyable, @unchecked Sendable {
   private var storage: UnsafeMutableBufferPointer<CaptureFile>
   private(set) var count = 0
 
+  // SAFETY: a fresh allocation, nothing of which is initialised, as `count` says.
   init() { unsafe storage = .allocate(capacity: 4) }
 
   deinit {

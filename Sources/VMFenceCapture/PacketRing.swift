@@ -21,6 +21,7 @@ struct PacketRing: ~Copyable, @unchecked Sendable {
   let blockCount: Int
 
   private init(base: UnsafeMutableRawPointer, blockCount: Int) {
+    // SAFETY: only `map`'s mapping is handed in, which nobody else has.
     unsafe self.base = base
     self.blockCount = blockCount
   }

@@ -185,9 +185,9 @@ struct ThreadControl<Rules: CompiledRules>: DetectorControl, ~Copyable {
   private var pending: [(generation: UInt32, rules: Rules)] = []
 
   init() {
+    // SAFETY: fresh allocations, initialised before anybody else sees them.
     unsafe mutex = .allocate(capacity: 1)
     unsafe changed = .allocate(capacity: 1)
-    // SAFETY: fresh allocations.
     unsafe mutex.initialize(to: pthread_mutex_t())
     unsafe changed.initialize(to: pthread_cond_t())
     unsafe pthread_mutex_init(mutex, nil)

@@ -12,6 +12,7 @@
   @unsafe
   public init(adopting base: UnsafeRawPointer, byteCount: Int, release: @escaping @Sendable () -> Void) {
     precondition(UInt(bitPattern: base) % 64 == 0, "a rule image must be aligned to 64 bytes")
+    // SAFETY: the caller promised that the memory stays until `release`.
     unsafe self.base = base
     self.byteCount = byteCount
     self.release = release

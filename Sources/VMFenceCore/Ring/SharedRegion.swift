@@ -19,6 +19,7 @@ internal import Synchronization
     adopting base: UnsafeMutableRawPointer, byteCount: Int, descriptor: Int32 = -1,
     release: @escaping @Sendable () -> Void
   ) {
+    // SAFETY: the caller promised that the pages stay until `release`.
     unsafe self.base = base
     self.byteCount = byteCount
     self.descriptor = descriptor
