@@ -1,0 +1,116 @@
+import VMFenceCore
+internal import Synchronization
+
+/// One subscriber's view of the changes: a bounded queue that, when it overflows, forgets what it has, and owes its reader a
+/// `gap` and a fresh snapshot instead.
+final class ChangeFeed: Sendable {
+  private struct Contents {
+    var queue: [InventoryChange] = []
+    /// Changes lost since the last gap that was reported.
+    var lost = 0
+    var reason = ""
+    /// The gap was reported, the snapshot is still owed.
+    var owesSnapshot = false
+    var isClosed = false
+    var reader: CheckedContinuation<Void, Never>?
+
+    mutating func wakeReader() -> CheckedContinuation<Void, Never>? {
+      defer { reader = nil }
+      return reader
+    }
+  }
+
+  private let capacity: Int
+  private let takeSnapshot: @Sendable () -> InventorySnapshot
+  private let contents = Mutex(Contents())
+
+  /// - Parameter takeSnapshot: called by the reader, outside this feed's lock.
+  init(capacity: Int, takeSnapshot: @escaping @Sendable () -> InventorySnapshot) {
+    self.capacity = max(1, capacity)
+    self.takeSnapshot = takeSnapshot
+  }
+
+  func send(_ change: InventoryChange) {
+    contents.withLock { contents in
+      guard !contents.isClosed else { return nil as CheckedContinuation<Void, Never>? }
+      if contents.queue.count < capacity {
+        contents.queue.append(change)
+      } else {
+        contents.lost += contents.queue.count + 1
+        contents.reason = "the subscriber was too slow"
+        contents.queue.removeAll(keepingCapacity: true)
+      }
+      return contents.wakeReader()
+    }?.resume()
+  }
+
+  /// Loses one change, and owns up to it.
+  func lose(reason: String) {
+    contents.withLock { contents in
+      guard !contents.isClosed else { return nil as CheckedContinuation<Void, Never>? }
+      contents.lost += 1 + contents.queue.count
+      contents.reason = reason
+      contents.queue.removeAll(keepingCapacity: true)
+      return contents.wakeReader()
+    }?.resume()
+  }
+
+  /// Ends the stream after what is queued.
+  func close() {
+    contents.withLock { contents in
+      contents.isClosed = true
+      return contents.wakeReader()
+    }?.resume()
+  }
+
+  /// The next change; waits for it. nil at the end, and when the reader's task is cancelled.
+  func next() async -> InventoryChange? {
+    while !Task.isCancelled {
+      switch take() {
+      case .change(let change): return change
+      case .snapshot: return .snapshot(takeSnapshot())
+      case .end: return nil
+      case .nothing: await waitForNews()
+      }
+    }
+    return nil
+  }
+
+  private enum Taken {
+    case change(InventoryChange)
+    case snapshot
+    case end
+    case nothing
+  }
+
+  private func take() -> Taken {
+    contents.withLock { contents in
+      if contents.owesSnapshot {
+        contents.owesSnapshot = false
+        return .snapshot
+      }
+      if contents.lost > 0 {
+        defer { contents.lost = 0 }
+        contents.owesSnapshot = true
+        return .change(.gap(count: contents.lost, reason: contents.reason))
+      }
+      if !contents.queue.isEmpty { return .change(contents.queue.removeFirst()) }
+      return contents.isClosed ? .end : .nothing
+    }
+  }
+
+  private func waitForNews() async {
+    await withTaskCancellationHandler {
+      await withCheckedContinuation { continuation in
+        let hasNews = contents.withLock { contents in
+          if Task.isCancelled || contents.isClosed || contents.lost > 0 || !contents.queue.isEmpty { return true }
+          contents.reader = continuation
+          return false
+        }
+        if hasNews { continuation.resume() }
+      }
+    } onCancel: {
+      contents.withLock { $0.wakeReader() }?.resume()
+    }
+  }
+}
