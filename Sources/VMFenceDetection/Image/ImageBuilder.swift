@@ -1,0 +1,375 @@
+import VMFenceCore
+
+/// Writes an image. Equal rules give equal bytes: nothing here depends on the order of a dictionary.
+struct ImageBuilder {
+  private var sections: [ImageSection: ByteWriter] = [:]
+  private var headers: [RuleHeader: UInt32] = [:]
+  private var addressSets: [AddressSet: UInt32] = [:]
+  private var portSets: [PortSet: UInt32] = [:]
+  private var patterns: [[UInt8]: UInt32] = [:]
+  private var activations: [UInt32: UInt32] = [:]
+
+  static func build(_ rules: [Rule]) throws(RuleCompilationError) -> [UInt8] {
+    var builder = ImageBuilder()
+    for rule in rules { try builder.append(rule) }
+    try builder.append(try PrefilterPlan(rules), rules)
+    return try builder.assemble(ruleCount: rules.count)
+  }
+
+  private mutating func write(_ section: ImageSection, _ body: (inout ByteWriter) -> Void) {
+    body(&sections[section, default: ByteWriter()])
+  }
+
+  private func count(_ section: ImageSection) -> Int { (sections[section]?.count ?? 0) / section.stride }
+
+  private mutating func append(_ rule: Rule) throws(RuleCompilationError) {
+    let header = index(of: RuleHeader(rule))
+    let optionsStart = UInt32(count(.options))
+    var contents = 0
+    for case .content(let content) in rule.tests {
+      contents += 1
+      if content.pattern.isEmpty {
+        throw RuleCompilationError(
+          .badRule, "an empty content", at: content.place, remedy: "give the bytes to look for")
+      }
+    }
+    guard contents <= OptionRecord.contentLimit, rule.tests.count < Int(UInt16.max) else {
+      throw RuleCompilationError(
+        .badRule, "a rule with \(contents) contents; \(OptionRecord.contentLimit) are possible",
+        at: rule.metadata.place, remedy: "split the rule")
+    }
+    // Tests that need no search come first: they are cheap, and no test's result depends on another's but among contents.
+    if let flow = rule.flow { appendOption(.flow, flags: 0, 0, 0, word1: flow.rawValue, word2: 0) }
+    for test in rule.tests { appendHeaderTest(test) }
+    for case .content(let content) in rule.tests { append(content) }
+    let optionsCount = count(.options) - Int(optionsStart)
+    let threshold = rule.threshold.map { appendRate($0) } ?? noIndex
+    let filter = rule.detectionFilter.map { appendRate($0) } ?? noIndex
+
+    var activation = noIndex
+    if let id = rule.activates ?? rule.activatedBy {
+      activation = activations[id] ?? UInt32(activations.count)
+      activations[id] = activation
+    }
+    let flags = Self.flags(of: rule)
+    write(.rules) {
+      $0.u32(header)
+      $0.u32(optionsStart)
+      $0.u16(UInt16(optionsCount))
+      $0.u8(rule.action.rawValue)
+      $0.u8(flags)
+      $0.u32(threshold)
+      $0.u32(filter)
+      $0.u32(activation)
+      $0.u32(rule.count ?? 0)
+      $0.u32(rule.metadata.gid)
+      $0.u32(rule.metadata.sid)
+      $0.u32(0)
+    }
+    let start = sections[.metadata]?.count ?? 0
+    write(.metadata) { $0.metadata(rule.metadata) }
+    let end = sections[.metadata]?.count ?? 0
+    write(.metadataIndex) {
+      $0.u32(UInt32(start))
+      $0.u32(UInt32(end - start))
+    }
+  }
+
+  private static func flags(of rule: Rule) -> UInt8 {
+    switch rule.action {
+    // Suricata passes the whole flow; Snort the packet.
+    case .pass: rule.dialect == .suricata ? RuleRecord.actsOnFlow : 0
+    case .drop: rule.dialect == .snort3 ? 0 : RuleRecord.actsOnFlow
+    case .reject, .block, .react, .rejectSource, .rejectDestination, .rejectBoth: RuleRecord.actsOnFlow
+    case .sdrop: RuleRecord.actsOnFlow | RuleRecord.isSilent
+    case .alert, .log, .rewrite, .activate, .dynamic: 0
+    }
+  }
+
+  private mutating func appendRate(_ rate: RuleThreshold) -> UInt32 {
+    let index = UInt32(count(.rates))
+    write(.rates) {
+      $0.u8(rate.kind.rawValue)
+      $0.u8(rate.track.rawValue)
+      $0.u16(0)
+      $0.u32(rate.count)
+      $0.u32(rate.seconds)
+    }
+    return index
+  }
+
+  private mutating func appendHeaderTest(_ test: RuleTest) {
+    switch test {
+    case .tcpFlags(let flags):
+      appendOption(
+        .tcpFlags, flags: 0, flags.mode.rawValue, flags.flags, word1: UInt32(flags.ignored), word2: 0)
+    case .payloadSize(let number): append(number, as: .payloadSize)
+    case .icmpType(let number): append(number, as: .icmpType)
+    case .icmpCode(let number): append(number, as: .icmpCode)
+    case .content: break
+    }
+  }
+
+  private mutating func append(_ test: NumberTest, as kind: OptionKind) {
+    appendOption(kind, flags: test.isNegated ? OptionRecord.isNegated : 0, 0, 0, word1: test.low, word2: test.high)
+  }
+
+  private mutating func append(_ content: ContentTest) {
+    var flags: UInt8 = 0
+    if content.isNegated { flags |= OptionRecord.isNegated }
+    if content.ignoresCase { flags |= OptionRecord.ignoresCase }
+    if content.isRelative { flags |= OptionRecord.isRelative }
+    if content.depth != nil { flags |= OptionRecord.hasDepth }
+    if content.within != nil { flags |= OptionRecord.hasWithin }
+    if content.endsBuffer { flags |= OptionRecord.endsBuffer }
+    let bytes = content.ignoresCase ? content.pattern.map(\.lowercasedASCII) : content.pattern
+    appendOption(
+      .content, flags: flags, 0, 0, word1: offset(ofPattern: bytes), word2: UInt32(bytes.count),
+      positions: (content.offset ?? 0, content.depth ?? 0, content.distance ?? 0, content.within ?? 0))
+  }
+
+  private mutating func appendOption(
+    _ kind: OptionKind, flags: UInt8, _ small1: UInt8, _ small2: UInt8, word1: UInt32, word2: UInt32,
+    positions: (Int32, Int32, Int32, Int32) = (0, 0, 0, 0)
+  ) {
+    write(.options) {
+      $0.u8(kind.rawValue)
+      $0.u8(flags)
+      $0.u8(small1)
+      $0.u8(small2)
+      $0.u32(word1)
+      $0.u32(word2)
+      $0.i32(positions.0)
+      $0.i32(positions.1)
+      $0.i32(positions.2)
+      $0.i32(positions.3)
+      $0.u32(0)
+    }
+  }
+
+  private mutating func offset(ofPattern bytes: [UInt8]) -> UInt32 {
+    if let known = patterns[bytes] { return known }
+    let offset = UInt32(sections[.patterns]?.count ?? 0)
+    write(.patterns) { $0.append(bytes) }
+    patterns[bytes] = offset
+    return offset
+  }
+
+  // MARK: Headers
+
+  private mutating func index(of header: RuleHeader) -> UInt32 {
+    if let known = headers[header] { return known }
+    let source = index(of: header.source.addresses)
+    let sourcePorts = index(of: header.source.ports)
+    let destination = index(of: header.destination.addresses)
+    let destinationPorts = index(of: header.destination.ports)
+    let index = UInt32(count(.headers))
+    write(.headers) {
+      $0.u8(header.ipProtocol.rawValue)
+      $0.u8(header.isBidirectional ? 1 : 0)
+      $0.u16(0)
+      $0.u32(source)
+      $0.u32(sourcePorts)
+      $0.u32(destination)
+      $0.u32(destinationPorts)
+    }
+    headers[header] = index
+    return index
+  }
+
+  private mutating func index(of set: AddressSet) -> UInt32 {
+    if set == .any { return noIndex }
+    if let known = addressSets[set] { return known }
+    let v4 = set.ranges(of: .v4)
+    let v6 = set.ranges(of: .v6)
+    let starts = (UInt32(count(.v4Ranges)), UInt32(count(.v6Ranges)))
+    let index = UInt32(count(.addressSets))
+    write(.addressSets) {
+      $0.u32(starts.0)
+      $0.u32(UInt32(v4.count))
+      $0.u32(starts.1)
+      $0.u32(UInt32(v6.count))
+    }
+    write(.v4Ranges) { writer in
+      for range in v4 {
+        writer.u32(UInt32(truncatingIfNeeded: range.lowerBound.low))
+        writer.u32(UInt32(truncatingIfNeeded: range.upperBound.low))
+      }
+    }
+    write(.v6Ranges) { writer in
+      for range in v6 {
+        for address in [range.lowerBound, range.upperBound] {
+          writer.u64(address.high)
+          writer.u64(address.low)
+        }
+      }
+    }
+    addressSets[set] = index
+    return index
+  }
+
+  private mutating func index(of set: PortSet) -> UInt32 {
+    if set.isAny { return noIndex }
+    if let known = portSets[set] { return known }
+    let start = UInt32(count(.portRanges))
+    let index = UInt32(count(.portSets))
+    write(.portSets) {
+      $0.u32(start)
+      $0.u32(UInt32(set.ranges.count))
+    }
+    write(.portRanges) { writer in
+      for range in set.ranges {
+        writer.u16(range.lowerBound)
+        writer.u16(range.upperBound)
+      }
+    }
+    portSets[set] = index
+    return index
+  }
+
+  // MARK: Groups
+
+  private mutating func append(_ plan: PrefilterPlan, _ rules: [Rule]) throws(RuleCompilationError) {
+    let searched = rules.map(\.searchPattern)
+    for group in plan.groups { try append(group, searched) }
+    var pages: [[UInt16]: UInt16] = [:]
+    for packetClass in plan.classes {
+      let destination = append(packetClass.destination, &pages)
+      let source = append(packetClass.source, &pages)
+      write(.classes) {
+        $0.u32(packetClass.anyPort == noGroup ? noIndex : UInt32(packetClass.anyPort))
+        $0.u32(destination)
+        $0.u32(source)
+      }
+    }
+  }
+
+  private mutating func append(_ table: PrefilterPlan.PortTable?, _ pages: inout [[UInt16]: UInt16]) -> UInt32 {
+    guard let table else { return noIndex }
+    let start = UInt32(count(.portPages))
+    for first in stride(from: 0, to: 65_536, by: 256) {
+      let page = Array(table.groups[first..<first + 256])
+      let number = pages[page] ?? UInt16(pages.count)
+      if pages.updateValue(number, forKey: page) == nil {
+        write(.portGroups) { writer in page.forEach { writer.u16($0) } }
+      }
+      write(.portPages) { $0.u16(number) }
+    }
+    return start
+  }
+
+  private mutating func append(
+    _ group: PrefilterPlan.Group, _ searched: [SearchPattern?]
+  ) throws(RuleCompilationError) {
+    var numbers: [SearchPattern: Int] = [:]
+    var found: [(pattern: SearchPattern, rules: [UInt32])] = []
+    var direct: [UInt32] = []
+    for rule in group.rules {
+      guard let pattern = searched[Int(rule)] else {
+        direct.append(rule)
+        continue
+      }
+      if let number = numbers[pattern] {
+        found[number].rules.append(rule)
+      } else {
+        numbers[pattern] = found.count
+        found.append((pattern, [rule]))
+      }
+    }
+    var databaseOffset = 0
+    var databaseBytes = 0
+    if !found.isEmpty {
+      let database = try PatternDatabase.compile(found.map(\.pattern))
+      write(.databases) { $0.align(to: ImageLayout.alignment) }
+      databaseOffset = count(.databases)
+      databaseBytes = database.count
+      guard databaseOffset + databaseBytes <= ImageLayout.byteLimit else { throw Self.tooLarge() }
+      write(.databases) { $0.append(database) }
+    }
+    let patternStart = count(.groupPatterns)
+    for (pattern, rules) in found {
+      let bytes = offset(ofPattern: pattern.bytes)
+      let list = appendList(rules)
+      write(.groupPatterns) {
+        $0.u32(list)
+        $0.u32(UInt32(rules.count))
+        $0.u32(bytes)
+        $0.u32(UInt32(pattern.bytes.count))
+      }
+    }
+    let directStart = appendList(direct)
+    write(.groups) {
+      $0.u32(UInt32(patternStart))
+      $0.u32(UInt32(found.count))
+      $0.u32(directStart)
+      $0.u32(UInt32(direct.count))
+      $0.u32(UInt32(databaseOffset))
+      $0.u32(UInt32(databaseBytes))
+    }
+  }
+
+  private mutating func appendList(_ rules: [UInt32]) -> UInt32 {
+    let start = UInt32(count(.ruleLists))
+    write(.ruleLists) { writer in rules.forEach { writer.u32($0) } }
+    return start
+  }
+
+  // MARK: Assembly
+
+  private static func tooLarge() -> RuleCompilationError {
+    RuleCompilationError(
+      .tooLarge, "the compiled rules would take more than \(ImageLayout.byteLimit >> 20) MiB",
+      remedy: "use fewer rules for this domain")
+  }
+
+  private func assemble(ruleCount: Int) throws(RuleCompilationError) -> [UInt8] {
+    var table = ByteWriter()
+    var end = ImageLayout.headerBytes
+    var offsets: [Int] = []
+    for section in ImageSection.allCases {
+      let offset = ImageLayout.aligned(end)
+      offsets.append(offset)
+      table.u64(UInt64(offset))
+      table.u32(UInt32(count(section)))
+      table.u32(UInt32(section.stride))
+      end = offset + (sections[section]?.count ?? 0)
+    }
+    guard end <= ImageLayout.byteLimit else { throw Self.tooLarge() }
+    var image = ByteWriter()
+    image.u64(ImageLayout.magic)
+    image.u32(ImageLayout.version)
+    image.u32(UInt32(ImageSection.allCases.count))
+    image.u64(0)
+    image.u64(UInt64(end))
+    image.u64(PatternDatabase.machine)
+    image.u32(UInt32(ruleCount))
+    image.u32(UInt32(activations.count))
+    image.append(table.bytes)
+    for (section, offset) in zip(ImageSection.allCases, offsets) {
+      image.align(to: ImageLayout.alignment)
+      precondition(image.count == offset, "sections where the table says")
+      image.append(sections[section]?.bytes ?? [])
+    }
+    var bytes = image.bytes
+    let checksum = bytes.withRawSpan { ImageLayout.checksum($0) }
+    for index in 0..<8 {
+      bytes[ImageLayout.checksumOffset + index] = UInt8(truncatingIfNeeded: checksum >> UInt64(8 * index))
+    }
+    return bytes
+  }
+}
+
+/// What rules that differ only in their tests share.
+private struct RuleHeader: Hashable {
+  var ipProtocol: RuleProtocol
+  var source: RuleEndpoint
+  var destination: RuleEndpoint
+  var isBidirectional: Bool
+
+  init(_ rule: Rule) {
+    ipProtocol = rule.ipProtocol
+    source = rule.source
+    destination = rule.destination
+    isBidirectional = rule.isBidirectional
+  }
+}

@@ -1,0 +1,252 @@
+import VMFenceCore
+
+// The compiled rule image: one flat block, position-independent (every reference is an index or an offset), little-endian,
+// aligned to 64 bytes.
+//
+//   0   magic            u64    "VMFRULES"
+//   8   format version   u32
+//   12  section count    u32
+//   16  checksum         u64    over everything but these 8 bytes
+//   24  byte count       u64
+//   32  machine          u64    the matcher's version and the processor features its databases were compiled for
+//   40  rule count       u32
+//   44  activations      u32    numbers that `activate` rules turn on
+//   48  section table           per section: offset u64, record count u32, record stride u32
+//   …   sections, each aligned to 64 bytes
+
+/// The sections of an image, in the order in which they lie.
+package enum ImageSection: Int, CaseIterable {
+  case rules
+  case headers
+  case addressSets
+  case v4Ranges
+  case v6Ranges
+  case portSets
+  case portRanges
+  case options
+  /// The bytes that contents look for; in lower case where the case does not matter.
+  case patterns
+  case rates
+  case metadataIndex
+  case metadata
+  case classes
+  case portPages
+  case portGroups
+  case groups
+  case groupPatterns
+  case ruleLists
+  /// Vectorscan's databases, as `hs_deserialize_database_at` lays them out, each aligned to 64 bytes.
+  case databases
+
+  /// Bytes of a record.
+  var stride: Int {
+    switch self {
+    case .rules: RuleRecord.stride
+    case .headers: HeaderRecord.stride
+    case .addressSets: 16
+    case .v4Ranges: 8
+    case .v6Ranges: 32
+    case .portSets: 8
+    case .portRanges: 4
+    case .options: OptionRecord.stride
+    case .rates: RateRecord.stride
+    case .metadataIndex: 8
+    case .classes: ClassRecord.stride
+    case .portPages, .portGroups: 2
+    case .groups: GroupRecord.stride
+    case .groupPatterns: GroupPatternRecord.stride
+    case .ruleLists: 4
+    case .patterns, .metadata, .databases: 1
+    }
+  }
+}
+
+package enum ImageLayout {
+  /// "VMFRULES" as its bytes stand in memory.
+  static let magic: UInt64 = 0x5345_4C55_5246_4D56
+  static let version: UInt32 = 1
+  package static let checksumOffset = 16
+  package static let sectionTable = 48
+  package static let sectionEntry = 16
+  static let alignment = 64
+  /// Offsets inside of sections are 32 bits wide; beyond this size something is wrong with the rules anyway.
+  static let byteLimit = 1 << 30
+
+  static var headerBytes: Int { aligned(sectionTable + ImageSection.allCases.count * sectionEntry) }
+
+  static func aligned(_ offset: Int) -> Int { (offset + alignment - 1) & ~(alignment - 1) }
+
+  /// Finds accidental damage: every change of a single word changes it. It is no proof against a forger, for whom the image's
+  /// maker and the sealed memory it travels in are responsible.
+  package static func checksum(_ bytes: RawSpan) -> UInt64 {
+    var lanes = (
+      0x9E37_79B9_7F4A_7C15 as UInt64, 0xC2B2_AE3D_27D4_EB4F as UInt64, 0x1656_67B1_9E37_79F9 as UInt64,
+      0x85EB_CA77_C2B2_AE63 as UInt64
+    )
+    func step(_ lane: UInt64, _ word: UInt64) -> UInt64 {
+      let mixed = (lane ^ word) &* 0xD6E8_FEB8_6659_FD93
+      return mixed << 31 | mixed >> 33
+    }
+    lanes.0 = step(lanes.0, bytes.u64le(0))
+    lanes.1 = step(lanes.1, bytes.u64le(8))
+    var offset = checksumOffset + 8
+    while offset + 32 <= bytes.byteCount {
+      lanes.0 = step(lanes.0, bytes.u64le(offset))
+      lanes.1 = step(lanes.1, bytes.u64le(offset + 8))
+      lanes.2 = step(lanes.2, bytes.u64le(offset + 16))
+      lanes.3 = step(lanes.3, bytes.u64le(offset + 24))
+      offset += 32
+    }
+    while offset < bytes.byteCount {
+      lanes.0 = step(lanes.0, UInt64(bytes.u8(offset)))
+      offset += 1
+    }
+    return step(step(step(step(UInt64(bytes.byteCount), lanes.0), lanes.1), lanes.2), lanes.3)
+  }
+}
+
+/// "none" in a field that holds an index.
+let noIndex = UInt32.max
+
+/// A rule: where its parts lie.
+enum RuleRecord {
+  static let stride = 40
+  static let header = 0
+  static let optionsStart = 4
+  static let optionsCount = 8
+  /// `RuleAction.rawValue`.
+  static let action = 10
+  static let flags = 11
+  static let threshold = 12
+  static let filter = 16
+  /// The activation that an `activate` rule turns on, or that a `dynamic` rule waits for.
+  static let activation = 20
+  /// Packets that a `dynamic` rule logs after each activation.
+  static let activationCount = 24
+  /// gid and sid: what rate counts are kept by, so that they outlive a reload.
+  static let gid = 28
+  static let sid = 32
+
+  /// The verdict (or `pass`) is for the rest of the flow too.
+  static let actsOnFlow: UInt8 = 1
+  /// No alert is to be told.
+  static let isSilent: UInt8 = 2
+}
+
+/// What stands before a rule's parenthesis. Sets are indices, `noIndex` for "any".
+enum HeaderRecord {
+  static let stride = 20
+  static let ipProtocol = 0
+  /// 1: either end may be the source.
+  static let isBidirectional = 1
+  static let source = 4
+  static let sourcePorts = 8
+  static let destination = 12
+  static let destinationPorts = 16
+}
+
+/// One test. All tests that need no search come before the contents.
+enum OptionRecord {
+  static let stride = 32
+  static let kind = 0
+  static let flags = 1
+  static let small1 = 2
+  static let small2 = 3
+  /// A content's pattern (offset and length), the bounds of a numeric test, or what is asked of a flow.
+  static let word1 = 4
+  static let word2 = 8
+  static let offset = 12
+  static let depth = 16
+  static let distance = 20
+  static let within = 24
+
+  static let isNegated: UInt8 = 1
+  static let ignoresCase: UInt8 = 2
+  static let isRelative: UInt8 = 4
+  static let hasDepth: UInt8 = 8
+  static let hasWithin: UInt8 = 16
+  static let endsBuffer: UInt8 = 32
+  static let knownFlags: UInt8 = 63
+
+  /// Contents of one rule at the most.
+  static let contentLimit = 255
+}
+
+enum OptionKind: UInt8 {
+  case content = 1
+  case tcpFlags = 2
+  case payloadSize = 3
+  case icmpType = 4
+  case icmpCode = 5
+  case flow = 6
+}
+
+/// `threshold` or `detection_filter`.
+enum RateRecord {
+  static let stride = 12
+  static let kind = 0
+  static let track = 1
+  static let count = 4
+  static let seconds = 8
+}
+
+/// What packets are grouped by first.
+enum PacketClass: Int, CaseIterable {
+  case tcp = 0
+  case udp = 1
+  case icmp = 2
+  /// Other protocols, and fragments.
+  case other = 3
+}
+
+/// The rule groups of a packet class: one for any port, and two tables from a port to a group.
+enum ClassRecord {
+  static let stride = 12
+  /// The group for packets of any port, or `noIndex`.
+  static let anyPort = 0
+  /// The first of 256 page numbers in `portPages` for destination ports, or `noIndex`.
+  static let destinationPages = 4
+  static let sourcePages = 8
+}
+
+/// Rules that are looked for together.
+enum GroupRecord {
+  static let stride = 24
+  static let patternStart = 0
+  static let patternCount = 4
+  /// In `ruleLists`: rules without a pattern to look for.
+  static let directStart = 8
+  static let directCount = 12
+  /// In `databases`. Both 0 in a group without patterns.
+  static let databaseOffset = 16
+  static let databaseBytes = 20
+}
+
+/// A pattern of a group; its number in the group is its id in the database.
+enum GroupPatternRecord {
+  static let stride = 16
+  /// In `ruleLists`: the rules that it is the fast pattern of.
+  static let rulesStart = 0
+  static let rulesCount = 4
+  /// In `patterns`.
+  static let patternOffset = 8
+  static let patternLength = 12
+}
+
+/// No group for a port.
+let noGroup = UInt16.max
+
+/// Where the sections of one image lie. Read from a header that was checked.
+struct ImageSections: Sendable, BitwiseCopyable {
+  struct Extent: Sendable, BitwiseCopyable {
+    var offset = 0
+    var count = 0
+  }
+
+  private var extents: InlineArray<19, Extent> = InlineArray(repeating: Extent())
+
+  subscript(section: ImageSection) -> Extent {
+    get { extents[section.rawValue] }
+    set { extents[section.rawValue] = newValue }
+  }
+}

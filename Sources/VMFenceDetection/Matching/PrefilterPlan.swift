@@ -1,0 +1,176 @@
+import VMFenceCore
+
+/// Which rules are looked for together: groups by packet class and port, as in Snort. A rule whose destination ports are few
+/// is looked for in packets to those ports; else one whose source ports are few, in packets from those; all
+/// others in every packet of the class. So a packet is searched at most three times: for its destination port's
+/// group, its source port's, and the group for any port.
+///
+/// Groups only narrow down: the rule's header is compared with each packet all the same.
+struct PrefilterPlan {
+  struct Group: Hashable {
+    /// In ascending order.
+    var rules: [UInt32]
+  }
+
+  struct PortTable {
+    /// For each of the 65,536 ports a group, or `noGroup`.
+    var groups: [UInt16]
+  }
+
+  struct ClassPlan {
+    var anyPort: UInt16 = noGroup
+    var destination: PortTable?
+    var source: PortTable?
+  }
+
+  private(set) var groups: [Group] = []
+  /// By `PacketClass.rawValue`.
+  private(set) var classes: [ClassPlan] = []
+
+  private var numbers: [[UInt32]: UInt16] = [:]
+
+  /// Rules for more ports than this are looked for at any port.
+  private static let portLimit = 4096
+
+  init(_ rules: [Rule]) throws(RuleCompilationError) {
+    var portLimit = Self.portLimit
+    // Each port's group has its own copy of the patterns. Where lists of ports overlap so much that the copies would
+    // outgrow the rules many times, wide lists are treated as any port.
+    while true {
+      groups = []
+      classes = []
+      numbers = [:]
+      for packetClass in PacketClass.allCases {
+        classes.append(try plan(packetClass, rules, portLimit: portLimit))
+      }
+      let copies = groups.reduce(0) { $0 + $1.rules.count }
+      if copies <= 8 * rules.count + 1024 || portLimit <= 1 { break }
+      portLimit /= 4
+    }
+  }
+
+  private struct Entry {
+    var rule: UInt32
+    var ports: PortSet
+  }
+
+  private mutating func plan(
+    _ packetClass: PacketClass, _ rules: [Rule], portLimit: Int
+  ) throws(RuleCompilationError) -> ClassPlan {
+    var anyPort: [UInt32] = []
+    var destination: [Entry] = []
+    var source: [Entry] = []
+    for (index, rule) in rules.enumerated() where Self.applies(rule.ipProtocol, to: packetClass) {
+      let rule32 = UInt32(index)
+      var orientations = [(rule.source.ports, rule.destination.ports)]
+      if rule.isBidirectional { orientations.append((rule.destination.ports, rule.source.ports)) }
+      for (from, to) in orientations {
+        if packetClass == .icmp || packetClass == .other {
+          anyPort.append(rule32)
+        } else if Self.isNarrow(to, portLimit) {
+          destination.append(Entry(rule: rule32, ports: to))
+        } else if Self.isNarrow(from, portLimit) {
+          source.append(Entry(rule: rule32, ports: from))
+        } else {
+          anyPort.append(rule32)
+        }
+      }
+    }
+    var result = ClassPlan()
+    if !anyPort.isEmpty { result.anyPort = try number(of: Self.unique(anyPort)) }
+    result.destination = try table(destination)
+    result.source = try table(source)
+    return result
+  }
+
+  private static func isNarrow(_ ports: PortSet, _ limit: Int) -> Bool {
+    ports.ranges.reduce(0) { $0 + $1.count } <= limit
+  }
+
+  private static func unique(_ ascending: [UInt32]) -> [UInt32] {
+    var result: [UInt32] = []
+    for rule in ascending where result.last != rule { result.append(rule) }
+    return result
+  }
+
+  /// Sweeps over the ports, and gives every stretch with the same rules its group.
+  private mutating func table(_ entries: [Entry]) throws(RuleCompilationError) -> PortTable? {
+    guard !entries.isEmpty else { return nil }
+    var begins: [Int: [UInt32]] = [:]
+    var ends: [Int: [UInt32]] = [:]
+    var edges: Set<Int> = []
+    for entry in entries {
+      for range in entry.ports.ranges {
+        begins[Int(range.lowerBound), default: []].append(entry.rule)
+        ends[Int(range.upperBound) + 1, default: []].append(entry.rule)
+        edges.insert(Int(range.lowerBound))
+        edges.insert(Int(range.upperBound) + 1)
+      }
+    }
+    // A bidirectional rule may be here twice for one port.
+    var active: [UInt32: Int] = [:]
+    var groups = [UInt16](repeating: noGroup, count: 65_536)
+    let ordered = edges.sorted()
+    for (position, edge) in ordered.enumerated() {
+      for rule in ends[edge] ?? [] {
+        active[rule] = active[rule].flatMap { $0 > 1 ? $0 - 1 : nil }
+      }
+      for rule in begins[edge] ?? [] { active[rule, default: 0] += 1 }
+      guard !active.isEmpty, edge < 65_536 else { continue }
+      let group = try number(of: active.keys.sorted())
+      for port in edge..<ordered[position + 1] { groups[port] = group }
+    }
+    return PortTable(groups: groups)
+  }
+
+  private mutating func number(of rules: [UInt32]) throws(RuleCompilationError) -> UInt16 {
+    if let known = numbers[rules] { return known }
+    guard groups.count < Int(noGroup) else {
+      throw RuleCompilationError(
+        .tooLarge, "the rules name so many combinations of ports that there are more than \(noGroup) groups",
+        remedy: "use fewer distinct port lists")
+    }
+    let number = UInt16(groups.count)
+    groups.append(Group(rules: rules))
+    numbers[rules] = number
+    return number
+  }
+
+  private static func applies(_ ipProtocol: RuleProtocol, to packetClass: PacketClass) -> Bool {
+    switch ipProtocol {
+    case .tcp: packetClass == .tcp
+    case .udp: packetClass == .udp
+    case .icmp: packetClass == .icmp
+    case .ip: true
+    }
+  }
+}
+
+extension Rule {
+  /// What the multi-pattern search looks for on behalf of this rule: the content its author chose, or the longest. nil when it
+  /// has none that must be there.
+  var searchPattern: SearchPattern? {
+    var chosen: ContentTest?
+    for case .content(let content) in tests where !content.isNegated {
+      if content.fastPattern != nil {
+        chosen = content
+        break
+      }
+      if content.pattern.count > chosen?.pattern.count ?? 0 { chosen = content }
+    }
+    guard let content = chosen else { return nil }
+    var bytes = content.pattern[...]
+    if let offset = content.fastPattern?.offset, let length = content.fastPattern?.length {
+      let start = min(max(offset, 0), bytes.count - 1)
+      bytes = bytes[start...].prefix(max(length, 1))
+    }
+    let pattern = bytes.prefix(PatternDatabase.patternLimit).map { content.ignoresCase ? $0.lowercasedASCII : $0 }
+    return SearchPattern(bytes: pattern, ignoresCase: content.ignoresCase)
+  }
+}
+
+extension UInt8 {
+  /// ASCII capital letters become small ones.
+  @inline(__always)
+  var lowercasedASCII: UInt8 { self &- 65 < 26 ? self | 0x20 : self }
+}
