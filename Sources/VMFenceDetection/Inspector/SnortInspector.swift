@@ -1,0 +1,184 @@
+import VMFenceCore
+import VMFencePackets
+
+/// Inspects the packets of one domain with Snort and Suricata rules.
+///
+/// A packet is decoded, its checksums are verified (where nobody has done so), its flow is followed, and the rules whose pattern the
+/// multi-pattern search found, or that have none, are compared with it in their order. The first `pass` rule that matches
+/// silences those after it.
+///
+/// Each packet is looked at for itself: a pattern that is split over two TCP segments or IP fragments is not seen. Of
+/// fragments only rules for `ip` are compared, with the fragment's own payload.
+///
+/// Allocates nothing per packet. Used by one thread at a time.
+public struct SnortInspector: PacketInspector, ~Copyable {
+  /// Work spent on the contents of one packet at the most, in steps of about 8 bytes. What was not decided by then
+  /// counts as no match, and `work_limit_hits` counts the packet.
+  static let workLimit = 1 << 22
+
+  var rules: SnortRules
+  /// Made anew with the rules: databases, and what is remembered by rule index.
+  var matching: Matching
+  let configuration: InspectorConfiguration
+  var flows: FlowTable
+  var rates: RateTable
+  var counters = Counters()
+  /// Counts rule sets, so that a verdict kept with a flow is not taken for a rule of a later set.
+  var generation: UInt32 = 0
+
+  /// What belongs to one rule set.
+  struct Matching: ~Copyable {
+    let header: HeaderMatcher
+    let sections: ImageSections
+    var scanner: PatternScanner
+    var candidates: CandidateSet
+    var contents = ContentMatcher()
+    /// Indices of `dynamic` rules, in order.
+    var dynamicRules: [Int] = []
+    /// Packets that each rule still logs; empty when no rule is `dynamic`.
+    var remaining: [UInt32] = []
+    /// Activations that fired at this packet.
+    var activated: [Bool]
+    var hasActivated = false
+
+    init(_ rules: SnortRules) throws(RuleCompilationError) {
+      header = HeaderMatcher(rules.sections)
+      sections = rules.sections
+      scanner = try PatternScanner.make(for: rules)
+      candidates = CandidateSet(ruleCount: rules.ruleCount)
+      activated = Array(repeating: false, count: rules.activationCount)
+      let records = rules.sections[.rules].offset
+      dynamicRules = rules.image.withBytes { image in
+        (0..<rules.ruleCount).filter {
+          image.u8(records + $0 * RuleRecord.stride + RuleRecord.action) == RuleAction.dynamic.rawValue
+        }
+      }
+      if !dynamicRules.isEmpty { remaining = Array(repeating: 0, count: rules.ruleCount) }
+    }
+  }
+
+  struct Counters {
+    var packets: UInt64 = 0
+    var notIP: UInt64 = 0
+    var malformed: UInt64 = 0
+    var badChecksums: UInt64 = 0
+    var fragments: UInt64 = 0
+    var alerts: UInt64 = 0
+    var alertsLost: UInt64 = 0
+    var passed: UInt64 = 0
+    var dropped: UInt64 = 0
+    var scanOverflows: UInt64 = 0
+    var workLimitHits: UInt64 = 0
+  }
+
+  public static func make(
+    rules: SnortRules, configuration: InspectorConfiguration
+  ) throws(RuleCompilationError) -> SnortInspector {
+    SnortInspector(rules: rules, matching: try Matching(rules), configuration: configuration)
+  }
+
+  private init(rules: SnortRules, matching: consuming Matching, configuration: InspectorConfiguration) {
+    self.rules = rules
+    self.matching = matching
+    self.configuration = configuration
+    flows = FlowTable(capacity: configuration.flowCapacity, key: configuration.hashKey)
+    rates = RateTable(key: configuration.hashKey)
+  }
+
+  public mutating func replaceRules(with rules: SnortRules) throws(RuleCompilationError) {
+    // Nothing changes when the new rules cannot be used. The old image lives until the old scanner is gone.
+    let next = try Matching(rules)
+    matching = next
+    self.rules = rules
+    generation &+= 1
+  }
+
+  public var statistics: [(name: String, value: UInt64)] {
+    [
+      ("packets", counters.packets), ("not_ip", counters.notIP), ("malformed", counters.malformed),
+      ("bad_checksums", counters.badChecksums), ("fragments", counters.fragments),
+      ("flows", flows.created), ("flows_now", UInt64(flows.current)), ("flows_expired", flows.expired),
+      ("flows_evicted", flows.evicted), ("flows_evicted_established", flows.evictedEstablished),
+      ("rates_evicted", rates.evicted), ("alerts", counters.alerts), ("alerts_lost", counters.alertsLost),
+      ("packets_passed", counters.passed), ("packets_dropped", counters.dropped),
+      ("scan_overflows", counters.scanOverflows), ("work_limit_hits", counters.workLimitHits),
+      ("private_databases", UInt64(matching.scanner.privateCopies)),
+    ]
+  }
+
+  public mutating func inspect(_ frame: FrameMetadata, _ bytes: RawSpan, into output: inout InspectionOutput) {
+    counters.packets += 1
+    let packet = DecodedPacket.decode(bytes, linkType: frame.linkType, strippedVLAN: frame.strippedVLAN)
+    if !packet.anomalies.isEmpty { counters.malformed += 1 }
+    guard packet.network == .ipv4 || packet.network == .ipv6 else {
+      counters.notIP += 1
+      return
+    }
+    if frame.checksums == .unknown, configuration.verifiesChecksums {
+      switch packet.verifyChecksums(in: bytes) {
+      case .correct, .unverifiable: break
+      case .badNetwork, .badTransport:
+        counters.badChecksums += 1
+        return
+      }
+    }
+    var sighting: FlowTable.Sighting?
+    if packet.isFragment {
+      counters.fragments += 1
+    } else {
+      let seen = flows.see(packet, at: frame.timestamp)
+      sighting = seen
+      if decideByFlow(seen, into: &output) { return }
+    }
+    let payload = bytes.extracting(
+      Int(packet.payloadOffset)..<Int(packet.payloadOffset) + Int(packet.payloadLength))
+    let match = PacketMatch(packet: packet, flow: sighting, timestamp: frame.timestamp)
+    // SAFETY: the image is valid for its length as long as `rules` holds it, which outlasts this call.
+    let image = unsafe UnsafeRawBufferPointer(start: rules.image.baseAddress, count: rules.image.byteCount).bytes
+    let before = output.count
+    let lostBefore = output.overflow
+    findCandidates(match, payload, image)
+    evaluateCandidates(match, payload, image, into: &output)
+    counters.alerts += UInt64(output.count - before)
+    counters.alertsLost += UInt64(output.overflow - lostBefore)
+    if output.verdict != .pass { counters.dropped += 1 }
+  }
+
+  /// What an earlier packet decided for the whole flow. True: this packet needs no inspection.
+  private mutating func decideByFlow(_ seen: FlowTable.Sighting, into output: inout InspectionOutput) -> Bool {
+    let marks = flows[seen.place].marks
+    if marks.contains(.isPassed) {
+      counters.passed += 1
+      return true
+    }
+    if marks.contains(.isDropped) {
+      counters.dropped += 1
+      output.verdict = .drop
+      let flow = flows[seen.place]
+      output.verdictRule = flow.verdictGeneration == generation ? flow.verdictRule : .max
+      return true
+    }
+    return false
+  }
+}
+
+/// One packet being compared with rules.
+struct PacketMatch {
+  var packet: DecodedPacket
+  /// nil for fragments.
+  var flow: FlowTable.Sighting?
+  var timestamp: Timestamp
+
+  /// Whether the transport header is that of a whole datagram.
+  var hasTransport: Bool { !packet.isFragment && packet.transport != .none }
+
+  var packetClass: PacketClass {
+    guard hasTransport else { return .other }
+    return switch packet.transport {
+    case .tcp: .tcp
+    case .udp: .udp
+    case .icmp, .icmpv6: .icmp
+    case .none, .sctp, .other: .other
+    }
+  }
+}

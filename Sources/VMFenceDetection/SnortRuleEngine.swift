@@ -1,0 +1,30 @@
+import VMFenceCore
+
+/// Compiles rules in the dialects of Snort 2.9, Snort 3 and Suricata for `SnortInspector`.
+///
+/// Deterministic: equal requests give equal images. Allocates and takes its time (milliseconds to seconds, with the number
+/// of rules): not for the thread that inspects packets.
+public struct SnortRuleEngine: RuleEngine {
+  public init() {}
+
+  public func compile(
+    _ request: RuleCompilationRequest
+  ) throws(RuleCompilationError) -> RuleCompilation<SnortRules> {
+    let set = RuleSet.parse(request)
+    if set.rejected > 0, request.onBadRule == .fail {
+      let first = set.diagnostics.first { $0.severity == .error }
+      throw RuleCompilationError(
+        .badRule, "\(set.rejected) rules cannot be used; the first: \(first?.message ?? "")", at: first?.place,
+        remedy: first?.remedy ?? "", diagnostics: set.diagnostics)
+    }
+    if set.rules.isEmpty, set.rejected > 0 {
+      throw RuleCompilationError(
+        .noRules, "none of \(set.rejected) rules can be used",
+        at: set.diagnostics.first { $0.severity == .error }?.place, remedy: "mend the rules that the diagnostics name",
+        diagnostics: set.diagnostics)
+    }
+    let rules = try SnortRules(compiling: set.rules)
+    return RuleCompilation(
+      rules: rules, diagnostics: set.diagnostics, loaded: set.rules.count, rejected: set.rejected)
+  }
+}
