@@ -85,7 +85,8 @@ public final class ImageOverlay: DiskReader {
   }
 }
 
-/// Shows every request to an observer, then does what the disk would do with those that it allowed: the disk of a replay.
+/// Shows every request to an observer, then does what the disk would do with those that it allowed: the disk of a
+/// replay.
 public struct OverlaidDisk<Observer: BlockObserver & ~Copyable>: BlockObserver, ~Copyable {
   public var observer: Observer
   public let overlay: ImageOverlay

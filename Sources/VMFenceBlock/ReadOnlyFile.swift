@@ -36,8 +36,8 @@ final class ReadOnlyFile: Sendable {
 
   deinit { close(descriptor) }
 
-  /// Reads up to `count` bytes into the beginning of `buffer`; fewer only where the file ends. The corresponding C function is
-  /// `pread(2)`.
+  /// Reads up to `count` bytes into the beginning of `buffer`; fewer only where the file ends. The corresponding C
+  /// function is `pread(2)`.
   ///
   /// - Precondition: `count` is at most the size of `buffer`.
   func read(at offset: UInt64, count: Int, into buffer: inout [UInt8]) throws(SystemFailure) -> Int {

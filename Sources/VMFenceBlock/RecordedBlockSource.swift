@@ -3,10 +3,10 @@ public import VMFenceCore
 /// The requests to one virtual disk, from a recording: `NAME.jsonl` has a line for each request, `NAME.bin` the data of
 /// writes.
 ///
-/// A line is a JSON object: `seq` (rises by one from line to line), `t_ns` (nanoseconds since the recording began), `op`
-/// (`read`, `write`, `flush`, `trim`, `zero`), `off` and `len` (bytes), `fua`, and for a write `pos`, where its data begins in the
-/// `.bin` file. Lines with `op` `mark` carry the author's notes and are passed over. A jump in `seq` is a gap, and told to the
-/// observer.
+/// A line is a JSON object: `seq` (rises by one from line to line), `t_ns` (nanoseconds since the recording began),
+/// `op` (`read`, `write`, `flush`, `trim`, `zero`), `off` and `len` (bytes), `fua`, and for a write `pos`, where its
+/// data begins in the `.bin` file. Lines with `op` `mark` carry the author's notes and are passed over. A jump in
+/// `seq` is a gap, and told to the observer.
 ///
 /// Requests are numbered anew from 0, without the marks. Used by one thread at a time.
 public struct RecordedBlockSource: BlockSource, ~Copyable {
@@ -41,7 +41,8 @@ public struct RecordedBlockSource: BlockSource, ~Copyable {
   /// - Parameters:
   ///   - path: of the `.jsonl` file; the data are beside it, with `.bin` in its place.
   ///   - start: what the recording's time 0 is.
-  /// - Throws: `inputOutput` when one of the files cannot be opened, `notATrace` when the name does not end in `.jsonl`.
+  /// - Throws: `inputOutput` when one of the files cannot be opened, `notATrace` when the name does not end in
+  ///   `.jsonl`.
   public static func open(path: String, startingAt start: Timestamp = .zero) throws(BlockSourceError) -> Self {
     guard path.hasSuffix(".jsonl") else {
       throw BlockSourceError(

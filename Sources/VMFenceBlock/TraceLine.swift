@@ -1,10 +1,10 @@
 /// One line of a trace: a JSON object.
-enum TraceLine: Equatable {
+package enum TraceLine: Equatable {
   case request(TraceRequest)
   /// What the recording's author noted; only the number counts.
   case mark(sequence: UInt64)
 
-  var sequence: UInt64 {
+  package var sequence: UInt64 {
     switch self {
     case .request(let request): request.sequence
     case .mark(let sequence): sequence
@@ -12,32 +12,45 @@ enum TraceLine: Equatable {
   }
 }
 
-struct TraceRequest: Equatable {
-  enum Operation: String { case read, write, flush, trim, zero }
-  var sequence: UInt64
-  var time: Int64
-  var operation: Operation
-  var offset: UInt64 = 0
-  var length: UInt64 = 0
-  var isForcedUnitAccess = false
+package struct TraceRequest: Equatable {
+  package enum Operation: String { case read, write, flush, trim, zero }
+  package var sequence: UInt64
+  package var time: Int64
+  package var operation: Operation
+  package var offset: UInt64 = 0
+  package var length: UInt64 = 0
+  package var isForcedUnitAccess = false
   /// Where the data of a write begins in the `.bin` file.
-  var position: UInt64 = 0
+  package var position: UInt64 = 0
+
+  package init(
+    sequence: UInt64, time: Int64, operation: Operation, offset: UInt64 = 0, length: UInt64 = 0,
+    isForcedUnitAccess: Bool = false, position: UInt64 = 0
+  ) {
+    self.sequence = sequence
+    self.time = time
+    self.operation = operation
+    self.offset = offset
+    self.length = length
+    self.isForcedUnitAccess = isForcedUnitAccess
+    self.position = position
+  }
 }
 
 /// What is wrong with a line, and at which byte of it (from 0).
-struct TraceSyntaxError: Error, Equatable {
-  var column: Int
-  var message: String
+package struct TraceSyntaxError: Error, Equatable {
+  package var column: Int
+  package var message: String
 }
 
-/// Reads one line. Strict JSON, one object, no key twice; depth and size bounded. Keys that are not of the format may only
-/// stand in marks.
-struct TraceLineParser {
+/// Reads one line. Strict JSON, one object, no key twice; depth and size bounded. Keys that are not of the format may
+/// only stand in marks.
+package struct TraceLineParser {
   private static let depthLimit = 8
   private let bytes: [UInt8]
   private var position = 0
 
-  static func parse(_ line: [UInt8]) throws(TraceSyntaxError) -> TraceLine {
+  package static func parse(_ line: [UInt8]) throws(TraceSyntaxError) -> TraceLine {
     var parser = TraceLineParser(bytes: line)
     return try parser.line()
   }

@@ -12,8 +12,8 @@ public struct BlockObserverConformance: Sendable {
 
   public init(diskSize: UInt64) { self.diskSize = diskSize }
 
-  /// Checks: that every request is answered, whatever its offset, length, number, time and data; that reads and flushes pass; that
-  /// gaps are taken, also several and first of all; and that after all that it still answers.
+  /// Checks: that every request is answered, whatever its offset, length, number, time and data; that reads and
+  /// flushes pass; that gaps are taken, also several and first of all; and that after all that it still answers.
   public func check<Observer: BlockObserver & ~Copyable>(
     sourceLocation: SourceLocation = #_sourceLocation, _ make: () throws -> Observer
   ) rethrows {

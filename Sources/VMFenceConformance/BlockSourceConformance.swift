@@ -23,8 +23,9 @@ public struct BlockSourceConformance: Sendable {
   /// A source that never ends is given up after this many calls that bring nothing.
   static let emptyCallsAtMost = 1_000
 
-  /// Checks: that numbers rise by one except at a gap that was told; that a write carries exactly its data and nothing else does; that the
-  /// limit and the deadline are kept and change nothing about what is delivered; that denied requests are counted; that an end stays.
+  /// Checks: that numbers rise by one except at a gap that was told; that a write carries exactly its data and
+  /// nothing else does; that the limit and the deadline are kept and change nothing about what is delivered; that
+  /// denied requests are counted; that an end stays.
   public func check<Source: BlockSource & ~Copyable>(
     sourceLocation: SourceLocation = #_sourceLocation, _ make: () throws -> Source
   ) throws {

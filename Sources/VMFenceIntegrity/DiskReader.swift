@@ -2,8 +2,8 @@ internal import Synchronization
 
 /// Reads a virtual disk, or a recording of one.
 ///
-/// For a live `IntegrityMonitor` it must show every request that the monitor allowed before, and not yet the one that the
-/// monitor is being shown. Safe to call from any thread.
+/// For a live `IntegrityMonitor` it must show every request that the monitor allowed before, and not yet the one that
+/// the monitor is being shown. Safe to call from any thread.
 public protocol DiskReader: AnyObject, Sendable {
   /// The size of the disk.
   var byteCount: UInt64 { get }

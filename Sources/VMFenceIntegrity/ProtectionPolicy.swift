@@ -14,9 +14,9 @@ public struct ProtectionPolicy: Sendable {
 
   /// A path from the root of the file system, or a pattern of such paths.
   ///
-  /// In a component `*` stands for any bytes and `?` for any one byte; a component `**` stands for any number of components (at the
-  /// end, for at least one). Patterns are compared with the bytes that the disk has. A pattern that matches a directory protects the
-  /// directory itself; `/etc/**` protects all that is in it.
+  /// In a component `*` stands for any bytes and `?` for any one byte; a component `**` stands for any number of
+  /// components (at the end, for at least one). Patterns are compared with the bytes that the disk has. A pattern
+  /// that matches a directory protects the directory itself; `/etc/**` protects all that is in it.
   public struct Rule: Hashable, Sendable {
     public var pattern: String
     public var action: Action
@@ -60,6 +60,13 @@ public struct ProtectionPolicy: Sendable {
       components.append(bytes.count == 1 ? [] : parts)
     }
     self.components = components
+  }
+
+  /// What is to be done for a path from the root; nil when it is not protected.
+  public func action(forPath path: [UInt8]) -> Action? {
+    var frontier = rootFrontier
+    for name in path.split(separator: 0x2F) { frontier = advance(frontier, by: Array(name)) }
+    return action(at: frontier)
   }
 
   /// Which patterns are how far matched by a path: all that must be known of a directory to go on to its names.
@@ -119,7 +126,8 @@ public struct ProtectionPolicy: Sendable {
     }
   }
 
-  /// Compares in time proportional to the product of both lengths at the worst: on a mismatch only the last star is tried again.
+  /// Compares in time proportional to the product of both lengths at the worst: on a mismatch only the last star is
+  /// tried again.
   static func matches(_ pattern: [UInt8], _ name: [UInt8]) -> Bool {
     var p = 0
     var n = 0

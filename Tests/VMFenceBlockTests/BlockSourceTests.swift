@@ -30,7 +30,8 @@ final class TemporaryTrace {
   @Test func aRecordingIsABlockSource() throws {
     let trace = try TemporaryTrace(Self.lines, data: [0, 0, 1, 2, 3, 4])
     try BlockSourceConformance(expectedRequests: 5).check { try RecordedBlockSource.open(path: trace.path) }
-    let broken = try TemporaryTrace(Self.lines + [#"{"seq": 12, "t_ns": 60, "op": "flush"}"#], data: [0, 0, 1, 2, 3, 4])
+    let broken = try TemporaryTrace(
+      Self.lines + [#"{"seq": 12, "t_ns": 60, "op": "flush"}"#], data: [0, 0, 1, 2, 3, 4])
     try BlockSourceConformance(expectedRequests: 6, expectedGaps: 1).check {
       try RecordedBlockSource.open(path: broken.path)
     }
@@ -91,8 +92,12 @@ final class TemporaryTrace {
   }
 
   @Test func filesThatAreNotThereAreNamed() {
-    #expect(throws: BlockSourceError.self) { _ = try RecordedBlockSource.open(path: "/nowhere/x.jsonl").deliverNothing() }
-    #expect(throws: BlockSourceError.self) { _ = try RecordedBlockSource.open(path: "/nowhere/x.pcap").deliverNothing() }
+    #expect(throws: BlockSourceError.self) {
+      _ = try RecordedBlockSource.open(path: "/nowhere/x.jsonl").deliverNothing()
+    }
+    #expect(throws: BlockSourceError.self) {
+      _ = try RecordedBlockSource.open(path: "/nowhere/x.pcap").deliverNothing()
+    }
     #expect(throws: IntegrityError.self) { try FileDiskReader(path: "/nowhere/x.img") }
   }
 }

@@ -30,6 +30,24 @@ import VMFenceIntegrity
     return (disk.observer.drainEvents(), outcome)
   }
 
+  @Test func theMonitorIsABlockObserver() throws {
+    for rules in [[ProtectionPolicy.Rule("/**", action: .denyData)], [.init("/etc/passwd")]] {
+      let policy = try ProtectionPolicy(rules)
+      let incarnation = Incarnation(uuid: DomainUUID(high: 1, low: 2), domainID: DomainID(3))
+      try BlockObserverConformance(diskSize: 2 << 20).check {
+        let overlay = ImageOverlay(try FileDiskReader(path: Self.folder + "/web.img"))
+        let monitor = IntegrityMonitor(
+          overlay, configuration: .init(incarnation: incarnation, disk: "xvda", policy: policy), at: .zero)
+        return OverlaidDisk(monitor, overlay: overlay)
+      }
+      BlockObserverConformance(diskSize: 100).check {
+        IntegrityMonitor(
+          MemoryDisk([UInt8](repeating: 0, count: 100)),
+          configuration: .init(incarnation: incarnation, disk: "xvda", policy: policy), at: .zero)
+      }
+    }
+  }
+
   @Test func theAttackAndNothingElseIsTold() throws {
     let (events, _) = try replay([.init("/etc/**"), .init("/var/www/**")])
     #expect(events.map(\.operation) == [.append, .write, .replace])
@@ -38,7 +56,8 @@ import VMFenceIntegrity
         "/etc/passwd", "/var/www/index.html", "/etc/ssh/sshd_config",
       ])
     #expect(events[0].length == UInt64("toor::0:0::/root:/bin/sh\n".utf8.count))
-    #expect(events[1].offset.map { 77...78 ~= $0 - 4 || $0 >= 77 } == true && (events[1].length ?? 0) <= 32)
+    // <h1>Welcome to the web shop</h1> begins at byte 77; the tags stay.
+    #expect(events[1].offset == 81 && events[1].length == 23)
     #expect(events.allSatisfy { $0.verdict == .allow && $0.disk == "xvda" })
   }
 

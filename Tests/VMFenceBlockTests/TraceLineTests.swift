@@ -1,6 +1,5 @@
 import Testing
-
-@testable import VMFenceBlock
+import VMFenceBlock
 
 @Suite struct TraceLineTests {
   private func parse(_ text: String) throws(TraceSyntaxError) -> TraceLine {

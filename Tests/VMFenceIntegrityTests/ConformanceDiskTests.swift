@@ -4,8 +4,8 @@ import VMFenceBlock
 import VMFenceCore
 import VMFenceIntegrity
 
-/// Judged by what the kernel and debugfs say of disk images: the unpacked suite `conformance/disk`, named by the environment variable
-/// VMFENCE_DISK_SUITE (the folder with `*.img`, `truth/`, `*.jsonl`).
+/// Judged by what the kernel and debugfs say of disk images: the unpacked suite `conformance/disk`, named by the
+/// environment variable VMFENCE_DISK_SUITE (the folder with `*.img`, `truth/`, `*.jsonl`).
 enum DiskSuite {
   static let folder = ProcessInfo.processInfo.environment["VMFENCE_DISK_SUITE"]
 
@@ -209,7 +209,8 @@ enum DiskSuite {
     return text + (event.verdict == .deny ? " DENIED" : "")
   }
 
-  /// Damaged and hostile disks: no trap, no endless work, bounded memory, and the guest's requests go on being answered.
+  /// Damaged and hostile disks: no trap, no endless work, bounded memory, and the guest's requests go on being
+  /// answered.
   @Test(.enabled(if: DiskSuite.folder != nil))
   func hostileImagesAreSurvivedInTimeAndMemory() throws {
     let names = DiskSuite.files(suffix: ".img").filter { path in

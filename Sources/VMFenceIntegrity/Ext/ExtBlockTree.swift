@@ -1,7 +1,7 @@
 internal import VMFenceCore
 
 /// What a block is to the inode that has it.
-enum BlockRole: UInt8, Hashable, Sendable {
+package enum BlockRole: UInt8, Hashable, Sendable {
   /// Contents of a file or of a long symbolic link.
   case data = 1
   /// Names of a directory.
@@ -26,8 +26,8 @@ enum BlockRole: UInt8, Hashable, Sendable {
   }
 }
 
-/// The blocks of one file, and what its indirect blocks say, so that a change of one block number costs no more than what hangs
-/// from it.
+/// The blocks of one file, and what its indirect blocks say, so that a change of one block number costs no more than
+/// what hangs from it.
 struct ExtBlockTree: Sendable {
   /// One block that came to belong, or ceased to belong, to the file.
   struct Change {
@@ -86,8 +86,8 @@ struct ExtBlockTree: Sendable {
     update(root: [UInt32](repeating: 0, count: 15), in: fileSystem, work: &work)
   }
 
-  /// The places in the file whose block is another one than in `old`, with the block that is there now (0 for none), in the order of
-  /// the file.
+  /// The places in the file whose block is another one than in `old`, with the block that is there now (0 for none),
+  /// in the order of the file.
   func differences(from old: ExtBlockTree, blockSize: Int) -> [(fileBlock: UInt32, block: UInt32)] {
     var result: [(fileBlock: UInt32, block: UInt32)] = []
     let pointers = UInt64(blockSize / 4)

@@ -1,7 +1,7 @@
 internal import VMFenceCore
 
-/// An ext2 (or a clean ext3) file system on a disk: finds and reads its blocks and inodes. It holds the geometry only and reads the
-/// disk each time.
+/// An ext2 (or a clean ext3) file system on a disk: finds and reads its blocks and inodes. It holds the geometry only
+/// and reads the disk each time.
 public struct ExtFileSystem: Sendable {
   public let reader: any DiskReader
   public let superblock: ExtSuperblock
@@ -11,7 +11,8 @@ public struct ExtFileSystem: Sendable {
 
   /// Reads and checks the superblock and the group descriptors.
   ///
-  /// - Throws: `notAFileSystem`, `unsupported` (by the feature's name), `damaged`, `truncated`, `tooLarge`, `inputOutput`.
+  /// - Throws: `notAFileSystem`, `unsupported` (by the feature's name), `damaged`, `truncated`, `tooLarge`,
+  ///   `inputOutput`.
   public init(_ reader: any DiskReader) throws(IntegrityError) {
     self.reader = reader
     superblock = try Self.readSuperblock(reader, patch: nil)

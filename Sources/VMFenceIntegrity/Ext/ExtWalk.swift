@@ -1,7 +1,7 @@
 internal import VMFenceCore
 
-/// How much of a file system one walk looks at, whatever the disk says. Reaching a limit is damage that is reported, not an
-/// error.
+/// How much of a file system one walk looks at, whatever the disk says. Reaching a limit is damage that is reported,
+/// not an error.
 public struct WalkLimits: Hashable, Sendable {
   /// Names in all directories together.
   public var entries: Int

@@ -15,8 +15,8 @@ extension IntegrityMonitor {
     var path: [UInt8] = []
     var settled: ExtInode?
     var current: ExtInode?
-    /// Of a name that went because a directory above it was renamed out of what is followed: the name that this directory has now, and
-    /// what must be added to it.
+    /// Of a name that went because a directory above it was renamed out of what is followed: the name that this
+    /// directory has now, and what must be added to it.
     var movedWith: (item: Int, suffix: [UInt8])?
     /// Nothing more is to be done or told.
     var isDone = false
@@ -57,7 +57,8 @@ extension IntegrityMonitor {
 
   // MARK: What changed
 
-  /// Compares the names in the directories that were written with those told last. What must wait for its inode is left as it was.
+  /// Compares the names in the directories that were written with those told last. What must wait for its inode is
+  /// left as it was.
   private mutating func collectNames(at time: Timestamp, isFinal: Bool) -> NameChanges {
     var changes = NameChanges()
     for directory in nameNews.keys.sorted() {
@@ -132,7 +133,8 @@ extension IntegrityMonitor {
     var name: [UInt8]
   }
 
-  /// Whether a new name of a followed file is neither a new link (the inode would count it) nor another name for one that went.
+  /// Whether a new name of a followed file is neither a new link (the inode would count it) nor another name for one
+  /// that went.
   private func isUnexplained(_ item: NameItem, isPaired: Bool) -> Bool {
     guard let node = view?.nodes[item.inode], !node.links.isEmpty, node.inode.kind != .directory else { return false }
     guard rewritten.contains(item.inode) else { return true }
@@ -152,7 +154,8 @@ extension IntegrityMonitor {
 
   // MARK: Taking it over
 
-  /// Directories that only have another name or parent stay followed; others that lost their name are given up, with what is below.
+  /// Directories that only have another name or parent stay followed; others that lost their name are given up, with
+  /// what is below.
   private mutating func moveDirectories(_ changes: inout NameChanges, _ outcome: inout NameOutcome) {
     for index in changes.vanished.indices where changes.vanished[index].isDirectory {
       let item = changes.vanished[index]

@@ -80,6 +80,7 @@ extension IntegrityMonitor {
       let bytes = isWrite ? data.extracting(0..<Int(write.end - write.offset)).copiedBytes() : []
       view?.fileSystem.patch = WritePatch(offset: write.offset, length: write.end - write.offset, bytes: bytes)
       processMetadata(moment)
+      if view?.damage.count ?? 0 > 0 { noteChange(at: moment.time) }
       view?.fileSystem.patch = nil
     }
     if changed.contains(where: { news[$0.inode]?.contents.isFull == true }) { settlesNext = true }
@@ -244,8 +245,8 @@ extension IntegrityMonitor {
     }
   }
 
-  /// Keeps the blocks that a file has before the first change since the last settling: the difference tells which of its
-  /// places have other contents.
+  /// Keeps the blocks that a file has before the first change since the last settling: the difference tells which of
+  /// its places have other contents.
   private mutating func keepTree(of number: UInt32) {
     if news[number]?.treeBefore == nil { news[number, default: News()].treeBefore = view?.nodes[number]?.tree }
   }

@@ -2,23 +2,23 @@ public import VMFenceCore
 
 /// Watches the requests to one virtual disk and tells what they do to protected files of the guest's file system.
 ///
-/// It is shown requests before they are submitted (`BlockObserver`), keeps a `FileSystemView` up to date, and derives events from
-/// what changed. Its owner takes the events with `drainEvents()`, calls `advance(to:)` now and then when no requests come, and
-/// `finish(at:)` at the end. Used by one thread at a time. A request that touches nothing protected costs one lookup for each of
-/// its blocks and allocates nothing.
+/// It is shown requests before they are submitted (`BlockObserver`), keeps a `FileSystemView` up to date, and derives
+/// events from what changed. Its owner takes the events with `drainEvents()`, calls `advance(to:)` now and then when
+/// no requests come, and `finish(at:)` at the end. Used by one thread at a time. A request that touches nothing
+/// protected costs one lookup for each of its blocks and allocates nothing.
 ///
-/// **What is coalesced.** Metadata reach an ext2 disk in any order, so changes are collected and told together at the next *settling*: at a
-/// flush, or when nothing that concerns a protected file has come for `settleDelay`, or `settleLimit` after the first
-/// change. Of each file, what is told is the difference between two settlings: one event for its name (create, rename, replace,
-/// link, unlink, rmdir), one for each stretch of contents (write), one for growth (append) or for a changed size without data
-/// (truncate), one each for mode, owner, attributes. A change of times is told only when nothing else explains it. A name that
-/// reaches the disk before its inode does, and a name that goes while the inode still stands as it was, wait up to `holdLimit` for the
-/// inode.
+/// **What is coalesced.** Metadata reach an ext2 disk in any order, so changes are collected and told together at the
+/// next *settling*: at a flush, or when nothing that concerns a protected file has come for `settleDelay`, or
+/// `settleLimit` after the first change. Of each file, what is told is the difference between two settlings: one
+/// event for its name (create, rename, replace, link, unlink, rmdir), one for each stretch of contents (write), one
+/// for growth (append) or for a changed size without data (truncate), one each for mode, owner, attributes. A change
+/// of times is told only when nothing else explains it. A name that reaches the disk before its inode does, and a
+/// name that goes while the inode still stands as it was, wait up to `holdLimit` for the inode.
 ///
-/// **What is true.** A write is told with the bytes that differ from what the disk had; when the disk had the same bytes, there is no event.
-/// Blocks that a file newly claims are told as written whole. The disk is taken at its word: on ext2 a block can reach the disk as
-/// another file's before the metadata do that took it from a protected file; such a write is told only when the block is still the
-/// file's at the settling, but `denyData` refuses it.
+/// **What is true.** A write is told with the bytes that differ from what the disk had; when the disk had the same
+/// bytes, there is no event. Blocks that a file newly claims are told as written whole. The disk is taken at its
+/// word: on ext2 a block can reach the disk as another file's before the metadata do that took it from a protected
+/// file; such a write is told only when the block is still the file's at the settling, but `denyData` refuses it.
 public struct IntegrityMonitor: BlockObserver, ~Copyable {
   public struct Configuration: Sendable {
     public var incarnation: Incarnation
@@ -120,8 +120,8 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
   var toldDamages: Set<Damage> = []
   /// Damage that may be only half-written metadata, and since when it is known.
   var suspects: [UInt64: (since: Timestamp, damages: [Damage])] = [:]
-  /// Followed inodes whose blocks were written since the last settling that left no name waiting. An inode may be written and be as
-  /// before: the times of a file system have a granularity of some milliseconds.
+  /// Followed inodes whose blocks were written since the last settling that left no name waiting. An inode may be
+  /// written and be as before: the times of a file system have a granularity of some milliseconds.
   var rewritten: Set<UInt32> = []
   /// What was protected when the view was lost.
   var lastKnown: [FileSystemView.ProtectedFile] = []
@@ -135,8 +135,9 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
   var hits: [(block: UInt64, use: BlockUse)] = []
   var oldBlock: [UInt8] = []
 
-  /// Reads the disk and begins to watch. A disk that cannot be followed is no reason to stop the guest: the monitor then lets
-  /// every request pass, says in `blindness` and by a damage event why, and looks again when a superblock is written.
+  /// Reads the disk and begins to watch. A disk that cannot be followed is no reason to stop the guest: the monitor
+  /// then lets every request pass, says in `blindness` and by a damage event why, and looks again when a superblock
+  /// is written.
   ///
   /// - Parameters:
   ///   - reader: must show, at each request, what the requests allowed before have written.

@@ -1,7 +1,8 @@
 internal import VMFenceCore
 
-/// The last writes to blocks that no followed file owned when they came: where, which request, when; not the data. When a file claims
-/// such a block, this says which request brought its contents. A ring of fixed size: the oldest is overwritten.
+/// The last writes to blocks that no followed file owned when they came: where, which request, when; not the data.
+/// When a file claims such a block, this says which request brought its contents. A ring of fixed size: the oldest is
+/// overwritten.
 struct PendingWrites: Sendable {
   struct Entry: Sendable {
     /// In bytes.
@@ -48,15 +49,17 @@ struct PendingWrites: Sendable {
 }
 
 /// Stretches of bytes, sorted and apart from each other.
-struct ByteRanges: Sendable {
+package struct ByteRanges: Sendable {
   /// With more stretches than this the owner settles at the next request, and tells them as one.
-  static let limit = 64
-  private(set) var ranges: [Range<UInt64>] = []
+  package static let limit = 64
+  package private(set) var ranges: [Range<UInt64>] = []
 
-  var isEmpty: Bool { ranges.isEmpty }
-  var isFull: Bool { ranges.count > Self.limit }
+  package init() {}
 
-  mutating func insert(_ range: Range<UInt64>) {
+  package var isEmpty: Bool { ranges.isEmpty }
+  package var isFull: Bool { ranges.count > Self.limit }
+
+  package mutating func insert(_ range: Range<UInt64>) {
     guard !range.isEmpty else { return }
     // The first stretch that ends at or after the beginning of the new one.
     var low = 0
@@ -75,7 +78,7 @@ struct ByteRanges: Sendable {
   }
 
   /// The parts inside `bounds`.
-  func clamped(to bounds: Range<UInt64>) -> [Range<UInt64>] {
+  package func clamped(to bounds: Range<UInt64>) -> [Range<UInt64>] {
     ranges.map { $0.clamped(to: bounds) }.filter { !$0.isEmpty }
   }
 }

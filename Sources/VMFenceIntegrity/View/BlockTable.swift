@@ -1,16 +1,23 @@
 /// What a block of the disk is to a followed inode, or to the file system.
-struct BlockUse: Hashable, Sendable {
-  var role: BlockRole
+package struct BlockUse: Hashable, Sendable {
+  package var role: BlockRole
   /// The inode; for a block of inodes the first of them; 0 for the superblock and the descriptors.
-  var inode: UInt32
+  package var inode: UInt32
   /// Which block of the file; for an indirect block, the first block it leads to.
-  var index: UInt32
+  package var index: UInt32
+
+  package init(role: BlockRole, inode: UInt32, index: UInt32) {
+    self.role = role
+    self.inode = inode
+    self.index = index
+  }
 }
 
-/// Block → uses: open addressing with linear probing under a keyed hash, so that a guest, which chooses the block numbers,
-/// cannot choose the collisions. A lookup allocates nothing. A block may have several uses (a damaged or hostile file system).
-struct BlockTable: Sendable {
-  enum Insertion: Hashable {
+/// Block → uses: open addressing with linear probing under a keyed hash, so that a guest, which chooses the block
+/// numbers, cannot choose the collisions. A lookup allocates nothing. A block may have several uses (a damaged or
+/// hostile file system).
+package struct BlockTable: Sendable {
+  package enum Insertion: Hashable {
     case inserted
     case present
     /// The table's limit is reached.
@@ -19,7 +26,7 @@ struct BlockTable: Sendable {
     case crowded
   }
 
-  static let usesPerBlockLimit = 8
+  package static let usesPerBlockLimit = 8
 
   /// 16 bytes. The key is the block number with the role in the low byte; 0 is an empty slot.
   private struct Slot {
@@ -30,14 +37,14 @@ struct BlockTable: Sendable {
 
   private var slots: [Slot]
   private var mask: Int
-  private(set) var count = 0
+  package private(set) var count = 0
   private let limit: Int
   private let key: (UInt64, UInt64)
 
   /// - Parameters:
   ///   - limit: how many uses are held at the most.
   ///   - hashKey: secret where a live guest chooses the blocks.
-  init(limit: Int, hashKey: (UInt64, UInt64)) {
+  package init(limit: Int, hashKey: (UInt64, UInt64)) {
     self.limit = limit
     key = hashKey
     slots = [Slot](repeating: Slot(), count: 256)
@@ -47,7 +54,7 @@ struct BlockTable: Sendable {
   /// Bytes of memory in use.
   var memory: Int { slots.count * MemoryLayout<Slot>.stride }
 
-  func contains(_ block: UInt64) -> Bool {
+  package func contains(_ block: UInt64) -> Bool {
     var position = home(block)
     while slots[position].key != 0 {
       if slots[position].key >> 8 == block { return true }
@@ -56,10 +63,10 @@ struct BlockTable: Sendable {
     return false
   }
 
-  func contains(_ block: UInt64, _ use: BlockUse) -> Bool { find(block, use) != nil }
+  package func contains(_ block: UInt64, _ use: BlockUse) -> Bool { find(block, use) != nil }
 
   /// Adds the uses of a block to `uses`.
-  func appendUses(of block: UInt64, to uses: inout [(block: UInt64, use: BlockUse)]) {
+  package func appendUses(of block: UInt64, to uses: inout [(block: UInt64, use: BlockUse)]) {
     var position = home(block)
     while slots[position].key != 0 {
       if slots[position].key >> 8 == block { uses.append((block, Self.use(slots[position]))) }
@@ -68,7 +75,7 @@ struct BlockTable: Sendable {
   }
 
   /// Adds the uses of all blocks in a range, in the order of the blocks; for ranges longer than the table.
-  func appendUses(in range: Range<UInt64>, to uses: inout [(block: UInt64, use: BlockUse)]) {
+  package func appendUses(in range: Range<UInt64>, to uses: inout [(block: UInt64, use: BlockUse)]) {
     let first = uses.count
     for slot in slots where slot.key != 0 && range.contains(slot.key >> 8) {
       uses.append((slot.key >> 8, Self.use(slot)))
@@ -76,7 +83,7 @@ struct BlockTable: Sendable {
     uses[first...].sort { ($0.block, $0.use.inode, $0.use.index) < ($1.block, $1.use.inode, $1.use.index) }
   }
 
-  mutating func insert(_ block: UInt64, _ use: BlockUse) -> Insertion {
+  package mutating func insert(_ block: UInt64, _ use: BlockUse) -> Insertion {
     var position = home(block)
     var uses = 0
     while slots[position].key != 0 {
@@ -94,7 +101,7 @@ struct BlockTable: Sendable {
     return .inserted
   }
 
-  mutating func remove(_ block: UInt64, _ use: BlockUse) {
+  package mutating func remove(_ block: UInt64, _ use: BlockUse) {
     guard var hole = find(block, use) else { return }
     count -= 1
     // Moves up whatever the hole would cut off from its home (Knuth, algorithm 6.4 R).

@@ -81,8 +81,8 @@ extension FileSystemView {
 
   /// Follows a directory, with all that is below, to another place where the policy says the same of it.
   ///
-  /// - Returns: false when the policy says something else there, or the place lies below the directory itself, or too deep; nothing
-  ///   is changed then.
+  /// - Returns: false when the policy says something else there, or the place lies below the directory itself, or too
+  ///   deep; nothing is changed then.
   mutating func move(_ number: UInt32, to name: [UInt8], in parent: UInt32) -> Bool {
     guard let directory = directories[number], let target = directories[parent],
       policy.advance(target.frontier, by: name) == directory.frontier
