@@ -1,1 +1,5 @@
-import VMFenceCore
+import VMFenceDetection
+import VMFenceProcess
+
+// One detector: started by VMFenceProcess with its rings, its rules and nothing else.
+ProcessDetectorMain.run(SnortInspector.self)

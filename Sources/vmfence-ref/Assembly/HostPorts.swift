@@ -1,0 +1,32 @@
+#if Daemon
+import VMFenceCore
+
+/// Numbers for the interfaces of a configuration, and the dispatch table for the domains that are there.
+struct HostPorts {
+  private(set) var numbers: [String: PortID] = [:]
+  private var bridges: Set<String> = []
+
+  /// The number of an interface; a bridge captured as a whole is one too.
+  mutating func number(_ interface: String, isBridge: Bool = false) -> PortID {
+    if isBridge { bridges.insert(interface) }
+    if let known = numbers[interface] { return known }
+    let number = PortID(UInt32(numbers.count))
+    numbers[interface] = number
+    return number
+  }
+
+  func table(_ members: [DispatchMember], key: (UInt64, UInt64)) throws(DispatchError) -> DispatchTable {
+    var ports: [DispatchPort] = []
+    for member in members {
+      for port in member.domain.ports {
+        guard let number = numbers[port.interface], !bridges.contains(port.interface) else { continue }
+        ports.append(DispatchPort(id: number, kind: .vif(owner: member.domain.incarnation)))
+      }
+    }
+    for bridge in bridges.sorted() {
+      if let number = numbers[bridge] { ports.append(DispatchPort(id: number, kind: .bridge(bridge))) }
+    }
+    return try DispatchTable(members: members, ports: ports, key: key)
+  }
+}
+#endif

@@ -1,0 +1,78 @@
+#if Daemon
+import ArgumentParser
+import Foundation
+import VMFenceCapture
+import VMFenceCore
+import VMFenceDetection
+
+/// `vmfence-ref check`
+struct Check: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Check scenarios, configurations, policies and rule files: everything wrong, each with its place.",
+    discussion: """
+      A name that ends in .rules is read as a rule file, anything else as a scenario or configuration with all files
+      that it names: rules are compiled, captures opened, images read.
+
+      EXAMPLES
+        vmfence-ref check Examples/quickstart/scenario.yaml
+        vmfence-ref check local.rules --dialect suricata --var 'HOME_NET=10.0.0.0/8'
+      """)
+
+  @Argument(help: "Scenario, configuration or rule files.")
+  var files: [String]
+
+  @Option(help: "The rules' dialect: snort2, snort3 or suricata. Detected per file when not given.")
+  var dialect: RuleDialect?
+
+  @Option(name: .customLong("var"), parsing: .singleValue, help: "A rule variable, as NAME=VALUE.")
+  var variables: [RuleVariable] = []
+
+  func run() throws {
+    var found: [Diagnostic] = []
+    for file in files { found += file.hasSuffix(".rules") ? checkRules(file) : checkScenario(file) }
+    Terminal.output.print(found)
+    let errors = found.count { $0.severity == .error }
+    let warnings = found.count { $0.severity == .warning }
+    Terminal.output.print(
+      errors == 0
+        ? "checked \(files.count) files: nothing is wrong (\(warnings) warnings)"
+        : "\(errors) errors, \(warnings) warnings")
+    if errors > 0 { throw Exit.badData }
+  }
+
+  private func checkRules(_ path: String) -> [Diagnostic] {
+    do throws(RuleLoading.Failure) {
+      let source = try RuleLoading.read(path, dialect: dialect)
+      let names = Dictionary(variables.map { ($0.name, $0.value) }, uniquingKeysWith: { $1 })
+      do throws(RuleCompilationError) {
+        return try SnortRuleEngine().compile(RuleCompilationRequest(sources: [source], variables: names)).diagnostics
+      } catch { return error.diagnostics.isEmpty ? [error.diagnostic] : error.diagnostics }
+    } catch { return error.diagnostics }
+  }
+
+  private func checkScenario(_ path: String) -> [Diagnostic] {
+    let parser = ScenarioParser(file: path)
+    let parsed = parser.parse()
+    var found = parser.reader.diagnostics
+    guard let scenario = parsed else { return found }
+    var loading = RuleLoading(rules: scenario.rules)
+    do throws(RuleLoading.Failure) {
+      _ = try RuleSelection(&loading, domains: scenario.domains.map { ($0.name, $0.serviceType) })
+      found += loading.diagnostics
+    } catch { found += error.diagnostics }
+    for capture in scenario.captures {
+      do throws(PacketSourceError) {
+        var file = try CaptureFile.open(path: capture.path)
+        while try !file.nextBatch(limit: 65_536, patience: .zero, { _, _ in }).isAtEnd {}
+      } catch { found.append(error.diagnostic) }
+    }
+    for domain in scenario.domains {
+      guard let disk = domain.disk else { continue }
+      do throws(DiskWatch.Failure) { _ = try DiskWatch(domain, disk, start: .zero) } catch {
+        found.append(error.diagnostic)
+      }
+    }
+    return found
+  }
+}
+#endif

@@ -1,0 +1,49 @@
+#if Daemon
+import ArgumentParser
+import Foundation
+import VMFenceCore
+
+@main
+struct VMFenceRef: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "vmfence-ref",
+    abstract: "Out-of-guest intrusion prevention for virtual machines: the reference daemon of VMFence.",
+    discussion: """
+      EXAMPLES
+        vmfence-ref replay Examples/quickstart/scenario.yaml --eve out.json
+        vmfence-ref inspect --capture web.pcap --rules web.rules --eve -
+        vmfence-ref check Examples/quickstart/scenario.yaml
+        vmfence-ref dfa --format mermaid
+
+      EXIT CODES
+        0   done, and nothing was wrong
+        64  the command line is wrong
+        65  what was read is wrong: a scenario, rules, a capture, an image (each place is named)
+        66  a file that was named cannot be read
+        69  something that is needed is missing (a library, a program, the hypervisor)
+        70  a defect of VMFence itself
+        73  an output cannot be written
+        77  a permission is missing (the message names it)
+      """,
+    version: VMFenceVersion.text,
+    subcommands: [Replay.self, Inspect.self, Check.self, Run.self, Lifecycle.self])
+}
+
+/// How a command ends when it cannot do what it was asked to: the values of sysexits.h.
+enum Exit {
+  static let badData = ExitCode(65)
+  static let noInput = ExitCode(66)
+  static let unavailable = ExitCode(69)
+  static let internalError = ExitCode(70)
+  static let cannotCreate = ExitCode(73)
+  static let noPermission = ExitCode(77)
+}
+
+extension ParsableCommand {
+  /// Prints an error that VMFence's parts threw and gives the exit code that fits.
+  func failure(_ error: any DescribedError, _ code: ExitCode) -> ExitCode {
+    Terminal.error.print([Diagnostic(.error, at: error.place, error.message, remedy: error.remedy)])
+    return code
+  }
+}
+#endif

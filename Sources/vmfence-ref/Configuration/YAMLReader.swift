@@ -1,0 +1,263 @@
+#if Daemon
+import Foundation
+import VMFenceCore
+import Yams
+
+/// Reads YAML that a person wrote: every value is fetched by key and kind, and everything that is wrong, unknown keys
+/// included, is collected with its place instead of stopping at the first.
+final class YAMLReader {
+  /// A file larger than this is refused: configuration is written by hand.
+  static let byteCountMaximum = 4 << 20
+
+  let file: String
+  private(set) var diagnostics: [Diagnostic] = []
+
+  init(file: String) { self.file = file }
+
+  var hasErrors: Bool { diagnostics.contains { $0.severity == .error } }
+
+  func report(_ severity: Diagnostic.Severity = .error, at node: Node?, _ message: String, remedy: String = "") {
+    diagnostics.append(Diagnostic(severity, at: place(of: node), message, remedy: remedy))
+  }
+
+  func report(_ diagnostic: Diagnostic) { diagnostics.append(diagnostic) }
+
+  func place(of node: Node?) -> SourcePlace {
+    guard let mark = node?.mark else { return SourcePlace(file: file) }
+    return SourcePlace(file: file, line: mark.line, column: mark.column)
+  }
+
+  /// The document as a mapping; nil after a diagnostic when there is none.
+  func loadMapping() -> YAMLMapping? {
+    guard let data = FileManager.default.contents(atPath: file) else {
+      report(at: nil, "the file cannot be read", remedy: "check the path and its permissions")
+      return nil
+    }
+    return mapping(fromText: data)
+  }
+
+  func mapping(fromText data: Data) -> YAMLMapping? {
+    guard data.count <= Self.byteCountMaximum else {
+      report(at: nil, "the file has \(data.count) bytes; at most \(Self.byteCountMaximum) are read")
+      return nil
+    }
+    guard let text = String(data: data, encoding: .utf8) else {
+      report(at: nil, "the file is not UTF-8 text", remedy: "save it as UTF-8")
+      return nil
+    }
+    do {
+      guard let node = try Yams.compose(yaml: text) else {
+        report(at: nil, "the file is empty", remedy: "see the examples in Examples/")
+        return nil
+      }
+      return mapping(of: node, path: "")
+    } catch let error as YamlError {
+      reportYAML(error)
+    } catch {
+      report(at: nil, "\(error)".escapedForDisplay)
+    }
+    return nil
+  }
+
+  func mapping(of node: Node, path: String) -> YAMLMapping? {
+    guard case .mapping(let mapping) = node else {
+      report(at: node, "\(path.isEmpty ? "the document" : path) must be a mapping (KEY: VALUE lines)")
+      return nil
+    }
+    return YAMLMapping(reader: self, node: node, mapping: mapping, path: path)
+  }
+
+  private func reportYAML(_ error: YamlError) {
+    switch error {
+    case .scanner(_, let problem, let mark, _), .parser(_, let problem, let mark, _),
+      .composer(_, let problem, let mark, _):
+      diagnostics.append(
+        Diagnostic(
+          at: SourcePlace(file: file, line: mark.line, column: mark.column), "not valid YAML: \(problem)"))
+    case .duplicatedKeysInMapping(let duplicates, let context):
+      diagnostics.append(
+        Diagnostic(
+          at: SourcePlace(file: file, line: context.mark.line, column: context.mark.column),
+          "a key stands twice: \(duplicates.map { "\($0)" }.joined(separator: ", ").escapedForDisplay)",
+          remedy: "keep one of them"))
+    default:
+      report(at: nil, "not valid YAML: \("\(error)".escapedForDisplay)")
+    }
+  }
+}
+
+/// One mapping of a document, with typed access by key. Call `finish()` when all keys have been asked for: what was not
+/// asked for is an unknown key.
+final class YAMLMapping {
+  let reader: YAMLReader
+  let node: Node
+  let path: String
+  private let mapping: Node.Mapping
+  private var known: Set<String> = []
+
+  init(reader: YAMLReader, node: Node, mapping: Node.Mapping, path: String) {
+    self.reader = reader
+    self.node = node
+    self.mapping = mapping
+    self.path = path
+  }
+
+  func has(_ key: String) -> Bool { mapping[Node(key)] != nil }
+
+  func raw(_ key: String) -> Node? {
+    known.insert(key)
+    return mapping[Node(key)]
+  }
+
+  func name(_ key: String) -> String { path.isEmpty ? key : "\(path).\(key)" }
+
+  private func required(_ key: String, _ example: String) -> Node? {
+    if let value = raw(key) { return value }
+    reader.report(at: node, "\(name(key)) is missing", remedy: "for example `\(key): \(example)`")
+    return nil
+  }
+
+  func string(_ key: String) -> String? {
+    guard let value = raw(key) else { return nil }
+    guard case .scalar(let scalar) = value else {
+      reader.report(at: value, "\(name(key)) must be a text")
+      return nil
+    }
+    return scalar.string
+  }
+
+  func requiredString(_ key: String, example: String) -> String? {
+    required(key, example) == nil ? nil : string(key)
+  }
+
+  /// A value parsed from its text; `expected` says what it should look like.
+  func value<Value>(_ key: String, expected: String, _ parse: (String) -> Value?) -> Value? {
+    guard let text = string(key) else { return nil }
+    if let value = parse(text) { return value }
+    reader.report(
+      at: mapping[Node(key)], "\(name(key)): `\(text.escapedForDisplay)` is not \(expected)")
+    return nil
+  }
+
+  func requiredValue<Value>(_ key: String, example: String, expected: String, _ parse: (String) -> Value?) -> Value? {
+    required(key, example) == nil ? nil : value(key, expected: expected, parse)
+  }
+
+  func bool(_ key: String) -> Bool? {
+    value(key, expected: "true or false") { ["true": true, "false": false, "yes": true, "no": false][$0.lowercased()] }
+  }
+
+  func integer(_ key: String, in range: ClosedRange<Int>) -> Int? {
+    value(key, expected: "a whole number from \(range.lowerBound) to \(range.upperBound)") {
+      Int($0).flatMap { range.contains($0) ? $0 : nil }
+    }
+  }
+
+  func number(_ key: String, in range: ClosedRange<Double>) -> Double? {
+    value(key, expected: "a number from \(range.lowerBound) to \(range.upperBound)") {
+      Double($0).flatMap { range.contains($0) ? $0 : nil }
+    }
+  }
+
+  func duration(_ key: String) -> Duration? {
+    value(key, expected: "a duration with its unit, such as 500ms, 10s, 5m, 4h or 1d", Duration.init(configuration:))
+  }
+
+  func choice<Choice: RawRepresentable & CaseIterable>(_ key: String, _ type: Choice.Type) -> Choice?
+  where Choice.RawValue == String {
+    let names = Choice.allCases.map(\.rawValue)
+    return value(key, expected: "one of \(names.joined(separator: ", "))") { Choice(rawValue: $0) }
+  }
+
+  func child(_ key: String) -> YAMLMapping? {
+    raw(key).flatMap { reader.mapping(of: $0, path: name(key)) }
+  }
+
+  func list(_ key: String) -> [Node] {
+    guard let value = raw(key) else { return [] }
+    guard case .sequence(let sequence) = value else {
+      reader.report(at: value, "\(name(key)) must be a list")
+      return []
+    }
+    return Array(sequence)
+  }
+
+  func children(_ key: String) -> [YAMLMapping] {
+    list(key).enumerated().compactMap { reader.mapping(of: $0.element, path: "\(name(key))[\($0.offset)]") }
+  }
+
+  /// A list of texts; a single text counts as a list of one.
+  func strings(_ key: String) -> [(text: String, node: Node)] {
+    guard let value = raw(key) else { return [] }
+    if case .scalar(let scalar) = value { return [(scalar.string, value)] }
+    return list(key).compactMap { item in
+      guard case .scalar(let scalar) = item else {
+        reader.report(at: item, "\(name(key)) must be a list of texts")
+        return nil
+      }
+      return (scalar.string, item)
+    }
+  }
+
+  func values<Value>(_ key: String, expected: String, _ parse: (String) -> Value?) -> [Value] {
+    strings(key).compactMap { text, node in
+      if let value = parse(text) { return value }
+      reader.report(at: node, "\(name(key)): `\(text.escapedForDisplay)` is not \(expected)")
+      return nil
+    }
+  }
+
+  /// All keys in order, for mappings whose keys are names the user chose.
+  var entries: [(key: String, value: Node)] {
+    mapping.compactMap { key, value in
+      guard case .scalar(let scalar) = key else {
+        reader.report(at: key, "a key of \(path) must be a text")
+        return nil
+      }
+      known.insert(scalar.string)
+      return (scalar.string, value)
+    }
+  }
+
+  func finish() {
+    for (key, _) in mapping {
+      guard case .scalar(let scalar) = key, !known.contains(scalar.string) else { continue }
+      let near = known.sorted().min { $0.editDistance(to: scalar.string) < $1.editDistance(to: scalar.string) }
+      let guess = near.flatMap { $0.editDistance(to: scalar.string) <= 3 ? "did you mean `\($0)`?" : nil }
+      let keys = known.sorted().joined(separator: ", ")
+      reader.report(
+        at: key, "unknown key `\(scalar.string.escapedForDisplay)`\(path.isEmpty ? "" : " in \(path)")",
+        remedy: guess ?? "the keys here are: \(keys)")
+    }
+  }
+}
+
+extension Duration {
+  /// Parses `500ms`, `10s`, `1.5m`, `4h`, `1d`; a bare `0` too. Nil for anything else and beyond 10 years.
+  init?(configuration text: String) {
+    if text == "0" {
+      self = .zero
+      return
+    }
+    let units: [(String, Double)] = [("us", 1e-6), ("ms", 1e-3), ("s", 1), ("m", 60), ("h", 3600), ("d", 86_400)]
+    let digits = text.prefix { $0.isASCII && ($0.isNumber || $0 == ".") }
+    let unit = text.dropFirst(digits.count)
+    guard let scale = units.first(where: { $0.0 == unit })?.1, let count = Double(digits) else { return nil }
+    let seconds = count * scale
+    guard seconds <= 10 * 365 * 86_400 else { return nil }
+    self = .nanoseconds(Int64((seconds * 1e9).rounded()))
+  }
+
+  /// `1h 4m`, `12.5s`, `3ms`: short, for people.
+  var display: String {
+    let seconds = Double(wholeNanoseconds) / 1e9
+    if seconds < 0 { return "-" + (Duration.zero - self).display }
+    if seconds == 0 { return "0s" }
+    if seconds < 1 { return String(format: "%gms", (seconds * 1e6).rounded() / 1e3) }
+    if seconds < 120 { return String(format: "%gs", (seconds * 1e3).rounded() / 1e3) }
+    let minutes = Int(seconds / 60)
+    if minutes < 120 { return "\(minutes)m" + (Int(seconds) % 60 == 0 ? "" : " \(Int(seconds) % 60)s") }
+    return "\(minutes / 60)h" + (minutes % 60 == 0 ? "" : " \(minutes % 60)m")
+  }
+}
+#endif

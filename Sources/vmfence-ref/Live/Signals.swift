@@ -1,0 +1,25 @@
+#if Daemon
+import Foundation
+import Synchronization
+
+/// The signals that a daemon obeys, noted where a handler may (an atomic store) and looked at by the loop.
+enum Signals {
+  fileprivate static let stopRequested = Atomic(false)
+  fileprivate static let reloadRequested = Atomic(false)
+
+  static func install() {
+    signal(SIGTERM, noteStop)
+    signal(SIGINT, noteStop)
+    signal(SIGHUP, noteReload)
+    signal(SIGPIPE, SIG_IGN)
+  }
+
+  static var isStopRequested: Bool { stopRequested.load(ordering: .acquiring) }
+
+  /// Whether a reload was asked for since the last call.
+  static func takeReload() -> Bool { reloadRequested.exchange(false, ordering: .acquiringAndReleasing) }
+}
+
+private func noteStop(_: Int32) { Signals.stopRequested.store(true, ordering: .releasing) }
+private func noteReload(_: Int32) { Signals.reloadRequested.store(true, ordering: .releasing) }
+#endif

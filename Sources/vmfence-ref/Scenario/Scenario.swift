@@ -1,0 +1,87 @@
+#if Daemon
+import Foundation
+import VMFenceCore
+
+/// What a replay needs to know: which domains live how, what was captured, which rules, disks and policy.
+struct Scenario {
+  var file: String
+  var name: String
+  /// The moment that all relative times count from; nil: the first packet of the captures.
+  var start: Timestamp?
+  /// How long after the last thing that happens the replay goes on, so that measures and states settle.
+  var settle: Duration
+  var node: String
+  var usesProcesses: Bool
+  var rules: ScenarioRules
+  var domains: [ScenarioDomain]
+  var captures: [ScenarioCapture]
+  var policy: Policy
+  var inspector: InspectorConfiguration
+  var lifecycle: LifecycleConfiguration
+}
+
+/// Limits of the lifecycle that a scenario may change.
+struct LifecycleConfiguration {
+  var blockedAfter: Duration = .seconds(2)
+  var stuckAfter: Duration = .seconds(30)
+}
+
+struct ScenarioRules {
+  struct File {
+    var path: String
+    var place: SourcePlace
+  }
+  var dialect: RuleDialect?
+  var onBadRule: RuleCompilationRequest.OnBadRule = .skip
+  var variables: [String: String] = [:]
+  var common: [File] = []
+  var services: [String: [File]] = [:]
+  var domains: [String: [File]] = [:]
+}
+
+struct ScenarioDomain {
+  var name: String
+  var uuid: DomainUUID
+  var domainID: DomainID
+  var tenant: TenantID?
+  var serviceType: String?
+  var ports: [NetworkPort]
+  var disk: ScenarioDisk?
+  var protected: [String]
+  var deniesData: Bool
+  var lifecycle: [ScenarioStep]
+  var place: SourcePlace
+}
+
+struct ScenarioDisk {
+  var device: String
+  var image: String
+  var writes: String?
+  /// When the recording's time zero is, counted from the scenario's start.
+  var startsAt: Duration
+  var place: SourcePlace
+}
+
+struct ScenarioStep {
+  enum Event: String, CaseIterable {
+    case created, configured, blocked, running, paused, resumed, crashed, destroyed
+    case migratedAway = "migrated-away"
+    case migratedIn = "migrated-in"
+    case shutDown = "shut-down"
+  }
+  var at: Duration
+  var event: Event
+  /// For `migrated-in`: the number and ports under which the domain goes on.
+  var domainID: DomainID?
+  var ports: [NetworkPort]?
+  var place: SourcePlace
+}
+
+struct ScenarioCapture {
+  var path: String
+  /// The interface that it was captured on: a domain's port, or a bridge.
+  var interface: String
+  var isBridge: Bool
+  var place: SourcePlace
+}
+#endif

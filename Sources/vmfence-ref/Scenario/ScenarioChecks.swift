@@ -1,0 +1,142 @@
+#if Daemon
+import Foundation
+import VMFenceCore
+
+extension ScenarioParser {
+  /// The steps of one domain must be in order, and the first must bring it into being.
+  func checkOrder(_ steps: [ScenarioStep], in map: YAMLMapping) {
+    for (previous, next) in zip(steps, steps.dropFirst()) where next.at < previous.at {
+      reader.report(
+        Diagnostic(
+          at: next.place, "a lifecycle step at \(next.at.display) stands after one at \(previous.at.display)",
+          remedy: "write the steps in the order of time"))
+    }
+    if let first = steps.first, first.event != .created, first.event != .migratedIn {
+      reader.report(
+        Diagnostic(
+          at: first.place, "the first lifecycle step is `\(first.event.rawValue)`",
+          remedy: "a domain begins with `created` or `migrated-in`"))
+    }
+  }
+
+  /// No two domains share a name, a UUID or a domain number; no two ports of one bridge share a MAC address.
+  func checkIdentities(_ scenario: Scenario) {
+    var names: [String: SourcePlace] = [:]
+    var uuids: [DomainUUID: SourcePlace] = [:]
+    var numbers: [DomainID: SourcePlace] = [:]
+    var macs: [MACAddress: (String, SourcePlace)] = [:]
+    var interfaces: [String: SourcePlace] = [:]
+    for domain in scenario.domains {
+      let place = domain.place
+      if let other = names.updateValue(place, forKey: domain.name) {
+        reader.report(
+          Diagnostic(at: place, "two domains are named `\(domain.name.escapedForDisplay)` (the other: \(other))"))
+      }
+      if let other = uuids.updateValue(place, forKey: domain.uuid) {
+        reader.report(
+          Diagnostic(
+            at: place, "two domains have the UUID \(domain.uuid) (the other: \(other))",
+            remedy: "one VM that migrates is one domain with `migrated-away` and `migrated-in` steps"))
+      }
+      let migrations = domain.lifecycle.filter { $0.event == .migratedIn }
+      for number in [domain.domainID] + migrations.compactMap(\.domainID) {
+        if let other = numbers.updateValue(place, forKey: number) {
+          reader.report(Diagnostic(at: place, "the domid \(number) is used twice (also at \(other))"))
+        }
+      }
+      for port in domain.ports + migrations.flatMap({ $0.ports ?? [] }) {
+        if let other = interfaces.updateValue(place, forKey: port.interface) {
+          reader.report(
+            Diagnostic(
+              at: place, "the interface `\(port.interface.escapedForDisplay)` is used twice (also at \(other))"))
+        }
+        if let (owner, other) = macs[port.mac], owner != domain.name {
+          reader.report(
+            Diagnostic(
+              at: place,
+              "the MAC address \(port.mac) belongs to two domains: `\(domain.name.escapedForDisplay)` and "
+                + "`\(owner.escapedForDisplay)` (\(other))", remedy: "give each port an address of its own"))
+        }
+        macs[port.mac] = (domain.name, place)
+      }
+    }
+  }
+
+  func checkCaptures(_ scenario: Scenario) {
+    let ports = scenario.domains.flatMap { domain in
+      domain.ports + domain.lifecycle.flatMap { $0.ports ?? [] }
+    }
+    let interfaces = Set(ports.map(\.interface))
+    let bridges = Set(ports.compactMap(\.bridge))
+    for capture in scenario.captures {
+      let known = capture.isBridge ? bridges : interfaces
+      if !known.contains(capture.interface) {
+        reader.report(
+          Diagnostic(
+            at: capture.place,
+            "no domain has the \(capture.isBridge ? "bridge" : "interface") `\(capture.interface.escapedForDisplay)`",
+            remedy: "known here: \(known.sorted().joined(separator: ", ").escapedForDisplay)"))
+      }
+    }
+  }
+
+  func checkFiles(_ scenario: Scenario) {
+    var files: [(String, SourcePlace)] = scenario.captures.filter { !$0.path.isEmpty }.map { ($0.path, $0.place) }
+    let ruleFiles =
+      scenario.rules.common + scenario.rules.services.values.flatMap(\.self)
+      + scenario.rules.domains.values.flatMap(\.self)
+    files += ruleFiles.map { ($0.path, $0.place) }
+    for disk in scenario.domains.compactMap(\.disk) {
+      files.append((disk.image, disk.place))
+      if let writes = disk.writes { files.append((writes, disk.place)) }
+    }
+    for (path, place) in files.sorted(by: { ($0.1.line, $0.0) < ($1.1.line, $1.0) })
+    where !FileManager.default.isReadableFile(atPath: path) {
+      reader.report(
+        Diagnostic(
+          at: place, "the file `\(path.escapedForDisplay)` cannot be read",
+          remedy: "paths are relative to the folder of this file"))
+    }
+    let names = Set(scenario.domains.map(\.name))
+    for name in scenario.rules.domains.keys.sorted() where !names.contains(name) {
+      reader.report(
+        Diagnostic(
+          at: SourcePlace(file: reader.file), "rules.domains names `\(name.escapedForDisplay)`, which is no domain"))
+    }
+  }
+}
+
+/// The `rules` section, which scenarios and the daemon's configuration share.
+struct RulesSection {
+  let reader: YAMLReader
+  let resolve: (String) -> String
+
+  func read(_ map: YAMLMapping, into rules: inout ScenarioRules) {
+    rules.dialect = map.choice("dialect", RuleDialect.self)
+    if let choice = map.value("on-bad-rule", expected: "skip or fail", { ["skip": false, "fail": true][$0] }) {
+      rules.onBadRule = choice ? .fail : .skip
+    }
+    if let variables = map.child("variables") {
+      for (name, node) in variables.entries {
+        guard case .scalar(let scalar) = node else {
+          reader.report(
+            at: node, "the variable \(name.escapedForDisplay) must be a text", remedy: "quote the list: \"[…]\"")
+          continue
+        }
+        rules.variables[name] = scalar.string
+      }
+    }
+    rules.common = files(map, "common")
+    for (section, keyPath) in [
+      ("services", \ScenarioRules.services), ("domains", \ScenarioRules.domains),
+    ] as [(String, WritableKeyPath<ScenarioRules, [String: [ScenarioRules.File]]>)] {
+      guard let child = map.child(section) else { continue }
+      for (name, _) in child.entries { rules[keyPath: keyPath][name] = files(child, name) }
+    }
+  }
+
+  private func files(_ map: YAMLMapping, _ key: String) -> [ScenarioRules.File] {
+    map.strings(key).map { ScenarioRules.File(path: resolve($0.text), place: reader.place(of: $0.node)) }
+  }
+}
+#endif
