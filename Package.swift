@@ -102,6 +102,9 @@ let package = Package(
     .testTarget(
       name: "VMFenceConformanceTests",
       dependencies: ["VMFenceConformance", "VMFenceTestKit", "VMFenceDetection"], swiftSettings: strict),
+    .testTarget(
+      name: "VMFenceRefTests", dependencies: ["vmfence-ref", "vmfence-detector", "VMFenceProcess"],
+      swiftSettings: strict),
     .testTarget(name: "HouseTests", swiftSettings: strict),
   ]
 )

@@ -1,0 +1,116 @@
+#if Daemon
+import Foundation
+import Testing
+import VMFenceProcess
+
+/// Runs the built vmfence-ref as a person would.
+struct Program {
+  struct Result {
+    var status: Int32
+    var output: String
+    var errors: String
+  }
+
+  /// The folder of the package.
+  static let root = URL(filePath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+    .deletingLastPathComponent()
+  static let quickstart = root.appending(path: "Examples/quickstart")
+
+  static func path(_ name: String) throws -> String {
+    let beside = URL(filePath: "/proc/self/exe").resolvingSymlinksInPath().deletingLastPathComponent()
+    // Beside the test runner, or beside the bundle that it was given.
+    let bundles = CommandLine.arguments.filter { $0.hasSuffix(".xctest") }.map {
+      URL(filePath: $0).deletingLastPathComponent()
+    }
+    for folder in [beside] + bundles {
+      let path = folder.appending(path: name).path
+      if FileManager.default.isExecutableFile(atPath: path) { return path }
+    }
+    throw MissingProgram(name: name)
+  }
+
+  struct MissingProgram: Error { var name: String }
+
+  static func start(_ arguments: [String], in namespace: String? = nil, errors: Pipe, output: Pipe) throws -> Process {
+    let process = Process()
+    let program = try path("vmfence-ref")
+    if let namespace {
+      process.executableURL = URL(filePath: "/usr/sbin/ip")
+      process.arguments = ["netns", "exec", namespace, program] + arguments
+    } else {
+      process.executableURL = URL(filePath: program)
+      process.arguments = arguments
+    }
+    process.standardOutput = output
+    process.standardError = errors
+    process.standardInput = FileHandle.nullDevice
+    try process.run()
+    return process
+  }
+
+  /// Runs to the end. Outputs are small here: a pipe holds them.
+  static func run(_ arguments: String...) throws -> Result {
+    let folder = try TemporaryFolder()
+    let (outPath, errPath) = (folder.path("out"), folder.path("err"))
+    for path in [outPath, errPath] { _ = FileManager.default.createFile(atPath: path, contents: nil) }
+    let process = Process()
+    process.executableURL = URL(filePath: try path("vmfence-ref"))
+    process.arguments = arguments
+    process.standardOutput = FileHandle(forWritingAtPath: outPath)
+    process.standardError = FileHandle(forWritingAtPath: errPath)
+    process.standardInput = FileHandle.nullDevice
+    try process.run()
+    process.waitUntilExit()
+    return Result(
+      status: process.terminationStatus, output: try String(contentsOfFile: outPath, encoding: .utf8),
+      errors: try String(contentsOfFile: errPath, encoding: .utf8))
+  }
+}
+
+/// A folder that goes with its owner.
+final class TemporaryFolder {
+  let url: URL
+
+  init() throws {
+    url = FileManager.default.temporaryDirectory.appending(path: "vmfence-\(UUID().uuidString)")
+    try FileManager.default.createDirectory(at: url, withIntermediateDirectories: true)
+  }
+
+  deinit { try? FileManager.default.removeItem(at: url) }
+
+  func path(_ name: String) -> String { url.appending(path: name).path }
+
+  func write(_ name: String, _ text: String) throws -> String {
+    try text.write(toFile: path(name), atomically: true, encoding: .utf8)
+    return path(name)
+  }
+}
+
+/// One line of an EVE file.
+struct EVELine: Decodable {
+  struct Alert: Decodable {
+    var signatureID: Int
+    enum CodingKeys: String, CodingKey { case signatureID = "signature_id" }
+  }
+  struct Ours: Decodable {
+    struct VM: Decodable { var name: String? }
+    struct Platform: Decodable { var kind: String }
+    var vm: VM?
+    var platform: Platform?
+  }
+  var timestamp: String
+  var eventType: String
+  var alert: Alert?
+  var vmfence: Ours?
+
+  enum CodingKeys: String, CodingKey {
+    case timestamp, alert, vmfence
+    case eventType = "event_type"
+  }
+
+  static func read(_ path: String) throws -> [EVELine] {
+    let lines = try String(contentsOfFile: path, encoding: .utf8).split(separator: "\n")
+    return try lines.map { try JSONDecoder().decode(EVELine.self, from: Data($0.utf8)) }
+  }
+}
+#endif

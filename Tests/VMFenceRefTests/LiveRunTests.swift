@@ -1,0 +1,98 @@
+#if Daemon
+import Foundation
+import Testing
+
+/// The daemon on a live link. Needs root: it makes network namespaces of its own and sends only between them.
+@Suite("A live run over veth", .enabled(if: getuid() == 0, "needs root, to make network namespaces"), .serialized)
+struct LiveRunTests {
+  static func sh(_ command: String) throws {
+    let process = Process()
+    process.executableURL = URL(filePath: "/bin/sh")
+    process.arguments = ["-ec", command]
+    process.standardOutput = FileHandle.nullDevice
+    try process.run()
+    process.waitUntilExit()
+    try #require(process.terminationStatus == 0, "\(command)")
+  }
+
+  /// Waits until `condition` holds, 20 seconds at the most.
+  static func wait(_ what: String, until condition: () throws -> Bool) throws {
+    let deadline = Date(timeIntervalSinceNow: 20)
+    while try !condition() {
+      try #require(Date() < deadline, "waited in vain: \(what)")
+      usleep(20_000)
+    }
+  }
+
+  @Test("kill -9 of a detector in the middle costs no packet, is told, and another takes over")
+  func killed() throws {
+    let id = String(UUID().uuidString.prefix(6)).lowercased()
+    let (host, guest) = ("vfh\(id)", "vfg\(id)")
+    defer { try? Self.sh("ip netns del \(host); ip netns del \(guest)") }
+    try Self.sh(
+      """
+      ip netns add \(host); ip netns add \(guest)
+      ip -n \(host) link add vif1.0 type veth peer name eth0 netns \(guest)
+      ip -n \(guest) link set eth0 address 00:16:3e:00:00:01
+      ip -n \(host) addr add 10.9.9.1/24 dev vif1.0; ip -n \(guest) addr add 10.9.9.2/24 dev eth0
+      ip -n \(host) link set vif1.0 up; ip -n \(guest) link set eth0 up
+      """)
+    let folder = try TemporaryFolder()
+    _ = try folder.write(
+      "live.rules", "alert icmp any any -> any any (msg:\"ping\"; itype:8; content:\"|DE AD BE EF|\"; sid:1000001;)\n")
+    let config = try folder.write(
+      "live.yaml",
+      """
+      version: 1
+      rules: {dialect: snort2, common: live.rules}
+      domains:
+        - name: guest
+          uuid: 6e1b4d0a-93c5-4c54-8d0e-5a0c7a1f0001
+          domid: 1
+          ports: [{interface: vif1.0, mac: "00:16:3e:00:00:01", addresses: [10.9.9.2]}]
+      """)
+    let errors = Pipe()
+    let daemon = try Program.start(
+      ["run", "--config", config, "--eve", folder.path("eve.json")], in: host, errors: errors, output: Pipe())
+    defer { if daemon.isRunning { daemon.terminate() } }
+    try Self.wait("the first event") { (try? EVELine.read(folder.path("eve.json")))?.isEmpty == false }
+
+    func alerts() throws -> Int {
+      try EVELine.read(folder.path("eve.json")).count { $0.alert?.signatureID == 1_000_001 }
+    }
+    try Self.sh("ip netns exec \(guest) ping -q -c 200 -i 0.005 -p deadbeef 10.9.9.1")
+    try Self.wait("200 alerts") { try alerts() >= 200 }
+    let detectors = try detectorsOf(daemon.processIdentifier)
+    try #require(detectors.count == 1)
+    // Stopped first, so that packets are waiting in its ring when it dies.
+    kill(detectors[0], SIGSTOP)
+    try Self.sh("ip netns exec \(guest) ping -q -c 100 -i 0.005 -p deadbeef 10.9.9.1")
+    kill(detectors[0], SIGKILL)
+    try Self.sh("ip netns exec \(guest) ping -q -c 100 -i 0.005 -p deadbeef 10.9.9.1")
+    try Self.wait("400 alerts") { try alerts() >= 400 }
+    kill(daemon.processIdentifier, SIGTERM)
+    daemon.waitUntilExit()
+    #expect(daemon.terminationStatus == 0)
+
+    let lines = try EVELine.read(folder.path("eve.json"))
+    let kinds = lines.compactMap(\.vmfence?.platform?.kind)
+    #expect(kinds.filter { $0 == "detector-died" }.count == 1)
+    #expect(kinds.filter { $0 == "detector-restarted" }.count == 1)
+    #expect(lines.count { $0.alert?.signatureID == 1_000_001 } == 400)
+    let said = String(decoding: errors.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+    let summary = try #require(said.split(separator: "\n").first { $0.contains("guest: ") }, "\(said)")
+    #expect(summary.contains("1 detector restarts"))
+    #expect(!summary.contains("not inspected"), "\(summary)")
+  }
+
+  /// The detectors that a process has started.
+  private func detectorsOf(_ parent: Int32) throws -> [Int32] {
+    // `ip netns exec` replaces itself by the program, so the process that was started is the daemon.
+    let tasks = try FileManager.default.contentsOfDirectory(atPath: "/proc/\(parent)/task")
+    return tasks.flatMap { task -> [Int32] in
+      let children = (try? String(contentsOfFile: "/proc/\(parent)/task/\(task)/children", encoding: .utf8)) ?? ""
+      return children.split(separator: " ").compactMap { Int32($0) }
+    }
+  }
+}
+#endif
