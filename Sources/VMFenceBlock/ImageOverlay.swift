@@ -52,29 +52,30 @@ public final class ImageOverlay: DiskReader {
     while position < end {
       let index = position / size
       let stop = min(end, (index + 1) * size)
-      try change(chunk: index, from: Int(position - index * size), count: Int(stop - position)) { offset in
-        request.operation == .write ? data.u8(Int(position - request.offset) + offset) : 0
-      }
+      let from = Int(position - request.offset)
+      let count = Int(stop - position)
+      let bytes = request.operation == .write ? data.extracting(from..<from + count).bulkCopy() : nil
+      try change(chunk: index, at: Int(position - index * size), count: count, to: bytes)
       position = stop
     }
   }
 
-  private func change(
-    chunk index: UInt64, from start: Int, count: Int, _ byte: (Int) -> UInt8
-  ) throws(IntegrityError) {
+  /// - Parameter bytes: nil for zeroes.
+  private func change(chunk index: UInt64, at start: Int, count: Int, to bytes: [UInt8]?) throws(IntegrityError) {
+    let new = bytes ?? [UInt8](repeating: 0, count: count)
     let isKnown = chunks.withLock { $0[index] != nil }
     var fresh: [UInt8] = []
     if !isKnown {
       let offset = index * UInt64(Self.chunkSize)
       fresh = [UInt8](repeating: 0, count: Int(min(UInt64(Self.chunkSize), byteCount - offset)))
-      try base.read(at: offset, into: &fresh)
+      if count < fresh.count { try base.read(at: offset, into: &fresh) }
     }
     let fits = chunks.withLock { chunks in
       if !isKnown {
         guard chunks.count < limit else { return false }
         chunks[index] = fresh
       }
-      for offset in 0..<count { chunks[index]?[start + offset] = byte(offset) }
+      chunks[index]?.replaceSubrange(start..<start + count, with: new)
       return true
     }
     guard fits else {
@@ -82,6 +83,14 @@ public final class ImageOverlay: DiskReader {
         .tooLarge, "the recorded writes take more than \(limit * Self.chunkSize) bytes of memory",
         remedy: "raise the memory limit, or replay a shorter recording")
     }
+  }
+}
+
+extension RawSpan {
+  /// A copy as an array, in one piece.
+  func bulkCopy() -> [UInt8] {
+    // SAFETY: the pointer is used inside the closure only, for the bytes that the span has.
+    unsafe withUnsafeBytes { unsafe Array($0) }
   }
 }
 

@@ -338,6 +338,18 @@ import VMFenceIntegrity
     #expect(guest.disk.observer.protectedFiles.isEmpty)
   }
 
+  @Test func countersAndFeaturesWithoutLayoutMayChangeAndAJournalMayNot() throws {
+    var guest = try Guest(protecting: Self.etc)
+    guest.image.put32(77, at: 1024 + 12)
+    guest.image.put32(0x8, at: 1024 + 92)
+    guest.image.put32(0x3, at: 1024 + 100)
+    guest.write(1, 2)
+    #expect(guest.flush() == [])
+    guest.image.put32(0xC, at: 1024 + 92)
+    guest.write(1)
+    #expect(guest.flush().allSatisfy { $0.contains("damage") } && guest.disk.observer.blindness?.code == .unsupported)
+  }
+
   @Test func halfWrittenMetadataAreNoDamage() throws {
     var guest = try Guest(protecting: Self.etc)
     // The inode claims an indirect block that still holds something else.

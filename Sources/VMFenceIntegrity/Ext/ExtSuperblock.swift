@@ -107,8 +107,15 @@ public struct ExtSuperblock: Hashable, Sendable {
   /// There is a journal: metadata reaches its place later than the disk shows it.
   public var hasJournal: Bool { compatibleFeatures & 0x4 != 0 }
 
-  /// Whether `other` describes the same file system in the same layout. Counters, labels and times may differ.
-  public func hasSameLayout(as other: ExtSuperblock) -> Bool { self == other }
+  /// Whether `other` describes the same file system in the same layout. Counters, labels and times may differ, and so may
+  /// the features that change no layout: kernels set some when they are first used (large files, attributes).
+  public func hasSameLayout(as other: ExtSuperblock) -> Bool {
+    inodeCount == other.inodeCount && blockCount == other.blockCount && blockSize == other.blockSize
+      && firstDataBlock == other.firstDataBlock && blocksPerGroup == other.blocksPerGroup
+      && inodesPerGroup == other.inodesPerGroup && inodeSize == other.inodeSize
+      && incompatibleFeatures == other.incompatibleFeatures && hasJournal == other.hasJournal
+      && uuidHigh == other.uuidHigh && uuidLow == other.uuidLow
+  }
 
   private static func damaged(_ what: String) -> IntegrityError {
     IntegrityError(.damaged, "damaged superblock: \(what)", remedy: "check the file system with e2fsck on a copy")

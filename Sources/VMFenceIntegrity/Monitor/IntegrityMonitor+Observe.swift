@@ -181,7 +181,7 @@ extension IntegrityMonitor {
       if role == .superblock {
         let new = try ExtFileSystem.readSuperblock(reader, patch: fileSystem.patch)
         guard !new.hasSameLayout(as: fileSystem.superblock) else { return }
-        requestResync("the superblock describes another file system", at: moment.time)
+        requestResync("the superblock describes another file system, or another layout", at: moment.time)
       } else {
         guard try !fileSystem.descriptorsAreUnchanged(inBlock: block, buffer: &oldBlock) else { return }
         requestResync("a group descriptor moved an inode table or bitmap", at: moment.time)
