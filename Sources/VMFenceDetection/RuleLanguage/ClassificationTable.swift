@@ -47,7 +47,8 @@ struct ClassificationTable {
     guard parts.count == 3, !parts[0].isEmpty, let priority = Int(parts[2].text), (1...255).contains(priority) else {
       throw RuleProblem(
         text.startIndex, "\(text.shown) is not a classification",
-        "write `config classification: SHORTNAME,DESCRIPTION,PRIORITY` with a priority from 1 to 255")
+        "write `config classification: SHORTNAME,DESCRIPTION,PRIORITY` with a priority from 1 to 255",
+        rejectsRule: false)
     }
     classes[parts[0].text] = (parts[1].text, priority)
   }

@@ -1,6 +1,7 @@
 import VMFenceCore
 
-/// The options that each dialect has, so that one which is not evaluated yet is told from one that is misspelt.
+/// The names of the options that each dialect has, so that one which is not evaluated yet is told from one that is
+/// misspelt and from one of another dialect.
 enum OptionNames {
   static func known(in dialect: RuleDialect) -> Set<String> {
     switch dialect {
@@ -10,99 +11,109 @@ enum OptionNames {
     }
   }
 
+  /// The dialects that have an option of this name.
+  static func dialects(with name: String) -> [RuleDialect] {
+    RuleDialect.allCases.filter { known(in: $0).contains(name) }
+  }
+
+  /// What Snort 3 writes inside `content`, after commas, and the other dialects as options of their own.
+  static let contentModifiers = names(
+    """
+    nocase offset depth distance within fast_pattern fast_pattern_offset fast_pattern_length width endian
+    """)
+
   private static func names(_ text: String) -> Set<String> {
     Set(text.split(whereSeparator: \.isWhitespace).map(String.init))
   }
 
-  private static let common = names(
+  private static let snort2 = names(
     """
-    msg sid gid rev classtype priority reference metadata content pcre isdataat byte_test byte_jump byte_extract byte_math
-    base64_decode base64_data pkt_data file_data rpc replace dsize flags flow flowbits fragbits fragoffset ttl tos id ipopts
-    ip_proto seq ack window itype icode icmp_id icmp_seq stream_size detection_filter ssl_state ssl_version cvs
+    ack activated_by activates appid asn1 base64_data base64_decode byte_extract byte_jump byte_math byte_test
+    cip_attribute cip_class cip_conn_path_class cip_instance cip_req cip_rsp cip_service cip_status classtype
+    content count cvs dce_iface dce_opnum dce_stub_data depth detection_filter distance dnp3_data dnp3_func dnp3_ind
+    dnp3_obj dsize enip_command enip_req enip_rsp fast_pattern file_data file_group file_type flags flow flowbits
+    fragbits fragoffset ftpbounce gid gtp_info gtp_type gtp_version hash http_client_body http_cookie http_encode
+    http_header http_method http_raw_cookie http_raw_header http_raw_uri http_stat_code http_stat_msg http_uri
+    icmp_id icmp_seq icode id ip_proto ipopts isdataat itype length logto metadata modbus_data modbus_func
+    modbus_unit msg nocase offset pcre pkt_data priority protected_content rawbytes react reference replace resp rev
+    rpc sameip sd_pattern seq session sid sip_body sip_header sip_method sip_stat_code soid ssl_state ssl_version
+    stream_reassemble stream_size tag threshold tos ttl uricontent urilen window within
     """)
-  private static let snort2 = common.union(
-    names(
-      """
-      nocase offset depth distance within rawbytes fast_pattern uricontent urilen http_client_body http_cookie
-      http_raw_cookie http_header http_raw_header http_method http_uri http_raw_uri http_stat_code http_stat_msg http_encode
-      threshold logto session resp react tag activates activated_by count sameip asn1 sip_method sip_stat_code sip_header
-      sip_body dce_iface dce_opnum dce_stub_data gtp_type gtp_info gtp_version modbus_func modbus_unit modbus_data dnp3_func
-      dnp3_obj dnp3_ind dnp3_data ftpbounce cvs protected_content hash length stream_reassemble sd_pattern file_type
-      soid appid nocase
-      """))
-  private static let snort3 = common.union(
-    names(
-      """
-      service soid so enable rem target bufferlen regex raw_data ber_skip ber_data md5 sha256 sha512 sd_pattern js_data
-      vba_data http_uri http_raw_uri http_header http_raw_header http_client_body http_raw_body http_cookie http_raw_cookie
-      http_method http_stat_code http_stat_msg http_version http_param http_trailer http_raw_trailer http_true_ip
-      http_raw_request http_raw_status http_num_headers http_num_trailers http_num_cookies http_version_match
-      http_header_test http_trailer_test http_max_header_line http_max_trailer_line file_type file_meta appids
-      dce_iface dce_opnum dce_stub_data dnp3_func dnp3_obj dnp3_ind dnp3_data modbus_func modbus_unit modbus_data
-      gtp_type gtp_info gtp_version sip_method sip_stat_code sip_header sip_body s7commplus_content s7commplus_func
-      s7commplus_opcode iec104_apci_type iec104_asdu_func cip_attribute cip_class cip_conn_path_class cip_instance
-      cip_req cip_rsp cip_service cip_status enip_command enip_req enip_rsp mms_data mms_func opcua_msg_type
-      opcua_msg_service opcua_node_id opcua_node_namespace_index tag mss wscale urg pkt_num flowbits
-      """))
-  private static let suricata = common.union(
-    names(
-      """
-      nocase offset depth distance within rawbytes fast_pattern startswith endswith bsize absent noalert alert target
-      requires config prefilter threshold tag sameip asn1 entropy dataset datarep lua luajit flowvar pktvar flowint xbits
-      hostbits geoip iprep urilen uricontent http_client_body http_cookie http_header http_raw_header http_header_names
-      http_method http_uri http_raw_uri http_stat_code http_stat_msg http_user_agent http_host http_raw_host http_protocol
-      http_accept http_accept_lang http_accept_enc http_connection http_content_type http_content_len http_referer
-      http_request_line http_response_line http_start http_server_body http_location http_server app-layer-protocol
-      app-layer-event app-layer-state decode-event stream-event engine-event bypass filename fileext filemagic filestore
-      filemd5 filesha1 filesha256 filesize ipv4-csum tcpv4-csum tcpv6-csum udpv4-csum udpv6-csum icmpv4-csum icmpv6-csum
-      icmpv6.mtu l3_proto replace dotprefix to_lowercase to_uppercase to_md5 to_sha1 to_sha256 strip_whitespace
-      compress_whitespace url_decode xor pcrexform header_lowercase strip_pseudo_headers from_base64 luaxform
-      gunzip zlib_deflate dns_query dns.query dns.opcode dns.rcode dns.rrtype tls_sni tls_cert_issuer tls_cert_subject
-      tls_cert_serial tls_cert_fingerprint tls_cert_notbefore tls_cert_notafter tls_cert_expired tls_cert_valid ja3_hash
-      ja3_string tls.version tls.subject tls.issuerdn tls.fingerprint tls.store ssh_proto ssh_software ssh.protoversion
-      ssh.softwareversion smb_named_pipe smb_share smb_ntlmssp_user smb_ntlmssp_domain dce_iface dce_opnum dce_stub_data
-      krb5_msg_type krb5_cname krb5_sname krb5_err_code modbus dnp3_func dnp3_ind dnp3_obj dnp3_data enip_command
-      cip_service nfs_procedure nfs_version rfb.name snmp.version mqtt.type ftpbounce ftpdata_command pkt_data base64_data
-      base64_decode sip.method sip.uri ttl ip.src ip.dst per-signature
-      """))
-
-  /// Suricata names buffers and fields `protocol.field`; new ones come with every release, so any of this shape counts as known.
-  static func isDottedBuffer(_ name: String) -> Bool {
-    let parts = name.split(separator: ".", omittingEmptySubsequences: false)
-    let protocols: Set<Substring> = [
-      "http", "http2", "dns", "mdns", "tls", "ja3", "ja3s", "ja4", "ssh", "ssh.hassh", "file", "smtp", "email", "ftp",
-      "smb", "dcerpc",
-      "krb5", "snmp", "sip", "rfb", "mqtt", "quic", "ike", "nfs", "rpc", "tcp", "udp", "ipv4", "ipv6", "icmpv4",
-      "icmpv6", "ether", "vlan", "igmp", "sctp", "ip", "flow", "flowint", "app-layer", "websocket", "ldap", "pgsql",
-      "pop3", "imap", "enip",
-      "modbus", "dnp3", "dhcp", "tftp", "telnet", "bittorrent_dht", "sdp", "arp", "cip", "stream", "decode",
-      "krb5.ticket", "luaxform",
-      "xbits", "hostbits", "frame",
-    ]
-    return parts.count >= 2 && protocols.contains(parts[0])
-  }
-
-  /// The known name that is nearest to a misspelt one, if one is near.
-  static func suggestion(for name: String, in dialect: RuleDialect) -> String? {
-    var best: (name: String, distance: Int)?
-    for candidate in known(in: dialect).sorted() where abs(candidate.utf8.count - name.utf8.count) <= 2 {
-      let distance = editDistance(Array(candidate.utf8), Array(name.lowercased().utf8))
-      if distance <= 2, distance < best?.distance ?? 3 { best = (candidate, distance) }
-    }
-    return best?.name
-  }
-
-  private static func editDistance(_ a: [UInt8], _ b: [UInt8]) -> Int {
-    var row = Array(0...b.count)
-    for (i, x) in a.enumerated() {
-      var diagonal = row[0]
-      row[0] = i + 1
-      for (j, y) in b.enumerated() {
-        let next = min(diagonal + (x == y ? 0 : 1), row[j] + 1, row[j + 1] + 1)
-        diagonal = row[j + 1]
-        row[j + 1] = next
-      }
-    }
-    return row[b.count]
-  }
+  private static let snort3 = names(
+    """
+    ack appids base64_decode ber_data ber_skip bufferlen byte_extract byte_jump byte_math byte_test cip_attribute
+    cip_class cip_conn_path_class cip_instance cip_req cip_rsp cip_service cip_status classtype content cvs
+    dce_iface dce_opnum dce_stub_data detection_filter dnp3_data dnp3_func dnp3_ind dnp3_obj dsize enable
+    enip_command enip_req enip_rsp file_data file_meta file_type flags flow flowbits fragbits fragoffset gid
+    gtp_info gtp_type gtp_version http2_frame_data http2_frame_header http_client_body http_cookie http_decoded_uri
+    http_header http_header_test http_max_header_line http_max_trailer_line http_method http_num_cookies
+    http_num_headers http_num_trailers http_param http_raw_body http_raw_cookie http_raw_header http_raw_request
+    http_raw_status http_raw_trailer http_raw_uri http_stat_code http_stat_msg http_trailer http_trailer_test
+    http_true_ip http_uri http_version http_version_match icmp_id icmp_seq icode id iec104_apci_type
+    iec104_asdu_func ip_proto ipopts isdataat itype js_data md5 metadata mms_data mms_func modbus_data modbus_func
+    modbus_unit msg mss opcua_msg_service opcua_msg_type opcua_node_id opcua_node_namespace_index pcre pkt_data
+    pkt_num priority raw_data reference regex rem replace rev rpc s7commplus_content s7commplus_func
+    s7commplus_opcode sd_pattern seq service sha256 sha512 sid sip_body sip_header sip_method sip_stat_code so
+    socks_address_type socks_command socks_remote_address socks_remote_port socks_state socks_version soid ssl_state
+    ssl_version stream_reassemble stream_size tag target tos ttl urg vba_data window wscale base64_data
+    """)
+  private static let suricata = names(
+    """
+    absent ack alert app-layer-event app-layer-protocol app-layer-state asn1 base64_data base64_decode bsize bypass
+    byte_extract byte_jump byte_math byte_test cip_service classtype compress_whitespace config content datarep
+    dataset dce_iface dce_opnum dce_stub_data dcerpc.iface dcerpc.opnum dcerpc.stub_data decode-event depth
+    detection_filter dhcp.leasetime dhcp.rebinding_time dhcp.renewal_time distance dnp3.data dnp3.func dnp3.ind
+    dnp3.obj dnp3_data dnp3_func dnp3_ind dnp3_obj dns.additionals.rrname dns.answer.name dns.answers.rrname
+    dns.authorities.rrname dns.opcode dns.queries.rrname dns.query dns.query.name dns.rcode dns.response.rrname
+    dns.rrtype dns_query domain dotprefix dsize email.body_md5 email.cc email.date email.from email.message_id
+    email.received email.subject email.to email.url email.x_mailer endswith engine-event enip.capabilities
+    enip.cip_attribute enip.cip_class enip.cip_extendedstatus enip.cip_instance enip.cip_status enip.device_type
+    enip.identity_status enip.product_code enip.product_name enip.protocol_version enip.revision enip.serial
+    enip.service_name enip.state enip.status enip.vendor_id enip_command entropy ether.hdr fast_pattern file.data
+    file.magic file.name file_data fileext filemagic filemd5 filename filesha1 filesha256 filesize filestore flags
+    flow flow.age flow.bytes flow.bytes_toclient flow.bytes_toserver flow.elephant flow.pkts flow.pkts_toclient
+    flow.pkts_toserver flowbits flowint flowvar fragbits fragoffset frame from_base64 ftp.command ftp.command_data
+    ftp.completion_code ftp.dynamic_port ftp.mode ftp.reply ftp.reply_received ftpbounce ftpdata_command geoip gid
+    gunzip header_lowercase hostbits http.accept http.accept_enc http.accept_lang http.connection http.content_len
+    http.content_type http.cookie http.header http.header.raw http.header_names http.host http.host.raw
+    http.location http.method http.protocol http.referer http.request_body http.request_header http.request_line
+    http.response_body http.response_header http.response_line http.server http.start http.stat_code http.stat_msg
+    http.uri http.uri.normalized http.uri.raw http.user_agent http2.errorcode http2.frametype http2.header_name
+    http2.priority http2.settings http2.size_update http2.window http_accept http_accept_enc http_accept_lang
+    http_client_body http_connection http_content_len http_content_type http_cookie http_header http_header_names
+    http_host http_method http_protocol http_raw_header http_raw_host http_raw_uri http_referer http_request_line
+    http_response_line http_server_body http_start http_stat_code http_stat_msg http_uri http_user_agent icmp_id
+    icmp_seq icmpv4-csum icmpv4.hdr icmpv6-csum icmpv6.hdr icmpv6.mtu icode id igmp-csum igmp.hdr igmp.type
+    ike.chosen_sa_attribute ike.exchtype ike.init_spi ike.key_exchange_payload ike.key_exchange_payload_length
+    ike.nonce_payload ike.nonce_payload_length ike.resp_spi ike.vendor ip.dst ip.src ip_proto ipopts iprep ipv4-csum
+    ipv4.hdr ipv6.hdr isdataat itype ja3.hash ja3.string ja3_hash ja3_string ja3s.hash ja3s.string ja4.hash ja4_hash
+    krb5.cname krb5.sname krb5.ticket_encryption krb5_err_code krb5_msg_type l3_proto ldap.request.attribute_type
+    ldap.request.dn ldap.request.operation ldap.responses.attribute_type ldap.responses.count ldap.responses.dn
+    ldap.responses.message ldap.responses.operation ldap.responses.result_code llmnr.additionals.rrname
+    llmnr.answers.rrname llmnr.authorities.rrname llmnr.queries.rrname llmnr.response.rrname lua luaxform
+    mdns.additionals.rrname mdns.answers.rrname mdns.authorities.rrname mdns.queries.rrname mdns.response.rrname
+    metadata modbus mqtt.connack.session_present mqtt.connect.clientid mqtt.connect.flags mqtt.connect.password
+    mqtt.connect.protocol_string mqtt.connect.username mqtt.connect.willmessage mqtt.connect.willtopic mqtt.flags
+    mqtt.protocol_version mqtt.publish.message mqtt.publish.topic mqtt.qos mqtt.reason_code mqtt.subscribe.topic
+    mqtt.type mqtt.unsubscribe.topic msg nfq_set_mark nfs.version nfs_procedure nfs_version noalert nocase ntp.mode
+    ntp.reference_id ntp.stratum ntp.version offset pcre pcrexform pgsql.query pkt_data pktvar prefilter priority
+    quic.cyu.hash quic.cyu.string quic.sni quic.ua quic.version rawbytes reference replace requires rev rfb.name
+    rfb.secresult rfb.sectype rpc sameip sctp.chunk_cnt sctp.chunk_data sctp.chunk_type sctp.hdr sctp.vtag
+    sdp.attribute sdp.bandwidth sdp.connection_data sdp.email sdp.encryption_key sdp.media.connection_data
+    sdp.media.encryption_key sdp.media.media sdp.media.media_info sdp.origin sdp.phone_number sdp.repeat_time
+    sdp.session_info sdp.session_name sdp.time sdp.timezone sdp.uri seq sid sip.content_length sip.content_type
+    sip.from sip.method sip.protocol sip.request_line sip.response_line sip.stat_code sip.stat_msg sip.to sip.uri
+    sip.user_agent sip.via smb.named_pipe smb.ntlmssp_domain smb.ntlmssp_user smb.share smb.version smb_named_pipe
+    smtp.helo smtp.mail_from smtp.rcpt_to snmp.community snmp.pdu_type snmp.trap_address snmp.trap_oid
+    snmp.trap_type snmp.usm snmp.version ssh.hassh ssh.hassh.server ssh.hassh.server.string ssh.hassh.string
+    ssh.proto ssh.protoversion ssh.software ssh.softwareversion ssl_state ssl_version startswith stream-event
+    stream_size strip_pseudo_headers strip_whitespace subslice tag target tcp.ack tcp.flags tcp.hdr tcp.mss tcp.seq
+    tcp.session tcp.window tcp.wscale tcpv4-csum tcpv6-csum template template.buffer threshold tld tls.alpn
+    tls.cert_chain_len tls.cert_fingerprint tls.cert_issuer tls.cert_serial tls.cert_subject tls.certs
+    tls.fingerprint tls.issuerdn tls.random tls.random_bytes tls.random_time tls.sni tls.store tls.subject
+    tls.subjectaltname tls.version tls_cert_expired tls_cert_fingerprint tls_cert_issuer tls_cert_notafter
+    tls_cert_notbefore tls_cert_serial tls_cert_subject tls_cert_valid tls_sni tls_store to_lowercase to_md5 to_sha1
+    to_sha256 to_uppercase tos ttl udp.hdr udpv4-csum udpv6-csum uricontent urilen url_decode vlan.id vlan.layers
+    vxlan_vni websocket.flags websocket.mask websocket.opcode websocket.payload window within xbits xor zlib_deflate
+    """)
 }

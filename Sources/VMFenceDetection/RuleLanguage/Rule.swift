@@ -138,13 +138,25 @@ package struct TCPFlagsTest: Hashable, Sendable {
   package var mode: Mode
   package var flags: UInt8
   package var ignored: UInt8
+
+  package init(mode: Mode, flags: UInt8, ignored: UInt8) {
+    self.mode = mode
+    self.flags = flags
+    self.ignored = ignored
+  }
 }
 
 /// A number within (or, negated, outside) a closed range.
 package struct NumberTest: Hashable, Sendable {
   package var low: UInt32
   package var high: UInt32
-  package var isNegated = false
+  package var isNegated: Bool
+
+  package init(low: UInt32, high: UInt32, isNegated: Bool = false) {
+    self.low = low
+    self.high = high
+    self.isNegated = isNegated
+  }
 }
 
 /// The `flow` option.
@@ -175,6 +187,13 @@ package struct RuleThreshold: Hashable, Sendable {
   package var track: Track
   package var count: UInt32
   package var seconds: UInt32
+
+  package init(kind: Kind, track: Track, count: UInt32, seconds: UInt32) {
+    self.kind = kind
+    self.track = track
+    self.count = count
+    self.seconds = seconds
+  }
 }
 
 /// What came out of one rule file.
@@ -182,6 +201,27 @@ package struct ParsedRules: Sendable {
   package var rules: [Rule] = []
   package var diagnostics: [Diagnostic] = []
   package var dialect: RuleDialect
-  /// Rules that could not be used.
+  /// Rules that could not be used, those in `unsupported` included.
   package var rejected = 0
+  /// Rules without a mistake that need what the engine does not evaluate yet.
+  package var unsupported: [UnsupportedRule] = []
+  /// The variables that stand after the file, by name.
+  package var variables: [String: String] = [:]
+}
+
+/// A rule that was left out because it needs what is not evaluated yet. Loading it without that would make it match more
+/// than its author wrote.
+package struct UnsupportedRule: Hashable, Sendable {
+  package var gid: UInt32
+  package var sid: UInt32
+  /// In the order of the rule, each once: "option `pcre`", "protocol `http`" …
+  package var features: [String]
+  package var place: SourcePlace
+}
+
+/// Something in a rule that is not supported yet.
+struct RuleFeature: Hashable {
+  var name: String
+  /// Where in the file.
+  var offset: Int
 }

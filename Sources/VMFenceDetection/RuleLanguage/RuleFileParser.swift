@@ -11,14 +11,24 @@ struct RuleContext: Sendable {
 /// Parses one rule file of any dialect. Every rule that cannot be used gives a diagnostic with its place, and parsing goes
 /// on with the next one.
 package struct RuleFileParser {
-  /// Bytes of one rule, and rules of one file.
-  static let ruleLengthMaximum = 262_144
-  static let ruleMaximum = 1_000_000
+  /// Bytes of one rule, its continuation lines included, and rules of one file.
+  static let ruleLengthMaximum = 65_536
+  static let ruleMaximum = 200_000
+  /// Bytes of all patterns of one file together.
+  static let patternTotalMaximum = 64 * 1024 * 1024
+  /// More mistakes than these are counted, not listed.
+  static let diagnosticMaximum = 20_000
 
   private var scanner: RuleScanner
   private let dialect: RuleDialect
   private var context: RuleContext
   private var result: ParsedRules
+  private var nearestOption = NearestName()
+  private var nearestWord = NearestName()
+  /// Classes that were used and are not known, so that each is told once.
+  private var unknownClasses: Set<String> = []
+  private var patternTotal = 0
+  private var unlisted = 0
 
   /// - Parameter variables: by name without the dollar sign; they go before those that the file defines.
   package static func parse(_ source: RuleSource, variables: [String: String]) -> ParsedRules {
@@ -31,6 +41,7 @@ package struct RuleFileParser {
     var parser = RuleFileParser(source, context)
     parser.run()
     context = parser.context
+    parser.result.variables = context.variables.texts
     return parser.result
   }
 
@@ -54,82 +65,109 @@ package struct RuleFileParser {
   private mutating func run() {
     while true {
       scanner.skipBlanks(acrossLines: true)
-      if scanner.isAtEnd { return }
+      if scanner.isAtEnd { break }
       let start = scanner.position
-      if result.rules.count >= Self.ruleMaximum {
-        report(RuleProblem(start, "a file has \(Self.ruleMaximum) rules at the most", "split the file"))
-        return
+      guard result.rules.count < Self.ruleMaximum, patternTotal <= Self.patternTotalMaximum else {
+        report(
+          RuleProblem(
+            start,
+            "a file has at most \(Self.ruleMaximum) rules, with \(Self.patternTotalMaximum) bytes of patterns in all",
+            "split the file"))
+        result.rejected += 1
+        break
       }
       do throws(RuleProblem) {
         try statement()
       } catch {
         report(error)
-        result.rejected += 1
+        if error.rejectsRule { result.rejected += 1 }
         recover(from: start)
       }
     }
+    if unlisted > 0 {
+      result.diagnostics.append(
+        Diagnostic(.error, at: SourcePlace(file: scanner.file), "\(unlisted) more mistakes are not listed"))
+    }
   }
 
-  private mutating func report(_ problem: RuleProblem) {
+  private mutating func report(_ problem: RuleProblem, _ severity: Diagnostic.Severity = .error) {
+    guard result.diagnostics.count < Self.diagnosticMaximum else {
+      unlisted += 1
+      return
+    }
     result.diagnostics.append(
-      Diagnostic(.error, at: scanner.place(at: problem.offset), problem.message, remedy: problem.remedy))
+      Diagnostic(severity, at: scanner.place(at: problem.offset), problem.message, remedy: problem.remedy))
   }
 
   /// To the next line that a rule may begin on.
   private mutating func recover(from start: Int) {
-    let stopped = scanner.position
     scanner.position = start
     scanner.skipLine()
-    // Snort 3 rules go over lines: a rule that was wrong in a later line is skipped up to the next word that begins one.
+    // Snort 3 rules go over lines: the rest of a wrong one is passed over, up to what begins a statement.
     guard dialect == .snort3 else { return }
-    while !scanner.isAtEnd {
-      let line = scanner.position
-      scanner.skipBlanks(acrossLines: false)
-      let word = scanner.name()
-      scanner.position = line
-      let begins = Self.actions[word.text] != nil
-      let isComment = scanner.bytes[line] == UInt8(ascii: "#")
-      if begins || (isComment && line > stopped) { return }
-      scanner.skipLine()
-    }
+    while !scanner.isAtEnd, !RuleWords.beginStatement(scanner) { scanner.skipLine() }
   }
 
-  private static let actions: [String: RuleAction] = [
-    "alert": .alert, "log": .log, "pass": .pass, "drop": .drop, "reject": .reject, "sdrop": .sdrop, "block": .block,
-    "rewrite": .rewrite, "rejectsrc": .rejectSource, "rejectdst": .rejectDestination, "rejectboth": .rejectBoth,
-    "activate": .activate, "dynamic": .dynamic, "react": .react,
-  ]
-
-  private static func isAllowed(_ action: RuleAction, in dialect: RuleDialect) -> Bool {
-    switch action {
-    case .alert, .log, .pass, .drop, .reject: dialect != .suricata || action != .log
-    case .sdrop, .activate, .dynamic: dialect == .snort2
-    case .block: dialect != .suricata
-    case .rewrite, .react: dialect == .snort3
-    case .rejectSource, .rejectDestination, .rejectBoth: dialect == .suricata
-    }
+  static func isAction(_ word: String) -> Bool {
+    RuleWords.actions[word] != nil || RuleWords.unsupportedActions[word] != nil
   }
+
+  // MARK: Statements
 
   private mutating func statement() throws(RuleProblem) {
     let start = scanner.position
     let word = scanner.name()
     switch word.text {
-    case "var", "ipvar", "portvar": try definition(start)
-    case "config": try configuration(start)
+    case "var", "ipvar", "portvar":
+      try definition(start)
+      return
+    case "config" where dialect != .suricata || isConfiguration(): return try configuration(start)
     case "include":
-      throw RuleProblem(start, "`include` is not followed", "name the file beside this one instead")
-    default:
-      guard let action = Self.actions[word.text] else {
-        let shown = word.isEmpty ? scanner.bytes[start...].prefix { $0 != 0x20 && $0 != 0x0A } : word
-        throw RuleProblem(
-          start, "\(shown.shown) begins no rule", "rules begin with an action such as alert, drop or pass")
+      throw RuleProblem(
+        start, "`include` is not followed", "name the file \(restOfLine().shown) beside this one instead",
+        rejectsRule: false)
+    case let text:
+      if let remedy = RuleWords.settings[text] {
+        report(RuleProblem(start, "`\(text)` has no effect here", remedy), .warning)
+        scanner.skipLine()
+        return
       }
-      guard Self.isAllowed(action, in: dialect) else {
+      if RuleWords.filters.contains(text) {
         throw RuleProblem(
-          start, "\(word.shown) is no action of \(dialect.rawValue) rules", "give the dialect, or another action")
+          start, "`\(text)` is not supported yet", "write `threshold` or `detection_filter` into the rule",
+          rejectsRule: false)
       }
-      try rule(action, start)
     }
+    try rule(try action(word, start), start)
+  }
+
+  /// Suricata has an action `config`, too; the configuration line has a colon after its second word.
+  private func isConfiguration() -> Bool {
+    var ahead = scanner
+    ahead.skipBlanks(acrossLines: false)
+    _ = ahead.name()
+    ahead.skipBlanks(acrossLines: false)
+    return ahead.peek() == UInt8(ascii: ":")
+  }
+
+  private mutating func action(_ word: ArraySlice<UInt8>, _ start: Int) throws(RuleProblem) -> RuleAction? {
+    let text = word.text
+    if let action = RuleWords.actions[text] {
+      guard RuleWords.has(action, dialect) else {
+        let others = RuleDialect.allCases.filter { RuleWords.has(action, $0) }.map(\.rawValue).joined(separator: ", ")
+        throw RuleProblem(
+          start, "\(word.shown) is no action of \(dialect.rawValue) rules",
+          "name the dialect (\(others)), or another action")
+      }
+      return action
+    }
+    if RuleWords.unsupportedActions[text] == dialect { return nil }
+    let shown = word.isEmpty ? scanner.bytes[start...].prefix { $0 != 0x20 && $0 != 0x0A } : word
+    let names = RuleWords.actions.filter { RuleWords.has($0.value, dialect) }.keys
+    let suggestion = nearestWord.find(text, among: names)
+    throw RuleProblem(
+      start, "\(shown.shown) begins no rule",
+      suggestion.map { "did you mean `\($0)`?" } ?? "rules begin with an action such as alert, drop or pass")
   }
 
   private mutating func restOfLine() -> ArraySlice<UInt8> {
@@ -140,65 +178,92 @@ package struct RuleFileParser {
 
   private mutating func definition(_ start: Int) throws(RuleProblem) {
     let rest = restOfLine()
-    let parts = rest.split(maxSplits: 1, whereSeparator: { $0 == 0x20 || $0 == 0x09 })
-    guard parts.count == 2 else {
-      throw RuleProblem(start, "a variable needs a name and a value", "for example `ipvar HOME_NET 10.0.0.0/8`")
+    let name = rest.prefix(while: RuleScanner.isNameByte)
+    let value = rest[name.endIndex...].trimmed
+    guard !name.isEmpty, !value.isEmpty, name.endIndex < value.startIndex else {
+      throw RuleProblem(
+        name.endIndex, "a variable needs a name and a value", "for example `ipvar HOME_NET 10.0.0.0/8`",
+        rejectsRule: false)
     }
-    context.variables.define(parts[0].text, parts[1].trimmed)
+    context.variables.define(name.text, value)
   }
 
   private mutating func configuration(_ start: Int) throws(RuleProblem) {
     let rest = restOfLine()
-    guard let colon = rest.firstIndex(of: UInt8(ascii: ":")) else { return }
-    switch rest[..<colon].trimmed.text {
-    case "classification": try context.classes.define(rest[(colon + 1)...].trimmed)
+    let name = rest.prefix { $0 != UInt8(ascii: ":") }.trimmed
+    let value = rest.drop { $0 != UInt8(ascii: ":") }.dropFirst().trimmed
+    switch name.text {
+    case "classification": try context.classes.define(value)
     case "reference": break  // The systems' addresses; references are shown as they are written.
     default:
-      result.diagnostics.append(
-        Diagnostic(
-          .warning, at: scanner.place(at: start), "config \(rest[..<colon].trimmed.shown) has no effect here",
-          remedy: "set it in the configuration"))
+      report(RuleProblem(start, "config \(name.shown) has no effect here", "set it in the configuration"), .warning)
     }
   }
 
   // MARK: A rule
 
-  private mutating func rule(_ action: RuleAction, _ start: Int) throws(RuleProblem) {
-    let head = try RuleHead.parse(&scanner, variables: context.variables, dialect: dialect, start: start)
+  /// `action` is nil for one that is not supported yet.
+  private mutating func rule(_ action: RuleAction?, _ start: Int) throws(RuleProblem) {
+    let actionEnd = scanner.position
+    let head = try RuleHead.parse(
+      &scanner, variables: &context.variables, dialect: dialect, nearest: &nearestWord)
     let scanner = self.scanner
     var options = RuleOptionParser(dialect: dialect, classes: context.classes) { scanner.place(at: $0) }
+    if action == nil || action == .rewrite || action == .react {
+      let name = scanner.bytes[start..<actionEnd].text
+      options.unsupported.append(RuleFeature(name: "action `\(name)`", offset: start))
+    }
+    if let feature = head.unsupported { options.unsupported.append(feature) }
     try body(&options, start)
-    let place = scanner.place(at: start)
-    options.metadata.action = action
-    options.metadata.place = place
-    guard options.metadata.sid != 0 else {
-      throw RuleProblem(start, "the rule has no sid", "add `sid:NUMBER;` (1000000 and above are for your own)")
+    try options.finish(action: action ?? .alert, transport: head.unsupported == nil ? head.ipProtocol : nil, start)
+    if let (name, offset) = options.unknownClass, unknownClasses.insert(name).inserted {
+      report(
+        RuleProblem(
+          offset, "the class `\(name.escapedForDisplay)` is not known; its rules get priority 3",
+          "define it: `config classification: SHORTNAME,DESCRIPTION,PRIORITY`"), .warning)
     }
+    options.metadata.action = action ?? .alert
+    options.metadata.place = scanner.place(at: start)
     if let first = options.unsupported.first {
-      throw RuleProblem(
-        first.offset,
-        "option `\(first.name.escapedForDisplay)` of rule \(options.metadata.gid):\(options.metadata.sid) is not supported yet",
-        "the rule is left out")
+      try refuse(options.unsupported, options.metadata, first)
+      return
     }
-    var rule = Rule(
-      action: action, ipProtocol: head.ipProtocol, source: head.source, destination: head.destination,
-      isBidirectional: head.isBidirectional, tests: options.tests, flow: options.flow, threshold: options.threshold,
-      detectionFilter: options.detectionFilter, activates: options.activates, activatedBy: options.activatedBy,
-      count: options.count, metadata: options.metadata, dialect: dialect, head: head.text)
-    try RuleChecks.check(&rule, start: start)
-    result.rules.append(rule)
+    patternTotal += options.patternBytes
+    result.rules.append(
+      Rule(
+        action: options.metadata.action, ipProtocol: head.ipProtocol, source: head.source,
+        destination: head.destination, isBidirectional: head.isBidirectional, tests: options.tests, flow: options.flow,
+        threshold: options.threshold, detectionFilter: options.detectionFilter, activates: options.activates,
+        activatedBy: options.activatedBy, count: options.count, metadata: options.metadata, dialect: dialect,
+        head: head.text))
+  }
+
+  /// Leaves out a rule that is right and cannot be evaluated.
+  private mutating func refuse(
+    _ features: [RuleFeature], _ metadata: RuleMetadata, _ first: RuleFeature
+  ) throws(RuleProblem) {
+    var names: [String] = []
+    for feature in features where !names.contains(feature.name) { names.append(feature.name) }
+    result.rejected += 1
+    result.unsupported.append(
+      UnsupportedRule(
+        gid: metadata.gid, sid: metadata.sid, features: names, place: scanner.place(at: first.offset)))
+    report(
+      RuleProblem(
+        first.offset,
+        "\(names.joined(separator: ", ")) of rule \(metadata.gid):\(metadata.sid) \(names.count == 1 ? "is" : "are") not supported yet",
+        "the rule is left out"))
   }
 
   private mutating func body(_ options: inout RuleOptionParser, _ start: Int) throws(RuleProblem) {
     let acrossLines = dialect == .snort3
     scanner.position += 1  // the opening parenthesis
     while true {
+      let before = scanner.position
       scanner.skipBlanks(acrossLines: acrossLines)
-      guard let byte = scanner.peek(), byte != 0x0A else {
+      guard let byte = scanner.peek(), byte != 0x0A, !beginsNextRule(after: before) else {
         throw RuleProblem(
-          min(scanner.position, scanner.bytes.count),
-          "the rule that begins in line \(scanner.place(at: start).line) is not closed",
-          "close it with `)`")
+          before, "the rule that begins in line \(scanner.place(at: start).line) is not closed", "close it with `)`")
       }
       if byte == UInt8(ascii: ")") {
         scanner.position += 1
@@ -213,6 +278,7 @@ package struct RuleFileParser {
       guard !name.isEmpty else {
         throw RuleProblem(scanner.position, "\([byte].shown) begins no option", "options are NAME:VALUE; or NAME;")
       }
+      let nameEnd = scanner.position
       scanner.skipBlanks(acrossLines: acrossLines)
       var value: ArraySlice<UInt8>?
       if scanner.peek() == UInt8(ascii: ":") {
@@ -220,12 +286,35 @@ package struct RuleFileParser {
         value = try optionValue(name, start)
       }
       guard scanner.peek() == UInt8(ascii: ";") else {
-        throw RuleProblem(
-          scanner.position, "a `;` is missing after the option \(name.shown)", "end each option with `;`")
+        throw RuleProblem(nameEnd, "a `;` is missing after the option \(name.shown)", "end each option with `;`")
       }
       scanner.position += 1
-      try options.option(name, value: value)
+      if try !options.option(name, value: value) { throw unknown(name) }
     }
+  }
+
+  /// Whether a line that begins a statement was reached over the end of the line where `before` lies.
+  private func beginsNextRule(after before: Int) -> Bool {
+    guard dialect == .snort3, let newline = scanner.bytes[before..<scanner.position].lastIndex(of: 0x0A) else {
+      return false
+    }
+    var ahead = scanner
+    ahead.position = newline + 1
+    return RuleWords.beginStatement(ahead)
+  }
+
+  private mutating func unknown(_ name: ArraySlice<UInt8>) -> RuleProblem {
+    let text = name.text
+    var remedy = "give the dialect if this is not \(dialect.rawValue)"
+    let others = OptionNames.dialects(with: text)
+    if dialect == .snort3, OptionNames.contentModifiers.contains(text) {
+      remedy = "in Snort 3 it stands inside the content: `content:\"x\",\(text)`"
+    } else if !others.isEmpty {
+      remedy = "it belongs to \(others.map(\.rawValue).joined(separator: " and ")): name the dialect if that is meant"
+    } else if let near = nearestOption.find(text, among: OptionNames.known(in: dialect)) {
+      remedy = "did you mean `\(near)`?"
+    }
+    return RuleProblem(name.startIndex, "\(name.shown) is no option of \(dialect.rawValue) rules", remedy)
   }
 
   /// Nothing but a comment may follow a rule in its line.
@@ -239,26 +328,36 @@ package struct RuleFileParser {
     throw RuleProblem(scanner.position, "something follows the rule's `)`", "put each rule on a line of its own")
   }
 
-  /// Up to the `;` that is not inside quotation marks.
+  /// Up to the `;` that ends the option. In Snort 3 one inside quotation marks does not; in the other dialects every one
+  /// does that has no backslash before it. A continued line is blanks, except inside quotation marks.
   private mutating func optionValue(_ name: ArraySlice<UInt8>, _ start: Int) throws(RuleProblem) -> ArraySlice<UInt8> {
     let from = scanner.position
     var inQuotes = false
+    var continuations: [Range<Int>] = []
     while let byte = scanner.peek() {
       if scanner.position - start > Self.ruleLengthMaximum {
-        throw RuleProblem(start, "a rule has \(Self.ruleLengthMaximum) bytes at the most")
+        throw RuleProblem(start, "a rule has \(Self.ruleLengthMaximum) bytes at the most", "split or shorten it")
       }
       if byte == 0x5C {
-        scanner.position += min(
-          scanner.continuationLength(at: scanner.position) ?? 2, scanner.bytes.count - scanner.position)
+        let length = scanner.continuationLength(at: scanner.position)
+        if let length, !inQuotes { continuations.append(scanner.position..<scanner.position + length) }
+        scanner.position = min(scanner.position + (length ?? 2), scanner.bytes.count)
         continue
       }
-      if byte == 0x0A, dialect != .snort3 || inQuotes { break }
+      if byte == 0x0A, dialect != .snort3 || inQuotes || RuleWords.beginStatement(scanner.at(scanner.position + 1)) {
+        break
+      }
       if byte == UInt8(ascii: "\"") { inQuotes.toggle() }
-      if byte == UInt8(ascii: ";"), !inQuotes { return scanner.bytes[from..<scanner.position] }
+      if byte == UInt8(ascii: ";"), !inQuotes || dialect != .snort3 {
+        var value = scanner.bytes[from..<scanner.position]
+        for index in continuations.joined() { value[index] = 0x20 }
+        return value
+      }
       scanner.position += 1
     }
-    throw RuleProblem(
-      name.startIndex, inQuotes ? "the text of \(name.shown) is not closed" : "the option \(name.shown) is not ended",
-      inQuotes ? "close it with `\"`" : "end it with `;`")
+    if inQuotes {
+      throw RuleProblem(name.startIndex, "the text of \(name.shown) is not closed", "close it with `\"`")
+    }
+    throw RuleProblem(name.startIndex, "the option \(name.shown) is not ended", "end it with `;`")
   }
 }

@@ -8,121 +8,155 @@ struct RuleHead {
   var isBidirectional: Bool
   var text: String
 
-  private static let transports: [String: RuleProtocol] = [
-    "tcp": .tcp, "udp": .udp, "icmp": .icmp, "ip": .ip,
-  ]
-  private static let suricataTransports: [String: RuleProtocol] = ["icmpv4": .icmp, "icmpv6": .icmp]
+  /// What of it is not supported yet.
+  var unsupported: RuleFeature?
+
+  private static let form = "write ACTION PROTOCOL ADDRESS PORT -> ADDRESS PORT ("
 
   static func parse(
-    _ scanner: inout RuleScanner, variables: RuleVariables, dialect: RuleDialect, start: Int
+    _ scanner: inout RuleScanner, variables: inout RuleVariables, dialect: RuleDialect, nearest: inout NearestName
   ) throws(RuleProblem) -> RuleHead {
     var words: [ArraySlice<UInt8>] = []
-    while let word = try word(&scanner, dialect, start) {
+    while let word = try word(&scanner, dialect) {
+      guard words.count < 6 else {
+        throw RuleProblem(word.startIndex, "\(word.shown) is too much before the `(`", form)
+      }
       words.append(word)
-      if words.count > 6 {
-        throw RuleProblem(
-          word.startIndex, "\(word.shown) is too much before the `(`",
-          "write ACTION PROTOCOL ADDRESS PORT -> ADDRESS PORT (")
-      }
     }
+    var head = RuleHead(
+      ipProtocol: .ip, source: .any, destination: .any, isBidirectional: false,
+      text: words.isEmpty ? "ip" : words.map(\.text).joined(separator: " "))
     guard let name = words.first else {
-      if dialect == .snort3 {
-        throw RuleProblem(
-          start, "rules without a head are not supported yet", "give it one: `alert ip any any -> any any (`")
-      }
-      throw RuleProblem(
-        scanner.position, "the protocol is missing", "write ACTION PROTOCOL ADDRESS PORT -> ADDRESS PORT (")
+      // A rule of Snort 3 without a head is about events of the decoders, whose gid and sid it names.
+      guard dialect == .snort3 else { throw RuleProblem(scanner.position, "the protocol is missing", form) }
+      head.unsupported = RuleFeature(name: "rule without a head", offset: scanner.position)
+      return head
     }
-    guard let transport = transports[name.text] ?? (dialect == .suricata ? suricataTransports[name.text] : nil) else {
-      if dialect != .snort2, name.allSatisfy(RuleScanner.isNameByte) {
-        throw RuleProblem(
-          name.startIndex, "the protocol \(name.shown) is not supported yet", "tcp, udp, icmp and ip are")
-      }
-      throw RuleProblem(name.startIndex, "\(name.shown) is no protocol", "use tcp, udp, icmp or ip")
+    let transport = try RuleTransport.find(name, dialect, &nearest)
+    head.ipProtocol = transport.ipProtocol
+    if !transport.isSupported {
+      head.unsupported = RuleFeature(name: "protocol `\(name.text.escapedForDisplay)`", offset: name.startIndex)
+    }
+    if words.count == 1, dialect == .snort3 {
+      head.text += " any any -> any any"
+      return head
     }
     guard words.count == 6 else {
-      throw RuleProblem(
-        words[words.count - 1].startIndex, "the rule's head has \(words.count + 1) of its 7 parts",
-        "write ACTION PROTOCOL ADDRESS PORT -> ADDRESS PORT (")
+      throw RuleProblem(scanner.position, "the rule's head has \(words.count + 1) of its 7 parts", form)
     }
-    guard words[3].isText("->") || words[3].isText("<>") else {
-      throw RuleProblem(
-        words[3].startIndex, "\(words[3].shown) is no direction",
-        words[3].isText("<-") ? "write `->` and swap the ends" : "use `->` or `<>`")
+    try head.ends(words, &variables, dialect)
+    if let family = transport.family {
+      head.source.addresses = head.source.addresses.limited(to: family)
+      head.destination.addresses = head.destination.addresses.limited(to: family)
+      guard !head.source.addresses.isEmpty, !head.destination.addresses.isEmpty else {
+        throw RuleProblem(
+          name.startIndex, "\(name.shown) and the addresses exclude each other", "name addresses of that IP version")
+      }
     }
-    let hasPorts = transport != .icmp
-    let source = RuleEndpoint(
-      addresses: try variables.addresses(words[1]), ports: hasPorts ? try variables.ports(words[2]) : .any)
-    let destination = RuleEndpoint(
-      addresses: try variables.addresses(words[4]), ports: hasPorts ? try variables.ports(words[5]) : .any)
-    return RuleHead(
-      ipProtocol: transport, source: source, destination: destination, isBidirectional: words[3].isText("<>"),
-      text: words.map(\.text).joined(separator: " "))
+    return head
+  }
+
+  /// Addresses, ports and direction.
+  private mutating func ends(
+    _ words: [ArraySlice<UInt8>], _ variables: inout RuleVariables, _ dialect: RuleDialect
+  ) throws(RuleProblem) {
+    let arrow = words[3]
+    if arrow.isText("=>"), dialect == .suricata {
+      unsupported = unsupported ?? RuleFeature(name: "direction `=>`", offset: arrow.startIndex)
+    } else if !arrow.isText("->"), !arrow.isText("<>") {
+      throw RuleProblem(
+        arrow.startIndex, "\(arrow.shown) is no direction",
+        arrow.isText("<-") ? "write `->` and swap the ends" : "use `->` or `<>`")
+    }
+    isBidirectional = arrow.isText("<>")
+    source.addresses = try variables.addresses(words[1], dialect)
+    source.ports = try variables.ports(words[2], dialect)
+    destination.addresses = try variables.addresses(words[4], dialect)
+    destination.ports = try variables.ports(words[5], dialect)
+    // ICMP has no ports, whatever the rule says.
+    if ipProtocol == .icmp {
+      source.ports = .any
+      destination.ports = .any
+    }
   }
 
   /// The next word; a list in brackets with blanks in it is one. Nil at the parenthesis.
   private static func word(
-    _ scanner: inout RuleScanner, _ dialect: RuleDialect, _ start: Int
+    _ scanner: inout RuleScanner, _ dialect: RuleDialect
   ) throws(RuleProblem) -> ArraySlice<UInt8>? {
     scanner.skipBlanks(acrossLines: dialect == .snort3)
     let from = scanner.position
     var depth = 0
     while let byte = scanner.peek() {
-      if byte == 0x0A, dialect != .snort3 { break }
+      // A list ends in its line.
+      if byte == 0x0A, dialect != .snort3 || depth > 0 { break }
       if byte == UInt8(ascii: "[") { depth += 1 }
       if byte == UInt8(ascii: "]") { depth -= 1 }
       if depth <= 0, byte == 0x20 || byte == 0x09 || byte == 0x0D || byte == 0x0A || byte == UInt8(ascii: "(") { break }
       scanner.position += 1
     }
-    if depth > 0 { throw RuleProblem(from, "a list is not closed", "close it with `]`") }
+    if depth > 0 { throw RuleProblem(from, "the list is not closed", "close it with `]`") }
     guard let byte = scanner.peek(), byte != 0x0A || dialect == .snort3 else {
-      throw RuleProblem(from, "the rule has no `(`", "the options stand in parentheses after the head")
+      throw RuleProblem(scanner.position, "the rule has no `(`", "the options stand in parentheses after the head")
     }
     return from == scanner.position ? nil : scanner.bytes[from..<scanner.position]
   }
 }
 
-/// What can only be said of a rule as a whole.
-enum RuleChecks {
-  static func check(_ rule: inout Rule, start: Int) throws(RuleProblem) {
-    for test in rule.tests {
-      guard case .content(let content) = test else { continue }
-      let size = Int32(content.pattern.count)
-      func wrong(_ message: String, _ remedy: String) -> RuleProblem {
-        RuleProblem(start, "content \(content.pattern.shown): \(message)", remedy)
-      }
-      if let depth = content.depth, depth < size {
-        throw wrong("depth \(depth) is less than its \(size) bytes", "use a depth of \(size) or more")
-      }
-      if let within = content.within, within < size, within != 0 {
-        throw wrong("within \(within) is less than its \(size) bytes", "use \(size) or more")
-      }
-      if content.isRelative, content.offset != nil || content.depth != nil {
-        throw wrong("offset or depth with distance or within", "use either the absolute or the relative ones")
-      }
-      if content.isNegated, content.fastPattern != nil {
-        throw wrong("a negated content cannot be the fast pattern", "take fast_pattern out")
-      }
-    }
-    for test in rule.tests {
-      switch test {
-      case .tcpFlags where rule.ipProtocol != .tcp && rule.ipProtocol != .ip:
-        throw RuleProblem(start, "`flags` in a rule that is not for TCP", "make it a tcp rule")
-      case .icmpType where rule.ipProtocol != .icmp && rule.ipProtocol != .ip,
-        .icmpCode where rule.ipProtocol != .icmp && rule.ipProtocol != .ip:
-        throw RuleProblem(start, "`itype` or `icode` in a rule that is not for ICMP", "make it an icmp rule")
-      default: break
-      }
-    }
-    if rule.action == .activate, rule.activates == nil {
-      throw RuleProblem(start, "an `activate` rule names no group", "add `activates:NUMBER;`")
-    }
-    if rule.action == .dynamic, rule.activatedBy == nil || rule.count == nil {
-      throw RuleProblem(
-        start, "a `dynamic` rule needs its group and a count", "add `activated_by:NUMBER; count:NUMBER;`")
-    }
-    if rule.action == .rewrite || rule.action == .react {
-      throw RuleProblem(start, "the action `\(rule.action)` is not supported yet", "the rule is left out")
-    }
+/// The protocols that heads name.
+struct RuleTransport {
+  var ipProtocol: RuleProtocol
+  /// The IP version that the name restricts the rule to.
+  var family: IPAddress.Family?
+  var isSupported = true
+
+  private static let transports: [String: RuleTransport] = [
+    "tcp": RuleTransport(ipProtocol: .tcp), "udp": RuleTransport(ipProtocol: .udp),
+    "icmp": RuleTransport(ipProtocol: .icmp), "ip": RuleTransport(ipProtocol: .ip),
+  ]
+  private static let suricataTransports: [String: RuleTransport] = [
+    "icmpv4": RuleTransport(ipProtocol: .icmp, family: .v4), "icmpv6": RuleTransport(ipProtocol: .icmp, family: .v6),
+    "ipv4": RuleTransport(ipProtocol: .ip, family: .v4), "ip4": RuleTransport(ipProtocol: .ip, family: .v4),
+    "ipv6": RuleTransport(ipProtocol: .ip, family: .v6), "ip6": RuleTransport(ipProtocol: .ip, family: .v6),
+    // Packets as they came, not the stream made of them: what all tcp rules see as long as streams are not reassembled.
+    "tcp-pkt": RuleTransport(ipProtocol: .tcp),
+  ]
+  /// What dialects have besides, so that a misspelt name is told from one that is not supported yet.
+  private static let services: [RuleDialect: Set<String>] = [
+    .snort2: [],
+    .snort3: names(
+      """
+      bgp cip dce_http_proxy dce_http_server dce_smb dce_tcp dce_udp dcerpc dhcp dnp3 dns enip file finger ftp ftp-data
+      gtp http http2 http3 icap iec104 ident imap irc kerberos ldap mms modbus mysql netbios-dgm netbios-ns netbios-ssn
+      netflow nntp ntp opcua pop3 postgresql quic radius rdp rpc rsync rtp rtsp s7commplus sip smtp snmp socks ssdp ssh
+      ssl sunrpc syslog telnet tftp tls user wins
+      """),
+    .suricata: names(
+      """
+      arp bittorrent-dht dcerpc dhcp dnp3 dns doh2 enip ether file ftp ftp-data http http1 http2 igmp ike imap irc jabber
+      krb5 ldap llmnr mdns modbus mqtt msn nfs ntp pgsql pkthdr pop3 quic rdp rfb rpc sctp sip smb smtp snmp ssh ssl
+      tcp-stream telnet tftp tls websocket
+      """),
+  ]
+
+  private static func names(_ text: String) -> Set<String> {
+    Set(text.split(whereSeparator: \.isWhitespace).map(String.init))
+  }
+
+  static func find(
+    _ name: ArraySlice<UInt8>, _ dialect: RuleDialect, _ nearest: inout NearestName
+  ) throws(RuleProblem) -> RuleTransport {
+    // `IP` is `ip`.
+    let text = name.text.lowercased()
+    if let found = transports[text] ?? (dialect == .suricata ? suricataTransports[text] : nil) { return found }
+    // Suricata adds a hook of the protocol after a colon.
+    let base = dialect == .suricata ? String(text.prefix { $0 != ":" }) : text
+    let services = services[dialect] ?? []
+    let known = services.contains(base) || (base != text && transports[base] != nil)
+    if known { return RuleTransport(ipProtocol: .ip, isSupported: false) }
+    let suggestion = nearest.find(text, among: Array(transports.keys) + services)
+    throw RuleProblem(
+      name.startIndex, "\(name.shown) is no protocol of \(dialect.rawValue) rules",
+      suggestion.map { "did you mean `\($0)`?" } ?? "use tcp, udp, icmp or ip")
   }
 }

@@ -3,7 +3,7 @@ import VMFenceCore
 /// Parses the options of one rule.
 struct RuleOptionParser {
   /// Options in one rule.
-  static let optionMaximum = 1024
+  static let optionMaximum = 256
   /// Bytes in one pattern.
   static let patternMaximum = 8192
 
@@ -21,9 +21,37 @@ struct RuleOptionParser {
   var count: UInt32?
   var metadata = RuleMetadata(sid: 0)
   var hasPriority = false
-  /// Options that are known and not evaluated yet, in order.
-  var unsupported: [(name: String, offset: Int)] = []
+  /// What is known and not evaluated yet, in order.
+  var unsupported: [RuleFeature] = []
+  /// A class that the table does not have, and where it is named.
+  var unknownClass: (name: String, offset: Int)?
+  /// Of all contents together.
+  var patternBytes = 0
   private var seen = 0
+  private var given: Set<String> = []
+  /// Where the parts of each content stand, by its index in `tests`; nil when modifiers belong to a pattern that is
+  /// not evaluated yet.
+  private var contents: [(test: Int, places: ContentPlaces)] = []
+  private var lastPattern = LastPattern.none
+
+  private enum LastPattern { case none, content, unsupported }
+
+  /// Offsets in the file; 0 when the part is not there.
+  private struct ContentPlaces {
+    var content = 0
+    var depth = 0
+    var within = 0
+    /// The first of `offset` and `depth`, and of `distance` and `within`.
+    var absolute = 0
+    var relative = 0
+    var fastPattern = 0
+  }
+
+  /// Options of which a rule has one at most.
+  private static let single: Set<String> = [
+    "msg", "sid", "gid", "rev", "classtype", "priority", "dsize", "flow", "threshold", "detection_filter", "activates",
+    "activated_by", "count",
+  ]
 
   init(dialect: RuleDialect, classes: ClassificationTable, place: @escaping (Int) -> SourcePlace) {
     self.dialect = dialect
@@ -31,26 +59,29 @@ struct RuleOptionParser {
     self.place = place
   }
 
-  /// `value` is nil when the option has none.
-  mutating func option(
-    _ name: ArraySlice<UInt8>, value: ArraySlice<UInt8>?
-  ) throws(RuleProblem) {
+  /// Takes one option; false when the dialect has none of this name. `value` is nil when the option has none.
+  mutating func option(_ name: ArraySlice<UInt8>, value: ArraySlice<UInt8>?) throws(RuleProblem) -> Bool {
     seen += 1
     let offset = name.startIndex
-    if seen > Self.optionMaximum { throw RuleProblem(offset, "a rule has \(Self.optionMaximum) options at the most") }
-    if try general(name, value) { return }
-    if try payload(name, value) { return }
-    if try header(name, value) { return }
-    if try rate(name, value) { return }
-    let text = name.text
-    if OptionNames.known(in: dialect).contains(text) || (dialect == .suricata && OptionNames.isDottedBuffer(text)) {
-      unsupported.append((text, offset))
-      return
+    guard seen <= Self.optionMaximum else {
+      throw RuleProblem(offset, "a rule has \(Self.optionMaximum) options at the most", "split the rule")
     }
-    let near = OptionNames.suggestion(for: text, in: dialect)
-    throw RuleProblem(
-      offset, "\(name.shown) is no option of \(dialect.rawValue) rules",
-      near.map { "did you mean `\($0)`?" } ?? "give the dialect if this is not \(dialect.rawValue)")
+    let text = name.text
+    guard OptionNames.known(in: dialect).contains(text) else { return false }
+    if Self.single.contains(text), !given.insert(text).inserted {
+      throw RuleProblem(offset, "a second \(name.shown)", "keep one of them")
+    }
+    if try general(text, name, value) { return true }
+    if try payload(text, name, value) { return true }
+    if try header(text, name, value) { return true }
+    if try rate(text, name, value) { return true }
+    refuse("option `\(text)`", at: offset)
+    if text == "uricontent" || text == "protected_content" { lastPattern = .unsupported }
+    return true
+  }
+
+  private mutating func refuse(_ feature: String, at offset: Int) {
+    unsupported.append(RuleFeature(name: feature, offset: offset))
   }
 
   // MARK: Values
@@ -79,24 +110,31 @@ struct RuleOptionParser {
     return number
   }
 
-  /// A text in quotation marks (which Snort also takes without) with `\"`, `\;` and `\\` resolved.
+  /// A text in quotation marks (which Snort 2 also takes without), with `\"`, `\;` and `\\` resolved.
   private func quoted(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?) throws(RuleProblem) -> String {
     var value = try required(name, value)
     if value.first == UInt8(ascii: "\"") {
       guard value.count >= 2, value.last == UInt8(ascii: "\"") else {
-        throw RuleProblem(value.startIndex, "\(name.shown): the text is not closed", "close it with `\"`")
+        throw RuleProblem(
+          value.startIndex, "\(name.shown): the text is not closed",
+          dialect == .snort3 ? "close it with `\"`" : "close it with `\"`, and write a semicolon in it as `\\;`")
       }
       value = value.dropFirst().dropLast()
+    } else if dialect != .snort2 {
+      throw RuleProblem(value.startIndex, "\(name.shown): the text is not in quotation marks", "write \"TEXT\"")
     }
     var bytes: [UInt8] = []
-    var escaped = false
-    for byte in value {
-      if byte == 0x5C, !escaped {
-        escaped = true
-        continue
+    var index = value.startIndex
+    while index < value.endIndex {
+      if value[index] == 0x5C {
+        if let length = value.continuationLength(at: index) {
+          index += length
+          continue
+        }
+        index += 1
       }
-      bytes.append(byte)
-      escaped = false
+      if index < value.endIndex { bytes.append(value[index]) }
+      index += 1
     }
     return bytes.text
   }
@@ -104,9 +142,9 @@ struct RuleOptionParser {
   // MARK: General options
 
   private mutating func general(
-    _ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?
+    _ text: String, _ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?
   ) throws(RuleProblem) -> Bool {
-    switch name.text {
+    switch text {
     case "msg": metadata.message = try quoted(name, value)
     case "sid": metadata.sid = UInt32(try number(name, value, 1...Int(UInt32.max)))
     case "gid": metadata.gid = UInt32(try number(name, value, 1...Int(UInt32.max)))
@@ -116,14 +154,14 @@ struct RuleOptionParser {
       hasPriority = true
     case "classtype":
       let value = try required(name, value)
-      guard let found = classes.find(value.text) else {
-        throw RuleProblem(
-          value.startIndex, "the class \(value.shown) is not known",
-          "define it: `config classification: SHORTNAME,DESCRIPTION,PRIORITY`")
-      }
       metadata.classification = value.text
-      metadata.classificationText = found.text
-      if !hasPriority { metadata.priority = found.priority }
+      if let found = classes.find(value.text) {
+        metadata.classificationText = found.text
+        if !hasPriority { metadata.priority = found.priority }
+      } else {
+        // What a rule matches does not hang on its class.
+        unknownClass = (value.text, value.startIndex)
+      }
     case "reference":
       let value = try required(name, value)
       guard value.contains(UInt8(ascii: ",")) else {
@@ -135,10 +173,10 @@ struct RuleOptionParser {
         let words = item.split(separator: 0x20, maxSplits: 1).map(\.trimmed.text)
         metadata.metadata[words[0], default: []].append(words.count > 1 ? words[1] : "")
       }
-    case "rem" where dialect == .snort3: _ = try quoted(name, value)
-    case "activates" where dialect == .snort2: activates = UInt32(try number(name, value, 1...Int(UInt32.max)))
-    case "activated_by" where dialect == .snort2: activatedBy = UInt32(try number(name, value, 1...Int(UInt32.max)))
-    case "count" where dialect == .snort2: count = UInt32(try number(name, value, 1...Int(UInt32.max)))
+    case "rem": _ = try quoted(name, value)
+    case "activates": activates = UInt32(try number(name, value, 1...Int(UInt32.max)))
+    case "activated_by": activatedBy = UInt32(try number(name, value, 1...Int(UInt32.max)))
+    case "count": count = UInt32(try number(name, value, 1...Int(UInt32.max)))
     default: return false
     }
     return true
@@ -147,21 +185,36 @@ struct RuleOptionParser {
   // MARK: Payload options
 
   private mutating func payload(
-    _ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?
+    _ text: String, _ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?
   ) throws(RuleProblem) -> Bool {
-    switch name.text {
+    switch text {
     case "content": try content(name, value)
+    // The payload is the only buffer there is.
     case "pkt_data": try none(name, value)
+    // Chooses what is searched for first; never changes what matches.
+    case "prefilter": try none(name, value)
     case "dsize":
-      let inclusive = dialect == .snort2
-      tests.append(
-        .payloadSize(try NumberTest.parse(name, required(name, value), maximum: 65_535, arrowIncludesEnds: inclusive)))
+      if let test = try number(name, value, maximum: 65_535, arrowIncludesEnds: dialect == .snort2) {
+        tests.append(.payloadSize(test))
+      }
     case "nocase", "offset", "depth", "distance", "within", "rawbytes", "fast_pattern", "startswith", "endswith":
-      guard dialect != .snort3, OptionNames.known(in: dialect).contains(name.text) else { return false }
       try modifier(name, value)
     default: return false
     }
     return true
+  }
+
+  /// A test of a number; nil when it is of a kind that is not evaluated yet.
+  private mutating func number(
+    _ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?, maximum: UInt32, arrowIncludesEnds: Bool
+  ) throws(RuleProblem) -> NumberTest? {
+    let value = try required(name, value)
+    if dialect == .suricata, value.first == UInt8(ascii: "&") {
+      refuse("option `\(name.text)` with a bit mask", at: name.startIndex)
+      return nil
+    }
+    let form = NumberForm(dialect: dialect, maximum: maximum, arrowIncludesEnds: arrowIncludesEnds)
+    return try form.parse(name, value)
   }
 
   private mutating func content(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?) throws(RuleProblem) {
@@ -177,10 +230,15 @@ struct RuleOptionParser {
     var end = rest.startIndex + 1
     while end < rest.endIndex, rest[end] != UInt8(ascii: "\"") { end += rest[end] == 0x5C ? 2 : 1 }
     guard end < rest.endIndex else {
-      throw RuleProblem(rest.startIndex, "the content is not closed", "close it with `\"`")
+      throw RuleProblem(
+        rest.startIndex, "the content is not closed",
+        dialect == .snort3 ? "close it with `\"`" : "close it with `\"`, and write a semicolon in it as `\\;`")
     }
-    test.pattern = try Self.pattern(rest[rest.startIndex + 1..<end])
+    test.pattern = try Self.pattern(rest[rest.startIndex + 1..<end], dialect)
+    contents.append((tests.count, ContentPlaces(content: name.startIndex)))
     tests.append(.content(test))
+    patternBytes += test.pattern.count
+    lastPattern = .content
     let tail = rest[(end + 1)...].trimmed
     if tail.isEmpty { return }
     guard dialect == .snort3, tail.first == UInt8(ascii: ",") else {
@@ -191,88 +249,134 @@ struct RuleOptionParser {
     }
     for item in tail.dropFirst().split(at: UInt8(ascii: ",")) {
       let parts = item.split(separator: 0x20, maxSplits: 1)
-      guard let modifierName = parts.first else { throw RuleProblem(tail.startIndex, "an empty modifier") }
+      guard let modifierName = parts.first else {
+        throw RuleProblem(item.startIndex, "a modifier is missing after the comma", "take the comma out")
+      }
       try modifier(modifierName, parts.count > 1 ? parts[1].trimmed : nil)
     }
   }
 
   /// `text`, `|41 42|` and `\"`, mixed.
-  static func pattern(_ text: ArraySlice<UInt8>) throws(RuleProblem) -> [UInt8] {
+  static func pattern(_ text: ArraySlice<UInt8>, _ dialect: RuleDialect) throws(RuleProblem) -> [UInt8] {
     var result: [UInt8] = []
     var index = text.startIndex
-    var hexStart: Int?
-    var half: UInt8?
     while index < text.endIndex {
       let byte = text[index]
       if byte == UInt8(ascii: "|") {
-        if let start = hexStart {
-          if half != nil {
-            throw RuleProblem(start, "an odd number of hexadecimal digits", "write two digits a byte: |0A 1B|")
-          }
-          hexStart = nil
-        } else {
-          hexStart = index
+        index = try hexadecimal(text, from: index, &result)
+      } else if byte == 0x5C {
+        if let length = text.continuationLength(at: index) {
+          index += length
+          continue
         }
-      } else if hexStart != nil {
-        if let digit = byte.hexadecimalDigitValue {
-          if let first = half {
-            result.append(first << 4 | digit)
-            half = nil
-          } else {
-            half = digit
-          }
-        } else if byte != 0x20 {
-          throw RuleProblem(index, "\([byte].shown) is no hexadecimal digit", "close the bytes with `|`")
+        guard index + 1 < text.endIndex else {
+          throw RuleProblem(index, "nothing follows the backslash", "write `\\\\`")
         }
-      } else if byte == 0x5C, index + 1 < text.endIndex {
-        index += 1
-        result.append(text[index])
+        let escaped = text[index + 1]
+        if dialect == .suricata, !":;\\\"".utf8.contains(escaped) {
+          throw RuleProblem(
+            index, "\(text[index...index + 1].shown) is no escape", "write a backslash as `\\\\`, other bytes as |41|")
+        }
+        result.append(escaped)
+        index += 2
       } else {
         result.append(byte)
+        index += 1
       }
-      index += 1
     }
-    if let hexStart { throw RuleProblem(hexStart, "the bytes in `|` are not closed", "close them with `|`") }
     if result.isEmpty { throw RuleProblem(text.startIndex, "the content is empty", "give it at least one byte") }
     if result.count > patternMaximum {
-      throw RuleProblem(text.startIndex, "the content has \(result.count) bytes; at most \(patternMaximum) are taken")
+      throw RuleProblem(
+        text.startIndex, "the content has \(result.count) bytes; at most \(patternMaximum) are taken", "split it")
     }
     return result
   }
 
+  /// The bytes between two `|`; returns the index after the second.
+  private static func hexadecimal(
+    _ text: ArraySlice<UInt8>, from start: Int, _ result: inout [UInt8]
+  ) throws(RuleProblem) -> Int {
+    var half: UInt8?
+    for index in text.indices[(start + 1)...] {
+      let byte = text[index]
+      if byte == UInt8(ascii: "|") {
+        if half != nil {
+          throw RuleProblem(start, "an odd number of hexadecimal digits", "write two digits a byte: |0A 1B|")
+        }
+        return index + 1
+      } else if let digit = byte.hexadecimalDigitValue {
+        if let first = half { result.append(first << 4 | digit) }
+        half = half == nil ? digit : nil
+      } else if byte != 0x20 {
+        throw RuleProblem(index, "\([byte].shown) is no hexadecimal digit", "close the bytes with `|`")
+      }
+    }
+    throw RuleProblem(start, "the bytes in `|` are not closed", "close them with `|`")
+  }
+
   private mutating func modifier(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?) throws(RuleProblem) {
-    guard case .content(var test)? = tests.last else {
+    switch lastPattern {
+    case .unsupported: return
+    case .none:
       throw RuleProblem(
         name.startIndex, "\(name.shown) stands before any content", "put it after the content it is for")
+    case .content: break
+    }
+    guard let (index, _) = contents.last, case .content(var test) = tests[index] else { return }
+    var places = contents[contents.count - 1].places
+    func first(_ place: Int) -> Int { place == 0 ? name.startIndex : place }
+    func once(_ isGiven: Bool) throws(RuleProblem) {
+      if isGiven { throw RuleProblem(name.startIndex, "a second \(name.shown) for one content", "keep one of them") }
     }
     switch name.text {
     case "nocase": try none(name, value); test.ignoresCase = true
     case "rawbytes": try none(name, value); test.isRaw = true
-    case "offset": test.offset = try position(name, value, dialect == .suricata ? 0...65_535 : -65_535...65_535)
-    case "depth": test.depth = try position(name, value, 1...65_535)
+    case "offset":
+      try once(test.offset != nil)
+      test.offset = try position(name, value, dialect == .suricata ? 0...65_535 : -65_535...65_535)
+      places.absolute = first(places.absolute)
+    case "depth":
+      try once(test.depth != nil)
+      test.depth = try position(name, value, 1...65_535)
+      places.absolute = first(places.absolute)
+      places.depth = value?.trimmed.startIndex ?? name.startIndex
     case "distance":
+      try once(test.distance != nil)
       test.distance = try position(name, value, dialect == .suricata ? -1_048_576...1_048_576 : -65_535...65_535)
-    case "within": test.within = try position(name, value, dialect == .suricata ? 0...1_048_576 : 1...65_535)
+      places.relative = first(places.relative)
+    case "within":
+      try once(test.within != nil)
+      test.within = try position(name, value, dialect == .suricata ? 1...1_048_576 : 1...65_535)
+      places.relative = first(places.relative)
+      places.within = value?.trimmed.startIndex ?? name.startIndex
     case "startswith" where dialect == .suricata:
       try none(name, value)
+      try once(test.offset != nil || test.depth != nil)
       test.offset = 0
       test.depth = Int32(test.pattern.count)
+      places.absolute = first(places.absolute)
     case "endswith" where dialect == .suricata: try none(name, value); test.endsBuffer = true
-    case "fast_pattern": test.fastPattern = try fastPattern(name, value, length: test.pattern.count)
+    case "fast_pattern":
+      try once(places.fastPattern != 0)
+      test.fastPattern = try fastPattern(name, value, length: test.pattern.count)
+      places.fastPattern = name.startIndex
     case "fast_pattern_offset" where dialect == .snort3:
-      var part = test.fastPattern ?? .init()
-      part.offset = try number(name, value, 0...test.pattern.count - 1)
-      test.fastPattern = part
+      test.fastPattern = test.fastPattern ?? .init()
+      test.fastPattern?.offset = try number(name, value, 0...test.pattern.count - 1)
+      places.fastPattern = first(places.fastPattern)
     case "fast_pattern_length" where dialect == .snort3:
-      var part = test.fastPattern ?? .init()
-      part.length = try number(name, value, 1...test.pattern.count)
-      test.fastPattern = part
-    case "width", "endian":
-      unsupported.append((name.text, name.startIndex))
+      test.fastPattern = test.fastPattern ?? .init()
+      test.fastPattern?.length = try number(name, value, 1...test.pattern.count)
+      places.fastPattern = first(places.fastPattern)
+    case "width" where dialect == .snort3, "endian" where dialect == .snort3:
+      refuse("content modifier `\(name.text)`", at: name.startIndex)
     default:
-      throw RuleProblem(name.startIndex, "\(name.shown) is no modifier of a content")
+      throw RuleProblem(
+        name.startIndex, "\(name.shown) is no modifier of a content",
+        "use \(OptionNames.contentModifiers.sorted().joined(separator: ", "))")
     }
-    tests[tests.count - 1] = .content(test)
+    tests[index] = .content(test)
+    contents[contents.count - 1].places = places
   }
 
   private mutating func position(
@@ -281,8 +385,8 @@ struct RuleOptionParser {
     let text = try required(name, value)
     if let first = text.first, (0x61...0x7A).contains(first | 0x20) {
       // A variable of byte_extract or byte_math, which are not evaluated yet.
-      unsupported.append(("\(name.text) with a variable", name.startIndex))
-      return 0
+      refuse("`\(name.text)` with a variable", at: name.startIndex)
+      return Int32(clamping: range.upperBound)
     }
     return Int32(try number(name, value, range))
   }
@@ -306,15 +410,15 @@ struct RuleOptionParser {
   // MARK: Header and flow options
 
   private mutating func header(
-    _ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?
+    _ text: String, _ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?
   ) throws(RuleProblem) -> Bool {
-    switch name.text {
-    case "flags":
+    switch text {
+    case "flags", "tcp.flags":
       tests.append(.tcpFlags(try TCPFlagsTest.parse(required(name, value), dialect: dialect)))
     case "itype":
-      tests.append(.icmpType(try NumberTest.parse(name, required(name, value), maximum: 255, arrowIncludesEnds: false)))
+      if let test = try number(name, value, maximum: 255, arrowIncludesEnds: false) { tests.append(.icmpType(test)) }
     case "icode":
-      tests.append(.icmpCode(try NumberTest.parse(name, required(name, value), maximum: 255, arrowIncludesEnds: false)))
+      if let test = try number(name, value, maximum: 255, arrowIncludesEnds: false) { tests.append(.icmpCode(test)) }
     case "flow": try flowOption(name, required(name, value))
     default: return false
     }
@@ -322,7 +426,6 @@ struct RuleOptionParser {
   }
 
   private mutating func flowOption(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>) throws(RuleProblem) {
-    if flow != nil { throw RuleProblem(name.startIndex, "a second `flow`", "put all of it into one") }
     var test = FlowTest()
     for item in value.split(at: UInt8(ascii: ",")) {
       switch item.text {
@@ -334,7 +437,8 @@ struct RuleOptionParser {
       case "no_stream": test.insert(.notStream)
       case "no_frag": test.insert(.notFragment)
       case "only_frag": test.insert(.onlyFragment)
-      case "only_stream": unsupported.append(("flow:only_stream", item.startIndex))
+      // Streams are not reassembled yet.
+      case "only_stream": refuse("`flow:only_stream`", at: item.startIndex)
       default:
         throw RuleProblem(
           item.startIndex, "flow: \(item.shown) is not known",
@@ -344,6 +448,8 @@ struct RuleOptionParser {
     for (a, b, text) in [
       (FlowTest.toServer, FlowTest.toClient, "to_server and to_client"),
       (.established, .notEstablished, "established and not_established"),
+      (.established, .stateless, "established and stateless"),
+      (.notEstablished, .stateless, "not_established and stateless"),
       (.notFragment, .onlyFragment, "no_frag and only_frag"),
     ] where test.contains(a) && test.contains(b) {
       throw RuleProblem(value.startIndex, "flow: \(text) exclude each other", "keep one of them")
@@ -354,19 +460,81 @@ struct RuleOptionParser {
   // MARK: Rates
 
   private mutating func rate(
-    _ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?
+    _ text: String, _ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?
   ) throws(RuleProblem) -> Bool {
-    switch name.text {
-    case "threshold" where dialect != .snort3:
-      if threshold != nil { throw RuleProblem(name.startIndex, "a second `threshold`", "keep one of them") }
-      threshold = try RuleThreshold.parse(required(name, value), isFilter: false)
-    case "detection_filter":
-      if detectionFilter != nil {
-        throw RuleProblem(name.startIndex, "a second `detection_filter`", "keep one of them")
-      }
-      detectionFilter = try RuleThreshold.parse(required(name, value), isFilter: true)
-    default: return false
+    guard text == "threshold" || text == "detection_filter" else { return false }
+    guard threshold == nil, detectionFilter == nil else {
+      throw RuleProblem(name.startIndex, "`threshold` and `detection_filter` exclude each other", "keep one of them")
     }
+    var options = RateOptions(name: text, dialect: dialect)
+    let rate = try options.parse(required(name, value))
+    for feature in options.unsupported { unsupported.append(feature) }
+    if text == "threshold" { threshold = rate } else { detectionFilter = rate }
     return true
+  }
+
+  // MARK: The rule as a whole
+
+  /// What can only be said when all options are known. `transport` is nil for a protocol that is not supported yet.
+  mutating func finish(action: RuleAction, transport: RuleProtocol?, _ start: Int) throws(RuleProblem) {
+    guard metadata.sid != 0 else {
+      throw RuleProblem(start, "the rule has no sid", "add `sid:NUMBER;` (1000000 and above are for your own)")
+    }
+    for (index, places) in contents {
+      guard case .content(var content) = tests[index] else { continue }
+      try check(&content, places)
+      tests[index] = .content(content)
+    }
+    if contents.count(where: { $0.places.fastPattern != 0 }) > 1,
+      let last = contents.last(where: { $0.places.fastPattern != 0 })
+    {
+      throw RuleProblem(last.places.fastPattern, "a second `fast_pattern` in one rule", "keep one of them")
+    }
+    for test in tests {
+      switch test {
+      case .tcpFlags where transport != nil && transport != .tcp && transport != .ip:
+        throw RuleProblem(start, "`flags` in a rule that is not for TCP", "make it a tcp rule")
+      case .icmpType where transport != nil && transport != .icmp && transport != .ip,
+        .icmpCode where transport != nil && transport != .icmp && transport != .ip:
+        throw RuleProblem(start, "`itype` or `icode` in a rule that is not for ICMP", "make it an icmp rule")
+      default: break
+      }
+    }
+    if action == .activate, activates == nil {
+      throw RuleProblem(start, "an `activate` rule names no group", "add `activates:NUMBER;`")
+    }
+    if action == .dynamic, activatedBy == nil || count == nil {
+      throw RuleProblem(
+        start, "a `dynamic` rule needs its group and a count", "add `activated_by:NUMBER; count:NUMBER;`")
+    }
+    for (isGiven, name, needed) in [
+      (activates != nil, "activates", RuleAction.activate), (activatedBy != nil, "activated_by", .dynamic),
+      (count != nil, "count", .dynamic),
+    ] where isGiven && action != needed {
+      throw RuleProblem(start, "`\(name)` in a rule whose action is not `\(needed)`", "begin the rule with `\(needed)`")
+    }
+  }
+
+  private func check(_ content: inout ContentTest, _ places: ContentPlaces) throws(RuleProblem) {
+    let size = Int32(content.pattern.count)
+    if let depth = content.depth, depth < size {
+      throw RuleProblem(places.depth, "depth \(depth) is less than the content's \(size) bytes", "use \(size) or more")
+    }
+    if let within = content.within, within < size {
+      throw RuleProblem(
+        places.within, "within \(within) is less than the content's \(size) bytes", "use \(size) or more")
+    }
+    if places.absolute != 0, places.relative != 0 {
+      throw RuleProblem(
+        max(places.absolute, places.relative), "offset or depth together with distance or within",
+        "use either the absolute or the relative ones")
+    }
+    if let part = content.fastPattern, let offset = part.offset ?? part.length.map({ _ in 0 }),
+      offset + (part.length ?? 1) > content.pattern.count
+    {
+      throw RuleProblem(places.fastPattern, "the fast pattern reaches over the content's \(size) bytes", "shorten it")
+    }
+    // What must not be there cannot be searched for first.
+    if content.isNegated { content.fastPattern = nil }
   }
 }

@@ -54,11 +54,7 @@ struct RuleScanner {
   }
 
   /// The length of a backslash, blanks and a line feed at `offset`; nil when there is no such thing.
-  func continuationLength(at offset: Int) -> Int? {
-    var index = offset + 1
-    while index < bytes.count, bytes[index] == 0x20 || bytes[index] == 0x09 || bytes[index] == 0x0D { index += 1 }
-    return index < bytes.count && bytes[index] == 0x0A ? index + 1 - offset : nil
-  }
+  func continuationLength(at offset: Int) -> Int? { bytes[...].continuationLength(at: offset) }
 
   /// To the start of the next line, continued lines included.
   mutating func skipLine() {
@@ -70,6 +66,13 @@ struct RuleScanner {
       position += 1
       if byte == 0x0A { return }
     }
+  }
+
+  /// This scanner at another place.
+  func at(_ position: Int) -> RuleScanner {
+    var other = self
+    other.position = position
+    return other
   }
 
   /// Letters, digits and what names are made of.
@@ -94,11 +97,14 @@ struct RuleProblem: Error {
   var offset: Int
   var message: String
   var remedy: String
+  /// Whether a rule is lost by it (and not a line of configuration).
+  var rejectsRule: Bool
 
-  init(_ offset: Int, _ message: String, _ remedy: String = "") {
+  init(_ offset: Int, _ message: String, _ remedy: String = "", rejectsRule: Bool = true) {
     self.offset = offset
     self.message = message
     self.remedy = remedy
+    self.rejectsRule = rejectsRule
   }
 }
 
@@ -121,6 +127,14 @@ extension ArraySlice<UInt8> {
     while let first = slice.first, isBlank(first) { slice.removeFirst() }
     while let last = slice.last, isBlank(last) { slice.removeLast() }
     return slice
+  }
+
+  /// The length of a backslash, blanks and a line feed at `offset`; nil when there is no such thing.
+  func continuationLength(at offset: Int) -> Int? {
+    guard self[offset] == 0x5C else { return nil }
+    var index = offset + 1
+    while index < endIndex, self[index] == 0x20 || self[index] == 0x09 || self[index] == 0x0D { index += 1 }
+    return index < endIndex && self[index] == 0x0A ? index + 1 - offset : nil
   }
 
   func isText(_ text: StaticString) -> Bool {

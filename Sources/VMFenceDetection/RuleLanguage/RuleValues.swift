@@ -1,51 +1,75 @@
 import VMFenceCore
 
-extension NumberTest {
-  /// `N`, `=N`, `!N`, `!=N`, `<N`, `<=N`, `>N`, `>=N`, `A<>B`, `A<=>B` and `A-B`. Whether `A<>B` has its ends in it is
-  /// the dialect's and the option's affair.
-  static func parse(
-    _ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>, maximum: UInt32, arrowIncludesEnds: Bool
-  ) throws(RuleProblem) -> NumberTest {
-    func wrong(_ remedy: String) -> RuleProblem {
-      RuleProblem(value.startIndex, "\(name.shown): \(value.shown) cannot be matched", remedy)
+/// How a dialect writes a number to compare with.
+///
+/// - Snort 2: `N`, `<N`, `>N`, `A<>B`.
+/// - Snort 3: also `=N`, `!N`, `!=N`, `<=N`, `>=N`, and `A<=>B`, which has its ends in it (`A<>B` has not).
+/// - Suricata: also `A-B` and `!A-B`, like `A<>B` without their ends; hexadecimal numbers; `kb`, `mb`, `gb`.
+struct NumberForm {
+  var dialect: RuleDialect
+  var maximum: UInt32
+  /// Whether `A<>B` has A and B in it: so for Snort 2's `dsize`.
+  var arrowIncludesEnds: Bool
+
+  func parse(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>) throws(RuleProblem) -> NumberTest {
+    func wrong(_ message: String, _ remedy: String) -> RuleProblem {
+      RuleProblem(value.startIndex, "\(name.shown): \(value.shown) \(message)", remedy)
     }
     func number(_ text: Substring) throws(RuleProblem) -> Int64 {
-      guard let number = UInt32(text.trimmingBlanks), number <= maximum else {
-        throw wrong("write a number from 0 to \(maximum), <N, >N, or A<>B")
+      guard let number = self.number(text.trimmingBlanks), number <= Int64(maximum) else {
+        throw wrong("is not a test of a number from 0 to \(maximum)", "write \(forms)")
       }
-      return Int64(number)
+      return number
     }
     var text = Substring(value.text)
     var negated = false
     var low: Int64 = 0
     var high = Int64(maximum)
-    if let arrow = text.firstRange(of: "<=>") ?? text.firstRange(of: "<>") {
-      let inclusive = arrowIncludesEnds || text[arrow] == "<=>"
-      low = try number(text[..<arrow.lowerBound]) + (inclusive ? 0 : 1)
-      high = try number(text[arrow.upperBound...]) - (inclusive ? 0 : 1)
-    } else if let dash = text.firstIndex(of: "-"), dash != text.startIndex {
-      low = try number(text[..<dash]) + (arrowIncludesEnds ? 0 : 1)
-      high = try number(text[text.index(after: dash)...]) - (arrowIncludesEnds ? 0 : 1)
-    } else {
-      if text.hasPrefix("!") {
-        negated = true
-        text = text.dropFirst()
-      }
-      if text.hasPrefix("<=") {
-        high = try number(text.dropFirst(2))
-      } else if text.hasPrefix(">=") {
-        low = try number(text.dropFirst(2))
-      } else if text.hasPrefix("<") {
-        high = try number(text.dropFirst()) - 1
-      } else if text.hasPrefix(">") {
-        low = try number(text.dropFirst()) + 1
-      } else {
-        low = try number(text.hasPrefix("=") ? text.dropFirst() : text)
-        high = low
-      }
+    if dialect != .snort2, text.hasPrefix("!") {
+      negated = true
+      text = text.dropFirst().drop { $0 == " " }
+      if text.hasPrefix("<") || text.hasPrefix(">") { throw wrong("has two signs", "write \(forms)") }
     }
-    guard low <= high, high >= 0, low <= Int64(maximum) else { throw wrong("no number lies in it") }
+    let isSuricataRange = dialect == .suricata && text.contains("-")
+    if dialect == .snort3, let arrow = text.firstRange(of: "<=>") {
+      low = try number(text[..<arrow.lowerBound])
+      high = try number(text[arrow.upperBound...])
+    } else if let arrow = text.firstRange(of: "<>") ?? (isSuricataRange ? text.firstRange(of: "-") : nil) {
+      let inset: Int64 = arrowIncludesEnds ? 0 : 1
+      low = try number(text[..<arrow.lowerBound]) + inset
+      high = try number(text[arrow.upperBound...]) - inset
+    } else if dialect != .snort2, text.hasPrefix("<=") {
+      high = try number(text.dropFirst(2))
+    } else if dialect != .snort2, text.hasPrefix(">=") {
+      low = try number(text.dropFirst(2))
+    } else if text.hasPrefix("<") {
+      high = try number(text.dropFirst()) - 1
+    } else if text.hasPrefix(">") {
+      low = try number(text.dropFirst()) + 1
+    } else {
+      low = try number(dialect != .snort2 && text.hasPrefix("=") ? text.dropFirst() : text)
+      high = low
+    }
+    guard low <= high, low <= Int64(maximum) else {
+      throw wrong("is true of no number", "mind which ends belong to the range, and their order")
+    }
     return NumberTest(low: UInt32(low), high: UInt32(high), isNegated: negated)
+  }
+
+  private var forms: String {
+    switch dialect {
+    case .snort2: "N, <N, >N or A<>B"
+    case .snort3: "N, !N, <N, <=N, >N, >=N, A<>B or A<=>B"
+    case .suricata: "N, !N, <N, <=N, >N, >=N, A-B or A<>B"
+    }
+  }
+
+  private func number(_ text: Substring) -> Int64? {
+    guard dialect == .suricata else { return UInt32(text).map(Int64.init) }
+    if text.hasPrefix("0x") { return UInt32(text.dropFirst(2), radix: 16).map(Int64.init) }
+    let units: [(String, Int64)] = [("kb", 1 << 10), ("mb", 1 << 20), ("gb", 1 << 30)]
+    let unit = units.first { text.lowercased().hasSuffix($0.0) }
+    return UInt32(unit == nil ? text : text.dropLast(2)).map { Int64($0) * (unit?.1 ?? 1) }
   }
 }
 
@@ -63,7 +87,7 @@ extension TCPFlagsTest {
   static func parse(_ value: ArraySlice<UInt8>, dialect: RuleDialect) throws(RuleProblem) -> TCPFlagsTest {
     let parts = value.split(at: UInt8(ascii: ","))
     guard parts.count <= 2, var flags = parts.first else {
-      throw RuleProblem(value.startIndex, "flags: one mask at most")
+      throw RuleProblem(parts[2].startIndex, "flags: a second mask", "write FLAGS,IGNORED")
     }
     var mode = Mode.exactly
     func modifier(_ byte: UInt8?) -> Mode? {
@@ -113,49 +137,77 @@ extension TCPFlagsTest {
   }
 }
 
-extension RuleThreshold {
-  /// `type limit, track by_src, count 5, seconds 60`, for `detection_filter` without the type.
-  static func parse(_ value: ArraySlice<UInt8>, isFilter: Bool) throws(RuleProblem) -> RuleThreshold {
-    var kind: Kind? = isFilter ? .filter : nil
-    var track: Track?
-    var count: UInt32?
-    var seconds: UInt32?
+/// Reads what `threshold` and `detection_filter` say.
+struct RateOptions {
+  let name: String
+  let dialect: RuleDialect
+  /// What of it is not evaluated yet.
+  var unsupported: [RuleFeature] = []
+  private var kind: RuleThreshold.Kind?
+  private var track: RuleThreshold.Track?
+  private var count: UInt32?
+  private var seconds: UInt32?
+
+  init(name: String, dialect: RuleDialect) {
+    self.name = name
+    self.dialect = dialect
+    kind = name == "threshold" ? nil : .filter
+  }
+
+  private var form: String {
+    let tracks = dialect == .suricata ? "by_src|by_dst|by_rule|by_both" : "by_src|by_dst"
+    return name == "threshold"
+      ? "write `type limit|threshold|both, track \(tracks), count N, seconds N`"
+      : "write `track \(tracks), count N, seconds N`"
+  }
+
+  /// nil only when `unsupported` says why.
+  mutating func parse(_ value: ArraySlice<UInt8>) throws(RuleProblem) -> RuleThreshold? {
     for item in value.split(at: UInt8(ascii: ",")) {
-      let words = item.split(separator: 0x20).map(\.trimmed)
-      guard words.count == 2 else {
-        throw RuleProblem(item.startIndex, "\(item.shown) is not NAME VALUE", "for example `count 5`")
-      }
-      switch (words[0].text, words[1].text) {
-      case ("type", "limit") where !isFilter: kind = .limit
-      case ("type", "threshold") where !isFilter: kind = .threshold
-      case ("type", "both") where !isFilter: kind = .both
-      case ("track", "by_src"): track = .bySource
-      case ("track", "by_dst"): track = .byDestination
-      case ("track", "by_rule"): track = .byRule
-      case ("track", "by_both"): track = .byBoth
-      case ("count", let text):
-        guard let number = UInt32(text), number > 0 else {
-          throw RuleProblem(words[1].startIndex, "a count is 1 or more")
-        }
-        count = number
-      case ("seconds", let text):
-        guard let number = UInt32(text), number > 0 else {
-          throw RuleProblem(words[1].startIndex, "seconds are 1 or more")
-        }
-        seconds = number
-      default:
-        throw RuleProblem(
-          item.startIndex, "\(item.shown) is not known here",
-          isFilter
-            ? "write `track by_src, count N, seconds N`"
-            : "write `type limit|threshold|both, track by_src|by_dst, count N, seconds N`")
-      }
+      let words = item.split(whereSeparator: { $0 == 0x20 || $0 == 0x09 })
+      guard words.count == 2 else { throw RuleProblem(item.startIndex, "\(item.shown) is not NAME VALUE", form) }
+      try part(words[0], words[1])
     }
+    guard unsupported.isEmpty else { return nil }
     guard let kind, let track, let count, let seconds else {
+      let missing = [
+        kind == nil ? "type" : nil, track == nil ? "track" : nil, count == nil ? "count" : nil,
+        seconds == nil ? "seconds" : nil,
+      ]
       throw RuleProblem(
-        value.startIndex, "\(isFilter ? "track" : "type, track"), count and seconds are all needed",
-        isFilter ? "write `track by_src, count N, seconds N`" : "write `type limit, track by_src, count N, seconds N`")
+        value.startIndex, "`\(name)` lacks \(missing.compactMap(\.self).joined(separator: " and "))", form)
     }
     return RuleThreshold(kind: kind, track: track, count: count, seconds: seconds)
+  }
+
+  private mutating func part(_ word: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>) throws(RuleProblem) {
+    switch (word.text, value.text) {
+    case ("type", "limit") where name == "threshold": kind = .limit
+    case ("type", "threshold") where name == "threshold": kind = .threshold
+    case ("type", "both") where name == "threshold": kind = .both
+    case ("track", "by_src"): track = .bySource
+    case ("track", "by_dst"): track = .byDestination
+    case ("track", "by_rule") where dialect == .suricata: track = .byRule
+    case ("track", "by_both") where dialect == .suricata: track = .byBoth
+    case ("track", "by_flow") where dialect == .suricata,
+      ("type", "backoff") where dialect == .suricata && name == "threshold",
+      ("multiplier", _) where dialect == .suricata && name == "threshold",
+      ("unique_on", _) where dialect == .suricata && name == "detection_filter":
+      unsupported.append(
+        RuleFeature(name: "`\(name)` with `\(word.text) \(value.text.escapedForDisplay)`", offset: word.startIndex))
+    case ("count", let text):
+      guard let number = UInt32(text), number > 0 else {
+        throw RuleProblem(value.startIndex, "\(value.shown) is no count", "a count is a whole number from 1")
+      }
+      count = number
+    case ("seconds", let text):
+      guard let number = UInt32(text), number > 0 else {
+        throw RuleProblem(value.startIndex, "\(value.shown) is no time", "seconds are a whole number from 1")
+      }
+      seconds = number
+    default:
+      throw RuleProblem(
+        word.startIndex, "`\(word.text.escapedForDisplay) \(value.text.escapedForDisplay)` is not known here", form)
+    }
   }
 }
