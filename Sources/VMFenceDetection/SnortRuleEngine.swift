@@ -11,11 +11,12 @@ public struct SnortRuleEngine: RuleEngine {
     _ request: RuleCompilationRequest
   ) throws(RuleCompilationError) -> RuleCompilation<SnortRules> {
     let set = RuleSet.parse(request)
-    if set.rejected > 0, request.onBadRule == .fail {
-      let first = set.diagnostics.first { $0.severity == .error }
+    // A line of configuration may be wrong, too.
+    let mistakes = set.diagnostics.count { $0.severity == .error }
+    if request.onBadRule == .fail, let first = set.diagnostics.first(where: { $0.severity == .error }) {
       throw RuleCompilationError(
-        .badRule, "\(set.rejected) rules cannot be used; the first: \(first?.message ?? "")", at: first?.place,
-        remedy: first?.remedy ?? "", diagnostics: set.diagnostics)
+        .badRule, "\(set.rejected) rules cannot be used, \(mistakes) mistakes in all; the first: \(first.message)",
+        at: first.place, remedy: first.remedy, diagnostics: set.diagnostics)
     }
     if set.rules.isEmpty, set.rejected > 0 {
       throw RuleCompilationError(
