@@ -61,6 +61,13 @@ public final class DomainDirectory: Sendable {
     contents.withLock { $0.entries[incarnation]?.state = state }
   }
 
+  /// Takes the state from what a lifecycle says; other events change nothing. For whoever hands events on, before the sinks get them.
+  public func note(_ event: Event) {
+    if case .lifecycle(let report) = event, case .transition(_, _, let state) = report.kind {
+      setState(state, of: report.incarnation)
+    }
+  }
+
   /// Forgets a domain. Call it when no more events of it can come.
   public func remove(_ incarnation: Incarnation) {
     contents.withLock { contents in

@@ -21,13 +21,13 @@ public struct BlockLookup: Sendable {
   private var v4Prefixes = PrefixCounts(width: 32)
   private var v6Prefixes = PrefixCounts(width: 128)
   private var hasQuarantine = false
-  private let hashKey: (UInt64, UInt64)
+  private let hash: KeyedHash
 
-  /// - Parameter hashKey: of the table's hash. Addresses in it come from the network, so in a live system it is secret; what is found
+  /// - Parameter key: of the table's hash. Addresses in it come from the network, so in a live system it is secret; what is found
   ///   does not depend on it.
-  public init(_ state: FirewallState, hashKey: (UInt64, UInt64)) {
+  public init(_ state: FirewallState, key: (UInt64, UInt64)) {
     measures = state.measures
-    self.hashKey = (hashKey.0, hashKey.1 | 1)
+    hash = KeyedHash(key: key)
     var size = 16
     while size < 2 * measures.count { size *= 2 }
     slots = Array(repeating: -1, count: size)
@@ -93,18 +93,9 @@ public struct BlockLookup: Sendable {
     entries.append(entry)
   }
 
-  /// A keyed multiply-and-fold hash.
   private func hash(_ address: IPAddress, _ prefix: UInt8, _ domain: DomainUUID) -> Int {
-    var state = mix(hashKey.0, address.high)
-    state = mix(state, address.low)
-    state = mix(state, UInt64(prefix) << 8 | UInt64(address.family.rawValue))
-    state = mix(state, domain.high)
-    state = mix(state, domain.low)
-    return Int(truncatingIfNeeded: state >> 1)
-  }
-
-  private func mix(_ state: UInt64, _ word: UInt64) -> UInt64 {
-    let product = (state ^ word).multipliedFullWidth(by: hashKey.1)
-    return (product.high ^ product.low) &+ hashKey.0
+    let form = UInt64(prefix) << 8 | UInt64(address.family.rawValue)
+    return Int(
+      truncatingIfNeeded: hash.hash(address.high, address.low, form, domain.high, domain.low, 0) >> 1)
   }
 }

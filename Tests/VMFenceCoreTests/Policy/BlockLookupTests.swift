@@ -10,7 +10,7 @@ struct BlockLookupTests {
   }
 
   private func lookup(_ measures: FirewallMeasure..., key: (UInt64, UInt64) = (1, 2)) -> BlockLookup {
-    BlockLookup(FirewallState(generation: 1, measures: measures), hashKey: key)
+    BlockLookup(FirewallState(generation: 1, measures: measures), key: key)
   }
 
   private let other = address("198.51.100.1")
@@ -53,7 +53,7 @@ struct BlockLookupTests {
         .block(IPNetwork(IPAddress(v4: UInt32(number) &* 2_654_435_761), prefix: prefix)),
         number % 5 == 0 ? .host : .domain(uuid(UInt64(number % 4))))
     }
-    let lookup = BlockLookup(FirewallState(generation: 1, measures: measures), hashKey: (key, key))
+    let lookup = BlockLookup(FirewallState(generation: 1, measures: measures), key: (key, key))
     for number in 0..<4_000 {
       let source = IPAddress(v4: UInt32(number) &* 2_654_435_761 &+ UInt32(number % 2))
       let domain = uuid(UInt64(number % 4))
