@@ -35,7 +35,7 @@ final class ReplayRun<Backend: DetectorBackend> where Backend.Rules == SnortRule
   private let eve: LineFile?
   private var membership: UInt64?
   private var slotOwners: [Int: Incarnation] = [:]
-  private var lookup = BlockLookup(FirewallState(generation: 0, measures: []), hashKey: (0, 0))
+  private var lookup = BlockLookup(FirewallState(generation: 0, measures: []), key: (0, 0))
   private var lookupGeneration: UInt64 = 0
   private var pending: [Event] = []
   private var tally = ReplayTally()
@@ -181,7 +181,7 @@ final class ReplayRun<Backend: DetectorBackend> where Backend.Rules == SnortRule
   private func refreshLookup(at time: Timestamp) async {
     guard firewall.generation != lookupGeneration, let state = try? await firewall.readBack(at: time) else { return }
     lookupGeneration = state.generation
-    lookup = BlockLookup(state, hashKey: (0, 0))
+    lookup = BlockLookup(state, key: (0, 0))
   }
 
   private func measures(at time: Timestamp) async -> [FirewallMeasure] {
