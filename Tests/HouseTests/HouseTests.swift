@@ -143,7 +143,7 @@ struct HouseRulesTests {
   }
 
   @Test(
-    "leftovers are found", arguments: ["// TO" + "DO: later", "FIX" + "ME", "cd /ro" + "ot/x", "\"/ho" + "me/me/a\""])
+    "leftovers are found", arguments: ["// TO" + "DO: later", "FIX" + "ME", "cd /ro" + "ot/x", "\"/wo" + "rk/a\""])
   func leftovers(text: String) {
     #expect(House.leftovers(SourceFile(path: "Docs/A.md", text: text)).count == 1)
     #expect(House.leftovers(SourceFile(path: "Docs/A.md", text: "AUTO" + "DOC mastodon")).isEmpty)

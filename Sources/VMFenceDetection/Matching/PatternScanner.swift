@@ -37,6 +37,7 @@ struct PatternScanner: ~Copyable {
   static func make(for rules: SnortRules) throws(RuleCompilationError) -> PatternScanner {
     var scanner = PatternScanner()
     let groups = rules.sections[.groups].count
+    // SAFETY: nil pointers point nowhere; each is set below to what was prepared.
     unsafe scanner.databases = Array(repeating: nil, count: groups)
     for group in 0..<groups {
       guard let offset = rules.databaseOffset(ofGroup: group) else { continue }
@@ -82,6 +83,7 @@ struct PatternScanner: ~Copyable {
 
   /// Searches `bytes` for the patterns of `group`, which has some.
   mutating func scan(_ group: Int, _ bytes: RawSpan) -> Outcome {
+    // SAFETY: `hits` has room for its two header words from `make` on.
     unsafe hits[0] = 0
     unsafe hits[1] = 0
     let count = UInt32(clamping: bytes.byteCount)

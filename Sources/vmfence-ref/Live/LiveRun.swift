@@ -192,6 +192,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   private func wait() {
     var descriptors = captures.map { pollfd(fd: $0.source.pollDescriptor, events: Int16(POLLIN), revents: 0) }
     descriptors += pool.pollDescriptors.map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
+    // SAFETY: the array has as many entries as said, and poll(2) writes into them only.
     _ = unsafe poll(&descriptors, nfds_t(descriptors.count), Int32(Self.patience.wholeNanoseconds / 1_000_000))
   }
 
@@ -235,6 +236,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
 struct SystemTime: TimeSource {
   var now: Timestamp {
     var time = timespec()
+    // SAFETY: clock_gettime(2) writes one timespec.
     unsafe clock_gettime(CLOCK_REALTIME, &time)
     return Timestamp(seconds: Int64(time.tv_sec), nanoseconds: Int64(time.tv_nsec))
   }
