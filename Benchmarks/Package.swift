@@ -22,5 +22,13 @@ let package = Package(
         .product(name: "VMFenceCore", package: "vmfence"),
         .product(name: "VMFencePackets", package: "vmfence"),
       ], swiftSettings: strict),
+    .executableTarget(
+      name: "inspect",
+      dependencies: [
+        "CBaseline",
+        .product(name: "VMFenceCore", package: "vmfence"),
+        .product(name: "VMFenceCapture", package: "vmfence"),
+        .product(name: "VMFenceDetection", package: "vmfence"),
+      ], swiftSettings: strict),
   ]
 )

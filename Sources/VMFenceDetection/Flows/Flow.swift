@@ -5,7 +5,7 @@ import VMFencePackets
 struct Flow: BitwiseCopyable {
   var key: FlowKey
   var hash: UInt64
-  /// Nanoseconds, packet time.
+  /// Nanoseconds, packet time. When this connection began: a new one between the same ends is another flow.
   var firstSeen: Int64
   var lastSeen: Int64
   var client = TCPEnd()
@@ -91,7 +91,7 @@ enum FlowTimeouts {
 
 extension Flow {
   /// Follows a packet of this flow. `isForward`: it came from the first end of the key.
-  mutating func follow(_ packet: DecodedPacket, isForward: Bool) {
+  mutating func follow(_ packet: DecodedPacket, isForward: Bool, at now: Int64) {
     guard packet.transport == .tcp else {
       if isForward != marks.contains(.clientIsFirst) { state = .established }
       return
@@ -99,9 +99,9 @@ extension Flow {
     let flags = packet.tcpFlags
     if flags.contains(.syn) {
       if flags.contains(.ack) {
-        followAnswer(packet, isForward: isForward)
+        followAnswer(packet, isForward: isForward, at: now)
       } else if !flags.contains(.rst) {
-        followOpening(packet, isForward: isForward)
+        followOpening(packet, isForward: isForward, at: now)
       }
     } else if flags.contains(.rst) {
       followReset(packet, isForward: isForward)
@@ -144,13 +144,16 @@ extension Flow {
 
   private func isFromClient(_ isForward: Bool) -> Bool { isForward == marks.contains(.clientIsFirst) }
 
-  private mutating func followOpening(_ packet: DecodedPacket, isForward: Bool) {
+  private mutating func followOpening(_ packet: DecodedPacket, isForward: Bool, at now: Int64) {
     if state == .opening, isFromClient(isForward) {
       client = TCPEnd(next: packet.tcpEnd, initial: packet.tcpSequence)
       return
     }
     if isClosing {
-      restart(packet, isForward: isForward)
+      // The same ends, another connection.
+      (client, server) = (TCPEnd(), TCPEnd())
+      firstSeen = now
+      begin(packet, isForward: isForward)
       return
     }
     // Perhaps a new connection, perhaps forged to confuse: the other end's answer decides.
@@ -159,14 +162,7 @@ extension Flow {
     if isForward { marks.insert(.pendingIsFirst) } else { marks.remove(.pendingIsFirst) }
   }
 
-  private mutating func restart(_ packet: DecodedPacket, isForward: Bool) {
-    client = TCPEnd()
-    server = TCPEnd()
-    verdictRule = 0
-    begin(packet, isForward: isForward)
-  }
-
-  private mutating func followAnswer(_ packet: DecodedPacket, isForward: Bool) {
+  private mutating func followAnswer(_ packet: DecodedPacket, isForward: Bool, at now: Int64) {
     let end = TCPEnd(next: packet.tcpEnd, initial: packet.tcpSequence)
     if marks.contains(.hasPendingSYN), isForward != marks.contains(.pendingIsFirst),
       packet.tcpAcknowledgement == pendingAcknowledgement
@@ -176,7 +172,7 @@ extension Flow {
       client = TCPEnd(next: pendingAcknowledgement, initial: pendingAcknowledgement &- 1)
       server = end
       state = .answered
-      verdictRule = 0
+      firstSeen = now
       return
     }
     guard state == .opening, !isFromClient(isForward), packet.tcpAcknowledgement == client.initial &+ 1 else { return }

@@ -54,7 +54,7 @@ struct FlowTable: ~Copyable {
     let place: Int
     if let found = find(key, hash, now) {
       place = found
-      flows[place].follow(packet, isForward: isForward)
+      flows[place].follow(packet, isForward: isForward, at: now)
     } else {
       place = makePlace(hash, now)
       created += 1
@@ -91,7 +91,7 @@ struct FlowTable: ~Copyable {
   private static func tag(_ hash: UInt64) -> UInt32 { UInt32(truncatingIfNeeded: hash) | 1 }
 
   private func firstPlace(_ half: UInt32) -> Int {
-    Int(UInt64(half) * UInt64(buckets) >> 32) * Self.bucketPlaces
+    Int((UInt64(half) * UInt64(buckets)) >> 32) * Self.bucketPlaces
   }
 
   private func bucketPair(_ hash: UInt64) -> (Int, Int) {

@@ -27,7 +27,8 @@ struct ByteSearch {
     while position <= wideEnd {
       // A byte of `difference` is zero where both the first and the last byte of the pattern fit.
       let difference =
-        (bytes.u64le(position) | headFold) ^ headWord | (bytes.u64le(position + count - 1) | tailFold) ^ tailWord
+        ((bytes.u64le(position) | headFold) ^ headWord)
+        | ((bytes.u64le(position + count - 1) | tailFold) ^ tailWord)
       // Marks every zero byte (and perhaps bytes above the lowest one, which the comparison sorts out).
       var marks = (difference &- Self.ones) & ~difference & Self.highs
       budget -= 1

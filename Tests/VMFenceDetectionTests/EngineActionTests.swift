@@ -1,0 +1,239 @@
+import Testing
+import VMFenceCore
+import VMFenceDetection
+
+/// What happens once a rule matched: order, verdicts, rates, activation.
+@Suite struct EngineActionTests {
+  /// Rules as the engine's front compiles them, in their order of resolution.
+  private func engine(
+    _ text: String, dialect: RuleDialect = .snort2, isInline: Bool = false
+  ) throws -> EngineUnderTest {
+    let source = RuleSource(file: "test.rules", text: Array(text.utf8), dialect: dialect)
+    let result = try SnortRuleEngine().compile(RuleCompilationRequest(sources: [source], onBadRule: .fail))
+    return try EngineUnderTest(result.rules, isInline: isInline)
+  }
+
+  @Test("pass silences all other rules for the packet, wherever it stands in the file")
+  func pass() throws {
+    var engine = try engine(
+      """
+      alert tcp any any -> any any (content:"bad"; sid:1;)
+      drop tcp any any -> any any (content:"bad"; sid:2;)
+      pass tcp 192.0.2.1 any -> any any (content:"scanner"; sid:3;)
+      """)
+    #expect(engine.inspect(Frame().carrying("bad").tcp) == [2, 1])
+    #expect(engine.output.verdict == .drop)
+    #expect(engine.inspect(Frame().carrying("bad scanner").tcp) == [])
+    #expect(engine.output.verdict == .pass)
+    #expect(engine.inspect(Frame().carrying("bad").tcp) == [2, 1], "Snort passes the packet, not the flow")
+    #expect(engine.inspect(Frame(source: "192.0.2.2").carrying("bad scanner").tcp) == [2, 1])
+  }
+
+  @Test("in Suricata pass is for the rest of the flow")
+  func passFlow() throws {
+    var engine = try engine(
+      """
+      alert tcp any any -> any any (msg:"a"; content:"bad"; sid:1;)
+      pass tcp any any -> any any (msg:"p"; content:"scanner"; sid:3;)
+      """, dialect: .suricata)
+    #expect(engine.inspect(Frame().carrying("bad").tcp) == [1])
+    #expect(engine.inspect(Frame().carrying("scanner").tcp) == [])
+    #expect(engine.inspect(Frame().carrying("bad").tcp) == [])
+    #expect(engine.inspect(Frame(sourcePort: 40_001).carrying("bad").tcp) == [1])
+    #expect(engine.statistic("packets_passed") == 2)
+  }
+
+  @Test("inline, a drop holds for the flow; passive, the flow goes on and is inspected")
+  func dropFlow() throws {
+    let text = """
+      drop tcp any any -> any any (content:"bad"; sid:1;)
+      alert tcp any any -> any any (content:"worse"; sid:2;)
+      """
+    var inline = try engine(text, isInline: true)
+    #expect(inline.inspect(Frame().carrying("bad").tcp) == [1])
+    #expect(inline.output.verdict == .drop)
+    #expect(inline.output.verdictRule == 0)
+    #expect(inline.inspect(Frame().carrying("worse").tcp) == [])
+    #expect(inline.output.verdict == .drop)
+    #expect(inline.output.verdictRule == 0)
+    #expect(inline.inspect(Frame().reply.carrying("worse").tcp) == [])
+    #expect(inline.output.verdict == .drop)
+    #expect(inline.inspect(Frame(sourcePort: 9).carrying("worse").tcp) == [2])
+    #expect(inline.output.verdict == .pass)
+    #expect(inline.statistic("packets_dropped") == 3)
+
+    var passive = try engine(text)
+    #expect(passive.inspect(Frame().carrying("bad").tcp) == [1])
+    #expect(passive.output.verdict == .drop)
+    #expect(passive.inspect(Frame().carrying("worse").tcp) == [2])
+    #expect(passive.output.verdict == .pass)
+  }
+
+  @Test("in Snort 3 drop is for the packet, block for the flow")
+  func snort3Scope() throws {
+    for (action, holds) in [("drop", false), ("block", true)] {
+      var engine = try engine(
+        "\(action) tcp any any -> any any (content:\"bad\"; sid:1;)", dialect: .snort3, isInline: true)
+      _ = engine.inspect(Frame().carrying("bad").tcp)
+      #expect(engine.output.verdict == .drop)
+      _ = engine.inspect(Frame().carrying("good").tcp)
+      #expect(engine.output.verdict == (holds ? .drop : .pass))
+    }
+  }
+
+  @Test("reject is a verdict of its own; sdrop says nothing; the first rule decides")
+  func otherVerdicts() throws {
+    var reject = try engine("reject tcp any any -> any any (content:\"bad\"; sid:1;)")
+    #expect(reject.inspect(Frame().carrying("bad").tcp) == [1])
+    #expect(reject.output.verdict == .reject)
+    var silent = try engine("sdrop tcp any any -> any any (content:\"bad\"; sid:1;)")
+    #expect(silent.inspect(Frame().carrying("bad").tcp) == [])
+    #expect(silent.output.verdict == .drop)
+    var both = try engine(
+      """
+      reject tcp any any -> any any (content:"bad"; sid:1;)
+      drop tcp any any -> any any (content:"bad"; sid:2;)
+      """)
+    #expect(both.inspect(Frame().carrying("bad").tcp) == [2, 1])
+    #expect(both.output.verdict == .drop)
+  }
+
+  @Test("each rule alerts once for a packet, in the order of resolution")
+  func order() throws {
+    var engine = try engine(
+      """
+      log tcp any any -> any 80 (content:"a"; sid:4;)
+      alert ip any any -> any any (content:"a"; sid:3;)
+      alert tcp any any -> any 80 (content:"a"; sid:1;)
+      alert tcp any 40000 -> any any (content:"aaa"; sid:2;)
+      """)
+    #expect(engine.inspect(Frame().carrying("aaaa aaaa").tcp) == [1, 2, 3, 4])
+  }
+
+  @Test("activate turns on its dynamic rules for their number of packets, from the next packet on")
+  func activation() throws {
+    var engine = try engine(
+      """
+      activate tcp any any -> any 143 (content:"exploit"; activates:1; sid:1;)
+      dynamic tcp any any -> any 143 (activated_by:1; count:3; sid:2;)
+      dynamic tcp any any -> any 144 (activated_by:2; count:3; sid:3;)
+      """)
+    let frame = Frame(destinationPort: 143)
+    #expect(engine.inspect(frame.carrying("quiet").tcp) == [])
+    #expect(engine.inspect(frame.carrying("exploit").tcp) == [1])
+    #expect(engine.inspect(Frame().carrying("elsewhere").tcp) == [])
+    for _ in 0..<3 { #expect(engine.inspect(frame.carrying("after").tcp) == [2]) }
+    #expect(engine.inspect(frame.carrying("after").tcp) == [])
+    #expect(engine.inspect(frame.carrying("exploit").tcp) == [1])
+    #expect(engine.inspect(frame.carrying("exploit").tcp) == [1, 2])
+    #expect(engine.inspect(frame.with { $0.destinationPort = 144 }.carrying("after").tcp) == [])
+  }
+
+  // MARK: Rates
+
+  /// How often a rule fires for `count` packets a second apart.
+  private func fired(_ rate: String, packets: Int, every: Duration = .seconds(1), seed: [String] = ["192.0.2.1"]) throws
+    -> [[Int]]
+  {
+    var engine = try engine("alert tcp any any -> any any (content:\"x\"; \(rate) sid:1;)")
+    return (0..<packets).map { _ in
+      seed.map { source in
+        let frame = Frame(source: source).carrying("x").tcp
+        return engine.inspect(frame, after: source == seed.first ? every : .zero).count
+      }
+    }
+  }
+
+  @Test("limit: the first of each window")
+  func limit() throws {
+    let rate = "threshold:type limit, track by_src, count 2, seconds 5;"
+    #expect(try fired(rate, packets: 8).flatMap { $0 } == [1, 1, 0, 0, 0, 1, 1, 0])
+  }
+
+  @Test("threshold: every n-th")
+  func threshold() throws {
+    let rate = "threshold:type threshold, track by_src, count 3, seconds 60;"
+    #expect(try fired(rate, packets: 7).flatMap { $0 } == [0, 0, 1, 0, 0, 1, 0])
+    // Too slow: the window is over before the third.
+    #expect(try fired(rate, packets: 7, every: .seconds(31)).flatMap { $0 } == [0, 0, 0, 0, 0, 0, 0])
+  }
+
+  @Test("both: once in a window, at the n-th")
+  func both() throws {
+    let rate = "threshold:type both, track by_dst, count 2, seconds 5;"
+    #expect(try fired(rate, packets: 8).flatMap { $0 } == [0, 1, 0, 0, 0, 0, 1, 0])
+  }
+
+  @Test("detection_filter: silent for n, then all")
+  func detectionFilter() throws {
+    let rate = "detection_filter:track by_src, count 3, seconds 60;"
+    #expect(try fired(rate, packets: 6).flatMap { $0 } == [0, 0, 0, 1, 1, 1])
+  }
+
+  @Test("what is counted by source is counted for each source")
+  func track() throws {
+    let sources = ["192.0.2.1", "192.0.2.2"]
+    let bySource = "threshold:type limit, track by_src, count 1, seconds 60;"
+    #expect(try fired(bySource, packets: 2, seed: sources) == [[1, 1], [0, 0]])
+    let byDestination = "threshold:type limit, track by_dst, count 1, seconds 60;"
+    #expect(try fired(byDestination, packets: 2, seed: sources) == [[1, 0], [0, 0]])
+  }
+
+  @Test("a threshold limits alerts, never a verdict")
+  func thresholdAndVerdict() throws {
+    var engine = try engine(
+      "drop tcp any any -> any any (content:\"x\"; threshold:type limit, track by_src, count 1, seconds 60; sid:1;)")
+    #expect(engine.inspect(Frame().carrying("x").tcp) == [1])
+    #expect(engine.inspect(Frame().carrying("x").tcp) == [])
+    #expect(engine.output.verdict == .drop)
+  }
+
+  @Test("counts outlive a reload of the same rules")
+  func ratesOutliveReload() throws {
+    let text =
+      "alert tcp any any -> any any (content:\"x\"; threshold:type limit, track by_src, count 1, seconds 60; sid:1;)"
+    var engine = try engine(text)
+    #expect(engine.inspect(Frame().carrying("x").tcp) == [1])
+    let next = try compiled("alert udp any any -> any any (sid:9;)\n" + text)
+    try engine.inspector.replaceRules(with: next)
+    engine.rules = next
+    #expect(engine.inspect(Frame().carrying("x").tcp) == [])
+  }
+
+  @Test("the table of counts is bounded; what gives way is counted")
+  func rateCapacity() throws {
+    var engine = try engine(
+      "alert udp any any -> any any (threshold:type limit, track by_src, count 1, seconds 60; sid:1;)")
+    for number in 0..<30_000 {
+      let source = "10.\(number >> 16 & 0xFF).\(number >> 8 & 0xFF).\(number & 0xFF)"
+      _ = engine.inspect(Frame(source: source).udp, after: .microseconds(1))
+    }
+    #expect(engine.statistic("rates_evicted").map { $0 >= 30_000 - 16_384 } == true)
+  }
+
+  // MARK: The engine's front
+
+  @Test("a bad rule is listed and the rest load, or the load fails, as asked")
+  func badRule() throws {
+    let text = "alert tcp any any -> any any (content:\"x\"; sid:1;)\nalert tcp any any -> any (sid:2;)\n"
+    let source = RuleSource(file: "some.rules", text: Array(text.utf8), dialect: .snort2)
+    let result = try SnortRuleEngine().compile(RuleCompilationRequest(sources: [source]))
+    #expect(result.loaded == 1)
+    #expect(result.rejected == 1)
+    #expect(result.rules.ruleCount == 1)
+    #expect(result.diagnostics.contains { $0.severity == .error && $0.place?.line == 2 })
+    let error = #expect(throws: RuleCompilationError.self) {
+      try SnortRuleEngine().compile(RuleCompilationRequest(sources: [source], onBadRule: .fail))
+    }
+    #expect(error?.code == .badRule)
+    #expect(error?.place?.line == 2)
+  }
+
+  @Test("no rule file gives an engine that follows flows and says nothing")
+  func noRules() throws {
+    let result = try SnortRuleEngine().compile(RuleCompilationRequest(sources: []))
+    var engine = try EngineUnderTest(result.rules)
+    for frame in EngineFrames.sample { #expect(engine.inspect(frame) == []) }
+    #expect(engine.statistic("flows").map { $0 > 0 } == true)
+  }
+}
