@@ -14,27 +14,28 @@ enum PatternDatabase {
 
   /// Compiles patterns (each of 1 ... `patternLimit` bytes) into a database for block mode; a pattern's position is its id. The
   /// result is laid out for use in place: valid wherever its first byte lies at a multiple of 64. Equal patterns give equal
-  /// bytes. See `hs_compile_lit_multi`, `hs_serialize_database`, `hs_deserialize_database_at`.
+  /// bytes. See `hs_compile_multi`, `hs_serialize_database`, `hs_deserialize_database_at`.
   static func compile(_ patterns: [SearchPattern]) throws(RuleCompilationError) -> [UInt8] {
+    // Expressions of escapes only: the library's interface for literals takes a pattern that begins with a zero byte for empty.
     var text: [CChar] = []
     var starts: [Int] = []
     for pattern in patterns {
       precondition((1...patternLimit).contains(pattern.bytes.count), "a pattern that cannot be searched")
       starts.append(text.count)
-      text += pattern.bytes.map { CChar(bitPattern: $0) } + [0]
+      for byte in pattern.bytes { text += [0x5C, 0x78, hexadecimal(byte >> 4), hexadecimal(byte & 0xF)] }
+      text.append(0)
     }
     let flags = patterns.map { UInt32(HS_FLAG_SINGLEMATCH) | ($0.ignoresCase ? UInt32(HS_FLAG_CASELESS) : 0) }
     let ids = (0..<UInt32(patterns.count)).map { $0 }
-    let lengths = patterns.map(\.bytes.count)
 
     var database: OpaquePointer?
     var failure: UnsafeMutablePointer<hs_compile_error_t>?
-    // SAFETY: every array has `patterns.count` elements and lives through the call; the expressions point into `text`, which
-    // is not changed meanwhile.
+    // SAFETY: every array has `patterns.count` elements and lives through the call; the expressions end in zero and lie in
+    // `text`, which is not changed meanwhile.
     let status = unsafe text.withUnsafeBufferPointer { buffer in
       let expressions = unsafe starts.map { start in unsafe buffer.baseAddress.map { unsafe $0 + start } }
-      return unsafe hs_compile_lit_multi(
-        expressions, flags, ids, lengths, UInt32(patterns.count), UInt32(HS_MODE_BLOCK), nil, &database, &failure)
+      return unsafe hs_compile_multi(
+        expressions, flags, ids, UInt32(patterns.count), UInt32(HS_MODE_BLOCK), nil, &database, &failure)
     }
     guard status == HS_SUCCESS, let compiled = unsafe database else {
       // SAFETY: on HS_COMPILER_ERROR the library gives an error whose text ends in zero; it is freed once.
@@ -51,6 +52,10 @@ enum PatternDatabase {
         .failed, "the pattern matcher cannot serialise a database", remedy: "free some memory")
     }
     return placed
+  }
+
+  private static func hexadecimal(_ digit: UInt8) -> CChar {
+    CChar(bitPattern: digit < 10 ? UInt8(ascii: "0") + digit : UInt8(ascii: "a") + digit - 10)
   }
 
   /// The database as it lies in an image.
