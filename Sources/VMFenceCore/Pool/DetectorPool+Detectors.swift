@@ -1,3 +1,5 @@
+internal import Glibc
+
 // Starting, watching and ending the detectors of a pool.
 
 extension DetectorPool {
@@ -5,6 +7,11 @@ extension DetectorPool {
   private static var immediateRestarts: Int { 5 }
   private static var backOffFirst: Duration { .milliseconds(100) }
   private static var backOffMaximum: Duration { .seconds(10) }
+  /// Deaths by packets without a verdict between them, after which restarts are `backOffFirst` apart, and no more: whoever sends
+  /// poison must not be able to buy time with it, nor every start of a process of the host.
+  private static var immediateRestartsByPacket: Int { 32 }
+  /// Drops are reported this far apart, for each domain.
+  private static var dropReportInterval: Duration { .seconds(10) }
 
   // MARK: Actions
 
@@ -18,15 +25,20 @@ extension DetectorPool {
       entry.channel = channel
       entry.handle = try backend.launch(rules: rules, channel: channel, configuration: configuration.inspector)
       entry.generations = [(channel.generation, rules)]
+      entry.isSuspended = false
+      entry.isUnresponsive = false
+      entry.toldViolation = false
+      entry.lastProgress = time
       if entry.deaths > 0 {
         entry.counters.restarts &+= 1
         tell(
           entry, .detectorRestarted, severity: 3, at: time,
-          "the detector was restarted; \(channel.outstanding) packets were waiting, none was lost")
+          "the detector was restarted; \(channel.outstanding) packets waited for it")
       }
       return []
     } catch {
       entry.deaths += 1
+      entry.deathsInVain += 1
       tell(entry, .detectorDied, severity: 1, at: time, "the detector could not be started: \(error.message)")
       return tracker.detectorGone(incarnation, at: time, retry: time + backOff(entry))
     }
@@ -37,6 +49,7 @@ extension DetectorPool {
     // What arrived before it stops is for it to see, as far as it gets.
     entry.channel?.publish()
     if configuration.waitsWhenFull { drain(entry, at: time, patience: configuration.endingPatience) }
+    guard entry.handle === handle else { return }
     do throws(DetectorError) {
       try handle.suspend()
       entry.isSuspended = true
@@ -48,6 +61,7 @@ extension DetectorPool {
     do throws(DetectorError) {
       try handle.resume()
       entry.isSuspended = false
+      entry.lastProgress = time
     } catch { lose(entry, because: "resuming it failed: \(error.message)", at: time) }
   }
 
@@ -56,31 +70,41 @@ extension DetectorPool {
     guard let entry = entry(incarnation), let handle = entry.handle else {
       return tracker.detectorGone(incarnation, at: time)
     }
-    entry.isEnding = true
     // A stopped detector is woken to finish.
     if entry.isSuspended { resume(incarnation, at: time) }
     entry.channel?.publish()
     drain(entry, at: time, patience: configuration.endingPatience)
+    // It died over that, which the tracker has been told.
+    guard entry.handle === handle else { return [] }
     handle.kill()
-    collect(entry, at: time)
     entry.handle = nil
     entry.isSuspended = false
-    let left = entry.channel?.outstanding ?? 0
+    collect(entry, at: time)
+    abandonRing(entry, at: time)
+    return tracker.detectorGone(incarnation, at: time)
+  }
+
+  /// Nobody will inspect what is left in the ring: counts it, and lets go of the memory.
+  func abandonRing(_ entry: GuardedDomain<Rules>, at time: Timestamp) {
+    guard let channel = entry.channel else { return }
+    let left = channel.outstanding
     if left > 0 {
       entry.counters.droppedAtEnd &+= UInt64(left)
       tell(
         entry, .packetsDropped, severity: 2, at: time, "\(left) packets were not inspected before the domain's end",
         count: UInt64(left))
     }
-    entry.finalChannelCounters = entry.channel?.counters ?? entry.finalChannelCounters
+    entry.pastChannels.add(channel.counters)
     entry.channel = nil
-    return tracker.detectorGone(incarnation, at: time)
   }
 
   // MARK: Watching
 
   func checkDetectors(at time: Timestamp) {
-    for entry in slots.compactMap(\.self) { checkDetector(entry, at: time) }
+    for entry in slots.compactMap(\.self) {
+      checkDetector(entry, at: time)
+      checkProgress(entry, at: time)
+    }
   }
 
   /// Notices a detector that has died.
@@ -94,19 +118,54 @@ extension DetectorPool {
     }
   }
 
+  /// Ends a detector that has packets and says nothing of them. One that is stopped is not expected to.
+  private func checkProgress(_ entry: GuardedDomain<Rules>, at time: Timestamp) {
+    guard let timeout = configuration.answerTimeout, entry.handle != nil else { return }
+    collect(entry, at: time)
+    let hasNothingToDo = entry.isSuspended || entry.channel?.outstanding ?? 0 == 0
+    if hasNothingToDo || entry.counters.inspected != entry.inspectedAtProgress {
+      entry.inspectedAtProgress = entry.counters.inspected
+      entry.lastProgress = time
+    } else if time - entry.lastProgress >= timeout {
+      lose(entry, because: "it did not answer for \(timeout) and was killed", isSuspicious: true, at: time)
+    }
+  }
+
+  /// The detector hung up. Its end follows at once, unless it is up to something.
+  private func expectEnd(_ entry: GuardedDomain<Rules>, at time: Timestamp) {
+    guard let handle = entry.handle else { return }
+    for _ in 0..<100 {
+      checkDetector(entry, at: time)
+      guard entry.handle === handle else { return }
+      // No descriptors are named: this waits a millisecond.
+      _ = poll(nil, 0, 1)
+    }
+    lose(entry, because: "it hung up without ending, and was killed", isSuspicious: true, at: time)
+  }
+
   /// The detector is dead, or must die because it cannot be trusted any more. Alerts, passes over a packet that killed it twice, and lets
   /// the tracker start another.
-  func lose(_ entry: GuardedDomain<Rules>, because reason: String, at time: Timestamp) {
+  ///
+  /// - Parameter isSuspicious: the packet that it was at may be the reason, although it did not crash.
+  func lose(
+    _ entry: GuardedDomain<Rules>, because reason: String, isSuspicious: Bool = false, at time: Timestamp
+  ) {
     guard let handle = entry.handle else { return }
+    let hasCrashed = if case .crashed = handle.status { true } else { false }
     handle.kill()
     entry.handle = nil
     entry.isSuspended = false
     collect(entry, at: time)
     entry.deaths += 1
     tell(entry, .detectorDied, severity: 1, at: time, "the detector died: \(reason)")
-    let isPacketToBlame = passPoison(entry, at: time)
-    entry.deathsInVain = isPacketToBlame ? 0 : entry.deathsInVain + 1
-    let retry = entry.deathsInVain <= Self.immediateRestarts ? nil : time + backOff(entry)
+    let retry: Timestamp?
+    if hasCrashed || isSuspicious, passPoison(entry, at: time) {
+      entry.deathsByPacket += 1
+      retry = entry.deathsByPacket <= Self.immediateRestartsByPacket ? nil : time + Self.backOffFirst
+    } else {
+      entry.deathsInVain += 1
+      retry = entry.deathsInVain <= Self.immediateRestarts ? nil : time + backOff(entry)
+    }
     perform(tracker.detectorGone(entry.incarnation, at: time, retry: retry), at: time)
   }
 
@@ -130,9 +189,7 @@ extension DetectorPool {
       entry.suspectedPacket = nil
       guard let poison = try channel.skipHeadPacket() else { return false }
       entry.counters.droppedPoison &+= 1
-      if evidence.count >= configuration.evidenceCapacity { evidence.removeFirst() }
-      evidence.append(
-        PoisonPacket(incarnation: entry.incarnation, packetID: poison.id, frame: poison.frame, bytes: poison.bytes))
+      keep(PoisonPacket(incarnation: entry.incarnation, packetID: poison.id, frame: poison.frame, bytes: poison.bytes))
       tell(
         entry, .poisonPacket, severity: 1, at: time,
         "packet \(poison.id) (\(poison.bytes.count) bytes) killed the detector twice; it was passed over and kept as evidence"
@@ -140,14 +197,30 @@ extension DetectorPool {
       return true
     } catch {
       // The ring itself is damaged: what was in it is lost, and counted.
-      let left = channel.outstanding
-      entry.counters.droppedAtEnd &+= UInt64(left)
-      tell(
-        entry, .detectorViolation, severity: 1, at: time,
-        "the packet ring is damaged; \(left) packets are lost: \(error.message)")
-      entry.channel = nil
+      tell(entry, .detectorViolation, severity: 1, at: time, "the packet ring is damaged: \(error.message)")
+      abandonRing(entry, at: time)
       return false
     }
+  }
+
+  private func keep(_ packet: PoisonPacket) {
+    guard configuration.evidenceCapacity > 0 else { return }
+    if evidence.count >= configuration.evidenceCapacity { evidence.removeFirst() }
+    evidence.append(packet)
+  }
+
+  /// Tells of packets that were dropped since the last time, not too often.
+  func reportDrops(_ entry: GuardedDomain<Rules>, at time: Timestamp, isLast: Bool = false) {
+    let drops = entry.counters.droppedFull &+ entry.counters.droppedUnguarded
+    guard drops != entry.reportedDrops else { return }
+    if !isLast, let last = entry.lastDropReport, time - last < Self.dropReportInterval { return }
+    let count = drops &- entry.reportedDrops
+    entry.reportedDrops = drops
+    entry.lastDropReport = time
+    tell(
+      entry, .packetsDropped, severity: 2, at: time,
+      "\(count) packets were not inspected; in all \(entry.counters.droppedFull) found the ring full and "
+        + "\(entry.counters.droppedUnguarded) no detector", count: count)
   }
 
   // MARK: Collecting
@@ -157,47 +230,62 @@ extension DetectorPool {
     do throws(DetectorError) {
       try channel.collect { verdict, alerts in take(entry, verdict, alerts) }
     } catch {
-      guard entry.handle != nil else { return }
-      tell(entry, .detectorViolation, severity: 1, at: time, "the detector broke the protocol: \(error.message)")
-      lose(entry, because: "it broke the protocol and was killed", at: time)
+      if !entry.toldViolation {
+        entry.toldViolation = true
+        tell(entry, .detectorViolation, severity: 1, at: time, "the detector broke the protocol: \(error.message)")
+      }
+      lose(entry, because: "it broke the protocol and was killed", isSuspicious: true, at: time)
     }
   }
 
   private func take(_ entry: GuardedDomain<Rules>, _ verdict: borrowing PacketVerdict, _ alerts: Span<AlertRecord>) {
     entry.counters.inspected &+= 1
     entry.deathsInVain = 0
+    entry.deathsByPacket = 0
+    entry.isUnresponsive = false
     if verdict.verdict != .pass { entry.counters.droppedByRule &+= 1 }
     entry.counters.alertsLost &+= UInt64(verdict.overflow)
-    guard !alerts.isEmpty, let rules = entry.rules(of: verdict.generation) else { return }
+    guard !alerts.isEmpty else { return }
+    guard let rules = entry.rules(of: verdict.generation) else {
+      entry.counters.alertsLost &+= UInt64(alerts.count)
+      return
+    }
     entry.counters.alerts &+= UInt64(alerts.count)
     for index in alerts.indices {
       let record = alerts[index]
-      events.append(
-        .alert(
-          Alert(
-            record, rule: rules.metadata(at: Int(record.ruleIndex)), incarnation: entry.incarnation,
-            packetID: verdict.id, verdict: verdict.rule == record.ruleIndex ? verdict.verdict : .pass)))
+      let alert = Alert(
+        record, rule: rules.metadata(at: Int(record.ruleIndex)), incarnation: entry.incarnation,
+        packetID: verdict.id, verdict: verdict.rule == record.ruleIndex ? verdict.verdict : .pass)
+      events.append(alert, slot: entry.slot)
     }
   }
 
   /// Waits until the detector has answered everything that was published.
+  ///
+  /// - Returns: false when it did not answer for `patience`.
   @discardableResult
   func drain(_ entry: GuardedDomain<Rules>, at time: Timestamp, patience: Duration) -> Bool {
     collect(entry, at: time)
-    var waited = Duration.zero
-    let step = min(patience, .milliseconds(500))
     while let channel = entry.channel, channel.outstanding > 0, entry.isAnswering {
-      switch channel.waitForVerdicts(upTo: step) {
-      case .verdicts: waited = .zero
-      case .timedOut:
-        waited += step
-        checkDetector(entry, at: time)
-      case .gone: checkDetector(entry, at: time)
-      }
-      collect(entry, at: time)
-      if waited >= patience { return false }
+      _ = awaitAnswers(entry, at: time, patience: patience)
     }
-    return true
+    return !entry.isUnresponsive
+  }
+
+  /// Waits for verdicts, takes them, and sees to a detector that dies meanwhile.
+  ///
+  /// - Returns: false when there is no use in waiting: no detector answers. One that says nothing for `patience`, in real time, is not
+  ///   waited for again until it does.
+  func awaitAnswers(_ entry: GuardedDomain<Rules>, at time: Timestamp, patience: Duration) -> Bool {
+    guard let channel = entry.channel, let handle = entry.handle, entry.isAnswering else { return false }
+    switch channel.waitForVerdicts(upTo: patience) {
+    case .verdicts: collect(entry, at: time)
+    case .timedOut:
+      checkDetector(entry, at: time)
+      if entry.handle === handle { entry.isUnresponsive = true }
+    case .gone: expectEnd(entry, at: time)
+    }
+    return entry.isAnswering
   }
 
   func tell(

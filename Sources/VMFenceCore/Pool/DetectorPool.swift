@@ -1,3 +1,5 @@
+internal import Glibc
+
 /// All detectors of a host: one for each incarnation of a domain, started, stopped, resumed and ended as the automaton of
 /// each says; packets in, events out.
 ///
@@ -20,6 +22,9 @@ public final class DetectorPool<Backend: DetectorBackend> {
     public var waitsWhenFull: Bool
     /// How long a detector may take over what is left in its ring before it is killed because its domain has ended.
     public var endingPatience: Duration
+    /// How long a detector may leave packets without any verdict before it is killed; nil: for ever. For a live host, where the
+    /// times that are handed in are real; not for detectors that are threads, which cannot be killed while they inspect.
+    public var answerTimeout: Duration?
     /// Packets kept as evidence because they killed their detector, for all domains together.
     public var evidenceCapacity: Int
     /// Reports kept of incarnations that have ended.
@@ -28,13 +33,15 @@ public final class DetectorPool<Backend: DetectorBackend> {
     public init(
       lifecycle: LifecycleTracker.Configuration = .init(), channel: DetectorChannelConfiguration = .init(),
       inspector: InspectorConfiguration = .init(), waitsWhenFull: Bool = false,
-      endingPatience: Duration = .seconds(1), evidenceCapacity: Int = 16, endedReportCapacity: Int = 1024
+      endingPatience: Duration = .seconds(1), answerTimeout: Duration? = nil, evidenceCapacity: Int = 16,
+      endedReportCapacity: Int = 1024
     ) {
       self.lifecycle = lifecycle
       self.channel = channel
       self.inspector = inspector
       self.waitsWhenFull = waitsWhenFull
       self.endingPatience = endingPatience
+      self.answerTimeout = answerTimeout
       self.evidenceCapacity = evidenceCapacity
       self.endedReportCapacity = endedReportCapacity
     }
@@ -47,7 +54,7 @@ public final class DetectorPool<Backend: DetectorBackend> {
   var tracker: LifecycleTracker
   var slots: [GuardedDomain<Rules>?] = []
   var slotOf: [Incarnation: Int] = [:]
-  var events: [Event] = []
+  var events = EventSorter()
   var ended: [DomainReport] = []
   /// Rises when a domain gets or loses its slot, or its description changes: the dispatch table is to be built anew.
   public private(set) var membershipGeneration: UInt64 = 0
@@ -55,6 +62,11 @@ public final class DetectorPool<Backend: DetectorBackend> {
   public internal(set) var evidence: [PoisonPacket] = []
   /// Frames delivered to slots that nobody has.
   public private(set) var undeliverable: UInt64 = 0
+
+  /// The latest time that was handed in.
+  private(set) var now: Timestamp
+  /// Until when capture times are believed: a frame may carry any time.
+  private var horizon: Timestamp
 
   /// - Parameter rules: chooses the rules for a domain; called often, so it should keep what it compiled.
   public init(
@@ -65,13 +77,16 @@ public final class DetectorPool<Backend: DetectorBackend> {
     self.configuration = configuration
     chooseRules = rules
     tracker = LifecycleTracker(configuration: configuration.lifecycle, at: time)
+    now = time
+    horizon = time + configuration.lifecycle.blockedAfter
   }
 
   // MARK: What the probe reports
 
   /// Takes a change of the inventory, and does what follows from it.
   public func update(_ change: InventoryChange, at time: Timestamp) {
-    noteTraffic(at: time)
+    advance(to: time)
+    noteTraffic()
     if case .gap(let count, let reason) = change {
       let lost = count.map { "\($0) changes were" } ?? "an unknown number of changes was"
       events.append(
@@ -88,15 +103,18 @@ public final class DetectorPool<Backend: DetectorBackend> {
 
   /// Lets time pass: states that depend on it change, detectors that have died are noticed and restarted.
   public func tick(at time: Timestamp) {
-    noteTraffic(at: time)
+    advance(to: time)
+    noteTraffic()
     checkDetectors(at: time)
     perform(tracker.tick(at: time), at: time)
     refreshSlots(at: time)
+    for entry in slots.compactMap(\.self) { reportDrops(entry, at: time) }
   }
 
   /// Looks again which rules each domain has: detectors that run swap to them between two packets, domains that got their first rules
   /// get a detector.
   public func rulesChanged(at time: Timestamp) {
+    advance(to: time)
     publish()
     for entry in slots.compactMap(\.self) {
       guard let handle = entry.handle, let rules = chooseRules(entry.description),
@@ -130,8 +148,8 @@ public final class DetectorPool<Backend: DetectorBackend> {
     }
     entry.counters.packets &+= 1
     entry.counters.bytes &+= UInt64(bytes.byteCount)
-    entry.lastTraffic = max(entry.lastTraffic, frame.timestamp)
-    if entry.wakesOnTraffic { wake(entry, at: frame.timestamp) }
+    entry.lastTraffic = max(entry.lastTraffic, min(frame.timestamp, horizon))
+    if entry.wakesOnTraffic { wake(entry) }
     guard let channel = entry.channel else {
       entry.counters.droppedUnguarded &+= 1
       return
@@ -140,15 +158,17 @@ public final class DetectorPool<Backend: DetectorBackend> {
     deliverToFull(entry, channel, frame, bytes)
   }
 
+  /// How long a frame waits for room in a replay while no verdict comes, in real time.
+  private static var fullPatience: Duration { .seconds(30) }
+
   private func deliverToFull(
     _ entry: GuardedDomain<Rules>, _ channel: DetectorChannel, _ frame: FrameMetadata, _ bytes: RawSpan
   ) {
     channel.publish()
-    collect(entry, at: frame.timestamp)
+    collect(entry, at: now)
     if case .queued = channel.enqueue(frame, bytes) { return }
-    while configuration.waitsWhenFull, entry.isAnswering {
-      if channel.waitForVerdicts(upTo: .seconds(1)) == .gone { checkDetector(entry, at: frame.timestamp) }
-      collect(entry, at: frame.timestamp)
+    while configuration.waitsWhenFull, awaitAnswers(entry, at: now, patience: Self.fullPatience) {
+      guard let channel = entry.channel else { break }
       if case .queued = channel.enqueue(frame, bytes) { return }
     }
     entry.counters.droppedFull &+= 1
@@ -161,6 +181,7 @@ public final class DetectorPool<Backend: DetectorBackend> {
 
   /// Takes the verdicts that have come in.
   public func collect(at time: Timestamp) {
+    advance(to: time)
     for entry in slots.compactMap(\.self) { collect(entry, at: time) }
   }
 
@@ -169,6 +190,7 @@ public final class DetectorPool<Backend: DetectorBackend> {
   /// - Returns: false when a detector did not answer for as long as `patience`; it is still there.
   @discardableResult
   public func drain(at time: Timestamp, patience: Duration = .seconds(30)) -> Bool {
+    advance(to: time)
     publish()
     var isComplete = true
     for entry in slots.compactMap(\.self) where !drain(entry, at: time, patience: patience) { isComplete = false }
@@ -177,14 +199,28 @@ public final class DetectorPool<Backend: DetectorBackend> {
 
   // MARK: Results
 
-  /// What has happened since the last call: by domain, and for each in order.
-  public func takeEvents() -> [Event] {
-    defer { events.removeAll(keepingCapacity: true) }
-    return events
-  }
+  /// What has happened since the last call, by time; at the same time first what VMFence noticed, in order, then the alerts by
+  /// slot, packet and their order within it. After a `drain` this order is the same however fast the detectors were.
+  public func takeEvents() -> [Event] { events.take() }
 
-  /// Waits on all detectors at once until one of them has something to say, or has died.
-  public var pollDescriptors: [Int32] { slots.compactMap { $0?.channel?.pollDescriptor } }
+  /// Sleeps until a detector has something to say or has died, or one of `descriptors` is readable, at the most `patience` of real time.
+  /// Publish first.
+  public func wait(upTo patience: Duration, alsoFor descriptors: [Int32] = []) {
+    var polled = descriptors.map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
+    var sleeping: [DetectorChannel] = []
+    defer { for channel in sleeping { channel.endWait() } }
+    for entry in slots {
+      guard let entry, entry.isAnswering, let channel = entry.channel, let descriptor = channel.pollDescriptor else {
+        continue
+      }
+      guard channel.beginWait() else { return }
+      sleeping.append(channel)
+      polled.append(pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0))
+    }
+    let milliseconds = Int32(clamping: max(0, patience.wholeNanoseconds) / 1_000_000)
+    // SAFETY: the array has as many elements as are named.
+    _ = unsafe poll(&polled, nfds_t(polled.count), milliseconds)
+  }
 
   /// One report for each incarnation, those that have ended included (the last `endedReportCapacity` of them).
   public var reports: [DomainReport] {
@@ -193,6 +229,7 @@ public final class DetectorPool<Backend: DetectorBackend> {
 
   /// Ends all detectors: the platform shuts down.
   public func close(at time: Timestamp) {
+    advance(to: time)
     publish()
     perform(tracker.apply(.platformShutdown, at: time) { _ in false }, at: time)
     refreshSlots(at: time)
@@ -220,36 +257,43 @@ public final class DetectorPool<Backend: DetectorBackend> {
       guard let description = tracker.description(of: incarnation), let state = tracker.state(of: incarnation) else {
         continue
       }
-      let isOver = state == .ended || state == .end
       if let slot = slotOf[incarnation], let entry = slots[slot] {
-        if entry.description != description {
-          if entry.description.ports != description.ports { membershipGeneration &+= 1 }
-          entry.description = description
-        }
+        if entry.description.ports != description.ports { membershipGeneration &+= 1 }
+        entry.description = description
         entry.wakesOnTraffic = tracker.wakesOnTraffic(incarnation)
-        if isOver, entry.handle == nil { release(slot, entry) }
-      } else if !isOver {
+      } else if !state.isOver {
         makeSlot(for: description)
       }
+    }
+    // The tracker may have forgotten the oldest of the ended ones already.
+    for entry in slots.compactMap(\.self) where entry.handle == nil {
+      if tracker.state(of: entry.incarnation)?.isOver ?? true { release(entry, at: time) }
     }
   }
 
   @discardableResult
   private func makeSlot(for description: DomainDescription) -> GuardedDomain<Rules> {
-    let entry = GuardedDomain<Rules>(description)
     let slot = slots.firstIndex { $0 == nil } ?? slots.count
+    let entry = GuardedDomain<Rules>(description, slot: slot)
     if slot == slots.count { slots.append(entry) } else { slots[slot] = entry }
     slotOf[description.incarnation] = slot
     membershipGeneration &+= 1
-    ended.removeAll { $0.description.incarnation == description.incarnation }
+    // It had ended, and is present after all: the figures go on.
+    if let index = ended.lastIndex(where: { $0.description.incarnation == description.incarnation }) {
+      let report = ended.remove(at: index)
+      entry.counters = report.counters
+      entry.reportedDrops = report.counters.droppedFull &+ report.counters.droppedUnguarded
+      entry.pastChannels = report.channel
+    }
     return entry
   }
 
-  private func release(_ slot: Int, _ entry: GuardedDomain<Rules>) {
-    entry.counters.droppedAtEnd &+= UInt64(entry.channel?.outstanding ?? 0)
+  private func release(_ entry: GuardedDomain<Rules>, at time: Timestamp) {
+    abandonRing(entry, at: time)
+    reportDrops(entry, at: time, isLast: true)
     ended.append(report(entry))
-    if ended.count > configuration.endedReportCapacity { ended.removeFirst() }
-    slots[slot] = nil
+    if ended.count > max(0, configuration.endedReportCapacity) { ended.removeFirst() }
+    slots[entry.slot] = nil
     slotOf[entry.incarnation] = nil
     membershipGeneration &+= 1
   }
@@ -260,23 +304,39 @@ public final class DetectorPool<Backend: DetectorBackend> {
     return tracker.description(of: incarnation).map(makeSlot)
   }
 
+  // MARK: Time
+
+  private func advance(to time: Timestamp) {
+    guard time > now else { return }
+    now = time
+    horizon = time + configuration.lifecycle.blockedAfter
+  }
+
   /// Tells the tracker of the packets since the last time.
-  private func noteTraffic(at time: Timestamp) {
+  private func noteTraffic() {
     for entry in slots.compactMap(\.self) where entry.lastTraffic > entry.notedTraffic {
       entry.notedTraffic = entry.lastTraffic
-      perform(tracker.noteTraffic(entry.incarnation, at: entry.lastTraffic), at: entry.lastTraffic)
+      let time = min(entry.lastTraffic, now)
+      perform(tracker.noteTraffic(entry.incarnation, at: time), at: now)
     }
   }
 
-  private func wake(_ entry: GuardedDomain<Rules>, at time: Timestamp) {
+  private func wake(_ entry: GuardedDomain<Rules>) {
     entry.notedTraffic = entry.lastTraffic
-    perform(tracker.noteTraffic(entry.incarnation, at: time), at: time)
+    perform(tracker.noteTraffic(entry.incarnation, at: entry.lastTraffic), at: max(now, entry.lastTraffic))
     entry.wakesOnTraffic = tracker.wakesOnTraffic(entry.incarnation)
   }
 
   private func report(_ entry: GuardedDomain<Rules>) -> DomainReport {
-    DomainReport(
+    var channel = entry.pastChannels
+    if let counters = entry.channel?.counters { channel.add(counters) }
+    return DomainReport(
       description: entry.description, automaton: tracker.automaton(of: entry.incarnation), counters: entry.counters,
-      channel: entry.channel?.counters ?? entry.finalChannelCounters, waiting: entry.channel?.outstanding ?? 0)
+      channel: channel, waiting: entry.channel?.outstanding ?? 0)
   }
+}
+
+extension LifecycleState {
+  /// Whether nothing more comes of the incarnation as it is.
+  var isOver: Bool { self == .ended || self == .end }
 }

@@ -1,6 +1,7 @@
 /// What a pool holds for one incarnation.
 final class GuardedDomain<Rules: CompiledRules> {
   let incarnation: Incarnation
+  let slot: Int
   var description: DomainDescription
   /// Outlives the detectors that come one after the other; nil while none was ever started.
   var channel: DetectorChannel?
@@ -8,35 +9,52 @@ final class GuardedDomain<Rules: CompiledRules> {
   /// The rule sets whose verdicts may still come, oldest first.
   var generations: [(generation: UInt32, rules: Rules)] = []
   var counters = DomainCounters()
-  var finalChannelCounters = DetectorChannelCounters()
+  /// Of the channels it had before this one.
+  var pastChannels = DetectorChannelCounters()
   var isSuspended = false
-  var isEnding = false
   var wakesOnTraffic = false
   var lastTraffic = Timestamp(nanoseconds: .min)
   var notedTraffic = Timestamp(nanoseconds: .min)
   var deaths = 0
-  /// Deaths since the last verdict, with no packet to blame.
+  /// Deaths and failed starts since the last verdict, with no packet to blame.
   var deathsInVain = 0
+  /// Deaths since the last verdict that were laid on a packet.
+  var deathsByPacket = 0
   /// The packet that the last detector died on.
   var suspectedPacket: UInt64?
+  /// What this detector did wrong has been told.
+  var toldViolation = false
+  /// It did not answer for as long as somebody waited; over with its next verdict.
+  var isUnresponsive = false
+  /// When it last was seen to answer, or to have nothing to do.
+  var lastProgress = Timestamp(nanoseconds: .min)
+  var inspectedAtProgress: UInt64 = 0
+  /// Drops that an alert has told of, and when it did.
+  var reportedDrops: UInt64 = 0
+  var lastDropReport: Timestamp?
 
   /// Rule sets that are remembered while verdicts of older ones are still to come.
-  static var generationsKept: Int { 8 }
+  static var generationsKept: Int { 64 }
 
-  init(_ description: DomainDescription) {
+  init(_ description: DomainDescription, slot: Int) {
     incarnation = description.incarnation
+    self.slot = slot
     self.description = description
   }
 
   /// Whether waiting for its verdicts makes sense.
-  var isAnswering: Bool { handle != nil && !isSuspended }
+  var isAnswering: Bool { handle != nil && !isSuspended && !isUnresponsive }
 
   func remember(_ rules: Rules, generation: UInt32) {
     generations.append((generation, rules))
     if generations.count > Self.generationsKept { generations.removeFirst() }
   }
 
-  func rules(of generation: UInt32) -> Rules? { generations.last { $0.generation <= generation }?.rules }
+  /// The rule set of a generation. Verdicts come in order, so older ones are forgotten.
+  func rules(of generation: UInt32) -> Rules? {
+    while generations.count > 1, generations[0].generation < generation { generations.removeFirst() }
+    return generations.first.flatMap { $0.generation == generation ? $0.rules : nil }
+  }
 }
 
 /// What became of one domain's packets.
@@ -88,6 +106,72 @@ public struct PoisonPacket: Sendable, Hashable {
   public var packetID: UInt64
   public var frame: FrameMetadata
   public var bytes: [UInt8]
+}
+
+extension DetectorChannelCounters {
+  /// Adds what went through another channel.
+  mutating func add(_ other: DetectorChannelCounters) {
+    enqueued &+= other.enqueued
+    enqueuedBytes &+= other.enqueuedBytes
+    cut &+= other.cut
+    refused &+= other.refused
+    answered &+= other.answered
+    alerts &+= other.alerts
+    alertsLost &+= other.alertsLost
+    skipped &+= other.skipped
+    bells &+= other.bells
+    violations &+= other.violations
+  }
+}
+
+/// Puts what detectors say at their own pace into an order that does not depend on it.
+struct EventSorter {
+  private struct Key: Comparable {
+    var time: Timestamp
+    /// Alerts come after what VMFence noticed itself at that time.
+    var isAlert: Bool
+    var slot: Int
+    var packet: UInt64
+    /// Tells apart what is equal so far: the order in which they came.
+    var order: Int
+
+    static func < (a: Key, b: Key) -> Bool {
+      if a.time != b.time { return a.time < b.time }
+      if a.isAlert != b.isAlert { return b.isAlert }
+      return (a.slot, a.packet, a.order) < (b.slot, b.packet, b.order)
+    }
+  }
+
+  private var events: [(key: Key, event: Event)] = []
+  /// By slot: the time of its last alert. Alerts of one domain stay in the order of its packets, whatever times these carry.
+  private var lastAlert: [Timestamp] = []
+  private var lastNotice = Timestamp(nanoseconds: .min)
+
+  /// Adds something that VMFence noticed itself.
+  mutating func append(_ event: Event) {
+    lastNotice = max(lastNotice, event.time)
+    events.append((Key(time: lastNotice, isAlert: false, slot: 0, packet: 0, order: events.count), event))
+  }
+
+  mutating func append(_ alert: Alert, slot: Int) {
+    while lastAlert.count <= slot { lastAlert.append(Timestamp(nanoseconds: .min)) }
+    lastAlert[slot] = max(lastAlert[slot], alert.time)
+    events.append(
+      (
+        Key(time: lastAlert[slot], isAlert: true, slot: slot, packet: alert.packetID, order: events.count),
+        .alert(alert)
+      ))
+  }
+
+  /// Hands over all of it, and begins anew.
+  mutating func take() -> [Event] {
+    defer {
+      events.removeAll(keepingCapacity: true)
+      lastAlert.removeAll(keepingCapacity: true)
+      lastNotice = Timestamp(nanoseconds: .min)
+    }
+    return events.sorted { $0.key < $1.key }.map(\.event)
+  }
 }
 
 extension Alert {
