@@ -1,0 +1,140 @@
+import Glibc
+import Testing
+import ToyEngine
+import VMFenceCore
+import VMFenceProcess
+
+@Suite("A pool of detector processes", .serialized)
+struct ProcessPoolTests {
+  let processes: ProcessDetectorBackend<ToyRules>
+  let domains = (1...3).map { number in
+    DomainDescription(
+      incarnation: Incarnation(uuid: DomainUUID(high: 0, low: UInt64(number)), domainID: DomainID(UInt32(number))),
+      name: "vm\(number)")
+  }
+
+  init() throws {
+    processes = try ProcessDetectorBackend(
+      executable: ProcessDetectorBackend<ToyRules>.besideThisProgram("test-detector"))
+  }
+
+  private func makePool<Backend: DetectorBackend>(
+    _ backend: Backend, _ rules: ToyRules
+  ) -> DetectorPool<Backend> where Backend.Rules == ToyRules {
+    let configuration = DetectorPool<Backend>.Configuration(
+      channel: DetectorChannelConfiguration(packetRingBytes: 8192, verdictRingBytes: 16384, snapLength: 2048),
+      waitsWhenFull: true)
+    let pool = DetectorPool(backend: backend, configuration: configuration, at: .zero) { _ in rules }
+    pool.update(
+      .snapshot(InventorySnapshot(time: .zero, sequence: 1, domains: domains)), at: .zero)
+    return pool
+  }
+
+  private func send<Backend: DetectorBackend>(
+    _ bytes: [UInt8], to slot: Int, at second: Int64, _ pool: DetectorPool<Backend>
+  ) {
+    bytes.withRawSpan {
+      pool.deliver(
+        to: slot,
+        FrameMetadata(timestamp: Timestamp(seconds: second), port: PortID(0), originalLength: UInt32(bytes.count)), $0)
+    }
+  }
+
+  /// Three domains with repeatable noise, paused and resumed meanwhile.
+  private func story<Backend: DetectorBackend>(_ pool: DetectorPool<Backend>) -> [Event]
+  where Backend.Rules == ToyRules {
+    var noise = Noise(11)
+    var events: [Event] = []
+    for second in 1...30 as ClosedRange<Int64> {
+      let time = Timestamp(seconds: second)
+      var domain = domains[Int(second) % 3]
+      domain.runState = second % 4 == 0 ? .paused : .running
+      pool.update(.changed(domain), at: time)
+      for _ in 0..<20 {
+        let bytes = (0..<Int.random(in: 0...200, using: &noise)).map { _ in
+          UInt8.random(in: 0...255, using: &noise) & 0x3F
+        }
+        send(bytes, to: Int.random(in: 0..<3, using: &noise), at: second, pool)
+      }
+      _ = pool.drain(at: time)
+      events += pool.takeEvents()
+    }
+    pool.close(at: Timestamp(seconds: 31))
+    return events + pool.takeEvents()
+  }
+
+  @Test("says exactly what a pool of threads says")
+  func sameAsThreads() {
+    let rules = ToyRules([(.alert, 7), (.drop, 9)])
+    let ofProcesses = story(makePool(processes, rules))
+    let ofThreads = story(makePool(ThreadDetectorBackend<ToyInspector>(), rules))
+    #expect(ofProcesses.count > 100)
+    #expect(ofProcesses == ofThreads)
+  }
+
+  @Test("survives a packet that crashes its detector, twice, and goes on with the next")
+  func poison() {
+    let pool = makePool(processes, ToyRules([(.alert, 7), (.crash, 9)]))
+    for bytes in [[7], [9, 1], [7], [7]] as [[UInt8]] { send(bytes, to: 0, at: 1, pool) }
+    send([7], to: 1, at: 1, pool)
+    #expect(pool.drain(at: Timestamp(seconds: 1)))
+    let report = pool.reports[0]
+    #expect(report.counters.inspected == 3 && report.counters.alerts == 3)
+    #expect(report.counters.droppedPoison == 1 && report.counters.restarts == 2)
+    #expect(report.automaton?.state == .inspecting && report.waiting == 0)
+    #expect(pool.evidence.map(\.bytes) == [[9, 1]] && pool.evidence.map(\.packetID) == [1])
+    let kinds = pool.takeEvents().compactMap { event in
+      if case .platform(let alert) = event { alert.kind.name } else { nil }
+    }
+    #expect(
+      kinds == ["detector-died", "detector-restarted", "detector-died", "poison-packet", "detector-restarted"])
+    #expect(pool.reports[1].counters.alerts == 1 && pool.reports[1].counters.restarts == 0)
+    pool.close(at: Timestamp(seconds: 2))
+  }
+
+  @Test("ends a process that hangs, takes its packet for the reason, and goes on")
+  func hang() throws {
+    var configuration = DetectorPool<ProcessDetectorBackend<ToyRules>>.Configuration()
+    configuration.answerTimeout = .seconds(3)
+    let rules = ToyRules([(.alert, 7), (.hang, 9)])
+    let pool = DetectorPool(backend: processes, configuration: configuration, at: .zero) { _ in rules }
+    pool.update(.changed(domains[0]), at: .zero)
+    send([9], to: 0, at: 1, pool)
+    send([7], to: 0, at: 1, pool)
+    pool.publish()
+    var second: Int64 = 1
+    while pool.reports[0].counters.inspected == 0, second < 200 {
+      second += 1
+      pool.wait(upTo: .milliseconds(100))
+      pool.tick(at: Timestamp(seconds: second))
+    }
+    #expect(pool.reports[0].counters.alerts == 1 && pool.evidence.map(\.bytes) == [[9]])
+    pool.close(at: Timestamp(seconds: second))
+  }
+
+  @Test("wakes its driver when a verdict comes, and when a detector dies")
+  func waits() {
+    let pool = makePool(processes, ToyRules([(.alert, 7), (.crash, 9)]))
+    var seen: [String] = []
+    for (byte, wanted) in [(7, "alert"), (9, "detector-died")] as [(UInt8, String)] {
+      send([byte], to: 2, at: 1, pool)
+      pool.publish()
+      var patience = 100
+      while !seen.contains(wanted), patience > 0 {
+        patience -= 1
+        pool.wait(upTo: .milliseconds(200))
+        pool.collect(at: Timestamp(seconds: 1))
+        pool.tick(at: Timestamp(seconds: 1))
+        for event in pool.takeEvents() {
+          switch event {
+          case .alert: seen.append("alert")
+          case .platform(let alert): seen.append(alert.kind.name)
+          default: break
+          }
+        }
+      }
+      #expect(seen.contains(wanted))
+    }
+    pool.close(at: Timestamp(seconds: 2))
+  }
+}
