@@ -1,0 +1,30 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+// A package of its own: its targets are built with the fuzzer's and the address sanitizer's instrumentation.
+//   swift build -c release --sanitize=fuzzer --sanitize=address --product fuzz-decode
+// `scripts/fuzz` builds and runs them all.
+let strict: [SwiftSetting] = [
+  .strictMemorySafety(),
+  .treatAllWarnings(as: .error),
+]
+
+func target(_ name: String, _ libraries: String...) -> Target {
+  .executableTarget(
+    name: name, dependencies: ["FuzzSupport"] + libraries.map { .product(name: $0, package: "vmfence") },
+    swiftSettings: strict)
+}
+
+let package = Package(
+  name: "vmfence-fuzz",
+  dependencies: [
+    .package(name: "vmfence", path: "..", traits: [])
+  ],
+  targets: [
+    .target(
+      name: "FuzzSupport", dependencies: [.product(name: "VMFenceCore", package: "vmfence")], swiftSettings: strict),
+    target("fuzz-decode", "VMFenceCore", "VMFencePackets"),
+    target("fuzz-capture", "VMFenceCore", "VMFenceCapture"),
+    target("fuzz-ext2", "VMFenceCore", "VMFenceIntegrity"),
+  ]
+)
