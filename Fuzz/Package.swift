@@ -2,7 +2,7 @@
 import PackageDescription
 
 // A package of its own: its targets are built with the fuzzer's and the address sanitizer's instrumentation.
-//   swift build -c release --sanitize=fuzzer --sanitize=address --product fuzz-decode
+//   swift build -c release --sanitize=fuzzer -Xswiftc -sanitize=address,fuzzer --product fuzz-decode
 // `scripts/fuzz` builds and runs them all.
 let strict: [SwiftSetting] = [
   .strictMemorySafety(),
