@@ -18,10 +18,12 @@ public struct SnortRuleEngine: RuleEngine {
         .badRule, "\(set.rejected) rules cannot be used, \(mistakes) mistakes in all; the first: \(first.message)",
         at: first.place, remedy: first.remedy, diagnostics: set.diagnostics)
     }
-    if set.rules.isEmpty, set.rejected > 0 {
+    // A detector without rules would look like protection.
+    if set.rules.isEmpty {
       throw RuleCompilationError(
-        .noRules, "none of \(set.rejected) rules can be used",
-        at: set.diagnostics.first { $0.severity == .error }?.place, remedy: "mend the rules that the diagnostics name",
+        .noRules, set.rejected > 0 ? "none of \(set.rejected) rules can be used" : "there is no rule",
+        at: set.diagnostics.first { $0.severity == .error }?.place,
+        remedy: set.rejected > 0 ? "mend the rules that the diagnostics name" : "give one rule at least",
         diagnostics: set.diagnostics)
     }
     let rules = try SnortRules(compiling: set.rules)

@@ -1,6 +1,7 @@
 import Testing
 import VMFenceConformance
 import VMFenceCore
+import VMFenceDetection
 
 private enum NoFault: WordFault { static var kind: WordFaultKind { .none } }
 private enum OtherBytes: WordFault { static var kind: WordFaultKind { .otherBytesEachTime } }
@@ -36,5 +37,20 @@ struct RuleEngineConformanceTests {
     for fault in faults {
       withKnownIssue("\(fault.kind)") { try check(fault) }
     }
+  }
+}
+
+@Suite("RuleEngine conformance of the Snort engine")
+struct SnortRuleEngineConformanceTests {
+  @Test("it conforms", arguments: [RuleDialect.snort2, .suricata])
+  func conforms(dialect: RuleDialect) throws {
+    try RuleEngineConformance(dialect: dialect, effort: 4_000).check(
+      SnortRuleEngine(), inspector: SnortInspector.self)
+  }
+
+  @Test("and with other hostile input", arguments: 2...5)
+  func seeds(seed: Int) throws {
+    try RuleEngineConformance(effort: 2_000, seed: UInt64(seed) << 32).check(
+      SnortRuleEngine(), inspector: SnortInspector.self)
   }
 }
