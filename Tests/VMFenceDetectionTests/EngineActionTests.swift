@@ -170,6 +170,21 @@ import VMFenceDetection
     #expect(try fired(rate, packets: 6).flatMap { $0 } == [0, 0, 0, 1, 1, 1])
   }
 
+  @Test("Snort's windows are whole seconds of the clock, Suricata's begin with the first match")
+  func wholeSeconds() throws {
+    let text = """
+      alert tcp any any -> any any (msg:"m"; content:"x"; detection_filter:track by_src, count 3, seconds 1; sid:1;)
+      """
+    for (dialect, expected) in [(RuleDialect.snort2, [0, 0, 0, 0, 0, 1]), (.suricata, [0, 0, 0, 1, 1, 0])] {
+      var engine = try engine(text, dialect: dialect)
+      let frame = Frame().carrying("x").tcp
+      // At 0.6, 0.8, 1.0, 1.2, 1.4 and 1.6 seconds.
+      _ = engine.inspect([], after: .milliseconds(400))
+      let fired = (0..<6).map { _ in engine.inspect(frame, after: .milliseconds(200)).count }
+      #expect(fired == expected)
+    }
+  }
+
   @Test("what is counted by source is counted for each source")
   func track() throws {
     let sources = ["192.0.2.1", "192.0.2.2"]

@@ -26,6 +26,8 @@ struct RateTable: ~Copyable {
     var track: RuleThreshold.Track
     var count: UInt32
     var seconds: UInt32
+    /// The clock is read in whole seconds (Snort), so a window of 1 second ends with the second it began in.
+    var wholeSeconds: Bool
 
     init?(_ image: RawSpan, _ record: Int) {
       guard let kind = RuleThreshold.Kind(rawValue: image.u8(record + RateRecord.kind)),
@@ -35,6 +37,7 @@ struct RateTable: ~Copyable {
       self.track = track
       count = image.u32le(record + RateRecord.count)
       seconds = image.u32le(record + RateRecord.seconds)
+      wholeSeconds = image.u8(record + RateRecord.wholeSeconds) != 0
     }
   }
 
@@ -60,7 +63,7 @@ struct RateTable: ~Copyable {
   /// - both: the `count`-th of a window only.
   /// - filter: all after the first `count` of a window.
   mutating func admits(_ limit: Limit, _ subject: Subject, at time: Timestamp) -> Bool {
-    let now = time.nanoseconds
+    let now = limit.wholeSeconds ? time.nanoseconds / 1_000_000_000 * 1_000_000_000 : time.nanoseconds
     let place = entry(for: limit, subject, now)
     let (age, overflow) = now.subtractingReportingOverflow(entries[place].windowStart)
     let window = Int64(limit.seconds) * 1_000_000_000

@@ -43,8 +43,8 @@ struct ImageBuilder {
     for test in rule.tests { appendHeaderTest(test) }
     for case .content(let content) in rule.tests { append(content) }
     let optionsCount = count(.options) - Int(optionsStart)
-    let threshold = rule.threshold.map { appendRate($0) } ?? noIndex
-    let filter = rule.detectionFilter.map { appendRate($0) } ?? noIndex
+    let threshold = rule.threshold.map { appendRate($0, rule.dialect) } ?? noIndex
+    let filter = rule.detectionFilter.map { appendRate($0, rule.dialect) } ?? noIndex
 
     var activation = noIndex
     if let id = rule.activates ?? rule.activatedBy {
@@ -86,12 +86,13 @@ struct ImageBuilder {
     }
   }
 
-  private mutating func appendRate(_ rate: RuleThreshold) -> UInt32 {
+  private mutating func appendRate(_ rate: RuleThreshold, _ dialect: RuleDialect) -> UInt32 {
     let index = UInt32(count(.rates))
     write(.rates) {
       $0.u8(rate.kind.rawValue)
       $0.u8(rate.track.rawValue)
-      $0.u16(0)
+      $0.u8(dialect == .suricata ? 0 : 1)
+      $0.u8(0)
       $0.u32(rate.count)
       $0.u32(rate.seconds)
     }

@@ -186,6 +186,8 @@ enum RateRecord {
   static let stride = 12
   static let kind = 0
   static let track = 1
+  /// 1: windows are counted in whole seconds of the clock, as Snort does; 0: from the first match on, as Suricata does.
+  static let wholeSeconds = 2
   static let count = 4
   static let seconds = 8
 }
