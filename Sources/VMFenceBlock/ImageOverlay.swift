@@ -11,7 +11,7 @@ public final class ImageOverlay: DiskReader {
   private let limit: Int
   private let chunks = Mutex<[UInt64: [UInt8]]>([:])
 
-  /// - Parameter memoryLimit: how many bytes of written data may be held.
+  /// `memoryLimit`: how many bytes of written data may be held.
   public init(_ base: any DiskReader, memoryLimit: Int = 512 << 20) {
     self.base = base
     limit = max(1, memoryLimit / Self.chunkSize)
@@ -60,7 +60,7 @@ public final class ImageOverlay: DiskReader {
     }
   }
 
-  /// - Parameter bytes: nil for zeroes.
+  /// `bytes`: nil for zeroes.
   private func change(chunk index: UInt64, at start: Int, count: Int, to bytes: [UInt8]?) throws(IntegrityError) {
     let new = bytes ?? [UInt8](repeating: 0, count: count)
     let isKnown = chunks.withLock { $0[index] != nil }

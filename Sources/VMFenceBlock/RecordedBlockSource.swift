@@ -38,9 +38,8 @@ public struct RecordedBlockSource: BlockSource, ~Copyable {
     @usableFromInline var missing: UInt64
   }
 
-  /// - Parameters:
-  ///   - path: of the `.jsonl` file; the data are beside it, with `.bin` in its place.
-  ///   - start: what the recording's time 0 is.
+  /// - `path`: of the `.jsonl` file; the data are beside it, with `.bin` in its place.
+  /// - `start`: what the recording's time 0 is.
   /// - Throws: `inputOutput` when one of the files cannot be opened, `notATrace` when the name does not end in
   ///   `.jsonl`.
   public static func open(path: String, startingAt start: Timestamp = .zero) throws(BlockSourceError) -> Self {

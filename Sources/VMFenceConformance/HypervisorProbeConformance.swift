@@ -39,7 +39,7 @@ public struct HypervisorProbeConformance: Sendable {
 
   public init(patience: Duration = .seconds(10)) { self.patience = patience }
 
-  /// - Parameter make: makes a driver whose host has no domains besides Dom0. Called several times, one after the other.
+  /// `make`: makes a driver whose host has no domains besides Dom0. Called several times, one after the other.
   public func check(
     sourceLocation: SourceLocation = #_sourceLocation, _ make: () async throws -> any HypervisorDriver
   ) async throws {

@@ -75,7 +75,7 @@ extension DecodedPacket {
   /// Only for frames whose checksums have been computed (`ChecksumState`): between guests of one host they often
   /// have not.
   ///
-  /// - Parameter bytes: the frame that this packet was decoded from.
+  /// `bytes`: the frame that this packet was decoded from.
   public func verifyChecksums(in bytes: RawSpan) -> ChecksumVerdict {
     let start = Int(networkOffset)
     guard network == .ipv4 || network == .ipv6, Int(networkEnd) <= bytes.byteCount else { return .unverifiable }

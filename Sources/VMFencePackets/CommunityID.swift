@@ -3,10 +3,9 @@ import VMFenceCore
 /// Community ID version 1: one name for a flow that all tools agree on
 /// (<https://github.com/corelight/community-id-spec>).
 public enum CommunityID {
-  /// - Parameters:
-  ///   - sourcePort: for ICMP and ICMPv6 the type; ignored for protocols without ports.
-  ///   - destinationPort: for ICMP and ICMPv6 the code.
-  ///   - seed: tells installations apart that see the same flows; 0 is usual.
+  /// - `sourcePort`: for ICMP and ICMPv6 the type; ignored for protocols without ports.
+  /// - `destinationPort`: for ICMP and ICMPv6 the code.
+  /// - `seed`: tells installations apart that see the same flows; 0 is usual.
   public static func v1(
     source: IPAddress, sourcePort: UInt16, destination: IPAddress, destinationPort: UInt16, ipProtocol: UInt8,
     seed: UInt16 = 0

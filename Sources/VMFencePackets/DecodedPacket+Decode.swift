@@ -6,9 +6,8 @@ extension DecodedPacket {
   /// Never throws and never traps, whatever the bytes are and however few: what is wrong is in `anomalies`, and decoding
   /// stops there with what was read so far. Costs a bounded number of steps: at most 8 VLAN tags and 16 extension headers.
   ///
-  /// - Parameters:
-  ///   - bytes: the frame as captured.
-  ///   - strippedVLAN: the tag (TCI) that the kernel took out of the frame, which counts as the outermost; 0 for none.
+  /// - `bytes`: the frame as captured.
+  /// - `strippedVLAN`: the tag (TCI) that the kernel took out of the frame, which counts as the outermost; 0 for none.
   @inlinable @inline(__always)
   public static func decode(_ bytes: RawSpan, linkType: LinkType, strippedVLAN: UInt16) -> DecodedPacket {
     // Filled in place, in the caller's own variable: a function that returned it would copy it twice.

@@ -190,7 +190,7 @@ public struct OptionCursor: Hashable, Sendable, BitwiseCopyable {
 
   /// The next option, or nil at the end of the list.
   ///
-  /// - Parameter bytes: the frame that the header was read from.
+  /// `bytes`: the frame that the header was read from.
   public mutating func next(in bytes: RawSpan) -> HeaderOption? {
     guard offset < end else { return nil }
     let kind = bytes.u8(Int(offset))

@@ -12,7 +12,7 @@ public struct ProcessDetectorBackend<Rules: CompiledRules>: DetectorBackend {
   private let options: DetectorProcessOptions
   private let images = ImageCache()
 
-  /// - Parameter executable: the detector's program, which calls `ProcessDetectorMain.run` with the inspector of
+  /// `executable`: the detector's program, which calls `ProcessDetectorMain.run` with the inspector of
   ///   `Rules`; nil: `vmfence-detector` beside the running program.
   ///
   /// Raises this process's limit of open files to what it may be: each detector needs five descriptors here.

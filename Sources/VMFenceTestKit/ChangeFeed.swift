@@ -24,7 +24,7 @@ final class ChangeFeed: Sendable {
   private let takeSnapshot: @Sendable () -> InventorySnapshot
   private let contents = Mutex(Contents())
 
-  /// - Parameter takeSnapshot: called by the reader, outside this feed's lock.
+  /// `takeSnapshot`: called by the reader, outside this feed's lock.
   init(capacity: Int, takeSnapshot: @escaping @Sendable () -> InventorySnapshot) {
     self.capacity = max(1, capacity)
     self.takeSnapshot = takeSnapshot

@@ -68,9 +68,8 @@ public final class MockHypervisor: HypervisorProbe, HypervisorControl {
   private let subscriberCapacity: Int
   private let contents = Mutex(Contents())
 
-  /// - Parameters:
-  ///   - clock: gives the times of snapshots.
-  ///   - subscriberCapacity: changes that wait for one subscriber; when one more comes, they are lost, and it gets a gap.
+  /// - `clock`: gives the times of snapshots.
+  /// - `subscriberCapacity`: changes that wait for one subscriber; when one more comes, they are lost, and it gets a gap.
   public init(clock: any TimeSource, subscriberCapacity: Int = 1024) {
     self.clock = clock
     self.subscriberCapacity = subscriberCapacity
@@ -158,7 +157,7 @@ public final class MockHypervisor: HypervisorProbe, HypervisorControl {
 
   /// Delivers the notifications that were delayed.
   ///
-  /// - Parameter reversed: the last one first.
+  /// `reversed`: the last one first.
   public func releaseDelayed(reversed: Bool = false) {
     contents.withLock { contents in
       let delayed = reversed ? contents.delayed.reversed() : contents.delayed

@@ -104,7 +104,7 @@ public struct DispatchTable: Sendable {
     addresses = AddressSet([], hash: hash)
   }
 
-  /// - Parameter key: seeds the table's hash, so that a guest cannot choose addresses that collide.
+  /// `key`: seeds the table's hash, so that a guest cannot choose addresses that collide.
   /// - Throws: when it is not clear to whom a frame would belong; the message names both claimants.
   public init(
     members domains: [DispatchMember], ports: [DispatchPort], key: (UInt64, UInt64)

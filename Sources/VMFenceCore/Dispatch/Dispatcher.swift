@@ -50,7 +50,7 @@ public struct Dispatcher: ~Copyable {
 
   /// Hands a frame to those it concerns.
   ///
-  /// - Parameter deliver: is called with the slot of each domain concerned, and the frame's direction as that domain sees it;
+  /// `deliver`: is called with the slot of each domain concerned, and the frame's direction as that domain sees it;
   ///   `unknown` only at a domain's own port, where neither the capture nor the addresses tell it.
   @inlinable
   public mutating func dispatch(

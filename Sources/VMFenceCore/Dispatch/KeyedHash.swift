@@ -15,7 +15,7 @@ public struct KeyedHash: Sendable, BitwiseCopyable {
   @usableFromInline let m0: UInt64
   @usableFromInline let m1: UInt64
 
-  /// - Parameter key: 128 secret bits: fixed in a replay, drawn at start in the daemon.
+  /// `key`: 128 secret bits: fixed in a replay, drawn at start in the daemon.
   public init(key: (UInt64, UInt64)) {
     var state = key.0
     func next() -> UInt64 {

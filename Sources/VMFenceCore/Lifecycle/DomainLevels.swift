@@ -19,7 +19,7 @@ public struct DomainLevels: Hashable, Sendable, BitwiseCopyable {
 
   /// The next event that leads `state` towards what these levels imply; nil when it is there.
   ///
-  /// - Parameter wasToldHalted: what the automaton was told last of the run state; only `unguarded`, which stays what it is, needs it.
+  /// `wasToldHalted`: what the automaton was told last of the run state; only `unguarded`, which stays what it is, needs it.
   public func event(in state: LifecycleState, wasToldHalted: Bool) -> LifecycleEvent? {
     switch state {
     case .start: isPresent ? (isConfigured ? .configured : .created) : nil

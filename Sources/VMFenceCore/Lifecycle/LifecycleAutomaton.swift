@@ -21,7 +21,7 @@ public struct LifecycleAutomaton: Sendable, Hashable {
   public private(set) var lives: UInt64 = 1
   public let historyCapacity: Int
 
-  /// - Parameter time: when the incarnation was first heard of.
+  /// `time`: when the incarnation was first heard of.
   public init(at time: Timestamp, historyCapacity: Int = 64) {
     since = time
     self.historyCapacity = max(0, historyCapacity)

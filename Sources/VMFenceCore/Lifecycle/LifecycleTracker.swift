@@ -148,7 +148,7 @@ public struct LifecycleTracker: Sendable {
 
   /// The detector is no more: killed, dead, or it could not be started.
   ///
-  /// - Parameter retry: when another may be started at the earliest; nil: at once.
+  /// `retry`: when another may be started at the earliest; nil: at once.
   public mutating func detectorGone(
     _ incarnation: Incarnation, at time: Timestamp, retry: Timestamp? = nil
   ) -> [Action] {

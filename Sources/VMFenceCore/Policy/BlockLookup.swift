@@ -23,7 +23,7 @@ public struct BlockLookup: Sendable {
   private var hasQuarantine = false
   private let hash: KeyedHash
 
-  /// - Parameter key: of the table's hash. Addresses in it come from the network, so in a live system it is secret; what is found
+  /// `key`: of the table's hash. Addresses in it come from the network, so in a live system it is secret; what is found
   ///   does not depend on it.
   public init(_ state: FirewallState, key: (UInt64, UInt64)) {
     measures = state.measures

@@ -41,9 +41,8 @@ public actor EnforcementCoordinator {
   private var isSyncNeeded = false
   private var line = WaitingLine()
 
-  /// - Parameters:
-  ///   - control: pauses and shuts domains down; nil: such decisions stay `desired`.
-  ///   - events: gets every decision, each time its status changes, and what went wrong.
+  /// - `control`: pauses and shuts domains down; nil: such decisions stay `desired`.
+  /// - `events`: gets every decision, each time its status changes, and what went wrong.
   public init(
     updater: PolicyUpdater, log: any DecisionLog, firewall: any FirewallSink,
     control: (any HypervisorControl)? = nil, events: any EventSink

@@ -43,7 +43,7 @@ public final class FileDecisionLog: DecisionLog {
 
   /// Opens or makes the log at `path` (mode 0600) and reads what it holds. One process at a time.
   ///
-  /// - Parameter byteLimit: in bytes; reading a log takes memory in proportion to it.
+  /// `byteLimit`: in bytes; reading a log takes memory in proportion to it.
   /// - Throws: `notALog` for a file of another kind, which stays as it is; `inUse`; `permissionDenied`; `full`; `inputOutput`.
   public static func open(
     path: String, byteLimit: Int = 64 << 20

@@ -7,7 +7,7 @@ extension Policy {
 
   /// Everything that is wrong with this policy, in order; a policy with an error in it is not used.
   ///
-  /// - Parameter knownClasses: the classes of the rules in use; nil when they are not known.
+  /// `knownClasses`: the classes of the rules in use; nil when they are not known.
   public func validate(knownClasses: Set<String>? = nil) -> [Diagnostic] {
     var found: [Diagnostic] = []
     func error(_ message: String, _ remedy: String) { found.append(Diagnostic(.error, message, remedy: remedy)) }

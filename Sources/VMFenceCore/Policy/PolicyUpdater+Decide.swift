@@ -7,9 +7,8 @@ extension PolicyUpdater {
     var keepsCount = false
   }
 
-  /// - Parameters:
-  ///   - isForgeable: nothing but evidence that anybody can forge speaks for it.
-  ///   - isReportOnly: and the rule does not count such evidence.
+  /// - `isForgeable`: nothing but evidence that anybody can forge speaks for it.
+  /// - `isReportOnly`: and the rule does not count such evidence.
   mutating func decide(
     _ observation: Observation, _ rule: PolicyRule, _ subject: Subject, isForgeable: Bool, isReportOnly: Bool
   ) -> Outcome {

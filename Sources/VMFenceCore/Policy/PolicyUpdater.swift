@@ -90,7 +90,7 @@ public struct PolicyUpdater: Sendable {
 
   /// Blocks on the administrator's word: the never-block list holds, evidence, caps and ladders do not matter.
   ///
-  /// - Parameter incarnation: the domain; nil for all of the host.
+  /// `incarnation`: the domain; nil for all of the host.
   public mutating func block(
     _ network: IPNetwork, for incarnation: Incarnation?, duration: Duration, reason: String, at time: Timestamp
   ) throws(PolicyError) -> [Decision] {

@@ -45,9 +45,8 @@ public final class DetectorChannel: @unchecked Sendable {
     }
   }
 
-  /// - Parameters:
-  ///   - down: zeroed; what the supervisor writes: `downBytes(_:)` long.
-  ///   - up: zeroed; what the detector writes: `upBytes(_:)` long.
+  /// - `down`: zeroed; what the supervisor writes: `downBytes(_:)` long.
+  /// - `up`: zeroed; what the detector writes: `upBytes(_:)` long.
   package init(
     configuration: DetectorChannelConfiguration, down: SharedRegion, up: SharedRegion
   ) throws(DetectorError) {

@@ -68,7 +68,7 @@ public final class DetectorPool<Backend: DetectorBackend> {
   /// Until when capture times are believed: a frame may carry any time.
   private var horizon: Timestamp
 
-  /// - Parameter rules: chooses the rules for a domain; called often, so it should keep what it compiled.
+  /// `rules`: chooses the rules for a domain; called often, so it should keep what it compiled.
   public init(
     backend: Backend, configuration: Configuration = .init(), at time: Timestamp,
     rules: @escaping (DomainDescription) -> Rules?

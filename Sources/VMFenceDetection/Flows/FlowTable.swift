@@ -23,9 +23,8 @@ struct FlowTable: ~Copyable {
   private(set) var evicted: UInt64 = 0
   private(set) var evictedEstablished: UInt64 = 0
 
-  /// - Parameters:
-  ///   - capacity: flows at the most; rounded down to whole buckets, one at least.
-  ///   - key: secret.
+  /// - `capacity`: flows at the most; rounded down to whole buckets, one at least.
+  /// - `key`: secret.
   init(capacity: Int, key: (UInt64, UInt64)) {
     buckets = max(1, min(capacity, 1 << 26) / Self.bucketPlaces)
     tags = ZeroedTable(count: buckets * Self.bucketPlaces)
@@ -46,7 +45,7 @@ struct FlowTable: ~Copyable {
 
   /// Finds or makes the packet's flow and follows it.
   ///
-  /// - Parameter packet: IPv4 or IPv6, no fragment.
+  /// `packet`: IPv4 or IPv6, no fragment.
   mutating func see(_ packet: DecodedPacket, at time: Timestamp) -> Sighting {
     let (key, isForward) = FlowKey.make(packet)
     let hash = placeHash.hash(key)

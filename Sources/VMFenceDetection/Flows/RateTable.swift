@@ -49,7 +49,7 @@ struct RateTable: ~Copyable {
   private let nameHash: KeyedHash
   private(set) var evicted: UInt64 = 0
 
-  /// - Parameter key: secret.
+  /// `key`: secret.
   init(key: (UInt64, UInt64)) {
     placeHash = KeyedHash(key: (key.0 ^ 0x7261_7465_706C_6163, key.1))
     nameHash = KeyedHash(key: (key.1 ^ 0x7261_7465_6E61_6D65, key.0))

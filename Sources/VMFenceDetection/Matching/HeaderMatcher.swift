@@ -19,7 +19,7 @@ struct HeaderMatcher: BitwiseCopyable {
     portRanges = sections[.portRanges].offset
   }
 
-  /// - Parameter hasTransport: whether the transport header is that of a whole datagram, not of a fragment.
+  /// `hasTransport`: whether the transport header is that of a whole datagram, not of a fragment.
   func matches(_ index: Int, _ packet: DecodedPacket, hasTransport: Bool, _ image: RawSpan) -> Bool {
     let record = headers + index * HeaderRecord.stride
     let hasPorts = hasTransport && (packet.transport == .tcp || packet.transport == .udp)

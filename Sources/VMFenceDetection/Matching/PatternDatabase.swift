@@ -80,7 +80,7 @@ enum PatternDatabase {
 
   /// The size of the database that lies at `start`, by its own header; nil when this library cannot use it.
   ///
-  /// - Parameter start: the beginning of 64 readable bytes at least, at a multiple of 64.
+  /// `start`: the beginning of 64 readable bytes at least, at a multiple of 64.
   @unsafe
   static func size(at start: UnsafeRawPointer) -> Int? {
     var size = 0

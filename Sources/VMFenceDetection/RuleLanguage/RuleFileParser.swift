@@ -30,7 +30,7 @@ package struct RuleFileParser {
   private var patternTotal = 0
   private var unlisted = 0
 
-  /// - Parameter variables: by name without the dollar sign; they go before those that the file defines.
+  /// `variables`: by name without the dollar sign; they go before those that the file defines.
   package static func parse(_ source: RuleSource, variables: [String: String]) -> ParsedRules {
     var context = RuleContext(variables: variables)
     return parse(source, in: &context)

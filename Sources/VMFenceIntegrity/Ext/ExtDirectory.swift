@@ -16,9 +16,8 @@ struct ExtDirectoryBlock {
 
   /// Reads entries until the end of the block or the first record that cannot be.
   ///
-  /// - Parameters:
-  ///   - bytes: one block.
-  ///   - isFirst: the directory's first block, where `.` and `..` stand.
+  /// - `bytes`: one block.
+  /// - `isFirst`: the directory's first block, where `.` and `..` stand.
   init(_ bytes: RawSpan, superblock: ExtSuperblock, isFirst: Bool) {
     parse(bytes, superblock: superblock, isFirst: isFirst)
   }

@@ -30,9 +30,8 @@ public struct ExtSuperblock: Hashable, Sendable {
   /// More groups than this (8 TiB in blocks of 1 KiB, 128 TiB in blocks of 4 KiB) are refused.
   static let groupCountLimit = 1 << 20
 
-  /// - Parameters:
-  ///   - bytes: the 1,024 bytes from byte 1,024 of the disk on.
-  ///   - diskSize: in bytes; a file system larger than its disk is refused.
+  /// - `bytes`: the 1,024 bytes from byte 1,024 of the disk on.
+  /// - `diskSize`: in bytes; a file system larger than its disk is refused.
   public init(_ bytes: RawSpan, diskSize: UInt64) throws(IntegrityError) {
     guard bytes.byteCount >= Self.size else {
       throw IntegrityError(.truncated, "the disk ends inside the superblock", remedy: "give the whole image")

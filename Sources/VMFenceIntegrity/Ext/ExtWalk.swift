@@ -158,7 +158,7 @@ extension ExtFileSystem {
 
   /// Where the contents of a file lie, in the order of the file; holes are left out.
   ///
-  /// - Parameter blocks: how many more blocks may be looked at; what was looked at is taken from it.
+  /// `blocks`: how many more blocks may be looked at; what was looked at is taken from it.
   public func extents(of file: ExtListing, blocks: inout Int, damage: inout DamageLog) -> [ExtExtent] {
     guard file.inode.hasBlocks(blockSize: blockSize) else { return [] }
     if file.inode.size > fileSizeLimit {

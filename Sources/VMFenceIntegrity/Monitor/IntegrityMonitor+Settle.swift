@@ -3,7 +3,7 @@ internal import VMFenceCore
 extension IntegrityMonitor {
   /// Tells what changed since the last settling.
   ///
-  /// - Parameter isFinal: nothing is left for later.
+  /// `isFinal`: nothing is left for later.
   mutating func settle(at time: Timestamp, isFinal: Bool = false) {
     let moment = Moment(sequence: now?.sequence ?? 0, time: time)
     firstChange = nil

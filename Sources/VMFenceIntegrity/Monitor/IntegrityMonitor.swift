@@ -139,9 +139,8 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
   /// then lets every request pass, says in `blindness` and by a damage event why, and looks again when a superblock
   /// is written.
   ///
-  /// - Parameters:
-  ///   - reader: must show, at each request, what the requests allowed before have written.
-  ///   - time: for the events about what is damaged at the start.
+  /// - `reader`: must show, at each request, what the requests allowed before have written.
+  /// - `time`: for the events about what is damaged at the start.
   public init(_ reader: any DiskReader, configuration: Configuration, at time: Timestamp) {
     self.configuration = configuration
     self.reader = reader
@@ -232,7 +231,7 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
 
   /// One event for each inode with damage that was not told before.
   ///
-  /// - Parameter isFinal: what may still mend is told too.
+  /// `isFinal`: what may still mend is told too.
   mutating func reportDamage(at moment: Moment, isFinal: Bool) {
     guard let found = view?.damage.drain(), found.count > 0 || !suspects.isEmpty else { return }
     var certain: [Damage] = []

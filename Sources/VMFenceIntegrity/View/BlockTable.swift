@@ -41,9 +41,8 @@ package struct BlockTable: Sendable {
   private let limit: Int
   private let key: (UInt64, UInt64)
 
-  /// - Parameters:
-  ///   - limit: how many uses are held at the most.
-  ///   - hashKey: secret where a live guest chooses the blocks.
+  /// - `limit`: how many uses are held at the most.
+  /// - `hashKey`: secret where a live guest chooses the blocks.
   package init(limit: Int, hashKey: (UInt64, UInt64)) {
     self.limit = limit
     key = hashKey

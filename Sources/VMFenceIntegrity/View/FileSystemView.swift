@@ -59,7 +59,7 @@ public struct FileSystemView: Sendable {
 
   /// Reads the file system and finds what the policy protects.
   ///
-  /// - Parameter hashKey: keys the table of blocks; drawn at random where a live guest chooses them.
+  /// `hashKey`: keys the table of blocks; drawn at random where a live guest chooses them.
   /// - Throws: when there is no file system that can be followed. Damage inside of one is reported in `damage`.
   public init(
     _ reader: any DiskReader, policy: ProtectionPolicy, limits: WalkLimits = WalkLimits(),
