@@ -24,16 +24,22 @@ public struct DecisionLogRecovery: Sendable, Hashable {
   }
 }
 
-/// A log that is gone with the process, for replays and tests.
+/// A log that is gone with the process, for replays and tests. It keeps the last `capacity` decisions.
 public final class MemoryDecisionLog: DecisionLog {
   private let contents = Mutex<[Decision]>([])
+
+  public static let capacity = 65_536
 
   public init() {}
 
   public var decisions: [Decision] { contents.withLock { $0 } }
 
   public func append(_ decisions: [Decision]) throws(DecisionLogError) {
-    contents.withLock { $0 += decisions }
+    contents.withLock {
+      $0 += decisions
+      // In one go from time to time, so that each append costs little.
+      if $0.count >= 2 * Self.capacity { $0.removeFirst($0.count - Self.capacity) }
+    }
   }
 
   public func sync() throws(DecisionLogError) {}
