@@ -102,6 +102,8 @@ extension DetectorPool {
 
   func checkDetectors(at time: Timestamp) {
     for entry in slots.compactMap(\.self) {
+      // One that hung up would end every sleep of the driver at once.
+      if entry.isAnswering, entry.channel?.endWait() == false { expectEnd(entry, at: time) }
       checkDetector(entry, at: time)
       checkProgress(entry, at: time)
     }
