@@ -38,6 +38,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   private let decisions = RecordingEventSink()
   private let sink: EVEFileSink?
   private let rules: ReloadableRules
+  private let configured: ConfiguredDomains
   private let hashKey: (UInt64, UInt64)
   private var membership: UInt64?
   private var kernelDrops: [String: UInt64] = [:]
@@ -57,6 +58,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     var inspector = configuration.inspector
     (inspector.hashKeyLow, inspector.hashKeyHigh) = hashKey
     let configured = ConfiguredDomains(configuration)
+    self.configured = configured
     pool = DetectorPool(
       backend: backend,
       configuration: .init(
@@ -97,11 +99,14 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
         nextSlow = now + Self.slowInterval
         try openCaptures()
         noteKernelDrops(at: now)
+        noteSinkProblem()
         await coordinator.advance(to: now)
       }
       if now >= nextTick {
         nextTick = now + Self.tickInterval
-        _ = hypervisor.advance(to: now)
+        for step in hypervisor.advance(to: now) where step.step.event == .configured {
+          configured.insert(step.domain.uuid)
+        }
         let snapshot = hypervisor.look()
         snapshot.domains.forEach(directory.update)
         pool.update(.snapshot(snapshot), at: now)
@@ -187,13 +192,19 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   }
 
   private var extra: [Event] = []
+  private var sourceAlerts = SourceAlertPace()
+  private var sinkHasProblem = false
+
+  private func noteSinkProblem() {
+    let problem = sink?.problem
+    if let problem, !sinkHasProblem { report("\(problem.message) (\(problem.remedy))") }
+    if problem == nil, sinkHasProblem { report("events are written again; \(sink?.counters.linesLost ?? 0) were lost") }
+    sinkHasProblem = problem != nil
+  }
 
   /// Waits for frames or verdicts.
   private func wait() {
-    var descriptors = captures.map { pollfd(fd: $0.source.pollDescriptor, events: Int16(POLLIN), revents: 0) }
-    descriptors += pool.pollDescriptors.map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
-    // SAFETY: the array has as many entries as said, and poll(2) writes into them only.
-    _ = unsafe poll(&descriptors, nfds_t(descriptors.count), Int32(Self.patience.wholeNanoseconds / 1_000_000))
+    pool.wait(upTo: Self.patience, alsoFor: captures.map { $0.source.pollDescriptor })
   }
 
   private func refreshTable(at now: Timestamp) throws(ReplayFailure) {
@@ -208,7 +219,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   // MARK: Events
 
   private func tell(at now: Timestamp) async {
-    let events = extra + pool.takeEvents() + dispatcher.drainAlerts(at: now).map { Event.platform($0) }
+    let events = extra + pool.takeEvents() + sourceAlerts.drain(&dispatcher, at: now)
     extra = []
     for event in events {
       if case .lifecycle(let report) = event, case .transition(_, _, let state) = report.kind {

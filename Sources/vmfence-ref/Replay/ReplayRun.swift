@@ -39,6 +39,7 @@ final class ReplayRun<Backend: DetectorBackend> where Backend.Rules == SnortRule
   private var lookupGeneration: UInt64 = 0
   private var pending: [Event] = []
   private var tally = ReplayTally()
+  private var sourceAlerts = SourceAlertPace()
 
   init(
     _ scenario: Scenario, rules: RuleSelection, backend: Backend, captures: [(file: ScenarioCapture, size: Int64)],
@@ -128,7 +129,7 @@ final class ReplayRun<Backend: DetectorBackend> where Backend.Rules == SnortRule
           .error, "a detector did not answer within 30 seconds",
           remedy: "run again with `detectors: thread` to see where"))
     }
-    var events = pool.takeEvents() + dispatcher.drainAlerts(at: time).map { Event.platform($0) }
+    var events = pool.takeEvents() + sourceAlerts.drain(&dispatcher, at: time)
     for disk in disks { events += disk.advance(to: time).map { Event.file($0) } }
     // Stable: what has the same time stays in the order of domains.
     let ordered = events.enumerated().sorted { ($0.element.time, $0.offset) < ($1.element.time, $1.offset) }
