@@ -30,5 +30,21 @@ let package = Package(
         .product(name: "VMFenceCapture", package: "vmfence"),
         .product(name: "VMFenceDetection", package: "vmfence"),
       ], swiftSettings: strict),
+    // The ring between two processes: `ring` is the supervisor, `ring-detector` what it starts.
+    .target(
+      name: "RingBenchmark",
+      dependencies: [
+        .product(name: "VMFenceCore", package: "vmfence"), .product(name: "VMFencePackets", package: "vmfence"),
+      ], swiftSettings: strict),
+    .executableTarget(
+      name: "ring",
+      dependencies: [
+        "RingBenchmark", "CBaseline",
+        .product(name: "VMFenceCore", package: "vmfence"),
+        .product(name: "VMFenceProcess", package: "vmfence"),
+      ], swiftSettings: strict),
+    .executableTarget(
+      name: "ring-detector",
+      dependencies: ["RingBenchmark", .product(name: "VMFenceProcess", package: "vmfence")], swiftSettings: strict),
   ]
 )

@@ -6,21 +6,12 @@
 ///
 /// One thread at a time uses a channel and the handle of its detector. `enqueue` and `collect` allocate nothing.
 public final class DetectorChannel: @unchecked Sendable {
-  // Not synchronised: the contract above makes one thread at a time its user, and the values move between threads with it.
-  private var packets: PacketRingWriter
-  private var verdicts: VerdictRingReader
-  private var detectorSleep: SleepWord
-  private var ownSleep: SleepWord
-  private var link: DetectorSocket?
-  private var attached = false
-  private var failure: DetectorError?
-  /// The rule sets that packets in the ring may have been inspected with, oldest first: how many rules each has.
-  private var ruleCounts: [(generation: UInt32, count: Int)] = []
-  private var alerts: [AlertRecord]
-  private var tally = DetectorChannelCounters()
+  // Not synchronised: the contract above makes one thread at a time its user, and the value moves between threads with
+  // it. All in one, so that a packet costs one check for overlapping access and not ten.
+  private var state: DetectorChannelState
 
   /// The generation that packets enqueued now carry. Rises by one with each rule set.
-  public private(set) var generation: UInt32 = 0
+  public var generation: UInt32 { state.generation }
 
   package let down: SharedRegion
   package let up: SharedRegion
@@ -55,13 +46,7 @@ public final class DetectorChannel: @unchecked Sendable {
     self.configuration = configuration
     self.down = down
     self.up = up
-    packets = PacketRingWriter(
-      region: down, capacity: configuration.packetRingBytes, snapLength: configuration.snapLength)
-    verdicts = VerdictRingReader(up: up, down: down, capacity: configuration.verdictRingBytes)
-    detectorSleep = SleepWord(up, RingLayout.detectorSleep)
-    ownSleep = SleepWord(down, RingLayout.supervisorSleep)
-    alerts = []
-    alerts.reserveCapacity(InspectionOutput.capacity)
+    state = DetectorChannelState(configuration: configuration, down: down, up: up)
   }
 
   package static func downBytes(_ configuration: DetectorChannelConfiguration) -> Int {
@@ -83,26 +68,10 @@ public final class DetectorChannel: @unchecked Sendable {
 
   /// Copies one frame into the ring. What exceeds the configuration's snap length is cut.
   @discardableResult
-  public func enqueue(_ frame: FrameMetadata, _ bytes: RawSpan) -> EnqueueOutcome {
-    guard let id = packets.append(frame, bytes, generation: generation) else {
-      tally.refused &+= 1
-      return .full
-    }
-    tally.enqueuedBytes &+= UInt64(bytes.byteCount)
-    if bytes.byteCount > packets.snapLength { tally.cut &+= 1 }
-    return .queued(id: id)
-  }
+  public func enqueue(_ frame: FrameMetadata, _ bytes: RawSpan) -> EnqueueOutcome { state.enqueue(frame, bytes) }
 
   /// Shows the detector what was enqueued, and wakes it if it sleeps.
-  public func publish() {
-    if packets.publish() { wakeDetectorIfAsleep() }
-  }
-
-  private func wakeDetectorIfAsleep() {
-    guard attached, detectorSleep.mustRing() else { return }
-    tally.bells &+= 1
-    link?.ring()
-  }
+  public func publish() { state.publish() }
 
   // MARK: Verdicts out
 
@@ -116,77 +85,38 @@ public final class DetectorChannel: @unchecked Sendable {
   public func collect(
     _ body: (borrowing PacketVerdict, Span<AlertRecord>) -> Void
   ) throws(DetectorError) -> Int {
-    if let failure { throw failure }
-    do throws(DetectorError) {
-      var available = try verdicts.available()
-      guard available > 0 else { return 0 }
-      var taken = 0
-      while available > 0 {
-        try collectOne(&available, body)
-        taken += 1
+    var available = try state.beginCollecting()
+    guard available > 0 else { return 0 }
+    var taken = 0
+    while available > 0 {
+      let (verdict, hasAlerts) = try state.take(&available)
+      if hasAlerts {
+        // Taken out meanwhile: the body may use this channel.
+        let found = exchange(&state.alerts, with: [])
+        body(verdict, found.span)
+        state.alerts = found
+      } else {
+        body(verdict, Span())
       }
-      verdicts.publishHead()
-      wakeDetectorIfAsleep()
-      return taken
-    } catch {
-      failure = error
-      tally.violations &+= 1
-      throw error
+      taken += 1
     }
-  }
-
-  @inline(__always)
-  private func collectOne(
-    _ available: inout UInt64, _ body: (borrowing PacketVerdict, Span<AlertRecord>) -> Void
-  ) throws(DetectorError) {
-    let record = try verdicts.takeHeader(available: &available)
-    guard let slot = try packets.headSlot() else {
-      throw verdicts.violation("a verdict for packet \(record.id), which it was never given")
-    }
-    guard record.id == slot.id else {
-      throw verdicts.violation("a verdict for packet \(record.id) where that of \(slot.id) was due")
-    }
-    let rules = ruleSet(of: slot)
-    guard record.rule == .max ? record.verdict == .pass : record.rule < rules.count else {
-      throw verdicts.violation("a verdict by rule \(record.rule), which does not exist")
-    }
-    if record.alertCount > 0 {
-      alerts.removeAll(keepingCapacity: true)
-      for index in 0..<record.alertCount { alerts.append(try verdicts.alert(index, ruleCount: rules.count)) }
-    }
-    packets.release(slot)
-    tally.alerts &+= UInt64(record.alertCount)
-    tally.alertsLost &+= UInt64(record.overflow)
-    let verdict = PacketVerdict(
-      id: record.id, generation: rules.generation, verdict: record.verdict, rule: record.rule,
-      overflow: record.overflow, timestamp: slot.frame.timestamp, port: slot.frame.port)
-    if record.alertCount == 0 {
-      body(verdict, Span())
-    } else {
-      // Taken out meanwhile, so that a body that uses this channel meets no exclusive access.
-      let found = exchange(&alerts, with: [])
-      body(verdict, found.span)
-      alerts = found
-    }
-  }
-
-  /// The rule set that `slot` is inspected with: its own generation's, or, when the detector began with a later one, that.
-  @inline(__always)
-  private func ruleSet(of slot: PacketSlot) -> (generation: UInt32, count: Int) {
-    while ruleCounts.count > 1, ruleCounts[1].generation <= slot.generation { ruleCounts.removeFirst() }
-    return ruleCounts.first ?? (0, 0)
+    state.endCollecting()
+    return taken
   }
 
   /// Packets that have no verdict yet, published or not.
-  public var outstanding: Int { Int(packets.nextID - packets.headID) }
+  public var outstanding: Int { Int(state.packets.nextID - state.packets.headID) }
 
   /// The packet whose verdict was handed over last, or that was skipped last; nil before the first.
-  public var lastAnsweredID: UInt64? { packets.headID == 0 ? nil : packets.headID - 1 }
+  public var lastAnsweredID: UInt64? {
+    let next = state.packets.headID
+    return next == 0 ? nil : next - 1
+  }
 
   public var counters: DetectorChannelCounters {
-    var result = tally
-    result.enqueued = packets.nextID
-    result.answered = packets.headID - tally.skipped
+    var result = state.tally
+    result.enqueued = state.packets.nextID
+    result.answered = state.packets.headID - result.skipped
     return result
   }
 
@@ -207,9 +137,9 @@ public final class DetectorChannel: @unchecked Sendable {
       guard beginWait() else { return .verdicts }
       let remaining = deadline - MonotonicTime.now()
       let milliseconds = remaining <= 0 ? 0 : min(remaining / 1_000_000 + 1, Int64(Int32.max))
-      let result = link?.wait(milliseconds: Int32(milliseconds)) ?? .gone
+      let result = state.link?.wait(milliseconds: Int32(milliseconds)) ?? .gone
       let isOpen = endWait() && result != .gone
-      if verdicts.hasNews { return .verdicts }
+      if state.verdicts.hasNews { return .verdicts }
       if !isOpen { return .gone }
       // A bell that was rung for an earlier wait may have ended this one.
       if remaining <= 0 { return .timedOut }
@@ -219,65 +149,58 @@ public final class DetectorChannel: @unchecked Sendable {
   /// For waiting on many channels at once: announces that the supervisor sleeps. False: there are verdicts, do not wait. True:
   /// poll `pollDescriptor` for input, and call `endWait()` afterwards.
   public func beginWait() -> Bool {
-    ownSleep.announce()
-    guard verdicts.hasNews else { return true }
-    ownSleep.withdraw()
+    state.ownSleep.announce()
+    guard state.verdicts.hasNews else { return true }
+    state.ownSleep.withdraw()
     return false
   }
 
   /// Ends what `beginWait()` began, and takes the bells that were rung. False: the detector is gone, or none is attached.
   @discardableResult
   public func endWait() -> Bool {
-    ownSleep.withdraw()
-    return link?.drain() ?? false
+    state.ownSleep.withdraw()
+    return state.link?.drain() ?? false
   }
 
   /// Readable when the detector rang, or is gone; nil while none is attached.
-  public var pollDescriptor: Int32? { link?.descriptor }
+  public var pollDescriptor: Int32? { state.link?.descriptor }
 
   // MARK: Detectors, one after the other
 
   /// Prepares the shared memory for a new detector that begins at the first packet without a verdict, with a rule set of
   /// `ruleCount` rules and a generation of its own. The backend calls this before it starts the detector.
   package func attach(ruleCount: Int, socket: consuming DetectorSocket) throws(DetectorError) {
-    guard !attached else {
+    guard !state.attached else {
       throw DetectorError(
         .launchFailed, "the channel has a detector already", remedy: "call kill() on its handle first, dead or not")
     }
-    let first = advanceGeneration(ruleCount: ruleCount)
-    ruleCounts.removeFirst(ruleCounts.count - 1)
-    verdicts.reset()
-    detectorSleep.reset()
-    ownSleep.withdraw()
-    failure = nil
-    _ = packets.publish()
+    state.beginAnew(ruleCount: ruleCount)
     let control = down.area(0, count: RingLayout.controlBytes)
-    control.store(packets.head, at: RingLayout.startPosition)
-    control.store(packets.headID, at: RingLayout.startID)
-    control.store(first, at: RingLayout.startGeneration)
-    link = consume socket
-    attached = true
+    control.store(state.packets.head, at: RingLayout.startPosition)
+    control.store(state.packets.headID, at: RingLayout.startID)
+    control.store(state.generation, at: RingLayout.startGeneration)
+    state.link = consume socket
+    state.attached = true
   }
 
   /// The detector is gone for good: nobody else writes to the shared memory any more. What it had published stays to be
   /// collected until the next one is attached.
   package func detach() {
-    link = nil
-    attached = false
+    state.link = nil
+    state.attached = false
   }
 
   /// Starts a new generation: packets enqueued from now on are inspected with `ruleCount` other rules. The backend calls
   /// this when it has handed the rules over.
   @discardableResult
   package func advanceGeneration(ruleCount: Int) -> UInt32 {
-    generation += 1
-    ruleCounts.append((generation, ruleCount))
-    return generation
+    state.advanceGeneration(ruleCount: ruleCount)
+    return state.generation
   }
 
   /// Calls `body` with the socket to the detector, if one is attached.
   package func withSocket<Result>(_ body: (borrowing DetectorSocket) -> Result) -> Result? {
-    guard let descriptor = link?.descriptor else { return nil }
+    guard let descriptor = state.link?.descriptor else { return nil }
     let borrowed = DetectorSocket(adopting: descriptor)
     let result = body(borrowed)
     _ = (consume borrowed).releaseDescriptor()
@@ -291,18 +214,18 @@ public final class DetectorChannel: @unchecked Sendable {
   ///
   /// - Throws: `violation` when the shared memory does not hold that packet any more (a thread wrote where it must not).
   public func headPacket() throws(DetectorError) -> (id: UInt64, frame: FrameMetadata, bytes: [UInt8])? {
-    guard let slot = try packets.headSlot() else { return nil }
-    return (slot.id, slot.frame, packets.withBytes(of: slot) { $0.copiedBytes() })
+    guard let slot = try state.packets.headSlot() else { return nil }
+    return (slot.id, slot.frame, state.packets.withBytes(of: slot) { $0.copiedBytes() })
   }
 
   /// Passes over the first packet without a verdict, and returns it as evidence. Collect everything first.
   ///
   /// - Precondition: no detector is attached.
   public func skipHeadPacket() throws(DetectorError) -> (id: UInt64, frame: FrameMetadata, bytes: [UInt8])? {
-    precondition(!attached, "a packet may be skipped only while no detector runs")
-    guard let result = try headPacket(), let slot = try packets.headSlot() else { return nil }
-    packets.release(slot)
-    tally.skipped &+= 1
+    precondition(!state.attached, "a packet may be skipped only while no detector runs")
+    guard let result = try headPacket(), let slot = try state.packets.headSlot() else { return nil }
+    state.packets.release(slot)
+    state.tally.skipped &+= 1
     return result
   }
 }

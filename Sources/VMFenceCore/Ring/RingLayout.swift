@@ -53,8 +53,8 @@ package enum RingLayout {
   static let startID = 392
   static let startGeneration = 400
 
-  static let verdictTail = 0
-  static let detectorSleep = 128
+  package static let verdictTail = 0
+  package static let detectorSleep = 128
 
   static let slotHeader = 40
   static let slotAlignment = 8

@@ -1,0 +1,4 @@
+import RingBenchmark
+import VMFenceProcess
+
+ProcessDetectorMain.run(MeasuredInspector.self)

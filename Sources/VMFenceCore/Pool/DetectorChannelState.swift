@@ -1,0 +1,132 @@
+/// What a `DetectorChannel` holds, and what it does for each packet.
+struct DetectorChannelState: ~Copyable {
+  var packets: PacketRingWriter
+  var verdicts: VerdictRingReader
+  var detectorSleep: SleepWord
+  var ownSleep: SleepWord
+  var link: DetectorSocket?
+  var attached = false
+  var generation: UInt32 = 0
+  /// The alerts of the record that was taken last; its storage is used again.
+  var alerts: [AlertRecord] = []
+  var tally = DetectorChannelCounters()
+  private var failure: DetectorError?
+  /// The rule sets that packets in the ring may have been inspected with, oldest first: how many rules each has.
+  private var ruleCounts: [(generation: UInt32, count: Int)] = []
+
+  init(configuration: DetectorChannelConfiguration, down: SharedRegion, up: SharedRegion) {
+    packets = PacketRingWriter(
+      region: down, capacity: configuration.packetRingBytes, snapLength: configuration.snapLength)
+    verdicts = VerdictRingReader(up: up, down: down, capacity: configuration.verdictRingBytes)
+    detectorSleep = SleepWord(up, RingLayout.detectorSleep)
+    ownSleep = SleepWord(down, RingLayout.supervisorSleep)
+    alerts.reserveCapacity(InspectionOutput.capacity)
+  }
+
+  mutating func enqueue(_ frame: FrameMetadata, _ bytes: RawSpan) -> DetectorChannel.EnqueueOutcome {
+    guard let id = packets.append(frame, bytes, generation: generation) else {
+      tally.refused &+= 1
+      return .full
+    }
+    tally.enqueuedBytes &+= UInt64(bytes.byteCount)
+    if bytes.byteCount > packets.snapLength { tally.cut &+= 1 }
+    return .queued(id: id)
+  }
+
+  mutating func publish() {
+    if packets.publish() { wakeDetectorIfAsleep() }
+  }
+
+  private mutating func wakeDetectorIfAsleep() {
+    guard attached, detectorSleep.mustRing() else { return }
+    tally.bells &+= 1
+    link?.ring()
+  }
+
+  // MARK: Collecting
+
+  /// How many bytes of verdict records there are.
+  mutating func beginCollecting() throws(DetectorError) -> UInt64 {
+    if let failure { throw failure }
+    do throws(DetectorError) {
+      return try verdicts.available()
+    } catch {
+      throw fail(error)
+    }
+  }
+
+  mutating func endCollecting() {
+    verdicts.publishHead()
+    wakeDetectorIfAsleep()
+  }
+
+  /// Takes one verdict; its alerts, if it has any, are then in `alerts`.
+  mutating func take(
+    _ available: inout UInt64
+  ) throws(DetectorError) -> (verdict: PacketVerdict, hasAlerts: Bool) {
+    do throws(DetectorError) {
+      return try takeChecked(&available)
+    } catch {
+      throw fail(error)
+    }
+  }
+
+  private mutating func fail(_ error: DetectorError) -> DetectorError {
+    failure = error
+    tally.violations &+= 1
+    return error
+  }
+
+  @inline(__always)
+  private mutating func takeChecked(
+    _ available: inout UInt64
+  ) throws(DetectorError) -> (verdict: PacketVerdict, hasAlerts: Bool) {
+    let record = try verdicts.takeHeader(available: &available)
+    guard let slot = try packets.headSlot() else {
+      throw verdicts.violation("a verdict for packet \(record.id), which it was never given")
+    }
+    guard record.id == slot.id else {
+      throw verdicts.violation("a verdict for packet \(record.id) where that of \(slot.id) was due")
+    }
+    let rules = ruleSet(of: slot)
+    guard record.rule == .max ? record.verdict == .pass : record.rule < rules.count else {
+      throw verdicts.violation("a verdict by rule \(record.rule), which does not exist")
+    }
+    if record.alertCount > 0 {
+      alerts.removeAll(keepingCapacity: true)
+      for index in 0..<record.alertCount { alerts.append(try verdicts.alert(index, ruleCount: rules.count)) }
+    }
+    packets.release(slot)
+    tally.alerts &+= UInt64(record.alertCount)
+    tally.alertsLost &+= UInt64(record.overflow)
+    let verdict = PacketVerdict(
+      id: record.id, generation: rules.generation, verdict: record.verdict, rule: record.rule,
+      overflow: record.overflow, timestamp: slot.frame.timestamp, port: slot.frame.port)
+    return (verdict, record.alertCount > 0)
+  }
+
+  /// The rule set that `slot` is inspected with: its own generation's, or, when the detector began with a later one, that.
+  @inline(__always)
+  private mutating func ruleSet(of slot: PacketSlot) -> (generation: UInt32, count: Int) {
+    while ruleCounts.count > 1, ruleCounts[1].generation <= slot.generation { ruleCounts.removeFirst() }
+    return ruleCounts.first ?? (0, 0)
+  }
+
+  // MARK: Detectors and rule sets
+
+  /// Ready for a new detector, which begins at the first packet without a verdict with a rule set of its own.
+  mutating func beginAnew(ruleCount: Int) {
+    advanceGeneration(ruleCount: ruleCount)
+    ruleCounts.removeFirst(ruleCounts.count - 1)
+    verdicts.reset()
+    detectorSleep.reset()
+    ownSleep.withdraw()
+    failure = nil
+    _ = packets.publish()
+  }
+
+  mutating func advanceGeneration(ruleCount: Int) {
+    generation += 1
+    ruleCounts.append((generation, ruleCount))
+  }
+}
