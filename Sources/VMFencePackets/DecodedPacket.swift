@@ -99,9 +99,6 @@ public struct DecodeAnomalies: OptionSet, Hashable, Sendable, BitwiseCopyable {
   @inlinable public static var badHeaderLength: DecodeAnomalies { DecodeAnomalies(rawValue: 1 << 5) }
   /// The datagram's own length is more than was captured (or less than its headers).
   @inlinable public static var badDatagramLength: DecodeAnomalies { DecodeAnomalies(rawValue: 1 << 6) }
-  /// Never set by decoding, which does not know whether the checksum has been computed: for whoever verified it and wants it kept
-  /// with the packet (`verifyChecksums(in:)`).
-  @inlinable public static var badIPv4Checksum: DecodeAnomalies { DecodeAnomalies(rawValue: 1 << 7) }
   @inlinable public static var truncatedTransport: DecodeAnomalies { DecodeAnomalies(rawValue: 1 << 8) }
   @inlinable public static var badTransportLength: DecodeAnomalies { DecodeAnomalies(rawValue: 1 << 9) }
   @inlinable public static var tooManyExtensionHeaders: DecodeAnomalies { DecodeAnomalies(rawValue: 1 << 10) }
