@@ -244,10 +244,13 @@ import VMFenceDetection
     #expect(error?.place?.line == 2)
   }
 
-  @Test("no rule file gives an engine that follows flows and says nothing")
+  @Test("an empty rule set is refused by the front; the engine itself follows flows and says nothing")
   func noRules() throws {
-    let result = try SnortRuleEngine().compile(RuleCompilationRequest(sources: []))
-    var engine = try EngineUnderTest(result.rules)
+    let error = #expect(throws: RuleCompilationError.self) {
+      try SnortRuleEngine().compile(RuleCompilationRequest(sources: []))
+    }
+    #expect(error?.code == .noRules)
+    var engine = try EngineUnderTest(try SnortRules(compiling: []))
     for frame in EngineFrames.sample { #expect(engine.inspect(frame) == []) }
     #expect(engine.statistic("flows").map { $0 > 0 } == true)
   }
