@@ -148,7 +148,7 @@ extension DetectorPool {
   /// The detector is dead, or must die because it cannot be trusted any more. Alerts, passes over a packet that killed it twice, and lets
   /// the tracker start another.
   ///
-  /// - Parameter isSuspicious: the packet that it was at may be the reason, although it did not crash.
+  /// `isSuspicious`: the packet that it was at may be the reason, although it did not crash.
   func lose(
     _ entry: GuardedDomain<Rules>, because reason: String, isSuspicious: Bool = false, at time: Timestamp
   ) {
