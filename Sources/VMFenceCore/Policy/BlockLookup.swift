@@ -21,6 +21,8 @@ public struct BlockLookup: Sendable {
   private var v4Prefixes = PrefixCounts(width: 32)
   private var v6Prefixes = PrefixCounts(width: 128)
   private var hasQuarantine = false
+  private var hasHostBlock = false
+  private var hasDomainBlock = false
   private let hash: KeyedHash
 
   /// `key`: of the table's hash. Addresses in it come from the network, so in a live system it is secret; what is found
@@ -50,7 +52,8 @@ public struct BlockLookup: Sendable {
     let prefixes = address.family == .v4 ? v4Prefixes.inUse : v6Prefixes.inUse
     for prefix in prefixes {
       let base = address.masked(prefix: prefix)
-      if let found = find(base, UInt8(prefix), domain, time) ?? find(base, UInt8(prefix), nil, time) { return found }
+      if hasDomainBlock, let found = find(base, UInt8(prefix), domain, time) { return found }
+      if hasHostBlock, let found = find(base, UInt8(prefix), nil, time) { return found }
     }
     return nil
   }
@@ -79,6 +82,7 @@ public struct BlockLookup: Sendable {
       guard !entry.isHost else { return }
       hasQuarantine = true
     case .block(let network):
+      if entry.isHost { hasHostBlock = true } else { hasDomainBlock = true }
       entry.address = network.base
       entry.prefix = network.prefix
       if network.base.family == .v4 {
