@@ -7,7 +7,7 @@ import VMFenceDetection
   /// All contents from `level` on, by trying everything.
   private func reference(_ tests: [RuleTest], _ payload: [UInt8], level: Int = 0, cursor: Int = 0) -> Bool {
     guard level < tests.count else { return true }
-    guard case .content(let content) = tests[level] else {
+    guard let content = tests[level].content else {
       return reference(tests, payload, level: level + 1, cursor: cursor)
     }
     var low = max(0, Int(content.offset ?? 0))

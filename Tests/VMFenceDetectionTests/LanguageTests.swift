@@ -117,7 +117,7 @@ struct LanguageHeadTests {
 struct LanguageOptionTests {
   private func content(_ dialect: RuleDialect, _ options: String) throws -> ContentTest {
     let rule = try onlyRule(dialect, options: options)
-    guard case .content(let test)? = rule.tests.last else { throw NotAContent() }
+    guard let test = rule.tests.last?.content else { throw NotAContent() }
     return test
   }
   private struct NotAContent: Error {}
@@ -132,7 +132,7 @@ struct LanguageOptionTests {
         file: "x",
         text: Array("alert tcp any any -> any any (content:\"".utf8) + [0xFF, 0xC3] + Array("\"; sid:1;)".utf8),
         dialect: .snort2), variables: [:])
-    guard case .content(let test)? = raw.rules.first?.tests.first else { throw NotAContent() }
+    guard let test = raw.rules.first?.tests.first?.content else { throw NotAContent() }
     #expect(test.pattern == [0xFF, 0xC3])
   }
 
@@ -161,7 +161,7 @@ struct LanguageOptionTests {
       (.suricata, "dsize:0x10;", 16, 16), (.suricata, "dsize:2kb;", 2048, 2048), (.snort2, "dsize:7;", 7, 7),
     ] as [(RuleDialect, String, UInt32, UInt32)])
   func numbers(dialect: RuleDialect, option: String, low: UInt32, high: UInt32) throws {
-    #expect(try onlyRule(dialect, options: option).tests == [.payloadSize(NumberTest(low: low, high: high))])
+    #expect(try onlyRule(dialect, options: option).tests == [.header(.payloadSize(NumberTest(low: low, high: high)))])
   }
 
   @Test("ICMP types leave out the ends in every dialect; a negation stays one")
@@ -169,35 +169,46 @@ struct LanguageOptionTests {
     for dialect in RuleDialect.allCases {
       #expect(
         try onlyRule(dialect, options: "itype:7<>20;", transport: "icmp").tests == [
-          .icmpType(NumberTest(low: 8, high: 19))
+          .header(.icmpType(NumberTest(low: 8, high: 19)))
         ]
       )
     }
     #expect(
       try onlyRule(.suricata, options: "icode: != 0;", transport: "icmp").tests
-        == [.icmpCode(NumberTest(low: 0, high: 0, isNegated: true))])
+        == [.header(.icmpCode(NumberTest(low: 0, high: 0, isNegated: true)))])
   }
 
   @Test("Flags: the exclamation mark means none of them in Snort, not all of them in Suricata")
   func flags() throws {
-    #expect(try onlyRule(.snort2, options: "flags:!SF;").tests == [.tcpFlags(.init(mode: .none, flags: 3, ignored: 0))])
     #expect(
-      try onlyRule(.suricata, options: "tcp.flags:!SF;").tests == [
-        .tcpFlags(.init(mode: .notAll, flags: 3, ignored: 0))
+      try onlyRule(.snort2, options: "flags:!SF;").tests == [
+        .header(.tcpFlags(.init(mode: .none, flags: 3, ignored: 0)))
       ])
     #expect(
-      try onlyRule(.snort3, options: "flags:S,12;").tests == [.tcpFlags(.init(mode: .exactly, flags: 2, ignored: 0xC0))]
+      try onlyRule(.suricata, options: "tcp.flags:!SF;").tests == [
+        .header(.tcpFlags(.init(mode: .notAll, flags: 3, ignored: 0)))
+      ])
+    #expect(
+      try onlyRule(.snort3, options: "flags:S,12;").tests == [
+        .header(.tcpFlags(.init(mode: .exactly, flags: 2, ignored: 0xC0)))
+      ]
     )
     #expect(
       try onlyRule(.suricata, options: "flags: S,CE;").tests == [
-        .tcpFlags(.init(mode: .exactly, flags: 2, ignored: 0xC0))
+        .header(.tcpFlags(.init(mode: .exactly, flags: 2, ignored: 0xC0)))
       ])
     #expect(
-      try onlyRule(.snort2, options: "flags:A+;").tests == [.tcpFlags(.init(mode: .all, flags: 0x10, ignored: 0))])
+      try onlyRule(.snort2, options: "flags:A+;").tests == [
+        .header(.tcpFlags(.init(mode: .all, flags: 0x10, ignored: 0)))
+      ])
     #expect(
-      try onlyRule(.snort2, options: "flags:*UP;").tests == [.tcpFlags(.init(mode: .any, flags: 0x28, ignored: 0))])
+      try onlyRule(.snort2, options: "flags:*UP;").tests == [
+        .header(.tcpFlags(.init(mode: .any, flags: 0x28, ignored: 0)))
+      ])
     #expect(
-      try onlyRule(.snort2, options: "flags:0;").tests == [.tcpFlags(.init(mode: .exactly, flags: 0, ignored: 0))])
+      try onlyRule(.snort2, options: "flags:0;").tests == [
+        .header(.tcpFlags(.init(mode: .exactly, flags: 0, ignored: 0)))
+      ])
   }
 
   @Test("Flow, rates and what is only said of a rule")
@@ -283,7 +294,7 @@ struct LanguageOptionTests {
       .snort2, options: "msg:\"a \\\r\nb\"; metadata:a b, \\  \r\n c d; content:\"x\\\ny\"; \\\n")
     #expect(continued.metadata.message == "a b")
     #expect(continued.metadata.metadata == ["a": ["b"], "c": ["d"]])
-    guard case .content(let test)? = continued.tests.first else { throw NotAContent() }
+    guard let test = continued.tests.first?.content else { throw NotAContent() }
     #expect(test.pattern == Array("xy".utf8))
     let parsed = parse(
       .snort3,

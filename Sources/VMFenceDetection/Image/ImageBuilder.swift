@@ -16,33 +16,26 @@ struct ImageBuilder {
     return try builder.assemble(ruleCount: rules.count)
   }
 
-  private mutating func write(_ section: ImageSection, _ body: (inout ByteWriter) -> Void) {
+  mutating func write(_ section: ImageSection, _ body: (inout ByteWriter) -> Void) {
     body(&sections[section, default: ByteWriter()])
   }
 
-  private func count(_ section: ImageSection) -> Int { (sections[section]?.count ?? 0) / section.stride }
+  func count(_ section: ImageSection) -> Int { (sections[section]?.count ?? 0) / section.stride }
 
   private mutating func append(_ rule: Rule) throws(RuleCompilationError) {
     let header = index(of: RuleHeader(rule))
     let optionsStart = UInt32(count(.options))
-    var contents = 0
-    for case .content(let content) in rule.tests {
-      contents += 1
-      if content.pattern.isEmpty {
-        throw RuleCompilationError(
-          .badRule, "an empty content", at: content.place, remedy: "give the bytes to look for")
+    var (conditions, payloads) = ([OptionDraft](), [PayloadTest]())
+    for test in rule.tests {
+      switch test {
+      case .header(let test): conditions.append(draft(test, rule.dialect))
+      case .state(let test): conditions.append(draft(test, rule.dialect))
+      case .payload(let test): payloads.append(test)
       }
     }
-    guard contents <= OptionRecord.contentLimit, rule.tests.count < Int(UInt16.max) else {
-      throw RuleCompilationError(
-        .badRule, "a rule with \(contents) contents; \(OptionRecord.contentLimit) are possible",
-        at: rule.metadata.place, remedy: "split the rule")
-    }
-    // Tests that need no search come first: they are cheap, and no test's result depends on another's but among contents.
-    if let flow = rule.flow { appendOption(.flow, flags: 0, 0, 0, word1: flow.rawValue, word2: 0) }
-    for test in rule.tests { appendHeaderTest(test) }
-    for case .content(let content) in rule.tests { append(content) }
-    let optionsCount = count(.options) - Int(optionsStart)
+    let payload = try drafts(payloads, rule)
+    let effects = rule.effects.map { draft($0, rule.dialect) }
+    for option in conditions + payload + effects { append(option) }
     let threshold = rule.threshold.map { appendRate($0, rule.dialect) } ?? noIndex
     let filter = rule.detectionFilter.map { appendRate($0, rule.dialect) } ?? noIndex
 
@@ -51,11 +44,13 @@ struct ImageBuilder {
       activation = activations[id] ?? UInt32(activations.count)
       activations[id] = activation
     }
-    let flags = Self.flags(of: rule)
+    let flags = Self.flags(of: rule) | rule.inspects.rawValue
     write(.rules) {
       $0.u32(header)
       $0.u32(optionsStart)
-      $0.u16(UInt16(optionsCount))
+      $0.u16(UInt16(conditions.count))
+      $0.u16(UInt16(payload.count))
+      $0.u16(UInt16(effects.count))
       $0.u8(rule.action.rawValue)
       $0.u8(flags)
       $0.u32(threshold)
@@ -64,7 +59,7 @@ struct ImageBuilder {
       $0.u32(rule.count ?? 0)
       $0.u32(rule.metadata.gid)
       $0.u32(rule.metadata.sid)
-      $0.u32(0)
+      $0.u64(0)
     }
     let start = sections[.metadata]?.count ?? 0
     write(.metadata) { $0.metadata(rule.metadata) }
@@ -76,6 +71,11 @@ struct ImageBuilder {
   }
 
   private static func flags(of rule: Rule) -> UInt8 {
+    let dialect = rule.dialect == .suricata ? RuleRecord.isSuricata : 0
+    return dialect | actionFlags(of: rule)
+  }
+
+  private static func actionFlags(of rule: Rule) -> UInt8 {
     switch rule.action {
     // Suricata passes the whole flow; Snort the packet.
     case .pass: rule.dialect == .suricata ? RuleRecord.actsOnFlow : 0
@@ -99,56 +99,19 @@ struct ImageBuilder {
     return index
   }
 
-  private mutating func appendHeaderTest(_ test: RuleTest) {
-    switch test {
-    case .tcpFlags(let flags):
-      appendOption(
-        .tcpFlags, flags: 0, flags.mode.rawValue, flags.flags, word1: UInt32(flags.ignored), word2: 0)
-    case .payloadSize(let number): append(number, as: .payloadSize)
-    case .icmpType(let number): append(number, as: .icmpType)
-    case .icmpCode(let number): append(number, as: .icmpCode)
-    case .content: break
-    }
-  }
-
-  private mutating func append(_ test: NumberTest, as kind: OptionKind) {
-    appendOption(kind, flags: test.isNegated ? OptionRecord.isNegated : 0, 0, 0, word1: test.low, word2: test.high)
-  }
-
-  private mutating func append(_ content: ContentTest) {
-    var flags: UInt8 = 0
-    if content.isNegated { flags |= OptionRecord.isNegated }
-    if content.ignoresCase { flags |= OptionRecord.ignoresCase }
-    if content.isRelative { flags |= OptionRecord.isRelative }
-    if content.depth != nil { flags |= OptionRecord.hasDepth }
-    if content.within != nil { flags |= OptionRecord.hasWithin }
-    if content.endsBuffer { flags |= OptionRecord.endsBuffer }
-    let bytes = content.ignoresCase ? content.pattern.map(\.lowercasedASCII) : content.pattern
-    appendOption(
-      .content, flags: flags, 0, 0, word1: offset(ofPattern: bytes), word2: UInt32(bytes.count),
-      positions: (content.offset ?? 0, content.depth ?? 0, content.distance ?? 0, content.within ?? 0))
-  }
-
-  private mutating func appendOption(
-    _ kind: OptionKind, flags: UInt8, _ small1: UInt8, _ small2: UInt8, word1: UInt32, word2: UInt32,
-    positions: (Int32, Int32, Int32, Int32) = (0, 0, 0, 0)
-  ) {
+  private mutating func append(_ option: OptionDraft) {
+    precondition(option.words.count <= OptionRecord.wordCount, "an option that does not fit its record")
     write(.options) {
-      $0.u8(kind.rawValue)
-      $0.u8(flags)
-      $0.u8(small1)
-      $0.u8(small2)
-      $0.u32(word1)
-      $0.u32(word2)
-      $0.i32(positions.0)
-      $0.i32(positions.1)
-      $0.i32(positions.2)
-      $0.i32(positions.3)
-      $0.u32(0)
+      $0.u8(option.kind)
+      $0.u8(option.flags)
+      $0.u8(option.small1)
+      $0.u8(option.small2)
+      for index in 0..<OptionRecord.wordCount { $0.u32(index < option.words.count ? option.words[index] : 0) }
     }
   }
 
-  private mutating func offset(ofPattern bytes: [UInt8]) -> UInt32 {
+  /// Where in `patterns` these bytes lie; equal ones lie there once.
+  mutating func offset(ofPattern bytes: [UInt8]) -> UInt32 {
     if let known = patterns[bytes] { return known }
     let offset = UInt32(sections[.patterns]?.count ?? 0)
     write(.patterns) { $0.append(bytes) }

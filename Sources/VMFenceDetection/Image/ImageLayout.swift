@@ -64,7 +64,7 @@ package enum ImageSection: Int, CaseIterable {
 package enum ImageLayout {
   /// "VMFRULES" as its bytes stand in memory.
   static let magic: UInt64 = 0x5345_4C55_5246_4D56
-  static let version: UInt32 = 1
+  static let version: UInt32 = 2
   package static let checksumOffset = 16
   package static let sectionTable = 48
   package static let sectionEntry = 16
@@ -110,27 +110,38 @@ let noIndex = UInt32.max
 
 /// A rule: where its parts lie.
 enum RuleRecord {
-  static let stride = 40
+  static let stride = 48
   static let header = 0
+  /// The first of its records in `options`: conditions, then payload tests, then effects.
   static let optionsStart = 4
-  static let optionsCount = 8
+  /// Of header and state tests.
+  static let conditionCount = 8
+  static let payloadCount = 10
+  static let effectCount = 12
   /// `RuleAction.rawValue`.
-  static let action = 10
-  static let flags = 11
-  static let threshold = 12
-  static let filter = 16
+  static let action = 14
+  static let flags = 15
+  static let threshold = 16
+  static let filter = 20
   /// The activation that an `activate` rule turns on, or that a `dynamic` rule waits for.
-  static let activation = 20
+  static let activation = 24
   /// Packets that a `dynamic` rule logs after each activation.
-  static let activationCount = 24
+  static let activationCount = 28
   /// gid and sid: what rate counts are kept by, so that they outlive a reload.
-  static let gid = 28
-  static let sid = 32
+  static let gid = 32
+  static let sid = 36
 
   /// The verdict (or `pass`) is for the rest of the flow too.
   static let actsOnFlow: UInt8 = 1
   /// No alert is to be told.
   static let isSilent: UInt8 = 2
+  /// Compared with packets, also with those whose payload went into a reassembled stream.
+  static let wantsPackets: UInt8 = 4
+  /// Compared with windows of reassembled streams, and with packets whose payload did not go into one.
+  static let wantsStreams: UInt8 = 8
+  /// A Suricata rule: in what differs at evaluation, its dialect.
+  static let isSuricata: UInt8 = 16
+  static let knownFlags: UInt8 = 31
 }
 
 /// What stands before a rule's parenthesis. Sets are indices, `noIndex` for "any".
@@ -145,40 +156,34 @@ enum HeaderRecord {
   static let destinationPorts = 16
 }
 
-/// One test. All tests that need no search come before the contents.
+/// One test, or one effect: a kind, flags of that kind, two small numbers and eleven words. What they hold is said where each
+/// family is written (`ImageBuilder+Payload`, `+Header`, `+State`); kinds of a family lie together.
 enum OptionRecord {
-  static let stride = 32
+  static let stride = 48
   static let kind = 0
   static let flags = 1
   static let small1 = 2
   static let small2 = 3
-  /// A content's pattern (offset and length), the bounds of a numeric test, or what is asked of a flow.
-  static let word1 = 4
-  static let word2 = 8
-  static let offset = 12
-  static let depth = 16
-  static let distance = 20
-  static let within = 24
+  static let wordCount = 11
 
+  /// Where word `index` (0 ..< `wordCount`) of the record at `record` lies.
+  @inline(__always)
+  static func word(_ record: Int, _ index: Int) -> Int { record + 4 + index * 4 }
+
+  /// The test is true when what it says is not.
   static let isNegated: UInt8 = 1
-  static let ignoresCase: UInt8 = 2
-  static let isRelative: UInt8 = 4
-  static let hasDepth: UInt8 = 8
-  static let hasWithin: UInt8 = 16
-  static let endsBuffer: UInt8 = 32
-  static let knownFlags: UInt8 = 63
 
-  /// Contents of one rule at the most.
-  static let contentLimit = 255
+  /// Payload tests of one rule at the most.
+  static let payloadLimit = 255
 }
 
-enum OptionKind: UInt8 {
-  case content = 1
-  case tcpFlags = 2
-  case payloadSize = 3
-  case icmpType = 4
-  case icmpCode = 5
-  case flow = 6
+/// An option's record before it is written.
+struct OptionDraft {
+  var kind: UInt8
+  var flags: UInt8 = 0
+  var small1: UInt8 = 0
+  var small2: UInt8 = 0
+  var words: [UInt32] = []
 }
 
 /// `threshold` or `detection_filter`.
@@ -194,11 +199,16 @@ enum RateRecord {
 
 /// What packets are grouped by first.
 enum PacketClass: Int, CaseIterable {
+  /// TCP packets, for rules that want packets.
   case tcp = 0
   case udp = 1
   case icmp = 2
   /// Other protocols, and fragments.
   case other = 3
+  /// Windows of TCP streams, and TCP packets that are in none, for rules that want streams.
+  case tcpStream = 4
+
+  var hasPorts: Bool { self != .icmp && self != .other }
 }
 
 /// The rule groups of a packet class: one for any port, and two tables from a port to a group.
@@ -245,7 +255,8 @@ struct ImageSections: Sendable, BitwiseCopyable {
     var count = 0
   }
 
-  private var extents: InlineArray<19, Extent> = InlineArray(repeating: Extent())
+  /// Room for all sections, and some more.
+  private var extents: InlineArray<32, Extent> = InlineArray(repeating: Extent())
 
   subscript(section: ImageSection) -> Extent {
     get { extents[section.rawValue] }

@@ -84,20 +84,10 @@ enum ImageValidator {
     for index in 0..<header.ruleCount {
       let rule = sections[.rules].offset + index * RuleRecord.stride
       try requireIndex(bytes.u32le(rule + RuleRecord.header), in: .headers, sections)
-      let count = UInt32(bytes.u16le(rule + RuleRecord.optionsCount))
-      let start = bytes.u32le(rule + RuleRecord.optionsStart)
-      try requireRange(start, count, in: .options, sections)
-      var contents = 0
-      for option in 0..<Int(count) {
-        let record = sections[.options].offset + (Int(start) + option) * OptionRecord.stride
-        let isContent = bytes.u8(record + OptionRecord.kind) == OptionKind.content.rawValue
-        try require(isContent || contents == 0, "the order of a rule's tests")
-        if isContent { contents += 1 }
-      }
-      try require(contents <= OptionRecord.contentLimit, "a rule's number of contents")
+      try validateOrder(bytes, rule, sections)
       let action = RuleAction(rawValue: bytes.u8(rule + RuleRecord.action))
       try require(action != nil, "a rule's action")
-      try require(bytes.u8(rule + RuleRecord.flags) <= 3, "a rule's flags")
+      try require(bytes.u8(rule + RuleRecord.flags) <= RuleRecord.knownFlags, "a rule's flags")
       try requireIndex(bytes.u32le(rule + RuleRecord.threshold), in: .rates, sections, orNone: true)
       try requireIndex(bytes.u32le(rule + RuleRecord.filter), in: .rates, sections, orNone: true)
       let activation = bytes.u32le(rule + RuleRecord.activation)
@@ -132,27 +122,6 @@ enum ImageValidator {
     for index in 0..<sections[.portSets].count {
       let record = sections[.portSets].offset + index * ImageSection.portSets.stride
       try requireRange(bytes.u32le(record), bytes.u32le(record + 4), in: .portRanges, sections)
-    }
-  }
-
-  private static func validateOptions(_ bytes: RawSpan, _ sections: ImageSections) throws(RuleCompilationError) {
-    for index in 0..<sections[.options].count {
-      let record = sections[.options].offset + index * OptionRecord.stride
-      let kind = OptionKind(rawValue: bytes.u8(record + OptionRecord.kind))
-      try require(bytes.u8(record + OptionRecord.flags) <= OptionRecord.knownFlags, "the flags of a test")
-      switch kind {
-      case .content:
-        let length = bytes.u32le(record + OptionRecord.word2)
-        try require(length >= 1, "an empty content")
-        try requireRange(bytes.u32le(record + OptionRecord.word1), length, in: .patterns, sections)
-      case .tcpFlags:
-        let mode = TCPFlagsTest.Mode(rawValue: bytes.u8(record + OptionRecord.small1))
-        try require(mode != nil, "how TCP flags are compared")
-      case .flow:
-        try require(bytes.u32le(record + OptionRecord.word1) <= 0xFF, "what is asked of a flow")
-      case .payloadSize, .icmpType, .icmpCode: break
-      case nil: try require(false, "the kind of a test")
-      }
     }
   }
 

@@ -33,6 +33,8 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     var scanner: PatternScanner
     var candidates: CandidateSet
     var contents = ContentMatcher()
+    /// Work that is left for the packet being compared, in steps of about 8 bytes.
+    var budget = 0
     /// Indices of `dynamic` rules, in order.
     var dynamicRules: [Int] = []
     /// Packets that each rule still logs; empty when no rule is `dynamic`.
@@ -137,8 +139,7 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     let image = unsafe UnsafeRawBufferPointer(start: rules.image.baseAddress, count: rules.image.byteCount).bytes
     let before = output.count
     let lostBefore = output.overflow
-    findCandidates(match, payload, image)
-    evaluateCandidates(match, payload, image, into: &output)
+    evaluate(match, payload, frame: bytes, image: image, into: &output)
     counters.alerts += UInt64(output.count - before)
     counters.alertsLost += UInt64(output.overflow - lostBefore)
     if output.verdict != .pass { counters.dropped += 1 }
@@ -159,26 +160,5 @@ public struct SnortInspector: PacketInspector, ~Copyable {
       return true
     }
     return false
-  }
-}
-
-/// One packet being compared with rules.
-struct PacketMatch {
-  var packet: DecodedPacket
-  /// nil for fragments.
-  var flow: FlowTable.Sighting?
-  var timestamp: Timestamp
-
-  /// Whether the transport header is that of a whole datagram.
-  var hasTransport: Bool { !packet.isFragment && packet.transport != .none }
-
-  var packetClass: PacketClass {
-    guard hasTransport else { return .other }
-    return switch packet.transport {
-    case .tcp: .tcp
-    case .udp: .udp
-    case .icmp, .icmpv6: .icmp
-    case .none, .sctp, .other: .other
-    }
   }
 }

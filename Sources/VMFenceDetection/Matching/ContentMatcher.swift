@@ -29,13 +29,13 @@ struct ContentMatcher {
     init(_ image: RawSpan, _ record: Int, patterns: Int) {
       flags = image.u8(record + OptionRecord.flags)
       search = ByteSearch(
-        offset: patterns + Int(image.u32le(record + OptionRecord.word1)),
-        count: Int(image.u32le(record + OptionRecord.word2)),
-        ignoresCase: flags & OptionRecord.ignoresCase != 0)
-      offset = Self.signed(image, record + OptionRecord.offset)
-      depth = Self.signed(image, record + OptionRecord.depth)
-      distance = Self.signed(image, record + OptionRecord.distance)
-      within = Self.signed(image, record + OptionRecord.within)
+        offset: patterns + Int(image.u32le(OptionRecord.word(record, 0))),
+        count: Int(image.u32le(OptionRecord.word(record, 1))),
+        ignoresCase: flags & ContentFlags.ignoresCase != 0)
+      offset = Self.signed(image, OptionRecord.word(record, 2))
+      depth = Self.signed(image, OptionRecord.word(record, 3))
+      distance = Self.signed(image, OptionRecord.word(record, 4))
+      within = Self.signed(image, OptionRecord.word(record, 5))
     }
 
     private static func signed(_ image: RawSpan, _ offset: Int) -> Int {
@@ -43,26 +43,26 @@ struct ContentMatcher {
     }
 
     var isNegated: Bool { flags & OptionRecord.isNegated != 0 }
-    var isRelative: Bool { flags & OptionRecord.isRelative != 0 }
+    var isRelative: Bool { flags & ContentFlags.isRelative != 0 }
     /// Whether the window's end moves with the content before.
-    var hasMovingEnd: Bool { flags & OptionRecord.hasWithin != 0 }
+    var hasMovingEnd: Bool { flags & ContentFlags.hasWithin != 0 }
 
     /// The positions at which the pattern may begin; empty when `first` > `last`.
     func window(cursor: Int, count: Int) -> (first: Int, last: Int) {
       var low = max(0, offset)
-      var high = flags & OptionRecord.hasDepth != 0 ? low + depth : count
+      var high = flags & ContentFlags.hasDepth != 0 ? low + depth : count
       if isRelative {
         let base = cursor + distance
         low = max(low, base)
-        if flags & OptionRecord.hasWithin != 0 { high = min(high, base + within) }
+        if flags & ContentFlags.hasWithin != 0 { high = min(high, base + within) }
       }
       let last = min(high, count) - search.count
-      if flags & OptionRecord.endsBuffer != 0 { low = max(low, count - search.count) }
+      if flags & ContentFlags.endsBuffer != 0 { low = max(low, count - search.count) }
       return (low, last)
     }
   }
 
-  private var progress: [Progress] = Array(repeating: Progress(), count: OptionRecord.contentLimit)
+  private var progress: [Progress] = Array(repeating: Progress(), count: OptionRecord.payloadLimit)
 
   /// Whether the contents at `records` of the image (`count` of them) stand in `payload`. False also when `budget` ran out,
   /// which the caller sees by its being negative.

@@ -60,12 +60,12 @@ struct PrefilterPlan {
     var anyPort: [UInt32] = []
     var destination: [Entry] = []
     var source: [Entry] = []
-    for (index, rule) in rules.enumerated() where Self.applies(rule.ipProtocol, to: packetClass) {
+    for (index, rule) in rules.enumerated() where Self.applies(rule, to: packetClass) {
       let rule32 = UInt32(index)
       var orientations = [(rule.source.ports, rule.destination.ports)]
       if rule.isBidirectional { orientations.append((rule.destination.ports, rule.source.ports)) }
       for (from, to) in orientations {
-        if packetClass == .icmp || packetClass == .other {
+        if !packetClass.hasPorts {
           anyPort.append(rule32)
         } else if Self.isNarrow(to, portLimit) {
           destination.append(Entry(rule: rule32, ports: to))
@@ -136,12 +136,14 @@ struct PrefilterPlan {
     return number
   }
 
-  private static func applies(_ ipProtocol: RuleProtocol, to packetClass: PacketClass) -> Bool {
-    switch ipProtocol {
-    case .tcp: packetClass == .tcp
-    case .udp: packetClass == .udp
-    case .icmp: packetClass == .icmp
-    case .ip: true
+  private static func applies(_ rule: Rule, to packetClass: PacketClass) -> Bool {
+    let isIP = rule.ipProtocol == .ip
+    return switch packetClass {
+    case .tcp: (isIP || rule.ipProtocol == .tcp) && rule.inspects.contains(.packets)
+    case .tcpStream: (isIP || rule.ipProtocol == .tcp) && rule.inspects.contains(.streams)
+    case .udp: isIP || rule.ipProtocol == .udp
+    case .icmp: isIP || rule.ipProtocol == .icmp
+    case .other: isIP
     }
   }
 }
@@ -151,7 +153,8 @@ extension Rule {
   /// has none that must be there.
   var searchPattern: SearchPattern? {
     var chosen: ContentTest?
-    for case .content(let content) in tests where !content.isNegated {
+    for case .payload(let test) in tests where test.buffer == .payload {
+      guard case .content(let content) = test.check, !content.isNegated else { continue }
       if content.fastPattern != nil {
         chosen = content
         break

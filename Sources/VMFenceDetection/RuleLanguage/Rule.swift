@@ -10,7 +10,8 @@ package struct Rule: Hashable, Sendable {
   package var isBidirectional: Bool
   /// What is tested, in the order in which it is tested.
   package var tests: [RuleTest]
-  package var flow: FlowTest?
+  /// What is done once everything matched, in order.
+  package var effects: [StateEffect] = []
   package var threshold: RuleThreshold?
   package var detectionFilter: RuleThreshold?
   /// Snort 2: the number of the group of dynamic rules that this one turns on.
@@ -23,6 +24,14 @@ package struct Rule: Hashable, Sendable {
   package var dialect: RuleDialect
   /// The rule's head as it was written, with single spaces: what conflicts are shown by.
   package var head: String
+}
+
+extension Rule {
+  /// Its `flow` option.
+  package var flow: FlowTest? {
+    for case .state(.flow(let test)) in tests { return test }
+    return nil
+  }
 }
 
 /// The transport that a rule is for.
@@ -90,110 +99,15 @@ package struct PortSet: Hashable, Sendable {
   }
 }
 
-/// One thing that a packet must fulfil.
+/// One thing that a packet must fulfil, by the family of its option. Header and state tests are evaluated first, whatever their place
+/// in the rule: they need no search.
 package enum RuleTest: Hashable, Sendable {
-  case content(ContentTest)
-  case tcpFlags(TCPFlagsTest)
-  /// The payload's size in bytes.
-  case payloadSize(NumberTest)
-  case icmpType(NumberTest)
-  case icmpCode(NumberTest)
-}
-
-/// A byte pattern in the packet's payload.
-package struct ContentTest: Hashable, Sendable {
-  package var pattern: [UInt8]
-  package var isNegated = false
-  package var ignoresCase = false
-  package var offset: Int32?
-  package var depth: Int32?
-  package var distance: Int32?
-  package var within: Int32?
-  /// Nothing here normalises the payload, so raw and decoded bytes are the same; kept for what comes.
-  package var isRaw = false
-  package var fastPattern: FastPattern?
-  /// Suricata: the pattern ends at the end of the buffer.
-  package var endsBuffer = false
-  package var place: SourcePlace
-
-  package struct FastPattern: Hashable, Sendable {
-    /// The part that is searched for; nil: all of it.
-    package var offset: Int?
-    package var length: Int?
-  }
-
-  package var isRelative: Bool { distance != nil || within != nil }
-}
-
-/// TCP flags, compared after the ignored ones were set to zero.
-package struct TCPFlagsTest: Hashable, Sendable {
-  package enum Mode: UInt8, Hashable, Sendable {
-    case exactly
-    case all
-    case any
-    case none
-    /// Suricata's `!`: not all of them.
-    case notAll
-  }
-  package var mode: Mode
-  package var flags: UInt8
-  package var ignored: UInt8
-
-  package init(mode: Mode, flags: UInt8, ignored: UInt8) {
-    self.mode = mode
-    self.flags = flags
-    self.ignored = ignored
-  }
-}
-
-/// A number within (or, negated, outside) a closed range.
-package struct NumberTest: Hashable, Sendable {
-  package var low: UInt32
-  package var high: UInt32
-  package var isNegated: Bool
-
-  package init(low: UInt32, high: UInt32, isNegated: Bool = false) {
-    self.low = low
-    self.high = high
-    self.isNegated = isNegated
-  }
-}
-
-/// The `flow` option.
-package struct FlowTest: OptionSet, Hashable, Sendable {
-  package var rawValue: UInt32
-  package init(rawValue: UInt32) { self.rawValue = rawValue }
-  package static let toServer = FlowTest(rawValue: 1)
-  package static let toClient = FlowTest(rawValue: 2)
-  package static let established = FlowTest(rawValue: 4)
-  package static let notEstablished = FlowTest(rawValue: 8)
-  package static let stateless = FlowTest(rawValue: 16)
-  package static let notStream = FlowTest(rawValue: 32)
-  package static let notFragment = FlowTest(rawValue: 64)
-  package static let onlyFragment = FlowTest(rawValue: 128)
-}
-
-/// `threshold` and `detection_filter`: how often an alert comes through.
-package struct RuleThreshold: Hashable, Sendable {
-  package enum Kind: UInt8, Hashable, Sendable, CaseIterable {
-    case limit, threshold, both
-    /// `detection_filter`: every match after the first `count` within the window.
-    case filter
-  }
-  package enum Track: UInt8, Hashable, Sendable, CaseIterable {
-    case bySource, byDestination, byRule, byBoth
-  }
-  package var kind: Kind
-  package var track: Track
-  package var count: UInt32
-  package var seconds: UInt32
-
-  package init(kind: Kind, track: Track, count: UInt32, seconds: UInt32) {
-    self.kind = kind
-    self.track = track
-    self.count = count
-    self.seconds = seconds
-  }
+  /// Of bytes in a buffer; in the order in which they are to match.
+  case payload(PayloadTest)
+  /// Of the packet's headers and size.
+  case header(HeaderTest)
+  /// Of what is remembered: bits, counters, rates.
+  case state(StateTest)
 }
 
 /// What came out of one rule file.

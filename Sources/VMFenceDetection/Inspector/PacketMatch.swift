@@ -1,0 +1,41 @@
+import VMFenceCore
+import VMFencePackets
+
+/// What rules are being compared with, apart from its bytes.
+struct PacketMatch {
+  var packet: DecodedPacket
+  /// nil for fragments.
+  var flow: FlowTable.Sighting?
+  var timestamp: Timestamp
+  var source = Source.packet
+
+  enum Source {
+    /// A packet that is in no reassembled stream: all rules.
+    case packet
+    /// A TCP packet whose payload went into a reassembled stream: rules that want packets.
+    case segment
+    /// A window of a reassembled stream: rules that want streams. `packet` is the one that completed it.
+    case stream
+  }
+
+  var isStream: Bool { source == .stream }
+
+  /// Whether the transport header is that of a whole datagram.
+  var hasTransport: Bool { !packet.isFragment && packet.transport != .none }
+
+  /// The classes whose groups are searched.
+  var packetClasses: (PacketClass, PacketClass?) {
+    guard hasTransport else { return (.other, nil) }
+    return switch packet.transport {
+    case .tcp:
+      switch source {
+      case .packet: (.tcp, .tcpStream)
+      case .segment: (.tcp, nil)
+      case .stream: (.tcpStream, nil)
+      }
+    case .udp: (.udp, nil)
+    case .icmp, .icmpv6: (.icmp, nil)
+    case .none, .sctp, .other: (.other, nil)
+    }
+  }
+}

@@ -1,0 +1,159 @@
+import VMFenceCore
+
+/// `content` and its modifiers.
+extension RuleOptionParser {
+  mutating func content(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?) throws(RuleProblem) {
+    var rest = try required(name, value)
+    var test = ContentTest(pattern: [], place: place(name.startIndex))
+    if rest.first == UInt8(ascii: "!") {
+      test.isNegated = true
+      rest = rest.dropFirst().trimmed
+    }
+    guard rest.first == UInt8(ascii: "\"") else {
+      throw RuleProblem(rest.startIndex, "a content stands in quotation marks", "write `content:\"TEXT\";`")
+    }
+    var end = rest.startIndex + 1
+    while end < rest.endIndex, rest[end] != UInt8(ascii: "\"") { end += rest[end] == 0x5C ? 2 : 1 }
+    guard end < rest.endIndex else {
+      throw RuleProblem(
+        rest.startIndex, "the content is not closed",
+        dialect == .snort3 ? "close it with `\"`" : "close it with `\"`, and write a semicolon in it as `\\;`")
+    }
+    test.pattern = try Self.pattern(rest[rest.startIndex + 1..<end], dialect)
+    contents.append((tests.count, ContentPlaces(content: name.startIndex)))
+    tests.append(.payload(PayloadTest(.content(test), in: buffer)))
+    patternBytes += test.pattern.count
+    lastPattern = .content
+    let tail = rest[(end + 1)...].trimmed
+    if tail.isEmpty { return }
+    guard dialect == .snort3, tail.first == UInt8(ascii: ",") else {
+      throw RuleProblem(
+        tail.startIndex, "\(tail.shown) stands after the content",
+        dialect == .snort3
+          ? "put a comma before a modifier" : "modifiers are options of their own: `content:\"x\"; nocase;`")
+    }
+    for item in tail.dropFirst().split(at: UInt8(ascii: ",")) {
+      let parts = item.split(separator: 0x20, maxSplits: 1)
+      guard let modifierName = parts.first else {
+        throw RuleProblem(item.startIndex, "a modifier is missing after the comma", "take the comma out")
+      }
+      try modifier(modifierName, parts.count > 1 ? parts[1].trimmed : nil)
+    }
+  }
+
+  mutating func modifier(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?) throws(RuleProblem) {
+    switch lastPattern {
+    case .unsupported: return
+    case .none:
+      throw RuleProblem(
+        name.startIndex, "\(name.shown) stands before any content", "put it after the content it is for")
+    case .content: break
+    }
+    guard let (index, _) = contents.last, var test = content(at: index) else { return }
+    var places = contents[contents.count - 1].places
+    func first(_ place: Int) -> Int { place == 0 ? name.startIndex : place }
+    func once(_ isGiven: Bool) throws(RuleProblem) {
+      if isGiven { throw RuleProblem(name.startIndex, "a second \(name.shown) for one content", "keep one of them") }
+    }
+    switch name.text {
+    case "nocase": try none(name, value); test.ignoresCase = true
+    case "rawbytes": try none(name, value); test.isRaw = true
+    case "offset":
+      try once(test.offset != nil)
+      test.offset = try position(name, value, dialect == .suricata ? 0...65_535 : -65_535...65_535)
+      places.absolute = first(places.absolute)
+    case "depth":
+      try once(test.depth != nil)
+      test.depth = try position(name, value, 1...65_535)
+      places.absolute = first(places.absolute)
+      places.depth = value?.trimmed.startIndex ?? name.startIndex
+    case "distance":
+      try once(test.distance != nil)
+      test.distance = try position(name, value, dialect == .suricata ? -1_048_576...1_048_576 : -65_535...65_535)
+      places.relative = first(places.relative)
+    case "within":
+      try once(test.within != nil)
+      test.within = try position(name, value, dialect == .suricata ? 1...1_048_576 : 1...65_535)
+      places.relative = first(places.relative)
+      places.within = value?.trimmed.startIndex ?? name.startIndex
+    case "startswith" where dialect == .suricata:
+      try none(name, value)
+      try once(test.offset != nil || test.depth != nil)
+      test.offset = 0
+      test.depth = Int32(test.pattern.count)
+      places.absolute = first(places.absolute)
+    case "endswith" where dialect == .suricata: try none(name, value); test.endsBuffer = true
+    case "fast_pattern":
+      try once(places.fastPattern != 0)
+      test.fastPattern = try fastPattern(name, value, length: test.pattern.count)
+      places.fastPattern = name.startIndex
+    case "fast_pattern_offset" where dialect == .snort3:
+      test.fastPattern = test.fastPattern ?? .init()
+      test.fastPattern?.offset = try number(name, value, 0...test.pattern.count - 1)
+      places.fastPattern = first(places.fastPattern)
+    case "fast_pattern_length" where dialect == .snort3:
+      test.fastPattern = test.fastPattern ?? .init()
+      test.fastPattern?.length = try number(name, value, 1...test.pattern.count)
+      places.fastPattern = first(places.fastPattern)
+    case "width" where dialect == .snort3, "endian" where dialect == .snort3:
+      refuse("content modifier `\(name.text)`", at: name.startIndex)
+    default:
+      throw RuleProblem(
+        name.startIndex, "\(name.shown) is no modifier of a content",
+        "use \(OptionNames.contentModifiers.sorted().joined(separator: ", "))")
+    }
+    setContent(test, at: index)
+    contents[contents.count - 1].places = places
+  }
+
+  mutating func position(
+    _ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?, _ range: ClosedRange<Int>
+  ) throws(RuleProblem) -> Int32 {
+    let text = try required(name, value)
+    if let first = text.first, (0x61...0x7A).contains(first | 0x20) {
+      // A variable of byte_extract or byte_math, which are not evaluated yet.
+      refuse("`\(name.text)` with a variable", at: name.startIndex)
+      return Int32(clamping: range.upperBound)
+    }
+    return Int32(try number(name, value, range))
+  }
+
+  func fastPattern(
+    _ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?, length: Int
+  ) throws(RuleProblem) -> ContentTest.FastPattern {
+    guard let value = value?.trimmed, !value.isEmpty else { return .init() }
+    if value.isText("only") { return .init() }
+    let parts = value.split(at: UInt8(ascii: ",")).map { Int($0.text) }
+    guard dialect != .snort3, parts.count == 2, let offset = parts[0], let count = parts[1], offset >= 0, count > 0,
+      offset + count <= length
+    else {
+      throw RuleProblem(
+        value.startIndex,
+        "fast_pattern: \(value.shown) is not `only` or OFFSET,LENGTH within the \(length) bytes of the content")
+    }
+    return .init(offset: offset, length: count)
+  }
+
+  func check(_ content: inout ContentTest, _ places: ContentPlaces) throws(RuleProblem) {
+    let size = Int32(content.pattern.count)
+    if let depth = content.depth, depth < size {
+      throw RuleProblem(places.depth, "depth \(depth) is less than the content's \(size) bytes", "use \(size) or more")
+    }
+    if let within = content.within, within < size {
+      throw RuleProblem(
+        places.within, "within \(within) is less than the content's \(size) bytes", "use \(size) or more")
+    }
+    if places.absolute != 0, places.relative != 0 {
+      throw RuleProblem(
+        max(places.absolute, places.relative), "offset or depth together with distance or within",
+        "use either the absolute or the relative ones")
+    }
+    if let part = content.fastPattern, let offset = part.offset ?? part.length.map({ _ in 0 }),
+      offset + (part.length ?? 1) > content.pattern.count
+    {
+      throw RuleProblem(places.fastPattern, "the fast pattern reaches over the content's \(size) bytes", "shorten it")
+    }
+    // What must not be there cannot be searched for first.
+    if content.isNegated { content.fastPattern = nil }
+  }
+}
