@@ -34,7 +34,7 @@ public enum CommunityID {
       input.append(bigEndian: ports.0)
       input.append(bigEndian: ports.1)
     }
-    return "1:" + Base64.encode(SHA1.digest(of: input))
+    return "1:" + String(decoding: Base64.encode(SHA1.digest(of: input)), as: UTF8.self)
   }
 
   private static func hasPorts(_ ipProtocol: UInt8) -> Bool {
@@ -122,23 +122,6 @@ package enum SHA1 {
       (a, b, c, d, e) = (next, a, b << 30 | b >> 2, c, d)
     }
     state = (state.0 &+ a, state.1 &+ b, state.2 &+ c, state.3 &+ d, state.4 &+ e)
-  }
-}
-
-/// RFC 4648 §4, with padding.
-package enum Base64 {
-  private static let alphabet = Array("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
-
-  package static func encode(_ bytes: [UInt8]) -> String {
-    var text = ""
-    for start in stride(from: 0, to: bytes.count, by: 3) {
-      let group = bytes[start..<Swift.min(start + 3, bytes.count)]
-      let bits = group.reduce(0) { $0 << 8 | Int($1) } << ((3 - group.count) * 8)
-      for digit in 0..<4 {
-        text.append(digit <= group.count ? alphabet[bits >> (18 - 6 * digit) & 0x3F] : "=")
-      }
-    }
-    return text
   }
 }
 

@@ -49,7 +49,9 @@ struct Program {
   }
 
   /// Runs to the end. Outputs are small here: a pipe holds them.
-  static func run(_ arguments: String...) throws -> Result {
+  static func run(_ arguments: String...) throws -> Result { try run(arguments) }
+
+  static func run(_ arguments: [String]) throws -> Result {
     let folder = try TemporaryFolder()
     let (outPath, errPath) = (folder.path("out"), folder.path("err"))
     for path in [outPath, errPath] { _ = FileManager.default.createFile(atPath: path, contents: nil) }

@@ -47,6 +47,11 @@ public struct Alert: Sendable, Hashable {
   public var vlan: UInt16
   public var verdict: Verdict
   public var payloadExcerpt: [UInt8]
+  public var origin = PacketOrigin.wire
+  /// Whether the match was found in a reassembled stream.
+  public var isInStream = false
+  /// The packet itself, where somebody asked for it.
+  public var evidence: PacketEvidence?
 
   public enum FlowDirection: String, Sendable, Hashable { case toServer = "to_server", toClient = "to_client" }
 
@@ -72,6 +77,57 @@ public struct Alert: Sendable, Hashable {
     self.verdict = verdict
     self.payloadExcerpt = payloadExcerpt
   }
+}
+
+/// What an analyst may want to see of the packet of an alert; only where it was asked for, and the packet is at hand.
+public struct PacketEvidence: Sendable, Hashable {
+  /// The capture file, and the packet's number in it, from 1; nil in a live run, and for what no packet of it caused.
+  public var captureFile: String?
+  public var captureNumber: UInt64?
+  public var linkType: LinkType
+  /// The packet that was inspected, with its link header where it has one.
+  public var packet: [UInt8]?
+  /// What was inspected of it: its payload, or the stream that it completed.
+  public var payload: [UInt8]?
+  public var sourceMAC: MACAddress?
+  public var destinationMAC: MACAddress?
+  /// The flow's Community ID, by which other systems' logs of it are found (corelight/community-id-spec).
+  public var communityID: String?
+  /// VLAN identifiers, the outermost first.
+  public var vlans: [UInt16] = []
+  /// Type and code of an ICMP or ICMPv6 message.
+  public var icmp: (type: UInt8, code: UInt8)? {
+    get { icmpType.map { ($0, icmpCode) } }
+    set { (icmpType, icmpCode) = (newValue?.type, newValue?.code ?? 0) }
+  }
+  private var icmpType: UInt8?
+  private var icmpCode: UInt8 = 0
+  /// The packet that carried this one.
+  public var tunnel: Tunnel?
+
+  public struct Tunnel: Sendable, Hashable {
+    public var source: IPAddress
+    public var destination: IPAddress
+    public var sourcePort: UInt16
+    public var destinationPort: UInt16
+    public var ipProtocol: UInt8
+    /// How many packets are around the inspected one.
+    public var depth: Int
+
+    public init(
+      source: IPAddress, destination: IPAddress, sourcePort: UInt16, destinationPort: UInt16, ipProtocol: UInt8,
+      depth: Int
+    ) {
+      self.source = source
+      self.destination = destination
+      self.sourcePort = sourcePort
+      self.destinationPort = destinationPort
+      self.ipProtocol = ipProtocol
+      self.depth = depth
+    }
+  }
+
+  public init(linkType: LinkType) { self.linkType = linkType }
 }
 
 /// A change to a file of a guest, as seen from its disk.

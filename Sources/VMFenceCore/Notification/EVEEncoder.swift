@@ -30,13 +30,17 @@ public struct EVEEncoder: Sendable {
 
   /// The `drop` event that goes beside an alert whose packet was dropped; nil when the packet was let through.
   public func encodeDrop(_ alert: Alert) -> [UInt8]? {
-    guard isInline, alert.verdict != .pass else { return nil }
-    return line(at: alert.time, "drop", flow: alert) { json in
-      json.object("drop") { $0.member("reason", "rules") }
-      json.object("verdict") { $0.verdict(of: alert) }
+    isInline && alert.verdict != .pass ? encode(DroppedPacket(alert)) : nil
+  }
+
+  /// The `drop` event of a packet.
+  public func encode(_ drop: DroppedPacket) -> [UInt8] {
+    line(at: drop.time, "drop", flow: EVEFlow(drop)) { json in
+      json.object("drop") { $0.member("reason", drop.reason.eveName) }
+      json.object("verdict") { $0.verdict(drop.verdict, of: drop.rule, ipProtocol: drop.ipProtocol) }
       json.object("vmfence") { json in
-        about(alert.incarnation, addresses: [alert.source, alert.destination], &json)
-        json.member("packet", alert.packetID)
+        about(drop.incarnation, addresses: [drop.source, drop.destination], &json)
+        json.member("packet", drop.packetID)
       }
     }
   }
@@ -68,7 +72,9 @@ public struct EVEEncoder: Sendable {
   // MARK: The event types
 
   private func encode(_ alert: Alert) -> [UInt8] {
-    line(at: alert.time, "alert", flow: alert) { json in
+    line(at: alert.time, "alert", flow: EVEFlow(alert)) { json in
+      json.member("pkt_src", alert.origin.eveName)
+      if let tunnel = alert.evidence?.tunnel { json.tunnel(tunnel) }
       json.object("alert") { json in
         let rule = alert.rule
         json.member("action", isInline && alert.verdict != .pass ? "blocked" : "allowed")
@@ -87,8 +93,10 @@ public struct EVEEncoder: Sendable {
         }
         if !rule.references.isEmpty { json.array("references", rule.references) { $0.element($1) } }
       }
-      json.object("verdict") { isInline ? $0.verdict(of: alert) : $0.member("action", "alert") }
-      if !alert.payloadExcerpt.isEmpty { json.member("payload_printable", alert.payloadExcerpt.printableText) }
+      json.object("verdict") { json in
+        json.verdict(isInline ? alert.verdict : .pass, of: alert.rule, ipProtocol: alert.ipProtocol)
+      }
+      json.contents(alert.evidence, excerpt: alert.payloadExcerpt, isInStream: alert.isInStream)
       json.object("vmfence") { json in
         about(alert.incarnation, addresses: [alert.source, alert.destination], &json)
         json.member("packet", alert.packetID)
@@ -195,29 +203,18 @@ public struct EVEEncoder: Sendable {
   // MARK: What all have
 
   private func line(
-    at time: Timestamp, _ type: String, flow alert: Alert? = nil, _ body: (inout JSONLine) -> Void
+    at time: Timestamp, _ type: String, flow: EVEFlow? = nil, _ body: (inout JSONLine) -> Void
   ) -> [UInt8] {
     var json = JSONLine()
     json.object { json in
       json.member("timestamp", time.eveDescription)
-      if let alert, alert.flowID != 0 { json.member("flow_id", alert.flowID.eveFlowID) }
+      if let flow, flow.flowID != 0 { json.member("flow_id", flow.flowID.eveFlowID) }
       json.member("event_type", type)
-      if let alert { encodeFlow(alert, &json) }
+      flow?.encode(into: &json)
       json.member("host", node)
       body(&json)
     }
     return json.bytes
-  }
-
-  private func encodeFlow(_ alert: Alert, _ json: inout JSONLine) {
-    if alert.vlan != 0 { json.array("vlan", [alert.vlan]) { $0.element($1) } }
-    json.member("src_ip", alert.source.description)
-    if alert.hasPorts { json.member("src_port", alert.sourcePort) }
-    json.member("dest_ip", alert.destination.description)
-    if alert.hasPorts { json.member("dest_port", alert.destinationPort) }
-    json.member("proto", alert.protocolName)
-    json.member("ip_v", alert.source.family.rawValue)
-    json.member("direction", alert.direction.rawValue)
   }
 
   /// The node and the domain. `addresses` tell which of several ports is meant.

@@ -1,11 +1,19 @@
 // The words for parts of an event that the text formats share.
 
 extension Alert {
-  /// The IP protocol's name as EVE and Snort write it; its number where there is no common name.
-  var protocolName: String {
-    switch ipProtocol {
+  var protocolName: String { ipProtocol.eveProtocolName }
+
+  /// Whether the protocol has ports.
+  var hasPorts: Bool { EVEFlow(self).hasPorts }
+}
+
+extension UInt8 {
+  /// An IP protocol's name as EVE and Snort write it; its number where there is no common name.
+  var eveProtocolName: String {
+    switch self {
     case 1: "ICMP"
     case 2: "IGMP"
+    case 4: "IP-in-IP"
     case 6: "TCP"
     case 17: "UDP"
     case 41: "IPv6"
@@ -14,12 +22,9 @@ extension Alert {
     case 51: "AH"
     case 58: "IPv6-ICMP"
     case 132: "SCTP"
-    default: String(ipProtocol)
+    default: String(self)
     }
   }
-
-  /// Whether the protocol has ports: TCP, UDP, DCCP, SCTP, UDP-Lite.
-  var hasPorts: Bool { [6, 17, 33, 132, 136].contains(ipProtocol) }
 }
 
 extension UInt64 {
@@ -42,13 +47,6 @@ extension JSONLine {
     member(key, String(decoding: bytes, as: UTF8.self))
     guard String(validating: bytes, as: UTF8.self) == nil else { return }
     member(key + "_hex", bytes.prefix(Self.textLimit / 2).map { $0.hexadecimal(width: 2) }.joined())
-  }
-
-  /// What happened to the packet of an inline alert.
-  mutating func verdict(of alert: Alert) {
-    member("action", alert.verdict == .pass ? "alert" : "drop")
-    guard alert.verdict == .reject else { return }
-    array("reject", [alert.ipProtocol == 6 ? "tcp-reset" : "icmp-prohib"]) { $0.element($1) }
   }
 
   mutating func scope(_ scope: FirewallScope) {

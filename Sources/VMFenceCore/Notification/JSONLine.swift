@@ -42,6 +42,14 @@ struct JSONLine {
     bytes += (flag ? "true" : "false").utf8
   }
 
+  /// Bytes in base64 (RFC 4648 §4), however many.
+  mutating func member(_ key: String, base64 data: [UInt8]) {
+    separate(key)
+    bytes.append(UInt8(ascii: "\""))
+    bytes += Base64.encode(data)
+    bytes.append(UInt8(ascii: "\""))
+  }
+
   /// An element of an array.
   mutating func element(_ text: String) {
     separate(nil)

@@ -187,5 +187,7 @@ extension Alert {
       direction: record.flags.contains(.toClient) ? .toClient : .toServer,
       isEstablished: record.flags.contains(.established), vlan: record.vlan, verdict: verdict,
       payloadExcerpt: (0..<length).map { record.excerpt[$0] })
+    origin = record.origin
+    isInStream = record.flags.contains(.stream)
   }
 }

@@ -19,7 +19,14 @@ public struct AlertRecord: Sendable, BitwiseCopyable {
   /// VLAN identifier (12 bits) of the outermost tag, 0 for none.
   public var vlan: UInt16
   public var excerptLength: UInt8
+  /// How the packet came to be. `layer` says which of the packets of a frame it is: 0 the outermost, 1 the one in its tunnel …
+  public var origin: PacketOrigin = .wire
+  public var layer: UInt8 = 0
   public var excerpt: InlineArray<64, UInt8>
+  /// What was inspected, where that is not a part of the frame itself: bytes of the output that this record is in.
+  /// Not handed on between processes.
+  public var payload = EvidenceRange()
+  public var packet = EvidenceRange()
 
   public struct Flags: OptionSet, Hashable, Sendable, BitwiseCopyable {
     public var rawValue: UInt8
@@ -53,6 +60,43 @@ public struct AlertRecord: Sendable, BitwiseCopyable {
   }
 }
 
+/// How an inspected packet came to be.
+public enum PacketOrigin: UInt8, Hashable, Sendable, CaseIterable, BitwiseCopyable {
+  /// The frame itself.
+  case wire = 0
+  /// What a tunnel in the frame carries.
+  case gre, ipv4Tunnel, ipv6Tunnel, teredo, vxlan, geneve
+  /// Put together from fragments.
+  case defragmented
+  /// No packet: the end of a flow, or of the input, made its stream be inspected.
+  case flowTimeout
+}
+
+/// Why a packet was dropped, or would have been.
+public enum DropReason: UInt8, Hashable, Sendable, CaseIterable, BitwiseCopyable {
+  /// A rule matched this packet.
+  case rules
+  /// A rule's threshold (`rate_filter`) turned its action into a drop.
+  case rulesThreshold
+  /// An earlier packet of the flow was dropped for all of it.
+  case flowDrop
+  /// What a policy says of a connection whose beginning was not seen, of segments that cannot be right, of memory that is used up …
+  case streamMidstream, streamError, streamMemory, streamReassembly, streamUrgent, flowMemory, defragmentMemory
+  case decodeError, defragmentError, applicationError, innerPacket
+}
+
+/// Bytes that an inspector kept in its output: empty when it kept none.
+public struct EvidenceRange: Hashable, Sendable, BitwiseCopyable {
+  public var offset: UInt32
+  public var length: UInt32
+
+  @inlinable
+  public init(offset: UInt32 = 0, length: UInt32 = 0) {
+    self.offset = offset
+    self.length = length
+  }
+}
+
 /// What is to happen to a packet.
 public enum Verdict: UInt8, Hashable, Sendable, BitwiseCopyable {
   case pass = 0
@@ -69,6 +113,11 @@ public struct InspectionOutput: ~Copyable {
   public static let capacity = 64
 
   @usableFromInline var records: UniqueRecords
+  /// Bytes kept for the alerts of this packet, one after the other.
+  private var evidence: [UInt8]
+  private var evidenceUsed = 0
+  /// Bytes that did not fit, of this packet's alerts.
+  public private(set) var evidenceLost = 0
   /// The alerts found so far.
   public private(set) var count: Int = 0
   /// Alerts of this packet that did not fit.
@@ -76,14 +125,48 @@ public struct InspectionOutput: ~Copyable {
   public var verdict: Verdict = .pass
   /// The rule that gave the verdict; `UInt32.max` when it is `pass`.
   public var verdictRule: UInt32 = .max
+  /// Why the verdict is not `pass`.
+  public var dropReason = DropReason.rules
 
-  public init() { records = UniqueRecords(capacity: Self.capacity) }
+  /// - `evidenceCapacity`: how many bytes `keep(_:)` holds for one packet's alerts, in all; 0 when nobody asks for them.
+  public init(evidenceCapacity: Int = 0) {
+    precondition((0...1 << 30).contains(evidenceCapacity), "an evidence capacity out of bounds")
+    records = UniqueRecords(capacity: Self.capacity)
+    evidence = Array(repeating: 0, count: evidenceCapacity)
+  }
+
+  /// Whether `keep(_:)` holds anything: an inspector need not gather evidence that nobody asks for.
+  public var keepsEvidence: Bool { !evidence.isEmpty }
+
+  /// Keeps a copy of bytes that no frame holds (a reassembled stream, a datagram put together) for an alert of this packet.
+  /// Empty, and counted, when they do not fit.
+  public mutating func keep(_ bytes: RawSpan) -> EvidenceRange {
+    guard keepsEvidence else { return EvidenceRange() }
+    guard bytes.byteCount <= evidence.count - evidenceUsed else {
+      evidenceLost += bytes.byteCount
+      return EvidenceRange()
+    }
+    let range = EvidenceRange(offset: UInt32(evidenceUsed), length: UInt32(bytes.byteCount))
+    for index in 0..<bytes.byteCount { evidence[evidenceUsed + index] = bytes.u8(index) }
+    evidenceUsed += bytes.byteCount
+    return range
+  }
+
+  /// What was kept; nil for an empty range.
+  public func evidence(_ range: EvidenceRange) -> [UInt8]? {
+    let end = Int(range.offset) + Int(range.length)
+    guard range.length > 0, end <= evidenceUsed else { return nil }
+    return Array(evidence[Int(range.offset)..<end])
+  }
 
   public mutating func reset() {
+    evidenceUsed = 0
+    evidenceLost = 0
     count = 0
     overflow = 0
     verdict = .pass
     verdictRule = .max
+    dropReason = .rules
   }
 
   public mutating func append(_ record: AlertRecord) {

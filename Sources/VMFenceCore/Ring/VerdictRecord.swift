@@ -33,7 +33,7 @@ extension AlertRecord {
     area.store(source.family.rawValue, at: offset + 60)
     area.store(destination.family.rawValue, at: offset + 61)
     area.store(excerptLength, at: offset + 62)
-    area.store(0 as UInt8, at: offset + 63)
+    area.store(origin.rawValue, at: offset + 63)
     for index in 0..<AlertRecord.excerptCapacity { area.store(excerpt[index], at: offset + 64 + index) }
   }
 
@@ -43,7 +43,8 @@ extension AlertRecord {
     let flags = area.load(offset + 59, as: UInt8.self)
     let excerptLength = area.load(offset + 62, as: UInt8.self)
     guard ruleIndex < ruleCount, flags < 16, excerptLength <= AlertRecord.excerptCapacity,
-      area.load(offset + 63, as: UInt8.self) == 0, area.load(offset + 56, as: UInt16.self) < 4096,
+      let origin = PacketOrigin(rawValue: area.load(offset + 63, as: UInt8.self)),
+      area.load(offset + 56, as: UInt16.self) < 4096,
       let source = IPAddress(decoding: area, at: offset + 16, family: offset + 60),
       let destination = IPAddress(decoding: area, at: offset + 32, family: offset + 61)
     else { return nil }
@@ -54,6 +55,7 @@ extension AlertRecord {
       ipProtocol: area.load(offset + 58, as: UInt8.self), flags: Flags(rawValue: flags),
       vlan: area.load(offset + 56, as: UInt16.self))
     self.excerptLength = excerptLength
+    self.origin = origin
     for index in 0..<Int(excerptLength) { excerpt[index] = area.load(offset + 64 + index, as: UInt8.self) }
   }
 }

@@ -39,6 +39,21 @@ struct Inspect: ParsableCommand {
   @Flag(help: "Act as if on the path: rules that drop or reject give drop events.")
   var inline = false
 
+  @Option(
+    name: .customLong("set"), parsing: .singleValue,
+    help: "A setting of the engine, as KEY=VALUE; an unknown key names those that there are.")
+  var settings: [EngineSetting] = []
+
+  @Flag(help: "Write each alert's packet into its EVE event, in base64.")
+  var packet = false
+
+  @Flag(
+    help: "Write what was inspected (the payload, or the stream up to there) into each alert's EVE event, in base64.")
+  var payload = false
+
+  @Flag(help: "Inspect each capture by itself, with a new engine, instead of merging them by time.")
+  var separate = false
+
   @Flag(help: "Load nothing if any rule is wrong, instead of going on without it.")
   var strict = false
 
@@ -49,24 +64,34 @@ struct Inspect: ParsableCommand {
 
   func run() throws {
     let compiled = try compile()
-    var merged = MergedCapture()
-    for path in captures {
-      do throws(PacketSourceError) { merged.add(try CaptureFile.open(path: path, ports: .all(PortID(0)))) } catch {
-        throw failure(error, error.code == .inputOutput ? Exit.noInput : Exit.badData)
-      }
-    }
+    let configuration = try inspectorConfiguration()
     var run = try InspectionRun(
-      rules: compiled, inspector: try inspector(compiled), isInline: inline, output: eve, showsAlerts: eve != "-")
-    let problem = run.inspect(&merged)
-    try run.finish(captured: merged.counters)
-    if let problem { throw failure(problem, Exit.badData) }
+      rules: compiled, isInline: inline, output: eve, showsAlerts: eve != "-",
+      evidence: EvidenceWanted(packet: packet, payload: payload))
+    var problem: PacketSourceError?
+    for group in separate ? captures.map({ [$0] }) : [captures] {
+      var inspector = try inspector(compiled, configuration)
+      problem = run.inspect(group, with: &inspector) ?? problem
+    }
+    try run.finish()
+    if let problem { throw failure(problem, problem.code == .inputOutput ? Exit.noInput : Exit.badData) }
   }
 
-  private func inspector(_ rules: SnortRules) throws -> SnortInspector {
-    let configuration = InspectorConfiguration(verifiesChecksums: !ignoreChecksums, isInline: inline)
+  private func inspector(_ rules: SnortRules, _ configuration: InspectorConfiguration) throws -> SnortInspector {
     do throws(RuleCompilationError) {
       return try SnortInspector.make(rules: rules, configuration: configuration)
     } catch { throw failure(error, Exit.internalError) }
+  }
+
+  private func inspectorConfiguration() throws -> InspectorConfiguration {
+    var configuration = InspectorConfiguration(verifiesChecksums: !ignoreChecksums, isInline: inline)
+    for setting in settings {
+      if let problem = setting.apply(to: &configuration) {
+        Terminal.error.print([problem])
+        throw ExitCode.validationFailure
+      }
+    }
+    return configuration
   }
 
   private func compile() throws -> SnortRules {
@@ -102,84 +127,6 @@ struct RuleVariable: ExpressibleByArgument {
     name = String(argument[..<equals])
     value = String(argument[argument.index(after: equals)...])
     if name.hasPrefix("$") { name.removeFirst() }
-  }
-}
-
-/// One inspector, fed from a packet source until that ends.
-private struct InspectionRun: ~Copyable {
-  private var inspector: SnortInspector
-  private let rules: SnortRules
-  private var output = InspectionOutput()
-  private let encoder: EVEEncoder
-  private let eve: LineFile?
-  private let showsAlerts: Bool
-  private let isInline: Bool
-  private var packets: UInt64 = 0
-  private var alerts: UInt64 = 0
-  private var dropped: UInt64 = 0
-  private var overflow: UInt64 = 0
-  private var first: Timestamp?
-  private var last = Timestamp.zero
-
-  init(
-    rules: SnortRules, inspector: consuming SnortInspector, isInline: Bool, output path: String?, showsAlerts: Bool
-  ) throws {
-    self.rules = rules
-    self.inspector = inspector
-    self.showsAlerts = showsAlerts
-    self.isInline = isInline
-    encoder = EVEEncoder(node: "inspect", isInline: isInline, directory: DomainDirectory())
-    eve = try path.map(LineFile.init)
-  }
-
-  mutating func inspect(_ source: inout MergedCapture) -> PacketSourceError? {
-    do throws(PacketSourceError) {
-      while true {
-        let outcome = try source.nextBatch(limit: 4096, patience: .zero) { frame, bytes in take(frame, bytes) }
-        if outcome.isAtEnd { return nil }
-      }
-    } catch {
-      return error
-    }
-  }
-
-  private mutating func take(_ frame: FrameMetadata, _ bytes: RawSpan) {
-    output.reset()
-    inspector.inspect(frame, bytes, into: &output)
-    if first == nil { first = frame.timestamp }
-    last = frame.timestamp
-    overflow += UInt64(output.overflow)
-    for index in 0..<output.count { tell(output[index]) }
-    if output.verdict != .pass { dropped += 1 }
-    packets += 1
-  }
-
-  private mutating func tell(_ record: AlertRecord) {
-    let rule = rules.metadata(at: Int(record.ruleIndex))
-    let alert = Alert(
-      record, rule: rule, incarnation: .none, packetID: packets,
-      verdict: output.verdictRule == record.ruleIndex ? output.verdict : .pass)
-    alerts += 1
-    eve?.write(encoder.encode(.alert(alert)))
-    if let drop = encoder.encodeDrop(alert) { eve?.write(drop) }
-    if showsAlerts {
-      Terminal.output.print(String(decoding: FastAlertEncoder(isInline: isInline).encode(alert), as: UTF8.self))
-    }
-  }
-
-  mutating func finish(captured: CaptureCounters) throws {
-    var statistics = EVEStatistics(
-      time: last, uptime: first.map { last - $0 } ?? .zero, packets: packets, bytes: captured.receivedBytes,
-      drops: captured.skipped, alerts: alerts)
-    statistics.counters = inspector.statistics
-    eve?.write(encoder.encode(statistics))
-    try eve?.close()
-    let verb = isInline ? "dropped" : "would have been dropped"
-    Terminal.error.print("packets: \(packets), alerts: \(alerts), \(verb): \(dropped)")
-    if overflow > 0 {
-      Terminal.error.print("alerts that did not fit (over \(InspectionOutput.capacity) of one packet): \(overflow)")
-    }
-    if captured.skipped > 0 { Terminal.error.print("capture records passed over: \(captured.skipped)") }
   }
 }
 

@@ -58,7 +58,8 @@ struct EVEEncoderTests {
     #expect(
       line == #"{"timestamp":"2026-11-23T04:46:55.123456+0000","flow_id":77,"event_type":"alert","#
         + #""src_ip":"203.0.113.7","src_port":40000,"dest_ip":"192.0.2.10","dest_port":80,"proto":"TCP","ip_v":4,"#
-        + #""direction":"to_server","host":"host-1","alert":{"action":"allowed","gid":1,"signature_id":1000001,"rev":2,"#
+        + #""direction":"to_server","host":"host-1","pkt_src":"wire/pcap","alert":{"action":"allowed","gid":1,"signature_id":1000001,"#
+        + #""rev":2,"#
         + #""signature":"ATTACK","category":"Web Application Attack","severity":1,"#
         + #""metadata":{"affected":["x"],"tag":["b","a"]},"references":["cve,2021-44228"]},"#
         + #""verdict":{"action":"alert"},"payload_printable":"GET /\r\n...","vmfence":{"# + about
@@ -78,11 +79,43 @@ struct EVEEncoderTests {
   func dropInline() throws {
     let line = text(encoder(isInline: true).encode(.alert(alert(verdict: .reject))))
     #expect(line.contains(#""action":"blocked""#))
-    #expect(line.contains(#""verdict":{"action":"drop","reject":["tcp-reset"]}"#))
+    #expect(line.contains(#""verdict":{"action":"drop","reject_target":"to_client","reject":["tcp-reset"]}"#))
     let drop = text(try #require(encoder(isInline: true).encodeDrop(alert(verdict: .reject))))
     #expect(drop.contains(#""event_type":"drop""#))
-    #expect(drop.contains(#""drop":{"reason":"rules"},"verdict":{"action":"drop","reject":["tcp-reset"]}"#))
+    #expect(
+      drop.contains(
+        #""drop":{"reason":"rules"},"verdict":{"action":"drop","reject_target":"to_client","reject":["tcp-reset"]}"#))
     #expect(encoder(isInline: true).encodeDrop(alert()) == nil)
+  }
+
+  @Test("evidence that was asked for tells the packet, what was inspected of it, and what carried it")
+  func evidence() {
+    var evidence = PacketEvidence(linkType: .ethernet)
+    (evidence.captureFile, evidence.captureNumber) = ("a.pcap", 7)
+    (evidence.packet, evidence.payload, evidence.vlans) = ([0, 1, 2, 3], Array("hello".utf8), [5, 6])
+    evidence.icmp = (8, 0)
+    evidence.tunnel = .init(
+      source: IPAddress("192.0.2.1")!, destination: IPAddress("192.0.2.2")!, sourcePort: 5, destinationPort: 4789,
+      ipProtocol: 17, depth: 1)
+    var alert = alert(protocolNumber: 1)
+    (alert.evidence, alert.origin, alert.isInStream) = (evidence, .vxlan, true)
+    let line = text(encoder().encode(.alert(alert)))
+    for part in [
+      #""pcap_cnt":7,"pcap_filename":"a.pcap","vlan":[5,6],"src_ip""#, #""icmp_type":8,"icmp_code":0"#,
+      #""pkt_src":"vxlan encapsulation""#, #""payload":"aGVsbG8=","payload_printable":"hello","stream":1"#,
+      #""packet":"AAECAw==","packet_info":{"linktype":1,"linktype_name":"EN10MB"}"#,
+      #""tunnel":{"src_ip":"192.0.2.1","src_port":5,"dest_ip":"192.0.2.2","dest_port":4789,"proto":"UDP","depth":1}"#,
+    ] { #expect(line.contains(part), "\(part)") }
+  }
+
+  @Test("a drop event tells its reason, and needs no rule", arguments: DropReason.allCases)
+  func dropReasons(reason: DropReason) {
+    let drop = DroppedPacket(
+      time: .zero, incarnation: alert().incarnation, packetID: 3, source: .anyV4, destination: .anyV4, sourcePort: 1,
+      destinationPort: 2, ipProtocol: 6, reason: reason, verdict: .drop)
+    let line = text(encoder(isInline: true).encode(drop))
+    #expect(line.contains(#""drop":{"reason":"\#(reason.eveName)"},"verdict":{"action":"drop"}"#))
+    #expect(!line.contains("direction"))
   }
 
   @Test(

@@ -1,0 +1,218 @@
+// What EVE says of the packet itself: where it came from, what it held, why it was dropped.
+
+/// A packet that was dropped, or would have been: what a `drop` event tells.
+public struct DroppedPacket: Sendable, Hashable {
+  public var time: Timestamp
+  public var incarnation: Incarnation
+  /// The packet's number in its domain's ring, from 0.
+  public var packetID: UInt64
+  public var flowID: UInt64
+  public var source: IPAddress
+  public var destination: IPAddress
+  public var sourcePort: UInt16
+  public var destinationPort: UInt16
+  public var ipProtocol: UInt8
+  /// nil when it belongs to no flow.
+  public var direction: Alert.FlowDirection?
+  public var reason: DropReason
+  /// The rule that caused it, and whether the ends are told; nil when no rule did.
+  public var rule: RuleMetadata?
+  public var verdict: Verdict
+  public var evidence: PacketEvidence?
+
+  public init(
+    time: Timestamp, incarnation: Incarnation, packetID: UInt64, flowID: UInt64 = 0, source: IPAddress,
+    destination: IPAddress, sourcePort: UInt16, destinationPort: UInt16, ipProtocol: UInt8,
+    direction: Alert.FlowDirection? = nil, reason: DropReason, rule: RuleMetadata? = nil, verdict: Verdict
+  ) {
+    self.time = time
+    self.incarnation = incarnation
+    self.packetID = packetID
+    self.flowID = flowID
+    self.source = source
+    self.destination = destination
+    self.sourcePort = sourcePort
+    self.destinationPort = destinationPort
+    self.ipProtocol = ipProtocol
+    self.direction = direction
+    self.reason = reason
+    self.rule = rule
+    self.verdict = verdict
+  }
+
+  /// The drop that goes beside an alert.
+  public init(_ alert: Alert, reason: DropReason = .rules) {
+    self.init(
+      time: alert.time, incarnation: alert.incarnation, packetID: alert.packetID, flowID: alert.flowID,
+      source: alert.source, destination: alert.destination, sourcePort: alert.sourcePort,
+      destinationPort: alert.destinationPort, ipProtocol: alert.ipProtocol, direction: alert.direction,
+      reason: reason, rule: alert.rule, verdict: alert.verdict)
+    evidence = alert.evidence
+  }
+}
+
+/// The members that tell an event's flow.
+struct EVEFlow {
+  var flowID: UInt64
+  var vlans: [UInt16]
+  var source: IPAddress
+  var sourcePort: UInt16
+  var destination: IPAddress
+  var destinationPort: UInt16
+  var ipProtocol: UInt8
+  var direction: Alert.FlowDirection?
+  var evidence: PacketEvidence?
+
+  init(_ alert: Alert) {
+    flowID = alert.flowID
+    vlans = alert.evidence?.vlans ?? (alert.vlan == 0 ? [] : [alert.vlan])
+    source = alert.source
+    sourcePort = alert.sourcePort
+    destination = alert.destination
+    destinationPort = alert.destinationPort
+    ipProtocol = alert.ipProtocol
+    direction = alert.direction
+    evidence = alert.evidence
+  }
+
+  init(_ drop: DroppedPacket) {
+    flowID = drop.flowID
+    vlans = drop.evidence?.vlans ?? []
+    source = drop.source
+    sourcePort = drop.sourcePort
+    destination = drop.destination
+    destinationPort = drop.destinationPort
+    ipProtocol = drop.ipProtocol
+    direction = drop.direction
+    evidence = drop.evidence
+  }
+
+  /// Whether the protocol has ports: TCP, UDP, DCCP, SCTP, UDP-Lite.
+  var hasPorts: Bool { [6, 17, 33, 132, 136].contains(ipProtocol) }
+
+  func encode(into json: inout JSONLine) {
+    json.member("pcap_cnt", evidence?.captureNumber)
+    json.member("pcap_filename", evidence?.captureFile)
+    if !vlans.isEmpty { json.array("vlan", vlans) { $0.element($1) } }
+    json.member("src_ip", source.description)
+    if hasPorts { json.member("src_port", sourcePort) }
+    json.member("dest_ip", destination.description)
+    if hasPorts { json.member("dest_port", destinationPort) }
+    json.member("proto", ipProtocol.eveProtocolName)
+    json.member("ip_v", source.family.rawValue)
+    if let icmp = evidence?.icmp {
+      json.member("icmp_type", icmp.type)
+      json.member("icmp_code", icmp.code)
+    }
+    json.member("direction", direction?.rawValue)
+    json.member("community_id", evidence?.communityID)
+    if let source = evidence?.sourceMAC, let destination = evidence?.destinationMAC {
+      json.object("ether") { json in
+        json.member("src_mac", source.description)
+        json.member("dest_mac", destination.description)
+      }
+    }
+  }
+}
+
+extension JSONLine {
+  mutating func tunnel(_ tunnel: PacketEvidence.Tunnel) {
+    object("tunnel") { json in
+      json.member("src_ip", tunnel.source.description)
+      if tunnel.sourcePort != 0 { json.member("src_port", tunnel.sourcePort) }
+      json.member("dest_ip", tunnel.destination.description)
+      if tunnel.destinationPort != 0 { json.member("dest_port", tunnel.destinationPort) }
+      json.member("proto", tunnel.ipProtocol.eveProtocolName)
+      json.member("depth", tunnel.depth)
+    }
+  }
+
+  /// What was inspected. `excerpt`: its beginning, where there is no more.
+  mutating func contents(_ evidence: PacketEvidence?, excerpt: [UInt8], isInStream: Bool) {
+    let payload = evidence?.payload ?? excerpt
+    if let payload = evidence?.payload { member("payload", base64: payload) }
+    if !payload.isEmpty { member("payload_printable", payload.printableText) }
+    guard let evidence else { return }
+    if evidence.payload != nil { member("stream", isInStream ? 1 : 0) }
+    if let packet = evidence.packet {
+      member("packet", base64: packet)
+      object("packet_info") { json in
+        json.member("linktype", evidence.linkType.rawValue)
+        json.member("linktype_name", evidence.linkType.eveName)
+      }
+    }
+  }
+
+  /// What happened to the packet of an inline alert.
+  mutating func verdict(_ verdict: Verdict, of rule: RuleMetadata?, ipProtocol: UInt8) {
+    let passes = verdict == .pass
+    member("action", passes ? rule?.action == .pass ? "pass" : "alert" : "drop")
+    guard verdict == .reject else { return }
+    let target =
+      switch rule?.action {
+      case .rejectDestination: "to_server"
+      case .rejectBoth: "both"
+      default: "to_client"
+      }
+    member("reject_target", target)
+    array("reject", [ipProtocol == 6 ? "tcp-reset" : "icmp-prohib"]) { $0.element($1) }
+  }
+}
+
+extension DropReason {
+  /// The words of EVE (`drop.reason`).
+  public var eveName: String {
+    switch self {
+    case .rules: "rules"
+    case .rulesThreshold: "threshold detection_filter"
+    case .flowDrop: "flow drop"
+    case .streamMidstream: "stream midstream"
+    case .streamError: "stream error"
+    case .streamMemory: "stream memcap"
+    case .streamReassembly: "stream reassembly"
+    case .streamUrgent: "stream urgent"
+    case .flowMemory: "flow memcap"
+    case .defragmentMemory: "defrag memcap"
+    case .decodeError: "decode error"
+    case .defragmentError: "defrag error"
+    case .applicationError: "applayer error"
+    case .innerPacket: "tunnel packet drop"
+    }
+  }
+}
+
+extension PacketOrigin {
+  /// The words of EVE (`pkt_src`).
+  public var eveName: String {
+    switch self {
+    case .wire: "wire/pcap"
+    case .gre: "gre tunnel"
+    case .ipv4Tunnel: "ipv4 tunnel"
+    case .ipv6Tunnel: "ipv6 tunnel"
+    case .teredo: "teredo tunnel"
+    case .vxlan: "vxlan encapsulation"
+    case .geneve: "geneve encapsulation"
+    case .defragmented: "defrag"
+    case .flowTimeout: "stream (flow timeout)"
+    }
+  }
+}
+
+extension LinkType {
+  /// The name that libpcap has for it (`pcap_datalink_val_to_name`); nil for those that VMFence does not decode.
+  var eveName: String? {
+    switch self {
+    case .null: "NULL"
+    case .ethernet: "EN10MB"
+    case .ppp: "PPP"
+    case .raw, .rawBSD, .rawOpenBSD: "RAW"
+    case .ciscoHDLC: "C_HDLC"
+    case .loop: "LOOP"
+    case .linuxSLL: "LINUX_SLL"
+    case .linuxSLL2: "LINUX_SLL2"
+    case .ipv4: "IPv4"
+    case .ipv6: "IPv6"
+    default: nil
+    }
+  }
+}

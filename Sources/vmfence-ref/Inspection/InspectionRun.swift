@@ -1,0 +1,147 @@
+#if Daemon
+import ArgumentParser
+import Foundation
+import VMFenceCapture
+import VMFenceCore
+import VMFenceDetection
+
+/// Captures, inspected one group after the other, and what is told of them.
+struct InspectionRun: ~Copyable {
+  private let rules: SnortRules
+  private var output: InspectionOutput
+  private let encoder: EVEEncoder
+  private let eve: LineFile?
+  private let showsAlerts: Bool
+  private let isInline: Bool
+  private let wanted: EvidenceWanted
+  /// The file's name when there is one file in the group, and the packets of the group.
+  private var captureFile: String?
+  private var captured: UInt64 = 0
+  private var packets: UInt64 = 0
+  private var bytes: UInt64 = 0
+  private var alerts: UInt64 = 0
+  private var dropped: UInt64 = 0
+  private var overflow: UInt64 = 0
+  private var skipped: UInt64 = 0
+  private var first: Timestamp?
+  private var last = Timestamp.zero
+  private var counters: [(name: String, value: UInt64)] = []
+
+  init(
+    rules: SnortRules, isInline: Bool, output path: String?, showsAlerts: Bool, evidence: EvidenceWanted
+  ) throws {
+    self.rules = rules
+    self.showsAlerts = showsAlerts
+    self.isInline = isInline
+    wanted = evidence
+    output = InspectionOutput(evidenceCapacity: evidence.isEmpty ? 0 : EvidenceWanted.capacity)
+    encoder = EVEEncoder(node: "inspect", isInline: isInline, directory: DomainDirectory())
+    eve = try path.map(LineFile.init)
+  }
+
+  /// Inspects captures, merged by time, with an engine that has seen nothing yet. Returns what was wrong with a capture; the
+  /// frames before were inspected.
+  mutating func inspect(_ paths: [String], with inspector: inout SnortInspector) -> PacketSourceError? {
+    captureFile = paths.count == 1 ? paths.first : nil
+    captured = 0
+    var merged = MergedCapture()
+    do throws(PacketSourceError) {
+      for path in paths { merged.add(try CaptureFile.open(path: path, ports: .all(PortID(0)))) }
+    } catch { return error }
+    let problem = feed(&merged, to: &inspector)
+    let counts = merged.counters
+    bytes += counts.receivedBytes
+    skipped += counts.skipped
+    add(inspector.statistics)
+    return problem
+  }
+
+  private mutating func feed(
+    _ source: inout MergedCapture, to inspector: inout SnortInspector
+  ) -> PacketSourceError? {
+    do throws(PacketSourceError) {
+      while true {
+        let outcome = try source.nextBatch(limit: 4096, patience: .zero) { frame, bytes in
+          take(frame, bytes, &inspector)
+        }
+        if outcome.isAtEnd { return nil }
+      }
+    } catch {
+      return error
+    }
+  }
+
+  private mutating func add(_ statistics: [(name: String, value: UInt64)]) {
+    guard !counters.isEmpty else {
+      counters = statistics
+      return
+    }
+    for (index, counter) in statistics.enumerated() where index < counters.count {
+      counters[index].value &+= counter.value
+    }
+  }
+
+  private mutating func take(_ frame: FrameMetadata, _ bytes: RawSpan, _ inspector: inout SnortInspector) {
+    output.reset()
+    inspector.inspect(frame, bytes, into: &output)
+    captured += 1
+    if first == nil { first = frame.timestamp }
+    last = frame.timestamp
+    overflow += UInt64(output.overflow)
+    for index in 0..<output.count { tell(output[index], frame, bytes) }
+    if output.verdict != .pass {
+      dropped += 1
+      if isInline { tellDrop(frame, bytes) }
+    }
+    packets += 1
+  }
+
+  private mutating func tell(_ record: AlertRecord, _ frame: FrameMetadata, _ bytes: RawSpan) {
+    let rule = rules.metadata(at: Int(record.ruleIndex))
+    var alert = Alert(
+      record, rule: rule, incarnation: .none, packetID: packets,
+      verdict: output.verdictRule == record.ruleIndex ? output.verdict : .pass)
+    alert.evidence = evidence(record, frame, bytes)
+    alerts += 1
+    eve?.write(encoder.encode(.alert(alert)))
+    if showsAlerts {
+      Terminal.output.print(String(decoding: FastAlertEncoder(isInline: isInline).encode(alert), as: UTF8.self))
+    }
+  }
+
+  private func evidence(_ record: AlertRecord, _ frame: FrameMetadata, _ bytes: RawSpan) -> PacketEvidence? {
+    guard eve != nil else { return nil }
+    var evidence = PacketEvidence(frame, bytes, layer: Int(record.layer), wanted)
+    evidence.captureFile = captureFile
+    evidence.captureNumber = record.origin == .flowTimeout ? nil : captured
+    if wanted.contains(.packet), let kept = output.evidence(record.packet) { evidence.packet = kept }
+    if wanted.contains(.payload), let kept = output.evidence(record.payload) { evidence.payload = kept }
+    return evidence
+  }
+
+  private func tellDrop(_ frame: FrameMetadata, _ bytes: RawSpan) {
+    guard let eve else { return }
+    var drop = DroppedPacket(
+      frame, bytes, packetID: packets, reason: output.dropReason,
+      rule: output.verdictRule == .max ? nil : rules.metadata(at: Int(output.verdictRule)), verdict: output.verdict)
+    drop.evidence?.captureFile = captureFile
+    drop.evidence?.captureNumber = captured
+    eve.write(encoder.encode(drop))
+  }
+
+  mutating func finish() throws {
+    var statistics = EVEStatistics(
+      time: last, uptime: first.map { last - $0 } ?? .zero, packets: packets, bytes: bytes, drops: skipped,
+      alerts: alerts)
+    statistics.counters = counters
+    eve?.write(encoder.encode(statistics))
+    try eve?.close()
+    let verb = isInline ? "dropped" : "would have been dropped"
+    Terminal.error.print("packets: \(packets), alerts: \(alerts), \(verb): \(dropped)")
+    if overflow > 0 {
+      Terminal.error.print("alerts that did not fit (over \(InspectionOutput.capacity) of one packet): \(overflow)")
+    }
+    if skipped > 0 { Terminal.error.print("capture records passed over: \(skipped)") }
+  }
+}
+#endif
