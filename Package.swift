@@ -17,6 +17,7 @@ let package = Package(
     .library(name: "VMFenceDetection", targets: ["VMFenceDetection"]),
     .library(name: "VMFenceCapture", targets: ["VMFenceCapture"]),
     .library(name: "VMFenceBlock", targets: ["VMFenceBlock"]),
+    .library(name: "VMFenceNftables", targets: ["VMFenceNftables"]),
     .library(name: "VMFenceProcess", targets: ["VMFenceProcess"]),
     .library(name: "VMFenceTestKit", targets: ["VMFenceTestKit"]),
     .library(name: "VMFenceConformance", targets: ["VMFenceConformance"]),
@@ -48,6 +49,9 @@ let package = Package(
       swiftSettings: strict),
     .target(
       name: "VMFenceCapture", dependencies: ["VMFenceCore"], swiftSettings: strict),
+    .target(
+      name: "VMFenceNftables", dependencies: ["VMFenceCore", "CNftables"],
+      swiftSettings: strict),
     .target(name: "VMFenceBlock", dependencies: ["VMFenceCore", "VMFenceIntegrity"], swiftSettings: strict),
     .target(name: "VMFenceProcess", dependencies: ["VMFenceCore", "CLinux"], swiftSettings: strict),
 
@@ -59,7 +63,7 @@ let package = Package(
       name: "vmfence-ref",
       dependencies: [
         "VMFenceCore", "VMFencePackets", "VMFenceIntegrity", "VMFenceDetection", "VMFenceCapture", "VMFenceBlock",
-        "VMFenceProcess", "VMFenceTestKit",
+        "VMFenceProcess", "VMFenceNftables", "VMFenceTestKit",
         .product(
           name: "ArgumentParser", package: "swift-argument-parser", condition: .when(traits: ["Daemon"])),
         .product(name: "Yams", package: "Yams", condition: .when(traits: ["Daemon"])),
@@ -69,10 +73,12 @@ let package = Package(
     .systemLibrary(name: "CPcap", pkgConfig: "libpcap", providers: [.apt(["libpcap-dev"])]),
     .systemLibrary(name: "CVectorscan", pkgConfig: "libhs", providers: [.apt(["libvectorscan-dev"])]),
     .target(name: "CLinux"),
+    .target(name: "CNftables", linkerSettings: [.linkedLibrary("nftnl"), .linkedLibrary("mnl")]),
 
     // MARK: Tests
     .target(
       name: "ToyEngine", dependencies: ["VMFenceCore"], path: "Tests/Support/ToyEngine", swiftSettings: strict),
+    .target(name: "NetworkTestSupport", path: "Tests/Support/NetworkTestSupport", swiftSettings: strict),
     .executableTarget(
       name: "test-detector", dependencies: ["ToyEngine", "VMFenceProcess"], path: "Tests/Support/test-detector",
       swiftSettings: strict),
@@ -89,7 +95,12 @@ let package = Package(
     .testTarget(
       name: "VMFenceCaptureTests",
       // libpcap is the judge of the capture reader; nothing in Sources needs it.
-      dependencies: ["VMFenceCapture", "VMFenceConformance", "VMFenceTestKit", "CPcap"], swiftSettings: strict),
+      dependencies: ["VMFenceCapture", "VMFenceConformance", "VMFenceTestKit", "CPcap", "NetworkTestSupport"],
+      swiftSettings: strict),
+    .testTarget(
+      name: "VMFenceNftablesTests",
+      dependencies: ["VMFenceNftables", "VMFenceConformance", "VMFenceTestKit", "NetworkTestSupport"],
+      swiftSettings: strict),
     .testTarget(
       name: "VMFenceBlockTests", dependencies: ["VMFenceBlock", "VMFenceIntegrity", "VMFenceConformance"],
       swiftSettings: strict),

@@ -41,13 +41,14 @@ enum House {
     "VMFenceDetection": rooms.union(["CVectorscan"]),
     "VMFenceCapture": rooms.union(["CPcap", "CLinux"]),
     "VMFenceBlock": rooms.union(["CLinux"]),
+    "VMFenceNftables": rooms.union(["CNftables", "CLinux"]),
     "VMFenceProcess": rooms.union(["CLinux"]),
     "VMFenceTestKit": rooms,
     "VMFenceConformance": rooms.union(["VMFenceTestKit", "Testing"]),
     "vmfence-detector": rooms.union(["VMFenceDetection", "VMFenceProcess"]),
     "vmfence-ref": rooms.union([
-      "VMFenceDetection", "VMFenceCapture", "VMFenceBlock", "VMFenceProcess", "VMFenceTestKit", "ArgumentParser",
-      "Yams", "Foundation",
+      "VMFenceDetection", "VMFenceCapture", "VMFenceBlock", "VMFenceProcess", "VMFenceNftables", "VMFenceTestKit",
+      "ArgumentParser", "Yams", "Foundation",
     ]),
   ]
 

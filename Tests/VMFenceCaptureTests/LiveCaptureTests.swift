@@ -1,5 +1,6 @@
 import Foundation
 import Glibc
+import NetworkTestSupport
 import Testing
 import VMFenceCapture
 import VMFenceConformance
@@ -172,7 +173,7 @@ struct LiveCaptureTests {
   func bridge() throws {
     let network = try TestNetwork("bridge")
     let other = try TestNetwork("bridge2")
-    try TestNetwork.shell(
+    try NetworkNamespace.shell(
       """
       ip -n \(other.host) link set vif1.0 name vif2.0 netns \(network.host)
       ip -n \(network.host) link add xenbr0 type bridge

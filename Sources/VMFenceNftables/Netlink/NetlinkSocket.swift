@@ -1,0 +1,183 @@
+internal import CNftables
+internal import Glibc
+import VMFenceCore
+
+/// A socket to nf_tables (netlink(7), family NETLINK_NETFILTER). It stays in the network namespace in which it was opened. Used by one
+/// thread at a time.
+struct NetlinkSocket: ~Copyable, Sendable {
+  /// Room for answers: a whole table's errors, and changes of others that wait to be read.
+  static let receiveBuffer: Int32 = 8 << 20
+  /// The kernel fills at most this much in one read of a dump.
+  private static let readSize = 256 << 10
+
+  let descriptor: Int32
+  /// The socket's name as the author of changes.
+  let port: UInt32
+  private var sequence: UInt32 = 1
+  private var sendBuffer = 0
+
+  private init(descriptor: Int32, port: UInt32) {
+    self.descriptor = descriptor
+    self.port = port
+  }
+
+  deinit { _ = close(descriptor) }
+
+  /// - `listens`: subscribes to the changes of the ruleset.
+  static func open(listens: Bool = false) throws(NetlinkError) -> NetlinkSocket {
+    let descriptor = vmfence_nft_socket(listens ? 1 : 0, receiveBuffer)
+    guard descriptor >= 0 else { throw .socket(errno, "open a netlink socket") }
+    return NetlinkSocket(descriptor: descriptor, port: vmfence_nft_port(descriptor))
+  }
+
+  /// Makes the kernel leave out the changes that `author` made.
+  func ignore(author: UInt32) throws(NetlinkError) {
+    guard vmfence_nft_ignore(descriptor, author) == 0 else {
+      throw .socket(errno, "attach a filter to a netlink socket")
+    }
+  }
+
+  mutating func takeSequence(_ count: UInt32) -> UInt32 {
+    // 0 is left out: it is what messages have that nobody asked for.
+    if sequence > UInt32.max - count { sequence = 1 }
+    defer { sequence += count }
+    return sequence
+  }
+
+  // MARK: Transactions
+
+  /// Sends a transaction and waits for the kernel's word. It has taken effect as a whole when this returns, and not at all when
+  /// it throws.
+  ///
+  /// - `commits`: false lets the kernel check everything and change nothing.
+  mutating func send(_ batch: borrowing Batch, commits: Bool = true) throws(NetlinkError) {
+    let size = batch.byteCount
+    if size > sendBuffer {
+      sendBuffer = size * 2
+      _ = vmfence_nft_send_buffer(descriptor, sendBuffer)
+    }
+    guard let last = batch.send(to: descriptor, commits: commits) else { throw .socket(errno, "send a transaction") }
+    try awaitAnswer(to: last)
+  }
+
+  /// Reads until the acknowledgement of message `last`, and throws the first error that came before it.
+  private mutating func awaitAnswer(to last: UInt32) throws(NetlinkError) {
+    var failure: NetlinkError?
+    var isAnswered = false
+    var buffer = [UInt8](repeating: 0, count: 16 << 10)
+    while !isAnswered {
+      // The kernel has worked the transaction off when `send` returns: what it has to say waits already.
+      let received: Int?
+      do throws(NetlinkError) {
+        received = try receive(into: &buffer, waits: false)
+      } catch .socket(ENOBUFS, _) {
+        // Acknowledgements are few; only errors can be more than fit.
+        failure = failure ?? .refused(ENOBUFS, "more errors than can be read")
+        continue
+      }
+      guard let count = received else { break }
+      try buffer.withRawSpan { (whole) throws(NetlinkError) in
+        let bytes = whole.extracting(0..<count)
+        try NetlinkMessage.forEach(in: bytes) { (message) throws(NetlinkError) in
+          guard message.type == NetlinkMessage.Kind.error else { return }
+          if let error = try message.error(in: bytes), failure == nil { failure = error }
+          if message.sequence == last { isAnswered = true }
+        }
+      }
+    }
+    if let failure { throw failure }
+    guard isAnswered else { throw .socket(EIO, "read the kernel's answer to a transaction") }
+  }
+
+  // MARK: Questions
+
+  /// Asks for what the table has, and calls `body` with each message of the answer.
+  mutating func ask(
+    _ question: Question, family: Family, table: String, set: String? = nil,
+    _ body: (NetlinkMessage, RawSpan) throws(NetlinkError) -> Void
+  ) throws(NetlinkError) {
+    let sequence = takeSequence(1)
+    guard question.send(to: descriptor, family: family, table: table, set: set, sequence: sequence) else {
+      throw .socket(errno, "ask nf_tables")
+    }
+    var buffer = [UInt8](repeating: 0, count: Self.readSize)
+    var isDone = false
+    var failure: NetlinkError?
+    while !isDone {
+      guard let count = try receive(into: &buffer, waits: true) else { throw .socket(EIO, "read nf_tables' answer") }
+      try buffer.withRawSpan { (whole) throws(NetlinkError) in
+        let bytes = whole.extracting(0..<count)
+        try NetlinkMessage.forEach(in: bytes) { (message) throws(NetlinkError) in
+          guard message.sequence == sequence, !isDone else { return }
+          if message.flags & NetlinkMessage.Flag.interrupted != 0 { failure = failure ?? .interrupted }
+          switch message.type {
+          case NetlinkMessage.Kind.error:
+            if let error = try message.error(in: bytes) { failure = failure ?? error }
+            isDone = true
+          case NetlinkMessage.Kind.done: isDone = true
+          default:
+            if failure == nil { try body(message, bytes) }
+            if message.flags & NetlinkMessage.Flag.multi == 0 { isDone = true }
+          }
+        }
+      }
+    }
+    if let failure { throw failure }
+  }
+
+  /// - Returns: how many bytes came; nil when none wait and `waits` is false.
+  func receive(into buffer: inout [UInt8], waits: Bool) throws(NetlinkError) -> Int? {
+    let room = buffer.count
+    while true {
+      // SAFETY: recv(2) writes at most `room` bytes, which the array has.
+      let count = unsafe buffer.withUnsafeMutableBytes { bytes in
+        unsafe recv(descriptor, bytes.baseAddress, room, waits ? 0 : Int32(MSG_DONTWAIT))
+      }
+      if count >= 0 { return count }
+      let number = errno
+      if number == EINTR { continue }
+      if number == EAGAIN, !waits { return nil }
+      throw .socket(number, "read from nf_tables")
+    }
+  }
+}
+
+/// NFPROTO numbers of linux/netfilter.h.
+enum Family: UInt8, Sendable {
+  case inet = 1
+  case netdev = 5
+  case bridge = 7
+
+  var name: String { "\(self)" }
+}
+
+enum Question: UInt32 {
+  case table = 0
+  case chains, rules, sets, elements
+
+  fileprivate func send(to descriptor: Int32, family: Family, table: String, set: String?, sequence: UInt32) -> Bool {
+    let question = vmfence_nft_question(rawValue)
+    // SAFETY: the texts live during the call, which reads them up to their zeros.
+    guard let set else {
+      return unsafe vmfence_nft_ask(descriptor, family.rawValue, table, question, nil, sequence) == 0
+    }
+    return unsafe vmfence_nft_ask(descriptor, family.rawValue, table, question, set, sequence) == 0
+  }
+}
+
+extension NetlinkMessage {
+  /// What an error message says; nil when it is an acknowledgement (struct nlmsgerr: a negative errno in host order, the header of
+  /// the message it is about, and with `extended` attributes, of which 1 is a text).
+  func error(in bytes: RawSpan) throws(NetlinkError) -> NetlinkError? {
+    guard payload.count >= 4 else { throw .malformed("an error without a number") }
+    let number = Int32(bitPattern: bytes.hostU32(payload.lowerBound))
+    guard number != 0 else { return nil }
+    var words = ""
+    if flags & Flag.extended != 0, flags & Flag.capped != 0, payload.count >= 4 + Self.headerBytes {
+      try NetlinkAttribute.forEach(in: bytes, payload.dropFirst(4 + Self.headerBytes)) { attribute in
+        if attribute.type == 1 { words = attribute.text(bytes) }
+      }
+    }
+    return .refused(number < 0 && number > Int32.min ? -number : number, words)
+  }
+}

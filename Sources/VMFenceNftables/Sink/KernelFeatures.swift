@@ -1,0 +1,60 @@
+import VMFenceCore
+
+/// What this kernel's nftables can. All of it is found out by transactions that the kernel checks and does not carry out.
+/// The sets and drops that measures need always work where there is a table; these are what may come on top.
+public struct KernelFeatures: Hashable, Sendable {
+  /// A table can be owned and stays when its owner ends (`owner` with `persist`, Linux 6.9). Alone, `owner` is never used: the table would
+  /// vanish with the process.
+  public var canOwnTables: Bool
+  /// `reject` in the bridge family (NFT_BRIDGE_REJECT).
+  public var canRejectInBridge: Bool
+  /// `meta ibrname` in the bridge family (NFT_BRIDGE_META).
+  public var knowsBridgeNames: Bool
+  /// `reject` in the netdev family (NFT_REJECT_NETDEV).
+  public var canRejectInNetdev: Bool
+
+  private static let table = "vmfence-probe"
+  private static let ownerAndPersist: UInt32 = 6
+
+  /// - Throws: when not even a table with a chain and a set can be made: without the permission, or without nftables.
+  static func probe(
+    _ socket: inout NetlinkSocket, _ batch: inout Batch
+  ) throws(NetlinkError) -> KernelFeatures {
+    try check(&socket, &batch, .bridge, flags: 0, nil)
+    let reset = RuleSpecification("probe", "", tcp + [.reset])
+    let bridge = RuleSpecification("probe", "", [.meta(.bridge, Register(0))])
+    return KernelFeatures(
+      canOwnTables: can(&socket, &batch, .bridge, flags: ownerAndPersist, nil),
+      canRejectInBridge: can(&socket, &batch, .bridge, flags: 0, reset),
+      knowsBridgeNames: can(&socket, &batch, .bridge, flags: 0, bridge),
+      canRejectInNetdev: can(&socket, &batch, .netdev, flags: 0, reset))
+  }
+
+  private static var tcp: [Expression] { [.meta(.transportProtocol, Register(0)), .equal(Register(0), [6])] }
+
+  private static func can(
+    _ socket: inout NetlinkSocket, _ batch: inout Batch, _ family: Family, flags: UInt32, _ rule: RuleSpecification?
+  ) -> Bool {
+    do throws(NetlinkError) {
+      try check(&socket, &batch, family, flags: flags, rule)
+      return true
+    } catch {
+      return false
+    }
+  }
+
+  private static func check(
+    _ socket: inout NetlinkSocket, _ batch: inout Batch, _ family: Family, flags: UInt32, _ rule: RuleSpecification?
+  ) throws(NetlinkError) {
+    batch.begin(family, table: table, sequence: socket.takeSequence(16))
+    batch.addTable(flags: flags, comment: "")
+    batch.add(ChainSpecification(name: "probe"))
+    if let rule {
+      batch.add(rule)
+    } else if family == .bridge {
+      batch.add(ChainSpecification(name: "forward", base: .init(hook: .forward, priority: Skeleton.priority)))
+      batch.add(SetSpecification(name: "probe", kind: .counted, fields: [.interface, .v6], hasTimeouts: true))
+    }
+    try socket.send(batch, commits: false)
+  }
+}

@@ -1,0 +1,185 @@
+import VMFenceCore
+
+/// The table as the kernel has it, without its elements.
+struct TableImage {
+  var flags: UInt32 = 0
+  /// The netlink port of its owner.
+  var owner: UInt32?
+  /// Name, hook and priority.
+  var chains: [ChainSpecification] = []
+  /// The comments of each chain's rules, in order.
+  var rules: [String: [String]] = [:]
+  /// What the rules of each chain counted together.
+  var counts: [String: TrafficCount] = [:]
+  var sets: Set<String> = []
+
+  static let ownerFlag: UInt32 = 2
+  static let persistFlag: UInt32 = 4
+
+  /// The sets of blocks, in the order of their rules.
+  var blockSets: [BlockSet] {
+    var found: [BlockSet] = []
+    for chain in ["block4", "block6"] {
+      for comment in rules[chain] ?? [] {
+        guard let name = comment.split(separator: " ").first, let set = BlockSet(name: String(name)) else { continue }
+        if !found.contains(set) { found.append(set) }
+      }
+    }
+    return found
+  }
+
+  /// Whether all that the skeleton has is there, and its chains have no other rules.
+  func holds(_ skeleton: Skeleton) -> Bool {
+    var expected: [String: [String]] = [:]
+    for rule in skeleton.rules { expected[rule.chain, default: []].append(rule.comment) }
+    return skeleton.chains.allSatisfy { chain in
+      chains.contains(chain) && (rules[chain.name] ?? []) == (expected[chain.name] ?? [])
+    } && skeleton.sets.allSatisfy { sets.contains($0.name) }
+  }
+}
+
+extension SinkContents {
+  /// How often a reading is begun anew when others changed the ruleset meanwhile.
+  static let readAttempts = 8
+
+  var skeleton: Skeleton { Skeleton(configuration, blockSets: blockSets) }
+
+  private var tableFlags: UInt32 { isOwned ? TableImage.ownerFlag | TableImage.persistFlag : 0 }
+
+  // MARK: Opening
+
+  /// Makes the table, or goes on with one that is there.
+  mutating func openTable() throws(NetlinkError) {
+    guard let image = try readTable() else { return try makeTable(keepsMeasures: false) }
+    if let owner = image.owner, owner != socket.port { throw .held(owner) }
+    blockSets = image.blockSets
+    for set in Self.firstBlockSets where !blockSets.contains(set) { blockSets.append(set) }
+    // What an earlier run left: its measures are kept, whatever its table looked like.
+    adopt(try readElements(of: image.sets))
+    let isOrphan = image.flags == TableImage.persistFlag
+    let fits = isOwned ? isOrphan : image.flags == 0
+    if fits, image.holds(skeleton) {
+      guard isOwned else { return }
+      batch.begin(.bridge, table: configuration.table, sequence: socket.takeSequence(16))
+      batch.addTable(flags: tableFlags, comment: Self.comment)
+      return try socket.send(batch)
+    }
+    try makeTable(keepsMeasures: true)
+  }
+
+  private static let comment = "VMFence: measures that protect guests"
+
+  /// Makes the table anew, in one transaction, empty or with the measures that stand.
+  mutating func makeTable(keepsMeasures: Bool) throws(NetlinkError) {
+    let skeleton = skeleton
+    let isThere = try hasTable()
+    batch.begin(.bridge, table: configuration.table, sequence: socket.takeSequence(Self.sequenceNumbers))
+    if isThere { batch.deleteTable() }
+    batch.addTable(flags: tableFlags, comment: Self.comment)
+    for set in skeleton.sets { batch.add(set) }
+    for chain in skeleton.chains { batch.add(chain) }
+    for rule in skeleton.rules { batch.add(rule) }
+    if keepsMeasures { writeStanding() }
+    try socket.send(batch)
+    if !keepsMeasures { standing.removeAll() }
+  }
+
+  /// Writes the elements of everything that stands.
+  private mutating func writeStanding() {
+    let now = Self.now
+    purge(at: now)
+    var keys: [SetName: [FirewallMeasure.Key]] = [:]
+    for (key, entry) in standing { keys[Self.set(of: key, slot: entry.slot), default: []].append(key) }
+    for (set, keys) in keys {
+      batch.beginElements(of: set.description)
+      for key in keys {
+        guard let entry = standing[key] else { continue }
+        writeAddition(entry.measure(key, expires: nil), timeout: entry.timeout(at: now), in: interfaces(of: key))
+      }
+      batch.endElements()
+    }
+  }
+
+  // MARK: Reading
+
+  private mutating func hasTable() throws(NetlinkError) -> Bool {
+    do throws(NetlinkError) {
+      try socket.ask(.table, family: .bridge, table: configuration.table) { _, _ in }
+      return true
+    } catch .refused(2, _) {
+      return false
+    }
+  }
+
+  /// nil when there is no such table.
+  mutating func readTable() throws(NetlinkError) -> TableImage? {
+    for _ in 0..<Self.readAttempts {
+      do throws(NetlinkError) {
+        return try readTableOnce()
+      } catch .interrupted {
+        continue
+      } catch .refused(2, _) {
+        return nil
+      }
+    }
+    throw .interrupted
+  }
+
+  private mutating func readTableOnce() throws(NetlinkError) -> TableImage {
+    var image = TableImage()
+    let table = configuration.table
+    try socket.ask(.table, family: .bridge, table: table) { (message, bytes) throws(NetlinkError) in
+      try NetlinkAttribute.forEach(in: bytes, try message.attributes(of: bytes).range) { (part) throws(NetlinkError) in
+        if part.type == 2 { image.flags = try part.u32(bytes) }
+        if part.type == 7 { image.owner = try part.u32(bytes) }
+      }
+    }
+    // Only the owner may look further: for others the kernel has no such chains, rules and sets.
+    try socket.ask(.chains, family: .bridge, table: table) { (message, bytes) throws(NetlinkError) in
+      if let chain = try ChainSpecification(message, bytes, table: table) { image.chains.append(chain) }
+    }
+    try socket.ask(.rules, family: .bridge, table: table) { (message, bytes) throws(NetlinkError) in
+      let rule = try ReadRule(message, bytes)
+      guard rule.table == table else { return }
+      image.rules[rule.chain, default: []].append(rule.comment)
+      if let count = rule.count { image.counts[rule.chain, default: TrafficCount()] += count }
+    }
+    try socket.ask(.sets, family: .bridge, table: table) { (message, bytes) throws(NetlinkError) in
+      var names = ["", ""]
+      try NetlinkAttribute.forEach(in: bytes, try message.attributes(of: bytes).range) { part in
+        if part.type == 1 || part.type == 2 { names[Int(part.type) - 1] = part.text(bytes) }
+      }
+      if names[0] == table { image.sets.insert(names[1]) }
+    }
+    return image
+  }
+
+  /// The elements of those of these sets that hold measures.
+  mutating func readElements(of names: Set<String>) throws(NetlinkError) -> [ReadElement] {
+    var sets: [SetName] = [.quarantine] + (0..<SetName.limitSlots).map { .limit($0) }
+    sets += names.compactMap { BlockSet(name: $0).map { .blocks($0) } }
+    for _ in 0..<Self.readAttempts {
+      do throws(NetlinkError) {
+        var elements: [ReadElement] = []
+        for set in sets where names.contains(set.description) {
+          try socket.ask(.elements, family: .bridge, table: configuration.table, set: set.description) {
+            (message, bytes) throws(NetlinkError) in
+            try ReadElement.forEach(in: message, bytes, of: set) { elements.append($0) }
+          }
+        }
+        return elements
+      } catch .interrupted {
+        continue
+      }
+    }
+    throw .interrupted
+  }
+}
+
+extension SinkContents.Standing {
+  /// What is left of its time, in milliseconds; 0 when it has no end.
+  func timeout(at now: UInt64) -> UInt64 {
+    guard let deadline else { return 0 }
+    return max(1, (deadline - min(now, deadline) + 999_999) / 1_000_000)
+  }
+}

@@ -1,0 +1,156 @@
+internal import Glibc
+import VMFenceCore
+
+/// What a sink knows and holds. All of it under the sink's lock.
+struct SinkContents: ~Copyable, Sendable {
+  /// A measure that stands, as far as is known.
+  struct Standing: Sendable {
+    var decision: UInt64
+    var comment: String
+    /// On the kernel's clock, in nanoseconds; nil: no end.
+    var deadline: UInt64?
+    /// Measures are listed in the order in which their keys came.
+    var order: UInt64
+    /// For a rate limit: which of the sets it lies in.
+    var slot = 0
+
+    func measure(_ key: FirewallMeasure.Key, expires: Timestamp?) -> FirewallMeasure {
+      FirewallMeasure(scope: key.scope, kind: key.kind, expires: expires, decision: decision, comment: comment)
+    }
+  }
+
+  let configuration: NftablesSink.Configuration
+  let isOwned: Bool
+  var socket: NetlinkSocket
+  var batch: Batch
+  var generation: UInt64 = 1
+  var standing: [FirewallMeasure.Key: Standing] = [:]
+  private var nextOrder: UInt64 = 0
+  /// How many measures stood when those that ran out were dropped last.
+  private var lastPurge = 0
+  /// The interfaces of each domain that has any.
+  var ports: [DomainUUID: [String]] = [:]
+  /// The sets of blocks, in the order of their rules.
+  var blockSets: [BlockSet] = SinkContents.firstBlockSets
+  var listeners: [UInt64: AsyncStream<FirewallAcknowledgement>.Continuation] = [:]
+  private var nextListener: UInt64 = 0
+  private var acknowledged = FirewallAcknowledgement(generation: 1, time: .zero)
+  private var scratch: [UInt8] = []
+
+  static let firstBlockSets = [
+    BlockSet(.v4, prefix: 32, isHost: false), BlockSet(.v6, prefix: 128, isHost: false),
+    BlockSet(.v6, prefix: 64, isHost: false), BlockSet(.v4, prefix: 32, isHost: true),
+    BlockSet(.v6, prefix: 128, isHost: true), BlockSet(.v6, prefix: 64, isHost: true),
+  ]
+
+  init(
+    _ configuration: NftablesSink.Configuration, socket: consuming NetlinkSocket, batch: consuming Batch, isOwned: Bool
+  ) {
+    self.configuration = configuration
+    self.socket = socket
+    self.batch = batch
+    self.isOwned = isOwned && configuration.holdsTable
+  }
+
+  /// Nanoseconds of the clock by which the kernel ends elements: it stands still while the host sleeps, and does not jump.
+  static var now: UInt64 {
+    var time = timespec()
+    // SAFETY: clock_gettime(2) writes the structure.
+    _ = unsafe clock_gettime(CLOCK_MONOTONIC, &time)
+    return UInt64(time.tv_sec) * 1_000_000_000 + UInt64(time.tv_nsec)
+  }
+
+  mutating func addListener(_ continuation: AsyncStream<FirewallAcknowledgement>.Continuation) -> UInt64 {
+    nextListener += 1
+    listeners[nextListener] = continuation
+    continuation.yield(acknowledged)
+    return nextListener
+  }
+
+  mutating func rise(at time: Timestamp) {
+    generation += 1
+    acknowledged = FirewallAcknowledgement(generation: generation, time: time)
+    for listener in listeners.values { listener.yield(acknowledged) }
+  }
+
+  // MARK: Where a measure lies
+
+  /// The names under which the domain's elements lie.
+  func interfaces(of domain: DomainUUID) -> [String] { ports[domain] ?? [PlaceholderPort.name(of: domain)] }
+
+  static func set(of key: FirewallMeasure.Key, slot: Int) -> SetName {
+    switch key.kind {
+    case .block(let network): .blocks(BlockSet(network, isHost: key.scope == .host))
+    case .quarantine: .quarantine
+    case .rateLimit: .limit(slot)
+    }
+  }
+
+  /// The keys of the measure's elements.
+  static func elements(of key: FirewallMeasure.Key, in interfaces: [String]) -> [ElementKey] {
+    var network: IPNetwork?
+    if case .block(let blocked) = key.kind { network = blocked }
+    guard case .domain = key.scope else {
+      var element = ElementKey()
+      if let network { element.append(network.base) }
+      return [element]
+    }
+    return interfaces.map { interface in
+      var element = ElementKey()
+      element.append(interface: interface)
+      if let network { element.append(network.base) }
+      return element
+    }
+  }
+
+  func interfaces(of key: FirewallMeasure.Key) -> [String] {
+    if case .domain(let uuid) = key.scope { interfaces(of: uuid) } else { [] }
+  }
+
+  // MARK: Writing
+
+  /// Takes a measure's elements out, whether they are still there or not: deleting what is absent would fail, so they are added first.
+  mutating func writeRemoval(of keys: [(key: FirewallMeasure.Key, interfaces: [String])], from set: SetName) {
+    guard !keys.isEmpty else { return }
+    let chain = set == .quarantine ? "quarantine" : nil
+    for deletes in [false, true] {
+      batch.beginElements(of: set.description, deletes: deletes)
+      for (key, interfaces) in keys {
+        for element in Self.elements(of: key, in: interfaces) { batch.element(element, chain: chain) }
+      }
+      batch.endElements()
+    }
+  }
+
+  /// Writes the elements of a measure of the set that was begun.
+  ///
+  /// - `timeout`: in milliseconds, 0 for none.
+  mutating func writeAddition(_ measure: FirewallMeasure, timeout: UInt64, in interfaces: [String]) {
+    ElementTag(measure).write(to: &scratch)
+    let chain = measure.key.kind == .quarantine ? "quarantine" : nil
+    var rate: UInt64 = 0
+    // A domain's ports share its limit: together they never send more.
+    if case .rateLimit(let packets) = measure.key.kind {
+      rate = max(1, UInt64(packets) / UInt64(max(1, interfaces.count)))
+    }
+    for element in Self.elements(of: measure.key, in: interfaces) {
+      batch.element(element, timeout: timeout, userData: scratch, chain: chain, packetsPerSecond: rate)
+    }
+  }
+
+  // MARK: The model
+
+  mutating func stand(_ measure: FirewallMeasure, deadline: UInt64?, slot: Int) {
+    nextOrder += 1
+    let order = standing[measure.key]?.order ?? nextOrder
+    standing[measure.key] = Standing(
+      decision: measure.decision, comment: measure.comment, deadline: deadline, order: order, slot: slot)
+    if standing.count > 2 * lastPurge + 1_024 { purge(at: Self.now) }
+  }
+
+  /// Forgets what the kernel has ended.
+  mutating func purge(at now: UInt64) {
+    standing = standing.filter { $0.value.deadline.map { now < $0 } ?? true }
+    lastPurge = standing.count
+  }
+}

@@ -1,0 +1,44 @@
+import NetworkTestSupport
+import VMFenceCore
+import VMFenceNftables
+
+let vm1 = DomainUUID(high: 0x1111_1111_1111_4111, low: 0x8111_1111_1111_1111)
+let vm2 = DomainUUID(high: 0x2222_2222_2222_4222, low: 0x8222_2222_2222_2222)
+
+/// The ports of the guests of a `BridgeNetwork`.
+let bridgePorts: [DomainUUID: [NetworkPort]] = [vm1: [port("vif1.0", 1)], vm2: [port("vif2.0", 2)]]
+
+func port(_ interface: String, _ number: UInt64) -> NetworkPort {
+  NetworkPort(
+    interface: interface, bridge: "xenbr0", mac: MACAddress(rawValue: 0x0277_0000_0000 + number),
+    addresses: [IPAddress("10.77.0.\(number)")!, IPAddress("fd77::\(number)")!])
+}
+
+/// Where the tests' times begin; the kernel's own clock runs beside.
+let start = Timestamp(seconds: 1_800_000_000)
+
+func block(
+  _ network: String, for domain: DomainUUID? = nil, seconds: Int64? = 600, decision: UInt64 = 1
+) -> FirewallMeasure {
+  FirewallMeasure(
+    scope: domain.map { .domain($0) } ?? .host, kind: .block(IPNetwork(network)!),
+    expires: seconds.map { start + .seconds($0) }, decision: decision, comment: "sid 1:1000001")
+}
+
+extension NftablesSink {
+  /// Applies a change to whatever is in force.
+  @discardableResult
+  func change(add: [FirewallMeasure] = [], remove: [FirewallMeasure.Key] = []) async throws -> UInt64 {
+    let generation = try await readBack(at: start).generation
+    return try await apply(FirewallChange(from: generation, time: start, add: add, remove: remove))
+  }
+}
+
+/// Waits until `condition` holds, 10 s at most.
+func eventually(_ condition: () async throws -> Bool) async rethrows -> Bool {
+  for _ in 0..<500 {
+    if try await condition() { return true }
+    try? await Task.sleep(for: .milliseconds(20))
+  }
+  return false
+}
