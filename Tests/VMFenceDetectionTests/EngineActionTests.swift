@@ -29,18 +29,79 @@ import VMFenceDetection
     #expect(engine.inspect(Frame(source: "192.0.2.2").carrying("bad scanner").tcp) == [2, 1])
   }
 
-  @Test("in Suricata pass is for the rest of the flow")
+  @Test("in Suricata a rule about addresses alone passes the rest of the flow, one about packets the packet")
   func passFlow() throws {
     var engine = try engine(
       """
-      alert tcp any any -> any any (msg:"a"; content:"bad"; sid:1;)
-      pass tcp any any -> any any (msg:"p"; content:"scanner"; sid:3;)
+      alert udp any any -> any any (msg:"a"; content:"bad"; sid:1;)
+      pass udp any any -> any 99 (msg:"p"; sid:3;)
+      pass udp any any -> any any (msg:"q"; dsize:9; sid:4;)
       """, dialect: .suricata)
-    #expect(engine.inspect(Frame().carrying("bad").tcp) == [1])
-    #expect(engine.inspect(Frame().carrying("scanner").tcp) == [])
-    #expect(engine.inspect(Frame().carrying("bad").tcp) == [])
-    #expect(engine.inspect(Frame(sourcePort: 40_001).carrying("bad").tcp) == [1])
+    let other = Frame(destinationPort: 99)
+    #expect(engine.inspect(Frame().carrying("bad").udp) == [1])
+    #expect(engine.inspect(other.carrying("quiet").udp) == [])
+    #expect(engine.inspect(other.reply.carrying("bad").udp) == [])
     #expect(engine.statistic("packets_passed") == 2)
+    #expect(engine.inspect(Frame().carrying("bad, long").udp) == [])
+    #expect(engine.inspect(Frame().carrying("bad").udp) == [1])
+  }
+
+  @Test("Suricata compares a rule about addresses alone once in each direction of a flow")
+  func addressOnly() throws {
+    var engine = try engine(
+      """
+      alert udp any any -> any any (msg:"a"; sid:1;)
+      alert udp any any -> ![10.0.0.1] any (msg:"b"; sid:2;)
+      alert udp any any -> any any (msg:"c"; flow:to_server; sid:3;)
+      """, dialect: .suricata)
+    let frame = Frame()
+    #expect(engine.inspect(frame.udp).sorted() == [1, 2, 3])
+    #expect(engine.inspect(frame.udp).sorted() == [2, 3])
+    #expect(engine.inspect(frame.reply.udp).sorted() == [1, 2])
+    #expect(engine.inspect(frame.reply.udp).sorted() == [2])
+    #expect(engine.inspect(Frame(sourcePort: 7).udp).sorted() == [1, 2, 3])
+  }
+
+  @Test("in Suricata a drop is for the packet, that of a rule about addresses alone for the flow")
+  func suricataScope() throws {
+    for (options, holds) in [("content:\"bad\";", false), ("dsize:3;", false), ("", true)] {
+      var engine = try engine(
+        "drop udp any any -> any any (msg:\"d\"; \(options) sid:1;)", dialect: .suricata, isInline: true)
+      #expect(engine.inspect(Frame().carrying("bad").udp) == [1])
+      #expect(engine.output.verdict == .drop)
+      #expect(engine.output.dropReason == .rules)
+      #expect(engine.inspect(Frame().carrying("other").udp) == [])
+      #expect(engine.output.verdict == (holds ? .drop : .pass))
+      if holds { #expect(engine.output.dropReason == .flowDrop) }
+    }
+  }
+
+  @Test("noalert silences a rule that drops all the same; alert makes a pass rule tell, once it passed")
+  func telling() throws {
+    var engine = try engine(
+      """
+      pass udp any any -> any 99 (msg:"p"; alert; sid:1;)
+      drop udp any any -> any any (msg:"d"; noalert; sid:2;)
+      alert udp any any -> any any (msg:"a"; content:"x"; sid:3;)
+      """, dialect: .suricata, isInline: true)
+    #expect(engine.inspect(Frame(destinationPort: 99).carrying("x").udp) == [1])
+    #expect(engine.output.verdict == .pass)
+    #expect(engine.inspect(Frame().carrying("x").udp) == [3])
+    #expect(engine.output.verdict == .drop)
+    #expect(engine.output[0].flags.isDisjoint(with: [.drops, .rejects]))
+  }
+
+  @Test("bypass ends the inspection of its flow")
+  func bypass() throws {
+    var engine = try engine(
+      """
+      alert udp any any -> any any (msg:"b"; content:"bulk"; bypass; sid:1;)
+      alert udp any any -> any any (msg:"a"; content:"bad"; sid:2;)
+      """, dialect: .suricata)
+    #expect(engine.inspect(Frame().carrying("bad bulk").udp) == [1, 2])
+    #expect(engine.inspect(Frame().carrying("bad").udp) == [])
+    #expect(engine.inspect(Frame(sourcePort: 7).carrying("bad").udp) == [2])
+    #expect(engine.statistic("packets_bypassed") == 1)
   }
 
   @Test("inline, a drop holds for the flow; passive, the flow goes on and is inspected")
@@ -95,7 +156,11 @@ import VMFenceDetection
       drop tcp any any -> any any (content:"bad"; sid:2;)
       """)
     #expect(both.inspect(Frame().carrying("bad").tcp) == [2, 1])
-    #expect(both.output.verdict == .drop)
+    #expect(both.output.verdict == .reject, "dropped, and the ends are told")
+    #expect(both.output.verdictRule == 0)
+    #expect(both.output.rejectRule == 1)
+    #expect(both.output[0].flags.contains(.drops))
+    #expect(both.output[1].flags.contains(.rejects))
   }
 
   @Test("each rule alerts once for a packet, in the order of resolution")
@@ -175,12 +240,12 @@ import VMFenceDetection
     let text = """
       alert tcp any any -> any any (msg:"m"; content:"x"; detection_filter:track by_src, count 3, seconds 1; sid:1;)
       """
-    for (dialect, expected) in [(RuleDialect.snort2, [0, 0, 0, 0, 0, 1]), (.suricata, [0, 0, 0, 1, 1, 0])] {
+    for (dialect, expected) in [(RuleDialect.snort2, [0, 0, 0, 0, 0, 1, 1]), (.suricata, [0, 0, 0, 1, 1, 1, 0])] {
       var engine = try engine(text, dialect: dialect)
       let frame = Frame().carrying("x").tcp
-      // At 0.6, 0.8, 1.0, 1.2, 1.4 and 1.6 seconds.
+      // At 0.6, 0.8, 1.0, 1.2, 1.4, 1.6 and 1.8 seconds; Suricata's window has its end in it.
       _ = engine.inspect([], after: .milliseconds(400))
-      let fired = (0..<6).map { _ in engine.inspect(frame, after: .milliseconds(200)).count }
+      let fired = (0..<7).map { _ in engine.inspect(frame, after: .milliseconds(200)).count }
       #expect(fired == expected)
     }
   }

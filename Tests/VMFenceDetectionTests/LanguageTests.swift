@@ -169,13 +169,13 @@ struct LanguageOptionTests {
     for dialect in RuleDialect.allCases {
       #expect(
         try onlyRule(dialect, options: "itype:7<>20;", transport: "icmp").tests == [
-          .header(.icmpType(NumberTest(low: 8, high: 19)))
+          .header(.field(.icmpType, NumberTest(low: 8, high: 19)))
         ]
       )
     }
     #expect(
       try onlyRule(.suricata, options: "icode: != 0;", transport: "icmp").tests
-        == [.header(.icmpCode(NumberTest(low: 0, high: 0, isNegated: true)))])
+        == [.header(.field(.icmpCode, NumberTest(low: 0, high: 0, isNegated: true)))])
   }
 
   @Test("Flags: the exclamation mark means none of them in Snort, not all of them in Suricata")
@@ -279,7 +279,7 @@ struct LanguageOptionTests {
     #expect(
       parsed.unsupported.map(\.features) == [
         ["protocol `http`", "option `http.uri`", "option `pcre`"], ["`offset` with a variable", "option `uricontent`"],
-        ["action `config`", "protocol `dns`"], ["direction `=>`", "`threshold` with `track by_flow`"],
+        ["action `config`", "protocol `dns`"], ["direction `=>`"],
       ])
     #expect(parsed.unsupported.map(\.sid) == [5, 6, 7, 8])
     #expect(

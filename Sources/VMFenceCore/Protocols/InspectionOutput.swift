@@ -38,6 +38,9 @@ public struct AlertRecord: Sendable, BitwiseCopyable {
     public static let established = Flags(rawValue: 4)
     /// The match was found in a reassembled stream.
     public static let stream = Flags(rawValue: 8)
+    /// The rule drops, or would; and tells the ends, or would.
+    public static let drops = Flags(rawValue: 16)
+    public static let rejects = Flags(rawValue: 32)
   }
 
   @inlinable
@@ -125,6 +128,8 @@ public struct InspectionOutput: ~Copyable {
   public var verdict: Verdict = .pass
   /// The rule that gave the verdict; `UInt32.max` when it is `pass`.
   public var verdictRule: UInt32 = .max
+  /// The rule that says which ends are told, when the verdict is `reject`; else `UInt32.max`.
+  public var rejectRule: UInt32 = .max
   /// Why the verdict is not `pass`.
   public var dropReason = DropReason.rules
 
@@ -166,11 +171,13 @@ public struct InspectionOutput: ~Copyable {
     overflow = 0
     verdict = .pass
     verdictRule = .max
+    rejectRule = .max
     dropReason = .rules
   }
 
-  public mutating func append(_ record: AlertRecord) {
-    guard count < Self.capacity else {
+  /// - `limit`: alerts of this packet at the most; what is over it is counted.
+  public mutating func append(_ record: AlertRecord, limit: Int = capacity) {
+    guard count < min(limit, Self.capacity) else {
       overflow += 1
       return
     }

@@ -42,7 +42,7 @@ extension AlertRecord {
     let ruleIndex = area.load(offset + 48, as: UInt32.self)
     let flags = area.load(offset + 59, as: UInt8.self)
     let excerptLength = area.load(offset + 62, as: UInt8.self)
-    guard ruleIndex < ruleCount, flags < 16, excerptLength <= AlertRecord.excerptCapacity,
+    guard ruleIndex < ruleCount, flags < 64, excerptLength <= AlertRecord.excerptCapacity,
       let origin = PacketOrigin(rawValue: area.load(offset + 63, as: UInt8.self)),
       area.load(offset + 56, as: UInt16.self) < 4096,
       let source = IPAddress(decoding: area, at: offset + 16, family: offset + 60),

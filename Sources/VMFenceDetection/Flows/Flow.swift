@@ -8,6 +8,7 @@ struct Flow: BitwiseCopyable {
   /// Nanoseconds, packet time. When this connection began: a new one between the same ends is another flow.
   var firstSeen: Int64
   var lastSeen: Int64
+  var counts = Counts()
   var client = TCPEnd()
   var server = TCPEnd()
   /// A SYN that was seen on a flow that already was there: the number that its answer has to acknowledge.
@@ -23,6 +24,24 @@ struct Flow: BitwiseCopyable {
     var next: UInt32 = 0
     /// That of its SYN.
     var initial: UInt32 = 0
+  }
+
+  /// What the two sides have sent. Bytes are those of whole frames.
+  struct Counts: BitwiseCopyable {
+    var clientBytes: UInt64 = 0
+    var serverBytes: UInt64 = 0
+    var clientPackets: UInt32 = 0
+    var serverPackets: UInt32 = 0
+
+    mutating func add(bytes: Int, toServer: Bool) {
+      if toServer {
+        clientBytes &+= UInt64(bytes)
+        clientPackets &+= 1
+      } else {
+        serverBytes &+= UInt64(bytes)
+        serverPackets &+= 1
+      }
+    }
   }
 
   /// How far a flow has come. Raw values are stored; 0 is never that of a flow.
@@ -52,6 +71,10 @@ struct Flow: BitwiseCopyable {
     /// Verdicts on the flow as a whole.
     static let isPassed = Marks(rawValue: 64)
     static let isDropped = Marks(rawValue: 128)
+    static let isBypassed = Marks(rawValue: 256)
+    /// A packet of this direction was compared with the rules about addresses alone.
+    static let clientAddressesSeen = Marks(rawValue: 512)
+    static let serverAddressesSeen = Marks(rawValue: 1024)
   }
 
   var isClosing: Bool {
@@ -61,6 +84,15 @@ struct Flow: BitwiseCopyable {
   /// For rules: data of the flow's two ends, with the handshake seen or not. A detector that was restarted must not be blind to the
   /// connections that stood before it.
   var isEstablished: Bool { state == .established || state == .midstream }
+
+  /// Not 0; another one for each flow that lies at a place, and for each new connection between the same ends.
+  var identity: UInt64 { (hash ^ UInt64(bitPattern: firstSeen) &* 0x9E37_79B9_7F4A_7C15) | 1 }
+
+  /// What each side of a TCP connection has sent, by its sequence numbers: SYN and FIN count as one. nil: its SYN was not seen.
+  var sequenceSizes: (client: UInt64?, server: UInt64?) {
+    guard state != .midstream else { return (nil, nil) }
+    return (UInt64(client.next &- client.initial), state == .opening ? nil : UInt64(server.next &- server.initial))
+  }
 
   /// How long the flow is kept after its last packet, in nanoseconds.
   var timeout: Int64 {

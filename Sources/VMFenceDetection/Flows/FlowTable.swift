@@ -17,6 +17,9 @@ struct FlowTable: ~Copyable {
   private let placeHash: KeyedHash
   private let nameHash: KeyedHash
 
+  /// How many flows it has room for.
+  var places: Int { buckets * Self.bucketPlaces }
+
   private(set) var current = 0
   private(set) var created: UInt64 = 0
   private(set) var expired: UInt64 = 0

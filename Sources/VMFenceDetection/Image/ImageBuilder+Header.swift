@@ -4,10 +4,43 @@ import VMFenceCore
 enum HeaderKind: UInt8 {
   /// Mode (small 1), flags (small 2), ignored flags (word 0).
   case tcpFlags = 64
-  /// A range (words 0, 1), which `OptionRecord.isNegated` turns round.
+  /// A number (`NumberRecord`).
   case payloadSize = 65
-  case icmpType = 66
-  case icmpCode = 67
+  /// `HeaderField` (small 1) and a number (`NumberRecord`).
+  case field = 66
+  /// Mode (small 1), bits (small 2).
+  case fragmentBits = 67
+  /// The option's kind (small 1); small 2 is 1 for any.
+  case ipOption = 68
+  case sameAddress = 69
+  /// `ChecksummedHeader` (small 1); `OptionRecord.isNegated`: it is wrong.
+  case checksum = 70
+  /// 4 or 6 (small 1).
+  case network = 71
+  /// Which tag (small 1): its number as a signed byte, `anyTag` or `allTags`; and a number (`NumberRecord`).
+  case vlan = 72
+
+  static let anyTag: UInt8 = 0x40
+  static let allTags: UInt8 = 0x41
+}
+
+/// How a `NumberTest` lies in an option's record: low, high and mask (words 0 ... 5, each two), and `OptionRecord.isNegated`.
+enum NumberRecord {
+  @inline(__always)
+  static func matches(_ option: Int, _ value: UInt64, _ image: RawSpan) -> Bool {
+    let word = OptionRecord.word(option, 0)
+    let masked = value & image.u64le(word + 16)
+    let isInside = image.u64le(word) <= masked && masked <= image.u64le(word + 8)
+    return isInside != (image.u8(option + OptionRecord.flags) & OptionRecord.isNegated != 0)
+  }
+}
+
+extension NumberTest {
+  func draft(_ kind: UInt8, small1: UInt8 = 0, small2: UInt8 = 0) -> OptionDraft {
+    let words = [low, high, mask].flatMap { [UInt32(truncatingIfNeeded: $0), UInt32(truncatingIfNeeded: $0 >> 32)] }
+    return OptionDraft(
+      kind: kind, flags: isNegated ? OptionRecord.isNegated : 0, small1: small1, small2: small2, words: words)
+  }
 }
 
 extension ImageBuilder {
@@ -17,14 +50,20 @@ extension ImageBuilder {
       OptionDraft(
         kind: HeaderKind.tcpFlags.rawValue, small1: flags.mode.rawValue, small2: flags.flags,
         words: [UInt32(flags.ignored)])
-    case .payloadSize(let number): Self.draft(number, .payloadSize)
-    case .icmpType(let number): Self.draft(number, .icmpType)
-    case .icmpCode(let number): Self.draft(number, .icmpCode)
+    case .payloadSize(let number): number.draft(HeaderKind.payloadSize.rawValue)
+    case .field(let field, let number): number.draft(HeaderKind.field.rawValue, small1: field.rawValue)
+    case .fragmentBits(let bits):
+      OptionDraft(kind: HeaderKind.fragmentBits.rawValue, small1: bits.mode.rawValue, small2: bits.bits)
+    case .ipOption(let kind):
+      OptionDraft(kind: HeaderKind.ipOption.rawValue, small1: kind ?? 0, small2: kind == nil ? 1 : 0)
+    case .sameAddress: OptionDraft(kind: HeaderKind.sameAddress.rawValue)
+    case .checksum(let header, let isValid):
+      OptionDraft(
+        kind: HeaderKind.checksum.rawValue, flags: isValid ? 0 : OptionRecord.isNegated, small1: header.rawValue)
+    case .vlan(.any, let number): number.draft(HeaderKind.vlan.rawValue, small1: HeaderKind.anyTag)
+    case .vlan(.all, let number): number.draft(HeaderKind.vlan.rawValue, small1: HeaderKind.allTags)
+    case .vlan(.tag(let tag), let number): number.draft(HeaderKind.vlan.rawValue, small1: UInt8(bitPattern: tag))
+    case .network(let isIPv6): OptionDraft(kind: HeaderKind.network.rawValue, small1: isIPv6 ? 6 : 4)
     }
-  }
-
-  private static func draft(_ test: NumberTest, _ kind: HeaderKind) -> OptionDraft {
-    OptionDraft(
-      kind: kind.rawValue, flags: test.isNegated ? OptionRecord.isNegated : 0, words: [test.low, test.high])
   }
 }

@@ -62,6 +62,10 @@ extension Rule {
   /// Rules about payload that may be TCP's look at streams, others at packets. In Suricata a test of a packet's header (`dsize`,
   /// `flags`, `ttl` …) makes the rule one for packets, and a content with a fixed place is looked for in both.
   var inspects: Inspects {
+    if view == .packets { return .packets }
+    if view == .streams || flow?.contains(.onlyStream) == true, tests.contains(where: \.isOfStreamPayload) {
+      return .streams
+    }
     guard ipProtocol == .tcp || ipProtocol == .ip, tests.contains(where: \.isOfStreamPayload),
       flow?.contains(.notStream) != true
     else { return .packets }

@@ -8,10 +8,13 @@ struct ImageBuilder {
   private var portSets: [PortSet: UInt32] = [:]
   private var patterns: [[UInt8]: UInt32] = [:]
   private var activations: [UInt32: UInt32] = [:]
+  private(set) var variables = VariableNames()
 
   static func build(_ rules: [Rule]) throws(RuleCompilationError) -> [UInt8] {
     var builder = ImageBuilder()
+    builder.variables = try VariableNames(rules)
     for rule in rules { try builder.append(rule) }
+    builder.appendVariableNames()
     try builder.append(try PrefilterPlan(rules), rules)
     return try builder.assemble(ruleCount: rules.count)
   }
@@ -38,6 +41,9 @@ struct ImageBuilder {
     for option in conditions + payload + effects { append(option) }
     let threshold = rule.threshold.map { appendRate($0, rule.dialect) } ?? noIndex
     let filter = rule.detectionFilter.map { appendRate($0, rule.dialect) } ?? noIndex
+    let rateFilter = rule.rateFilter.map { appendRate($0.rate, rule.dialect, $0.action) } ?? noIndex
+    let suppressionStart = UInt32(count(.suppressions))
+    for suppression in rule.suppressions { append(suppression) }
 
     var activation = noIndex
     if let id = rule.activates ?? rule.activatedBy {
@@ -59,7 +65,12 @@ struct ImageBuilder {
       $0.u32(rule.count ?? 0)
       $0.u32(rule.metadata.gid)
       $0.u32(rule.metadata.sid)
-      $0.u64(0)
+      $0.u8(rule.moreFlags)
+      $0.u8(UInt8(clamping: rule.metadata.priority))
+      $0.u16(UInt16(rule.suppressions.count))
+      $0.u32(suppressionStart)
+      $0.u32(rateFilter)
+      $0.u32(0)
     }
     let start = sections[.metadata]?.count ?? 0
     write(.metadata) { $0.metadata(rule.metadata) }
@@ -72,29 +83,31 @@ struct ImageBuilder {
 
   private static func flags(of rule: Rule) -> UInt8 {
     let dialect = rule.dialect == .suricata ? RuleRecord.isSuricata : 0
-    return dialect | actionFlags(of: rule)
+    let silent = rule.action == .sdrop || rule.action == .pass ? RuleRecord.isSilent : 0
+    return dialect | silent | (rule.actsOnFlow ? RuleRecord.actsOnFlow : 0)
   }
 
-  private static func actionFlags(of rule: Rule) -> UInt8 {
-    switch rule.action {
-    // Suricata passes the whole flow; Snort the packet.
-    case .pass: rule.dialect == .suricata ? RuleRecord.actsOnFlow : 0
-    case .drop: rule.dialect == .snort3 ? 0 : RuleRecord.actsOnFlow
-    case .reject, .block, .react, .rejectSource, .rejectDestination, .rejectBoth: RuleRecord.actsOnFlow
-    case .sdrop: RuleRecord.actsOnFlow | RuleRecord.isSilent
-    case .alert, .log, .rewrite, .activate, .dynamic: 0
+  private mutating func append(_ suppression: RuleSuppression) {
+    let addresses = index(of: suppression.addresses)
+    write(.suppressions) {
+      $0.u32(UInt32(suppression.side?.rawValue ?? 0))
+      $0.u32(addresses)
     }
   }
 
-  private mutating func appendRate(_ rate: RuleThreshold, _ dialect: RuleDialect) -> UInt32 {
+  private mutating func appendRate(
+    _ rate: RuleThreshold, _ dialect: RuleDialect, _ action: RuleAction = .alert
+  ) -> UInt32 {
     let index = UInt32(count(.rates))
     write(.rates) {
       $0.u8(rate.kind.rawValue)
       $0.u8(rate.track.rawValue)
       $0.u8(dialect == .suricata ? 0 : 1)
-      $0.u8(0)
+      $0.u8(rate.unique.rawValue)
       $0.u32(rate.count)
       $0.u32(rate.seconds)
+      $0.u32(rate.extra)
+      $0.u32(UInt32(action.rawValue))
     }
     return index
   }
@@ -131,7 +144,8 @@ struct ImageBuilder {
     write(.headers) {
       $0.u8(header.ipProtocol.rawValue)
       $0.u8(header.isBidirectional ? 1 : 0)
-      $0.u16(0)
+      $0.u8(header.needsPorts ? 1 : 0)
+      $0.u8(0)
       $0.u32(source)
       $0.u32(sourcePorts)
       $0.u32(destination)
@@ -141,7 +155,7 @@ struct ImageBuilder {
     return index
   }
 
-  private mutating func index(of set: AddressSet) -> UInt32 {
+  mutating func index(of set: AddressSet) -> UInt32 {
     if set == .any { return noIndex }
     if let known = addressSets[set] { return known }
     let v4 = set.ranges(of: .v4)
@@ -329,11 +343,13 @@ private struct RuleHeader: Hashable {
   var source: RuleEndpoint
   var destination: RuleEndpoint
   var isBidirectional: Bool
+  var needsPorts: Bool
 
   init(_ rule: Rule) {
     ipProtocol = rule.ipProtocol
     source = rule.source
     destination = rule.destination
     isBidirectional = rule.isBidirectional
+    needsPorts = rule.dialect == .suricata && !(source.ports.isAny && destination.ports.isAny)
   }
 }

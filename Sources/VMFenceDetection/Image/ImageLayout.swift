@@ -27,6 +27,13 @@ package enum ImageSection: Int, CaseIterable {
   /// The bytes that contents look for; in lower case where the case does not matter.
   case patterns
   case rates
+  /// For whom a rule is not told of.
+  case suppressions
+  /// The names of the bits and integers of flows, as bytes in `patterns`.
+  case flowBits
+  case flowIntegers
+  /// Lists of flow bits.
+  case bitLists
   case metadataIndex
   case metadata
   case classes
@@ -50,6 +57,9 @@ package enum ImageSection: Int, CaseIterable {
     case .portRanges: 4
     case .options: OptionRecord.stride
     case .rates: RateRecord.stride
+    case .suppressions: SuppressionRecord.stride
+    case .flowBits, .flowIntegers: 8
+    case .bitLists: 4
     case .metadataIndex: 8
     case .classes: ClassRecord.stride
     case .portPages, .portGroups: 2
@@ -110,7 +120,7 @@ let noIndex = UInt32.max
 
 /// A rule: where its parts lie.
 enum RuleRecord {
-  static let stride = 48
+  static let stride = 56
   static let header = 0
   /// The first of its records in `options`: conditions, then payload tests, then effects.
   static let optionsStart = 4
@@ -130,6 +140,14 @@ enum RuleRecord {
   /// gid and sid: what rate counts are kept by, so that they outlive a reload.
   static let gid = 32
   static let sid = 36
+  static let moreFlags = 40
+  /// 1 is the most severe; at most 255.
+  static let priority = 41
+  /// In `suppressions`.
+  static let suppressionCount = 42
+  static let suppressionStart = 44
+  /// Its rate, and the action that it gives, in `rates`.
+  static let rateFilter = 48
 
   /// The verdict (or `pass`) is for the rest of the flow too.
   static let actsOnFlow: UInt8 = 1
@@ -142,6 +160,15 @@ enum RuleRecord {
   /// A Suricata rule: in what differs at evaluation, its dialect.
   static let isSuricata: UInt8 = 16
   static let knownFlags: UInt8 = 31
+
+  // In `moreFlags`:
+  /// About addresses only: compared with the first packet of each direction of a flow.
+  static let isOncePerDirection: UInt8 = 1
+  /// Compared with packets whose checksums are wrong, too.
+  static let seesBadChecksums: UInt8 = 2
+  /// Found in a stream, the verdict is for the rest of the flow.
+  static let actsOnStream: UInt8 = 4
+  static let knownMoreFlags: UInt8 = 7
 }
 
 /// What stands before a rule's parenthesis. Sets are indices, `noIndex` for "any".
@@ -150,6 +177,8 @@ enum HeaderRecord {
   static let ipProtocol = 0
   /// 1: either end may be the source.
   static let isBidirectional = 1
+  /// 1: a packet without ports does not match, unless any port does.
+  static let needsPorts = 2
   static let source = 4
   static let sourcePorts = 8
   static let destination = 12
@@ -186,15 +215,28 @@ struct OptionDraft {
   var words: [UInt32] = []
 }
 
-/// `threshold` or `detection_filter`.
+/// `threshold`, `detection_filter` or `rate_filter`.
 enum RateRecord {
-  static let stride = 12
+  static let stride = 20
   static let kind = 0
   static let track = 1
-  /// 1: windows are counted in whole seconds of the clock, as Snort does; 0: from the first match on, as Suricata does.
-  static let wholeSeconds = 2
+  /// 1: counted as Snort does it; 0: as Suricata does.
+  static let isSnort = 2
+  static let unique = 3
   static let count = 4
   static let seconds = 8
+  static let extra = 12
+  /// `RuleAction.rawValue`: what a `rate_filter` turns the rule's into.
+  static let action = 16
+}
+
+/// `suppress`.
+enum SuppressionRecord {
+  static let stride = 8
+  /// `HostSide.rawValue`, or 0: for all.
+  static let side = 0
+  /// `noIndex`: any.
+  static let addresses = 4
 }
 
 /// What packets are grouped by first.

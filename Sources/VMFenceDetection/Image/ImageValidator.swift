@@ -13,6 +13,7 @@ enum ImageValidator {
     let header = try validateHeader(bytes)
     try validateRules(bytes, header)
     try validateSets(bytes, header.sections)
+    try validateState(bytes, header.sections)
     try validateOptions(bytes, header.sections)
     try validateMetadata(bytes, header)
     try validateGroups(bytes, header)
@@ -90,6 +91,11 @@ enum ImageValidator {
       try require(bytes.u8(rule + RuleRecord.flags) <= RuleRecord.knownFlags, "a rule's flags")
       try requireIndex(bytes.u32le(rule + RuleRecord.threshold), in: .rates, sections, orNone: true)
       try requireIndex(bytes.u32le(rule + RuleRecord.filter), in: .rates, sections, orNone: true)
+      try require(bytes.u8(rule + RuleRecord.moreFlags) <= RuleRecord.knownMoreFlags, "a rule's flags")
+      try requireIndex(bytes.u32le(rule + RuleRecord.rateFilter), in: .rates, sections, orNone: true)
+      try requireRange(
+        bytes.u32le(rule + RuleRecord.suppressionStart), UInt32(bytes.u16le(rule + RuleRecord.suppressionCount)),
+        in: .suppressions, sections)
       let activation = bytes.u32le(rule + RuleRecord.activation)
       try require(Int(activation) < header.activationCount || activation == noIndex, "a rule's activation")
     }
@@ -109,7 +115,31 @@ enum ImageValidator {
       let record = sections[.rates].offset + index * RateRecord.stride
       let kind = RuleThreshold.Kind(rawValue: bytes.u8(record + RateRecord.kind))
       let track = RuleThreshold.Track(rawValue: bytes.u8(record + RateRecord.track))
-      try require(kind != nil && track != nil, "the kind of a rate")
+      let unique = RuleThreshold.Unique(rawValue: bytes.u8(record + RateRecord.unique))
+      let action = UInt8(exactly: bytes.u32le(record + RateRecord.action)).flatMap(RuleAction.init)
+      try require(kind != nil && track != nil && unique != nil && action != nil, "the kind of a rate")
+    }
+  }
+
+  private static func validateState(_ bytes: RawSpan, _ sections: ImageSections) throws(RuleCompilationError) {
+    for index in 0..<sections[.suppressions].count {
+      let record = sections[.suppressions].offset + index * SuppressionRecord.stride
+      let side = bytes.u32le(record + SuppressionRecord.side)
+      try require(
+        side == 0 || UInt8(exactly: side).flatMap(HostSide.init) != nil, "for whom a rule is not told of")
+      try requireIndex(bytes.u32le(record + SuppressionRecord.addresses), in: .addressSets, sections, orNone: true)
+    }
+    try require(
+      sections[.flowBits].count <= VariableNames.bitMaximum
+        && sections[.flowIntegers].count <= VariableNames.integerMaximum, "its number of flow variables")
+    for section in [ImageSection.flowBits, .flowIntegers] {
+      for index in 0..<sections[section].count {
+        let record = sections[section].offset + index * section.stride
+        try requireRange(bytes.u32le(record), bytes.u32le(record + 4), in: .patterns, sections)
+      }
+    }
+    for index in 0..<sections[.bitLists].count {
+      try requireIndex(bytes.u32le(sections[.bitLists].offset + index * 4), in: .flowBits, sections)
     }
   }
 

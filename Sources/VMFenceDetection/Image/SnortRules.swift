@@ -38,6 +38,22 @@ public struct SnortRules: CompiledRules {
     }
   }
 
+  /// The bits and integers that its rules keep with flows.
+  var variableShape: FlowVariables.Shape {
+    FlowVariables.Shape(bits: sections[.flowBits].count, integers: sections[.flowIntegers].count)
+  }
+
+  /// The names of flow bits or integers, in the order of their numbers.
+  func names(_ section: ImageSection) -> [[UInt8]] {
+    image.withBytes { bytes in
+      (0..<sections[section].count).map { index in
+        let record = sections[section].offset + index * section.stride
+        let start = sections[.patterns].offset + Int(bytes.u32le(record))
+        return (start..<start + Int(bytes.u32le(record + 4))).map { bytes.u8($0) }
+      }
+    }
+  }
+
   /// Where the group's database lies in the image; nil for a group without patterns.
   func databaseOffset(ofGroup group: Int) -> Int? {
     image.withBytes { bytes in

@@ -8,6 +8,10 @@ struct PacketMatch {
   var flow: FlowTable.Sighting?
   var timestamp: Timestamp
   var source = Source.packet
+  /// Whether the packet's checksums are there to be verified, and somebody wants them to.
+  var verifiesChecksums = false
+  /// Only rules about checksums look at it.
+  var hasBadChecksum = false
 
   enum Source {
     /// A packet that is in no reassembled stream: all rules.

@@ -4,7 +4,7 @@ import VMFencePackets
 extension SnortInspector {
   // MARK: Candidates
 
-  /// Compares the packet, or the window of a stream, with the rules that want it, and does what those that match say.
+  /// Compares the packet, or the window of a stream, with the rules that want it. What those that match say is done by `settle`.
   ///
   /// - `payload`: the packet's payload, or the window.
   /// - `frame`: all bytes of `match.packet`.
@@ -69,7 +69,7 @@ extension SnortInspector {
 
   // MARK: Evaluation
 
-  /// Compares the candidates in order, until one passes the packet.
+  /// Compares the candidates in order.
   private mutating func evaluateCandidates(
     _ match: PacketMatch, _ payload: RawSpan, _ frame: RawSpan, _ image: RawSpan, into output: inout InspectionOutput
   ) {
@@ -77,23 +77,27 @@ extension SnortInspector {
     let records = matching.sections[.rules].offset
     while let rule = matching.candidates.popFirst() {
       let record = records + rule * RuleRecord.stride
-      guard isAwake(rule, image.u8(record + RuleRecord.action)) else { continue }
+      guard isAwake(rule, image.u8(record + RuleRecord.action)), isDue(image.u8(record + RuleRecord.moreFlags), match)
+      else { continue }
       let header = Int(image.u32le(record + RuleRecord.header))
       guard matching.header.matches(header, match.packet, hasTransport: match.hasTransport, image),
         optionsMatch(record, match, payload, frame, image)
       else { continue }
-      let isTold = applyEffects(record, match, image)
-      if act(rule, record, isTold: isTold, match, payload, image, into: &output) {
-        matching.candidates.removeAll()
-        break
-      }
+      find(rule, record, applyEffects(record, match, image), match, payload, image, into: &output)
     }
     if matching.budget < 0 { counters.workLimitHits += 1 }
-    if matching.hasActivated { activateDynamicRules(image) }
   }
 
   private func isAwake(_ rule: Int, _ action: UInt8) -> Bool {
     action != RuleAction.dynamic.rawValue || matching.remaining[rule] > 0
+  }
+
+  /// Whether a rule looks at this packet at all.
+  private func isDue(_ flags: UInt8, _ match: PacketMatch) -> Bool {
+    if match.hasBadChecksum, flags & RuleRecord.seesBadChecksums == 0 { return false }
+    guard flags & RuleRecord.isOncePerDirection != 0, let flow = match.flow else { return true }
+    return !match.isStream
+      && !flows[flow.place].marks.contains(flow.toServer ? .clientAddressesSeen : .serverAddressesSeen)
   }
 
   private mutating func optionsMatch(
@@ -106,7 +110,7 @@ extension SnortInspector {
       let option = start + index * OptionRecord.stride
       let number = image.u8(option + OptionRecord.kind)
       if let kind = HeaderKind(rawValue: number) {
-        guard Self.headerMatches(kind, option, match, payload.byteCount, frame, image) else { return false }
+        guard headerMatches(kind, option, match, payload.byteCount, frame, image) else { return false }
       } else if let kind = StateKind(rawValue: number) {
         guard stateMatches(kind, option, match, image) else { return false }
       }

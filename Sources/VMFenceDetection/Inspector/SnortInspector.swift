@@ -22,6 +22,11 @@ public struct SnortInspector: PacketInspector, ~Copyable {
   let configuration: InspectorConfiguration
   var flows: FlowTable
   var rates: RateTable
+  /// What rules remember of flows and of hosts.
+  var variables: FlowVariables
+  var bits: HostBits
+  /// Of the packet being inspected.
+  var findings = Findings()
   var counters = Counters()
   /// Counts rule sets, so that a verdict kept with a flow is not taken for a rule of a later set.
   var generation: UInt32 = 0
@@ -30,6 +35,8 @@ public struct SnortInspector: PacketInspector, ~Copyable {
   struct Matching: ~Copyable {
     let header: HeaderMatcher
     let sections: ImageSections
+    /// Whether any rule looks at packets whose checksums are wrong.
+    let testsChecksums: Bool
     var scanner: PatternScanner
     var candidates: CandidateSet
     var contents = ContentMatcher()
@@ -50,6 +57,11 @@ public struct SnortInspector: PacketInspector, ~Copyable {
       candidates = CandidateSet(ruleCount: rules.ruleCount)
       activated = Array(repeating: false, count: rules.activationCount)
       let records = rules.sections[.rules].offset
+      testsChecksums = rules.image.withBytes { image in
+        (0..<rules.ruleCount).contains {
+          image.u8(records + $0 * RuleRecord.stride + RuleRecord.moreFlags) & RuleRecord.seesBadChecksums != 0
+        }
+      }
       dynamicRules = rules.image.withBytes { image in
         (0..<rules.ruleCount).filter {
           image.u8(records + $0 * RuleRecord.stride + RuleRecord.action) == RuleAction.dynamic.rawValue
@@ -68,6 +80,7 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     var alerts: UInt64 = 0
     var alertsLost: UInt64 = 0
     var passed: UInt64 = 0
+    var bypassed: UInt64 = 0
     var dropped: UInt64 = 0
     var scanOverflows: UInt64 = 0
     var workLimitHits: UInt64 = 0
@@ -85,11 +98,14 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     self.configuration = configuration
     flows = FlowTable(capacity: configuration.flowCapacity, key: configuration.hashKey)
     rates = RateTable(key: configuration.hashKey)
+    bits = HostBits(key: configuration.hashKey)
+    variables = FlowVariables(rules.variableShape, places: flows.places)
   }
 
   public mutating func replaceRules(with rules: SnortRules) throws(RuleCompilationError) {
     // Nothing changes when the new rules cannot be used. The old image lives until the old scanner is gone.
     let next = try Matching(rules)
+    variables = variables.adapted(from: self.rules, to: rules)
     matching = next
     self.rules = rules
     generation &+= 1
@@ -101,8 +117,10 @@ public struct SnortInspector: PacketInspector, ~Copyable {
       ("bad_checksums", counters.badChecksums), ("fragments", counters.fragments),
       ("flows", flows.created), ("flows_now", UInt64(flows.current)), ("flows_expired", flows.expired),
       ("flows_evicted", flows.evicted), ("flows_evicted_established", flows.evictedEstablished),
-      ("rates_evicted", rates.evicted), ("alerts", counters.alerts), ("alerts_lost", counters.alertsLost),
-      ("packets_passed", counters.passed), ("packets_dropped", counters.dropped),
+      ("rates_evicted", rates.evicted), ("host_bits_evicted", bits.evicted), ("findings_lost", findings.lost),
+      ("alerts", counters.alerts), ("alerts_lost", counters.alertsLost),
+      ("packets_passed", counters.passed), ("packets_bypassed", counters.bypassed),
+      ("packets_dropped", counters.dropped),
       ("scan_overflows", counters.scanOverflows), ("work_limit_hits", counters.workLimitHits),
       ("private_databases", UInt64(matching.scanner.privateCopies)),
     ]
@@ -116,30 +134,40 @@ public struct SnortInspector: PacketInspector, ~Copyable {
       counters.notIP += 1
       return
     }
-    if frame.checksums == .unknown, configuration.verifiesChecksums {
+    let verifiesChecksums = frame.checksums == .unknown && configuration.verifiesChecksums
+    var hasBadChecksum = false
+    if verifiesChecksums {
       switch packet.verifyChecksums(in: bytes) {
       case .correct, .unverifiable: break
       case .badNetwork, .badTransport:
         counters.badChecksums += 1
-        return
+        hasBadChecksum = true
       }
     }
+    if hasBadChecksum, !matching.testsChecksums { return }
     var sighting: FlowTable.Sighting?
     if packet.isFragment {
       counters.fragments += 1
-    } else {
+    } else if !hasBadChecksum {
       let seen = flows.see(packet, at: frame.timestamp)
+      flows[seen.place].counts.add(bytes: bytes.byteCount, toServer: seen.toServer)
       sighting = seen
       if decideByFlow(seen, into: &output) { return }
     }
     let payload = bytes.extracting(
       Int(packet.payloadOffset)..<Int(packet.payloadOffset) + Int(packet.payloadLength))
-    let match = PacketMatch(packet: packet, flow: sighting, timestamp: frame.timestamp)
+    let match = PacketMatch(
+      packet: packet, flow: sighting, timestamp: frame.timestamp, verifiesChecksums: verifiesChecksums,
+      hasBadChecksum: hasBadChecksum)
     // SAFETY: the image is valid for its length as long as `rules` holds it, which outlasts this call.
     let image = unsafe UnsafeRawBufferPointer(start: rules.image.baseAddress, count: rules.image.byteCount).bytes
     let before = output.count
     let lostBefore = output.overflow
     evaluate(match, payload, frame: bytes, image: image, into: &output)
+    settle(image, into: &output)
+    if let sighting {
+      flows[sighting.place].marks.insert(sighting.toServer ? .clientAddressesSeen : .serverAddressesSeen)
+    }
     counters.alerts += UInt64(output.count - before)
     counters.alertsLost += UInt64(output.overflow - lostBefore)
     if output.verdict != .pass { counters.dropped += 1 }
@@ -152,9 +180,14 @@ public struct SnortInspector: PacketInspector, ~Copyable {
       counters.passed += 1
       return true
     }
+    if marks.contains(.isBypassed) {
+      counters.bypassed += 1
+      return true
+    }
     if marks.contains(.isDropped) {
       counters.dropped += 1
       output.verdict = .drop
+      output.dropReason = .flowDrop
       let flow = flows[seen.place]
       output.verdictRule = flow.verdictGeneration == generation ? flow.verdictRule : .max
       return true

@@ -22,13 +22,19 @@ struct HeaderMatcher: BitwiseCopyable {
   /// `hasTransport`: whether the transport header is that of a whole datagram, not of a fragment.
   func matches(_ index: Int, _ packet: DecodedPacket, hasTransport: Bool, _ image: RawSpan) -> Bool {
     let record = headers + index * HeaderRecord.stride
-    let hasPorts = hasTransport && (packet.transport == .tcp || packet.transport == .udp)
+    let transport = packet.transport
+    let hasPorts = hasTransport && (transport == .tcp || transport == .udp || transport == .sctp)
+    if !hasPorts, image.u8(record + HeaderRecord.needsPorts) != 0 { return false }
     switch RuleProtocol(rawValue: image.u8(record + HeaderRecord.ipProtocol)) {
     case .tcp: guard hasTransport, packet.transport == .tcp else { return false }
     case .udp: guard hasTransport, packet.transport == .udp else { return false }
     case .icmp:
       guard hasTransport, packet.transport == .icmp || packet.transport == .icmpv6 else { return false }
-    case .ip: break
+    case .ip: guard packet.network == .ipv4 || packet.network == .ipv6 else { return false }
+    case .sctp: guard hasTransport, packet.transport == .sctp else { return false }
+    case .igmp: guard packet.network == .ipv4, packet.ipProtocol == 2 else { return false }
+    case .arp: guard packet.network == .arp else { return false }
+    case .ether, .any: break
     case nil: return false
     }
     let (source, destination) = (HeaderRecord.source, HeaderRecord.destination)

@@ -137,13 +137,13 @@ struct PrefilterPlan {
   }
 
   private static func applies(_ rule: Rule, to packetClass: PacketClass) -> Bool {
-    let isIP = rule.ipProtocol == .ip
+    let isIP = [.ip, .ether, .any].contains(rule.ipProtocol)
     return switch packetClass {
     case .tcp: (isIP || rule.ipProtocol == .tcp) && rule.inspects.contains(.packets)
     case .tcpStream: (isIP || rule.ipProtocol == .tcp) && rule.inspects.contains(.streams)
     case .udp: isIP || rule.ipProtocol == .udp
     case .icmp: isIP || rule.ipProtocol == .icmp
-    case .other: isIP
+    case .other: isIP || [.sctp, .igmp, .arp].contains(rule.ipProtocol)
     }
   }
 }

@@ -3,8 +3,52 @@ package enum HeaderTest: Hashable, Sendable {
   case tcpFlags(TCPFlagsTest)
   /// The payload's size in bytes.
   case payloadSize(NumberTest)
-  case icmpType(NumberTest)
-  case icmpCode(NumberTest)
+  /// Of a number in the headers; a packet without it does not match.
+  case field(HeaderField, NumberTest)
+  case fragmentBits(FragmentBitsTest)
+  /// An IPv4 option of this kind; nil: any at all.
+  case ipOption(UInt8?)
+  /// Source and destination are the same address.
+  case sameAddress
+  /// The checksum of this header is right, or wrong.
+  case checksum(ChecksummedHeader, isValid: Bool)
+  /// What carries the packet.
+  case network(isIPv6: Bool)
+  /// Of a VLAN identifier.
+  case vlan(VLANLayer, NumberTest)
+}
+
+/// Which of a packet's VLAN tags; the outermost is the first.
+package enum VLANLayer: Hashable, Sendable {
+  case any, all
+  /// From 0; negative ones from the innermost, which is -1.
+  case tag(Int8)
+}
+
+/// Numbers in headers. Raw values stand in images.
+package enum HeaderField: UInt8, Hashable, Sendable, CaseIterable {
+  case timeToLive = 1
+  case typeOfService
+  case identification
+  /// In units of 8 bytes, as it stands in the header.
+  case fragmentOffset
+  /// After extension headers.
+  case ipProtocol
+  case tcpSequence, tcpAcknowledgement, tcpWindow, urgentPointer
+  /// TCP options.
+  case segmentSize, windowScale
+  case icmpType, icmpCode
+  /// Of echo messages and other queries.
+  case icmpID, icmpSequence
+  case icmpv6MTU
+  case igmpType
+  /// How many VLAN tags there are.
+  case vlanCount
+  case sctpTag, sctpChunkCount
+  /// Of any chunk.
+  case sctpChunkType
+  /// How many packets were inspected so far, this one included.
+  case packetNumber
 }
 
 /// TCP flags, compared after the ignored ones were set to zero.
@@ -28,15 +72,35 @@ package struct TCPFlagsTest: Hashable, Sendable {
   }
 }
 
-/// A number within (or, negated, outside) a closed range.
+/// The three bits before IPv4's fragment offset.
+package struct FragmentBitsTest: Hashable, Sendable {
+  package var mode: TCPFlagsTest.Mode
+  /// 4 reserved, 2 don't fragment, 1 more fragments.
+  package var bits: UInt8
+}
+
+/// Headers with a checksum. Raw values stand in images.
+package enum ChecksummedHeader: UInt8, Hashable, Sendable, CaseIterable {
+  case ipv4 = 1
+  case tcpv4, tcpv6, udpv4, udpv6, icmpv4, icmpv6, igmp
+}
+
+/// A number that, after a mask was applied, lies within (or, negated, outside) a closed range.
 package struct NumberTest: Hashable, Sendable {
-  package var low: UInt32
-  package var high: UInt32
+  package var low: UInt64
+  package var high: UInt64
+  package var mask: UInt64
   package var isNegated: Bool
 
-  package init(low: UInt32, high: UInt32, isNegated: Bool = false) {
-    self.low = low
-    self.high = high
+  /// Both ends are not negative.
+  package init(
+    low: some BinaryInteger, high: some BinaryInteger, mask: UInt64 = .max, isNegated: Bool = false
+  ) {
+    self.low = UInt64(low)
+    self.high = UInt64(high)
+    self.mask = mask
     self.isNegated = isNegated
   }
+
+  package init(_ value: UInt64) { self.init(low: value, high: value) }
 }

@@ -8,12 +8,15 @@ package struct Rule: Hashable, Sendable {
   package var destination: RuleEndpoint
   /// `<>`: either end may be the source.
   package var isBidirectional: Bool
+  package var view: RuleView?
   /// What is tested, in the order in which it is tested.
   package var tests: [RuleTest]
   /// What is done once everything matched, in order.
   package var effects: [StateEffect] = []
   package var threshold: RuleThreshold?
   package var detectionFilter: RuleThreshold?
+  package var rateFilter: RuleRateFilter?
+  package var suppressions: [RuleSuppression] = []
   /// Snort 2: the number of the group of dynamic rules that this one turns on.
   package var activates: UInt32?
   /// Snort 2: the number of the group that this one belongs to.
@@ -37,7 +40,17 @@ extension Rule {
 /// The transport that a rule is for.
 package enum RuleProtocol: UInt8, Hashable, Sendable, CaseIterable {
   case tcp, udp, icmp, ip
+  case sctp, igmp
+  case arp
+  /// Any frame of Ethernet; any packet, even one that cannot be decoded.
+  case ether, any
+
+  /// Whether its packets belong to flows.
+  var isOfFlows: Bool { self != .arp && self != .ether && self != .any }
 }
+
+/// Suricata's `tcp-pkt` and `tcp-stream`: what alone a rule is compared with.
+package enum RuleView: Hashable, Sendable { case packets, streams }
 
 package struct RuleEndpoint: Hashable, Sendable {
   package var addresses: AddressSet

@@ -232,7 +232,7 @@ package struct RuleFileParser {
     result.rules.append(
       Rule(
         action: options.metadata.action, ipProtocol: head.ipProtocol, source: head.source,
-        destination: head.destination, isBidirectional: head.isBidirectional, tests: options.tests,
+        destination: head.destination, isBidirectional: head.isBidirectional, view: head.view, tests: options.tests,
         effects: options.effects, threshold: options.threshold, detectionFilter: options.detectionFilter,
         activates: options.activates,
         activatedBy: options.activatedBy, count: options.count, metadata: options.metadata, dialect: dialect,

@@ -6,6 +6,7 @@ struct RuleHead {
   var source: RuleEndpoint
   var destination: RuleEndpoint
   var isBidirectional: Bool
+  var view: RuleView?
   var text: String
 
   /// What of it is not supported yet.
@@ -34,6 +35,7 @@ struct RuleHead {
     }
     let transport = try RuleTransport.find(name, dialect, &nearest)
     head.ipProtocol = transport.ipProtocol
+    head.view = transport.view
     if !transport.isSupported {
       head.unsupported = RuleFeature(name: "protocol `\(name.text.escapedForDisplay)`", offset: name.startIndex)
     }
@@ -73,8 +75,8 @@ struct RuleHead {
     source.ports = try variables.ports(words[2], dialect)
     destination.addresses = try variables.addresses(words[4], dialect)
     destination.ports = try variables.ports(words[5], dialect)
-    // ICMP has no ports, whatever the rule says.
-    if ipProtocol == .icmp {
+    // Only these have ports, whatever the rule says.
+    if ![.tcp, .udp, .sctp, .ip].contains(ipProtocol) {
       source.ports = .any
       destination.ports = .any
     }
@@ -108,6 +110,7 @@ struct RuleTransport {
   var ipProtocol: RuleProtocol
   /// The IP version that the name restricts the rule to.
   var family: IPAddress.Family?
+  var view: RuleView?
   var isSupported = true
 
   private static let transports: [String: RuleTransport] = [
@@ -118,8 +121,10 @@ struct RuleTransport {
     "icmpv4": RuleTransport(ipProtocol: .icmp, family: .v4), "icmpv6": RuleTransport(ipProtocol: .icmp, family: .v6),
     "ipv4": RuleTransport(ipProtocol: .ip, family: .v4), "ip4": RuleTransport(ipProtocol: .ip, family: .v4),
     "ipv6": RuleTransport(ipProtocol: .ip, family: .v6), "ip6": RuleTransport(ipProtocol: .ip, family: .v6),
-    // Packets as they came, not the stream made of them: what all tcp rules see as long as streams are not reassembled.
-    "tcp-pkt": RuleTransport(ipProtocol: .tcp),
+    "tcp-pkt": RuleTransport(ipProtocol: .tcp, view: .packets),
+    "tcp-stream": RuleTransport(ipProtocol: .tcp, view: .streams), "sctp": RuleTransport(ipProtocol: .sctp),
+    "igmp": RuleTransport(ipProtocol: .igmp), "arp": RuleTransport(ipProtocol: .arp),
+    "ether": RuleTransport(ipProtocol: .ether), "pkthdr": RuleTransport(ipProtocol: .any),
   ]
   /// What dialects have besides, so that a misspelt name is told from one that is not supported yet.
   private static let services: [RuleDialect: Set<String>] = [
@@ -133,9 +138,8 @@ struct RuleTransport {
       """),
     .suricata: names(
       """
-      arp bittorrent-dht dcerpc dhcp dnp3 dns doh2 enip ether file ftp ftp-data http http1 http2 igmp ike imap irc jabber
-      krb5 ldap llmnr mdns modbus mqtt msn nfs ntp pgsql pkthdr pop3 quic rdp rfb rpc sctp sip smb smtp snmp ssh ssl
-      tcp-stream telnet tftp tls websocket
+      bittorrent-dht dcerpc dhcp dnp3 dns doh2 enip file ftp ftp-data http http1 http2 ike imap irc jabber krb5 ldap
+      llmnr mdns modbus mqtt msn nfs ntp pgsql pop3 quic rdp rfb rpc sip smb smtp snmp ssh ssl telnet tftp tls websocket
       """),
   ]
 
@@ -152,7 +156,7 @@ struct RuleTransport {
     // Suricata adds a hook of the protocol after a colon.
     let base = dialect == .suricata ? String(text.prefix { $0 != ":" }) : text
     let services = services[dialect] ?? []
-    let known = services.contains(base) || (base != text && transports[base] != nil)
+    let known = services.contains(base) || (base != text && (transports[base] ?? suricataTransports[base]) != nil)
     if known { return RuleTransport(ipProtocol: .ip, isSupported: false) }
     let suggestion = nearest.find(text, among: Array(transports.keys) + services)
     throw RuleProblem(

@@ -8,32 +8,50 @@ extension RuleOptionParser {
     switch text {
     case "flow": try flowOption(name, required(name, value))
     case "threshold", "detection_filter": try rate(text, name, value)
-    case "noalert" where dialect == .suricata:
+    case "flowbits": try flowBits(name, required(name, value))
+    case "flowint": try flowInteger(name, required(name, value))
+    case "xbits": try xbits(name, required(name, value))
+    case "hostbits": try hostBits(name, required(name, value))
+    case "noalert":
       try none(name, value)
       effects.append(.noAlert)
+    case "alert":
+      try none(name, value)
+      effects.append(.alert)
+    case "bypass":
+      try none(name, value)
+      effects.append(.bypass)
+    case "flow.age": tests.append(.state(.flowAge(try number(name, value, maximum: 0xFFFF_FFFF))))
+    case "flow.pkts", "flow.bytes": try flowCount(text == "flow.pkts" ? .packets : .bytes, name, required(name, value))
+    case "flow.pkts_toserver": try flowCount(.packets, .client, name, required(name, value))
+    case "flow.pkts_toclient": try flowCount(.packets, .server, name, required(name, value))
+    case "flow.bytes_toserver": try flowCount(.bytes, .client, name, required(name, value))
+    case "flow.bytes_toclient": try flowCount(.bytes, .server, name, required(name, value))
+    case "stream_size": try streamSize(name, required(name, value))
+    case "tag": try TagOption.check(name, required(name, value), dialect)
     default: return false
     }
     return true
   }
 
-  mutating func flowOption(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>) throws(RuleProblem) {
+  private mutating func flowOption(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>) throws(RuleProblem) {
     var test = FlowTest()
     for item in value.split(at: UInt8(ascii: ",")) {
-      switch item.text {
+      switch item.text.lowercased() {
       case "to_server", "from_client": test.insert(.toServer)
       case "to_client", "from_server": test.insert(.toClient)
       case "established": test.insert(.established)
       case "not_established": test.insert(.notEstablished)
       case "stateless": test.insert(.stateless)
       case "no_stream": test.insert(.notStream)
+      case "only_stream": test.insert(.onlyStream)
       case "no_frag": test.insert(.notFragment)
       case "only_frag": test.insert(.onlyFragment)
-      // Streams are not reassembled yet.
-      case "only_stream": refuse("`flow:only_stream`", at: item.startIndex)
       default:
         throw RuleProblem(
           item.startIndex, "flow: \(item.shown) is not known",
-          "use to_server, to_client, established, not_established, stateless, no_stream, no_frag or only_frag")
+          "use to_server, to_client, established, not_established, stateless, no_stream, only_stream, no_frag or only_frag"
+        )
       }
     }
     for (a, b, text) in [
@@ -41,14 +59,14 @@ extension RuleOptionParser {
       (.established, .notEstablished, "established and not_established"),
       (.established, .stateless, "established and stateless"),
       (.notEstablished, .stateless, "not_established and stateless"),
-      (.notFragment, .onlyFragment, "no_frag and only_frag"),
+      (.notFragment, .onlyFragment, "no_frag and only_frag"), (.notStream, .onlyStream, "no_stream and only_stream"),
     ] where test.contains(a) && test.contains(b) {
       throw RuleProblem(value.startIndex, "flow: \(text) exclude each other", "keep one of them")
     }
     tests.append(.state(.flow(test)))
   }
 
-  mutating func rate(
+  private mutating func rate(
     _ text: String, _ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?
   ) throws(RuleProblem) {
     guard threshold == nil, detectionFilter == nil else {
@@ -56,7 +74,103 @@ extension RuleOptionParser {
     }
     var options = RateOptions(name: text, dialect: dialect)
     let rate = try options.parse(required(name, value))
-    for feature in options.unsupported { unsupported.append(feature) }
     if text == "threshold" { threshold = rate } else { detectionFilter = rate }
+  }
+
+  // MARK: Counters
+
+  /// `DIRECTION,NUMBER`.
+  private mutating func flowCount(
+    _ count: FlowCount, _ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>
+  ) throws(RuleProblem) {
+    let parts = value.split(at: UInt8(ascii: ","))
+    let sides: [String: FlowSide] = ["toserver": .client, "toclient": .server, "either": .either, "both": .both]
+    guard parts.count == 2, let side = sides[parts[0].text] else {
+      throw RuleProblem(
+        value.startIndex, "\(name.shown): \(value.shown) is not DIRECTION,NUMBER",
+        "write toserver, toclient, either or both, a comma, and a test of a number")
+    }
+    try flowCount(count, side, name, parts[1])
+  }
+
+  private mutating func flowCount(
+    _ count: FlowCount, _ side: FlowSide, _ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>
+  ) throws(RuleProblem) {
+    let maximum: UInt64 = count == .packets ? 0xFFFF_FFFF : UInt64(Int64.max)
+    tests.append(.state(.flowCount(count, side, try number(name, value, maximum: maximum))))
+  }
+
+  /// Snort 2 and Suricata: `SIDE,OPERATOR,NUMBER`, where the side is the sender. Snort 3: `NUMBER[,DIRECTION]`.
+  private mutating func streamSize(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>) throws(RuleProblem) {
+    let parts = value.split(at: UInt8(ascii: ","))
+    if dialect == .snort3 {
+      let sides: [String: FlowSide] = ["to_server": .client, "to_client": .server, "either": .either, "both": .both]
+      guard parts.count <= 2, let side = parts.count == 1 ? .either : sides[parts[1].text] else {
+        throw RuleProblem(
+          value.startIndex, "\(name.shown): \(value.shown) is not NUMBER,DIRECTION",
+          "write a test of a number, a comma, and to_server, to_client, either or both")
+      }
+      tests.append(.state(.streamSize(side, try number(name, parts[0], maximum: 0xFFFF_FFFF))))
+      return
+    }
+    let sides: [String: FlowSide] = ["client": .client, "server": .server, "either": .either, "both": .both]
+    guard parts.count == 3, let side = sides[parts[0].text], let number = UInt32(parts[2].text),
+      let test = Self.comparison(parts[1].text, number)
+    else {
+      throw RuleProblem(
+        value.startIndex, "\(name.shown): \(value.shown) is not SIDE,OPERATOR,NUMBER",
+        "write client, server, either or both; one of < > = != <= >=; and a number")
+    }
+    tests.append(.state(.streamSize(side, test)))
+  }
+
+  private static func comparison(_ sign: String, _ number: UInt32) -> NumberTest? {
+    switch sign {
+    case "=": NumberTest(UInt64(number))
+    case "!=": NumberTest(low: number, high: number, isNegated: true)
+    case "<": number > 0 ? NumberTest(low: 0 as UInt32, high: number - 1) : nil
+    case "<=": NumberTest(low: 0 as UInt32, high: number)
+    case ">": number < .max ? NumberTest(low: number + 1, high: UInt32.max) : nil
+    case ">=": NumberTest(low: number, high: UInt32.max)
+    default: nil
+    }
+  }
+}
+
+/// `tag`: its arguments are checked; packets after an alert are not kept.
+enum TagOption {
+  static func check(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>, _ dialect: RuleDialect) throws(RuleProblem) {
+    let parts = value.split(at: UInt8(ascii: ","))
+    let form =
+      dialect == .snort3
+      ? "write session, host_src or host_dst, and then packets N, seconds N or bytes N"
+      : "write session or host, a count, packets, seconds or bytes, and for hosts src or dst"
+    func wrong(_ part: ArraySlice<UInt8>) -> RuleProblem {
+      RuleProblem(part.startIndex, "\(name.shown): \(part.shown) is not known here", form)
+    }
+    let metrics: Set<String> = ["packets", "seconds", "bytes"]
+    if dialect == .snort3 {
+      guard ["session", "host_src", "host_dst"].contains(parts[0].text) else { throw wrong(parts[0]) }
+      for part in parts.dropFirst() {
+        let words = part.split(separator: 0x20)
+        guard words.count == 2, metrics.contains(words[0].text), UInt32(words[1].text) != nil else { throw wrong(part) }
+      }
+      return
+    }
+    guard parts[0].isText("session") || parts[0].isText("host") || parts[0].isText("exclusive") else {
+      throw wrong(parts[0])
+    }
+    for (index, part) in parts.enumerated().dropFirst() {
+      let text = part.text
+      let isKnown =
+        switch index {
+        case 1: UInt32(text) != nil
+        case 2: metrics.contains(text)
+        case 3: text == "src" || text == "dst" || text == "exclusive"
+        default: false
+        }
+      guard isKnown else { throw wrong(part) }
+    }
+    if parts[0].isText("host"), dialect == .suricata, parts.count < 4 { throw wrong(parts[0]) }
   }
 }

@@ -54,16 +54,13 @@ extension RuleOptionParser {
     return bytes.text
   }
 
-  /// A test of a number; nil when it is of a kind that is not evaluated yet.
-  mutating func number(
-    _ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?, maximum: UInt32, arrowIncludesEnds: Bool
-  ) throws(RuleProblem) -> NumberTest? {
-    let value = try required(name, value)
-    if dialect == .suricata, value.first == UInt8(ascii: "&") {
-      refuse("option `\(name.text)` with a bit mask", at: name.startIndex)
-      return nil
-    }
-    let form = NumberForm(dialect: dialect, maximum: maximum, arrowIncludesEnds: arrowIncludesEnds)
-    return try form.parse(name, value)
+  func number(
+    _ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?, maximum: UInt64, arrowIncludesEnds: Bool = false,
+    dashIncludesEnds: Bool = false, hasSigns: Bool = true
+  ) throws(RuleProblem) -> NumberTest {
+    let form = NumberForm(
+      dialect: dialect, maximum: maximum, arrowIncludesEnds: arrowIncludesEnds, dashIncludesEnds: dashIncludesEnds,
+      hasSigns: hasSigns)
+    return try form.parse(name, required(name, value))
   }
 }

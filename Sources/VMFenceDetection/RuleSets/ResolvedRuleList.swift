@@ -1,7 +1,7 @@
 import VMFenceCore
 
-/// The rules of one domain in the order in which conflicts between them are resolved: by action, then by protocol, then
-/// by head; rules with one head stand together, in the order of their files. A rule's index here is its index
+/// The rules of one domain in the order in which conflicts between them are resolved: by action, then by what they remember (a rule
+/// that sets a bit before one that asks for it), then by protocol, then by head; rules with one head stand together, in the order of their files. A rule's index here is its index
 /// everywhere else, so the lower index wins.
 package struct ResolvedRuleList: Sendable {
   package let rules: [Rule]
@@ -11,9 +11,12 @@ package struct ResolvedRuleList: Sendable {
     // Heads keep the order in which they first come, within their action and protocol.
     var heads: [Key: Int] = [:]
     var keys: [Key] = []
+    let states = StateOrder(rules)
     keys.reserveCapacity(rules.count)
     for rule in rules {
-      var key = Key(action: rule.action.rank(in: rule.dialect), transport: rule.ipProtocol.rawValue, head: rule.head)
+      var key = Key(
+        action: rule.action.rank(in: rule.dialect), state: states.rank(of: rule), transport: rule.ipProtocol.rawValue,
+        head: rule.head)
       key.place = heads[key] ?? heads.count
       heads[key] = key.place
       keys.append(key)
@@ -25,15 +28,16 @@ package struct ResolvedRuleList: Sendable {
 
   private struct Key: Hashable {
     var action: Int
+    var state: Int
     var transport: UInt8
     var head: String
     /// Which head it is, counted from 0.
     var place = 0
 
-    var order: (Int, UInt8, Int) { (action, transport, place) }
+    var order: (Int, Int, UInt8, Int) { (action, state, transport, place) }
 
     static func == (a: Key, b: Key) -> Bool {
-      a.action == b.action && a.transport == b.transport && a.head == b.head
+      a.action == b.action && a.state == b.state && a.transport == b.transport && a.head == b.head
     }
     func hash(into hasher: inout Hasher) {
       hasher.combine(action)

@@ -121,14 +121,14 @@ struct HostileDetectorTests {
       }
     ),
     ("an alert of a rule that does not exist", { $0.forgeAlert { $0.set(5 as UInt32, at: $1 + 48) } }),
-    ("an alert with an unknown flag", { $0.forgeAlert { $0.set(16 as UInt8, at: $1 + 59) } }),
+    ("an alert with an unknown flag", { $0.forgeAlert { $0.set(64 as UInt8, at: $1 + 59) } }),
     ("an alert with an impossible VLAN", { $0.forgeAlert { $0.set(4096 as UInt16, at: $1 + 56) } }),
     ("an alert from an unknown address family", { $0.forgeAlert { $0.set(5 as UInt8, at: $1 + 60) } }),
     ("an alert to an unknown address family", { $0.forgeAlert { $0.set(0 as UInt8, at: $1 + 61) } }),
     ("an IPv4 address of more than 32 bits", { $0.forgeAlert { $0.set(1 << 32 as UInt64, at: $1 + 24) } }),
     ("an IPv4 address with a high half", { $0.forgeAlert { $0.set(1 as UInt64, at: $1 + 32) } }),
     ("an excerpt that is too long", { $0.forgeAlert { $0.set(65 as UInt8, at: $1 + 62) } }),
-    ("something in an alert's unused byte", { $0.forgeAlert { $0.set(1 as UInt8, at: $1 + 63) } }),
+    ("an alert from an unknown origin", { $0.forgeAlert { $0.set(200 as UInt8, at: $1 + 63) } }),
   ]
 
   @Test("says that it was violated, and goes on after a new detector", arguments: forgeries.indices)

@@ -1,0 +1,57 @@
+import VMFenceCore
+
+/// When a rule is compared, and how far its verdict reaches.
+extension Rule {
+  /// Suricata: the rule is about addresses, ports and protocol alone (and may set bits): it is compared with the first packet of each
+  /// direction of a flow, and its verdict is for the flow.
+  var isAddressOnly: Bool {
+    isLikeAddressOnly && source.addresses.excluded.isEmpty && destination.addresses.excluded.isEmpty
+  }
+
+  /// As `isAddressOnly`, but addresses may be excluded; such a rule is compared with every packet.
+  private var isLikeAddressOnly: Bool {
+    guard dialect == .suricata, ipProtocol.isOfFlows, tests.allSatisfy(\.isOfAddresses) else { return false }
+    return effects.allSatisfy { effect in
+      switch effect {
+      case .noAlert, .alert, .hostBit: true
+      case .flowBits(let change): change.kind == .set
+      case .bypass, .flowInteger: false
+      }
+    }
+  }
+
+  /// Whether the verdict (or `pass`) is for the rest of the flow too, wherever the match was found.
+  ///
+  /// - Suricata: that of a rule about addresses alone.
+  /// - Snort 3: `block` and the rejects; `drop` is for the packet.
+  /// - Snort 2: all but `pass`.
+  var actsOnFlow: Bool {
+    switch action {
+    case .alert, .log, .rewrite, .activate, .dynamic: false
+    case .pass: dialect == .suricata && isLikeAddressOnly
+    case .drop: dialect == .snort2 || dialect == .suricata && isLikeAddressOnly
+    case .reject, .rejectSource, .rejectDestination, .rejectBoth: dialect != .suricata || isLikeAddressOnly
+    case .block, .react, .sdrop: true
+    }
+  }
+
+  /// `RuleRecord.moreFlags`.
+  var moreFlags: UInt8 {
+    var flags: UInt8 = 0
+    if isAddressOnly { flags |= RuleRecord.isOncePerDirection }
+    if tests.contains(where: { if case .header(.checksum) = $0 { true } else { false } }) {
+      flags |= RuleRecord.seesBadChecksums
+    }
+    if dialect == .suricata { flags |= RuleRecord.actsOnStream }
+    return flags
+  }
+}
+
+extension RuleTest {
+  fileprivate var isOfAddresses: Bool {
+    switch self {
+    case .header(.field(.ipProtocol, _)), .state(.addresses): true
+    case .header, .payload, .state: false
+    }
+  }
+}
