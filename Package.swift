@@ -19,18 +19,21 @@ let package = Package(
     .library(name: "VMFenceBlock", targets: ["VMFenceBlock"]),
     .library(name: "VMFenceNftables", targets: ["VMFenceNftables"]),
     .library(name: "VMFenceProcess", targets: ["VMFenceProcess"]),
+    .library(name: "VMFenceConfiguration", targets: ["VMFenceConfiguration"]),
+    .library(name: "VMFenceControl", targets: ["VMFenceControl"]),
     .library(name: "VMFenceTestKit", targets: ["VMFenceTestKit"]),
     .library(name: "VMFenceConformance", targets: ["VMFenceConformance"]),
     .executable(name: "vmfence-ref", targets: ["vmfence-ref"]),
     .executable(name: "vmfence-detector", targets: ["vmfence-detector"]),
   ],
   traits: [
-    .trait(name: "Daemon", description: "What vmfence-ref needs from other packages: argument parsing and YAML."),
+    .trait(name: "Daemon", description: "What vmfence-ref needs from other packages: argument parsing, YAML, logging."),
     .default(enabledTraits: []),
   ],
   dependencies: [
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
     .package(url: "https://github.com/jpsim/Yams", from: "6.2.2"),
+    .package(url: "https://github.com/apple/swift-log", from: "1.10.0"),
   ],
   targets: [
     // MARK: Rooms without a C library
@@ -55,6 +58,13 @@ let package = Package(
     .target(name: "VMFenceBlock", dependencies: ["VMFenceCore", "VMFenceIntegrity"], swiftSettings: strict),
     .target(name: "VMFenceProcess", dependencies: ["VMFenceCore", "CLinux"], swiftSettings: strict),
 
+    .target(
+      name: "VMFenceConfiguration",
+      dependencies: ["VMFenceCore", .product(name: "Yams", package: "Yams", condition: .when(traits: ["Daemon"]))],
+      swiftSettings: strict),
+
+    .target(name: "VMFenceControl", dependencies: ["VMFenceCore"], swiftSettings: strict),
+
     // MARK: Programs
     .executableTarget(
       name: "vmfence-detector", dependencies: ["VMFenceCore", "VMFenceDetection", "VMFenceProcess"],
@@ -63,10 +73,11 @@ let package = Package(
       name: "vmfence-ref",
       dependencies: [
         "VMFenceCore", "VMFencePackets", "VMFenceIntegrity", "VMFenceDetection", "VMFenceCapture", "VMFenceBlock",
-        "VMFenceProcess", "VMFenceNftables", "VMFenceTestKit",
+        "VMFenceProcess", "VMFenceNftables", "VMFenceTestKit", "VMFenceConfiguration", "VMFenceControl",
         .product(
           name: "ArgumentParser", package: "swift-argument-parser", condition: .when(traits: ["Daemon"])),
         .product(name: "Yams", package: "Yams", condition: .when(traits: ["Daemon"])),
+        .product(name: "Logging", package: "swift-log", condition: .when(traits: ["Daemon"])),
       ], swiftSettings: strict),
 
     // MARK: System libraries and shims
@@ -111,10 +122,14 @@ let package = Package(
       ],
       swiftSettings: strict),
     .testTarget(
+      name: "VMFenceConfigurationTests",
+      dependencies: ["VMFenceConfiguration", "VMFenceConformance", "VMFenceTestKit"], swiftSettings: strict),
+    .testTarget(name: "VMFenceControlTests", dependencies: ["VMFenceControl"], swiftSettings: strict),
+    .testTarget(
       name: "VMFenceConformanceTests",
       dependencies: ["VMFenceConformance", "VMFenceTestKit", "VMFenceDetection"], swiftSettings: strict),
     .testTarget(
-      name: "VMFenceRefTests", dependencies: ["vmfence-ref", "vmfence-detector", "VMFenceProcess"],
+      name: "VMFenceRefTests", dependencies: ["vmfence-ref", "vmfence-detector", "VMFenceProcess", "VMFenceControl"],
       swiftSettings: strict),
     .testTarget(name: "HouseTests", swiftSettings: strict),
   ]

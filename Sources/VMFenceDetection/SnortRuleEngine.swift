@@ -31,3 +31,8 @@ public struct SnortRuleEngine: RuleEngine {
       rules: rules, diagnostics: set.diagnostics, loaded: set.rules.count, rejected: set.rejected)
   }
 }
+
+extension SnortRuleEngine {
+  /// The classes that rules may name without a `config classification` of their own.
+  public static var standardClasses: Set<String> { ClassificationTable().names }
+}

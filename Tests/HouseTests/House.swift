@@ -43,12 +43,14 @@ enum House {
     "VMFenceBlock": rooms.union(["CLinux"]),
     "VMFenceNftables": rooms.union(["CNftables", "CLinux"]),
     "VMFenceProcess": rooms.union(["CLinux"]),
+    "VMFenceConfiguration": rooms.union(["Yams", "Foundation"]),
+    "VMFenceControl": rooms.union(["Foundation"]),
     "VMFenceTestKit": rooms,
     "VMFenceConformance": rooms.union(["VMFenceTestKit", "Testing"]),
     "vmfence-detector": rooms.union(["VMFenceDetection", "VMFenceProcess"]),
     "vmfence-ref": rooms.union([
       "VMFenceDetection", "VMFenceCapture", "VMFenceBlock", "VMFenceProcess", "VMFenceNftables", "VMFenceTestKit",
-      "ArgumentParser", "Yams", "Foundation",
+      "VMFenceConfiguration", "VMFenceControl", "ArgumentParser", "Foundation", "Logging",
     ]),
   ]
 

@@ -40,17 +40,18 @@ struct LiveRunTests {
     let folder = try TemporaryFolder()
     _ = try folder.write(
       "live.rules", "alert icmp any any -> any any (msg:\"ping\"; itype:8; content:\"|DE AD BE EF|\"; sid:1000001;)\n")
-    let config = try folder.write(
-      "live.yaml",
+    _ = try folder.write(
+      "inventory.yaml",
       """
       version: 1
-      rules: {dialect: snort2, common: live.rules}
       domains:
         - name: guest
           uuid: 6e1b4d0a-93c5-4c54-8d0e-5a0c7a1f0001
           domid: 1
           ports: [{interface: vif1.0, mac: "00:16:3e:00:00:01", addresses: [10.9.9.2]}]
       """)
+    let config = try folder.write(
+      "live.yaml", "version: 1\nrules: {dialect: snort2, common: live.rules}\ninventory: inventory.yaml\n")
     let errors = Pipe()
     let daemon = try Program.start(
       ["run", "--config", config, "--eve", folder.path("eve.json")], in: host, errors: errors, output: Pipe())

@@ -80,6 +80,11 @@ public final class DomainDirectory: Sendable {
     contents.withLock { $0.entries[incarnation] }
   }
 
+  /// All of them, in the order of their incarnations.
+  public var all: [DomainEntry] {
+    contents.withLock { $0.entries.values.sorted { $0.description.incarnation < $1.description.incarnation } }
+  }
+
   /// The domains that may use `address`.
   public func owners(of address: IPAddress) -> [DomainEntry] {
     contents.withLock { contents in

@@ -236,6 +236,12 @@ public struct PlatformAlert: Sendable, Hashable {
     public static let enforcementFailed = Kind("enforcement-failed")
     /// The decision log cannot be written; measures are enforced unlogged.
     public static let logUnwritable = Kind("log-unwritable")
+    /// It is written again.
+    public static let logWritable = Kind("log-writable")
+    /// The system's clock was set.
+    public static let clockJump = Kind("clock-jump")
+    /// Events did not reach a place that they should go to.
+    public static let eventsLost = Kind("events-lost")
     /// What a firewall holds is not what it should.
     public static let firewallDrift = Kind("firewall-drift")
   }

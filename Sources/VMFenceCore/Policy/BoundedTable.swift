@@ -113,6 +113,45 @@ struct WindowCounter: Sendable {
   }
 }
 
+/// Tells when so many different values lie within a window: each with the last time it was seen. By their hash values, which are keyed:
+/// nobody outside can choose values that are taken for one.
+struct DistinctCounter: Sendable {
+  private var seen: [(value: Int, time: Timestamp)] = []
+
+  /// - Returns: whether `count` different values, this one included, lie within `window`.
+  mutating func add(_ value: Int, at time: Timestamp, count: Int, window: Duration) -> Bool {
+    if let index = seen.firstIndex(where: { $0.value == value }) {
+      seen[index].time = time
+    } else if seen.count < count {
+      seen.append((value, time))
+    } else if let oldest = seen.indices.min(by: { seen[$0].time < seen[$1].time }) {
+      seen[oldest] = (value, time)
+    }
+    return seen.count == count && seen.allSatisfy { time - $0.time <= window }
+  }
+
+  /// Begins at nothing again.
+  mutating func clear() { seen.removeAll(keepingCapacity: true) }
+}
+
+/// What is kept of one subject of a policy rule.
+struct SubjectCounter: Sendable {
+  private var events = WindowCounter()
+  private var values = DistinctCounter()
+
+  /// - Parameter value: what tells the event apart when different values are counted.
+  /// - Returns: whether the count is full.
+  mutating func add(_ value: Int?, at time: Timestamp, _ counting: Counting) -> Bool {
+    guard let value else { return events.add(at: time, count: counting.count, window: counting.window) }
+    return values.add(value, at: time, count: counting.count, window: counting.window)
+  }
+
+  mutating func clear() {
+    events.clear()
+    values.clear()
+  }
+}
+
 /// At most so many within any minute.
 struct MinuteCap: Sendable {
   let limit: Int

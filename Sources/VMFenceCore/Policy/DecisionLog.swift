@@ -8,6 +8,45 @@ public protocol DecisionLog: Sendable {
 
   /// Makes what was appended survive a power cut. Called about once a second, for all that came since.
   func sync() throws(DecisionLogError)
+
+  /// Forgets everything but `decisions`: whole, or not at all.
+  func compact(to decisions: [Decision]) throws(DecisionLogError)
+
+  /// Whether so much was appended that forgetting what is over is worth its while.
+  var isCompactionDue: Bool { get }
+}
+
+extension DecisionLog {
+  /// For a log that only grows: the decisions come once more, and replace themselves when it is read.
+  public func compact(to decisions: [Decision]) throws(DecisionLogError) { try append(decisions) }
+
+  public var isCompactionDue: Bool { false }
+}
+
+/// A log that keeps the system's time, for a program whose own time is a steady clock's: what is read after a restart is right, whatever was done to
+/// the system's clock. After a jump of it, compact the log, so that what it held before moves along.
+public struct SystemTimeDecisionLog: DecisionLog {
+  private let log: any DecisionLog
+  private let clock: SteadyClock
+
+  public init(_ log: any DecisionLog, clock: SteadyClock) {
+    self.log = log
+    self.clock = clock
+  }
+
+  public func append(_ decisions: [Decision]) throws(DecisionLogError) {
+    let offset = clock.offset
+    try log.append(decisions.map { $0.shifted(by: offset) })
+  }
+
+  public func sync() throws(DecisionLogError) { try log.sync() }
+
+  public func compact(to decisions: [Decision]) throws(DecisionLogError) {
+    let offset = clock.offset
+    try log.compact(to: decisions.map { $0.shifted(by: offset) })
+  }
+
+  public var isCompactionDue: Bool { log.isCompactionDue }
 }
 
 /// What a log held when it was opened.
@@ -43,6 +82,8 @@ public final class MemoryDecisionLog: DecisionLog {
   }
 
   public func sync() throws(DecisionLogError) {}
+
+  public func compact(to decisions: [Decision]) throws(DecisionLogError) { contents.withLock { $0 = decisions } }
 }
 
 public struct DecisionLogError: DescribedError, Hashable {

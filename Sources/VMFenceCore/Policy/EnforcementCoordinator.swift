@@ -24,6 +24,8 @@ public actor EnforcementCoordinator {
   static let conflictRetries = 4
   /// How many measures are tried one by one in one go, when the firewall refused them together.
   static let singleAttempts = 1_024
+  /// How many decisions wait for a log that cannot be written. Of more, a restart does not know.
+  static let unloggedCapacity = 65_536
   /// Ends that lie no further apart are the same: a firewall may count in coarse units.
   static let expiryTolerance = Duration.seconds(2)
 
@@ -39,6 +41,8 @@ public actor EnforcementCoordinator {
   private var isBehind = false
   private var isLogBroken = false
   private var isSyncNeeded = false
+  /// Decisions that the log did not take, by number, to be appended once it does again.
+  private var unlogged: [UInt64: Decision] = [:]
   private var line = WaitingLine()
 
   /// - `control`: pauses and shuts domains down; nil: such decisions stay `desired`.
@@ -76,8 +80,15 @@ public actor EnforcementCoordinator {
     defer { leave() }
     var decisions = await carryOut(updater.advance(to: time), at: time)
     if isBehind || !desired.isEmpty { decisions += await catchUp(at: time) }
-    await syncLog(at: time)
+    await keepLog(at: time)
     return decisions
+  }
+
+  /// Writes the log anew, with what is still of consequence. To be called after the system's clock was set.
+  public func compactLog(at time: Timestamp) async {
+    await enter()
+    defer { leave() }
+    await compact(at: time)
   }
 
   /// Reads the firewall back, mends what differs from what should be in force, and reports it. To be called at the start
@@ -162,10 +173,17 @@ public actor EnforcementCoordinator {
   // MARK: What there is to see
 
   public var measuresInForce: [FirewallMeasure] { updater.measuresInForce }
+  /// The decisions behind them.
+  public var decisionsInForce: [Decision] { updater.decisionsInForce }
   public var pending: [Decision] { updater.pending }
+  public var policy: Policy { updater.policy }
   public var statistics: PolicyStatistics { updater.statistics }
   /// From these `PolicyUpdater.restore` makes the present state again.
   public var liveDecisions: [Decision] { updater.liveDecisions }
+  /// See `PolicyUpdater.explain`.
+  public func explain(_ address: IPAddress, for domain: Incarnation, at time: Timestamp) -> PolicyExplanation {
+    updater.explain(address, for: domain, at: time)
+  }
   /// Decided, and not in force yet.
   public var waitingForFirewall: [Decision] { desired.values.sorted { $0.id < $1.id } }
 }
@@ -193,11 +211,11 @@ extension EnforcementCoordinator {
   private func logged(_ decisions: [Decision], at time: Timestamp) async -> [Decision] {
     do throws(DecisionLogError) {
       try log.append(decisions)
-      isLogBroken = false
       isSyncNeeded = true
       return decisions
     } catch {
       await reportBrokenLog(error, at: time)
+      for decision in decisions where unlogged.count < Self.unloggedCapacity { unlogged[decision.id] = decision }
       return decisions.map { decision in
         var decision = decision
         decision.isLogged = false
@@ -394,7 +412,10 @@ extension EnforcementCoordinator {
 // MARK: Log and order
 
 extension EnforcementCoordinator {
-  private func syncLog(at time: Timestamp) async {
+  /// Makes the log durable and keeps it small, and appends what it did not take before.
+  private func keepLog(at time: Timestamp) async {
+    if log.isCompactionDue { await compact(at: time) }
+    if isLogBroken { await appendUnlogged(at: time) }
     guard isSyncNeeded else { return }
     isSyncNeeded = false
     if let error = await Self.sync(log) { await reportBrokenLog(error, at: time) }
@@ -409,6 +430,30 @@ extension EnforcementCoordinator {
     } catch {
       return error
     }
+  }
+
+  private func compact(at time: Timestamp) async {
+    do throws(DecisionLogError) {
+      try log.compact(to: updater.liveDecisions)
+      unlogged = [:]
+      await reportSoundLog(at: time)
+    } catch { await reportBrokenLog(error, at: time) }
+  }
+
+  private func appendUnlogged(at time: Timestamp) async {
+    do throws(DecisionLogError) {
+      try log.append(unlogged.values.sorted { $0.id < $1.id })
+      isSyncNeeded = true
+      unlogged = [:]
+      await reportSoundLog(at: time)
+    } catch { await reportBrokenLog(error, at: time) }
+  }
+
+  private func reportSoundLog(at time: Timestamp) async {
+    guard isLogBroken else { return }
+    isLogBroken = false
+    await report(
+      .logWritable, severity: 3, at: time, "the decision log is written again, with what it did not take meanwhile")
   }
 
   private func reportBrokenLog(_ error: DecisionLogError, at time: Timestamp) async {
@@ -435,24 +480,6 @@ extension EnforcementCoordinator {
   }
 
   private func leave() { line.leave() }
-}
-
-/// Who may go on, first come, first served. As long as the callers who wait.
-private struct WaitingLine {
-  private var isTaken = false
-  private var waiting: [CheckedContinuation<Void, Never>] = []
-
-  mutating func tryEnter() -> Bool {
-    if isTaken { return false }
-    isTaken = true
-    return true
-  }
-
-  mutating func wait(_ continuation: CheckedContinuation<Void, Never>) { waiting.append(continuation) }
-
-  mutating func leave() {
-    if waiting.isEmpty { isTaken = false } else { waiting.removeFirst().resume() }
-  }
 }
 
 extension Decision {

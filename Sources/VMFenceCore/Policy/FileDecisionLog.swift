@@ -21,6 +21,8 @@ public final class FileDecisionLog: DecisionLog {
     var end: Int
     var allocated: Int
     var sequence: UInt64
+    /// Where the log ended after it was opened or compacted last.
+    var compactedEnd: Int
 
     mutating func makeRoom(for count: Int) throws(DecisionLogError) {
       guard end + count > allocated else { return }
@@ -55,7 +57,8 @@ public final class FileDecisionLog: DecisionLog {
       try file.write(magic + Array(repeating: 0, count: headerSize - magic.count), at: 0)
       try file.sync()
       try file.syncDirectory()
-      let state = State(file: file, end: headerSize, allocated: headerSize, sequence: 0)
+      let state = State(
+        file: file, end: headerSize, allocated: headerSize, sequence: 0, compactedEnd: headerSize)
       return (FileDecisionLog(path: path, byteLimit: byteLimit, state: state), DecisionLogRecovery(decisions: []))
     }
     guard bytes.count >= headerSize, bytes.starts(with: magic) else {
@@ -64,11 +67,15 @@ public final class FileDecisionLog: DecisionLog {
         remedy: "choose another path, or move the file away")
     }
     let scan = scan(bytes, path: path)
-    let state = State(file: file, end: scan.end, allocated: bytes.count, sequence: scan.sequence)
+    let state = State(
+      file: file, end: scan.end, allocated: bytes.count, sequence: scan.sequence, compactedEnd: headerSize)
     let log = FileDecisionLog(path: path, byteLimit: byteLimit, state: state)
     if scan.recovery.damage != nil { try log.cut() }
     return (log, scan.recovery)
   }
+
+  /// A quarter of the limit, and twice what is needed.
+  public var isCompactionDue: Bool { state.withLock { $0.end > max(byteLimit / 4, 2 * $0.compactedEnd) } }
 
   /// How large the log is, in bytes, without what is allocated ahead.
   public var byteCount: Int { state.withLock { $0.end } }
@@ -108,7 +115,8 @@ public final class FileDecisionLog: DecisionLog {
       try temporary.write(bytes, at: 0)
       try temporary.sync()
       try temporary.rename(to: path)
-      state = State(file: temporary, end: bytes.count, allocated: bytes.count, sequence: sequence)
+      state = State(
+        file: temporary, end: bytes.count, allocated: bytes.count, sequence: sequence, compactedEnd: bytes.count)
       try temporary.syncDirectory()
     }
   }

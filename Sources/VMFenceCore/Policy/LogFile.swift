@@ -19,11 +19,15 @@ final class LogFile: Sendable {
     return LogFile(descriptor: descriptor, path: path)
   }
 
-  /// flock(2), for as long as this file or a duplicate of it is open.
+  /// flock(2), for as long as this file or a duplicate of it is open. A child that is about to become another program holds a duplicate for
+  /// an instant, so a lock that is taken is tried again for a moment.
   func lock() throws(DecisionLogError) {
-    guard flock(descriptor, LOCK_EX | LOCK_NB) != 0 else { return }
-    let number = errno
-    guard number == EWOULDBLOCK else { throw Self.error("lock", path, number) }
+    for _ in 0..<100 {
+      if flock(descriptor, LOCK_EX | LOCK_NB) == 0 { return }
+      let number = errno
+      guard number == EWOULDBLOCK else { throw Self.error("lock", path, number) }
+      usleep(2_000)
+    }
     throw DecisionLogError(
       .inUse, "another process writes the decision log \(path.escapedForDisplay)", at: SourcePlace(file: path),
       remedy: "stop it, or choose another path")

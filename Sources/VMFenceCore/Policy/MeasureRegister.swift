@@ -52,14 +52,32 @@ struct MeasureRegister: Sendable {
 
   /// The block or quarantine that keeps `address` and the domain apart, if one does.
   func cutting(_ address: IPAddress, from domain: DomainUUID?) -> Entry? {
-    if let domain, let entry = entries[.init(scope: .domain(domain), kind: .quarantine)] { return entry }
+    var found: Entry?
+    forEachCutting(address, from: domain) { entry in
+      found = entry
+      return false
+    }
+    return found
+  }
+
+  /// All of them: quarantine first, then the narrowest.
+  func allCutting(_ address: IPAddress, from domain: DomainUUID?) -> [Entry] {
+    var found: [Entry] = []
+    forEachCutting(address, from: domain) { entry in
+      found.append(entry)
+      return true
+    }
+    return found
+  }
+
+  private func forEachCutting(_ address: IPAddress, from domain: DomainUUID?, _ body: (Entry) -> Bool) {
+    if let domain, let entry = entries[.init(scope: .domain(domain), kind: .quarantine)], !body(entry) { return }
     let prefixes = address.family == .v4 ? v4Prefixes.inUse : v6Prefixes.inUse
     for prefix in prefixes {
       let kind = FirewallMeasureKind.block(IPNetwork(address, prefix: prefix))
-      if let domain, let entry = entries[.init(scope: .domain(domain), kind: kind)] { return entry }
-      if let entry = entries[.init(scope: .host, kind: kind)] { return entry }
+      if let domain, let entry = entries[.init(scope: .domain(domain), kind: kind)], !body(entry) { return }
+      if let entry = entries[.init(scope: .host, kind: kind)], !body(entry) { return }
     }
-    return nil
   }
 
   private mutating func count(_ kind: FirewallMeasureKind, by change: Int) {

@@ -5,6 +5,10 @@ struct Observation {
   var domain: DomainEntry?
   /// The address at the other end, as seen from the domain.
   var remote: IPAddress?
+  /// What the event was aimed at, at the domain's end.
+  var target: IPAddress?
+  /// With the protocol above it, so that TCP and UDP are apart; nil for protocols without ports.
+  var targetPort: UInt32?
   /// Whether nobody could have forged it.
   var isSolid: Bool
   /// Whether it was seen in traffic, which a block would have stopped.
@@ -18,6 +22,11 @@ struct Observation {
     switch event {
     case .alert(let alert):
       remote = alert.remoteEnd(own: domain?.description.ports ?? [])
+      let isFromRemote = remote == alert.source
+      target = isFromRemote ? alert.destination : alert.source
+      if alert.hasPorts {
+        targetPort = UInt32(alert.ipProtocol) << 16 | UInt32(isFromRemote ? alert.destinationPort : alert.sourcePort)
+      }
       isSolid = alert.ipProtocol == 6 && alert.isEstablished
       isTraffic = true
     case .platform(let alert):
@@ -30,6 +39,15 @@ struct Observation {
       isTraffic = false
     case .decision, .lifecycle:
       return nil
+    }
+  }
+
+  /// What is told apart when different values are counted; nil when the event has no such thing.
+  func value(of what: Counting.What) -> Int? {
+    switch what {
+    case .events: nil
+    case .targets: target?.hashValue
+    case .ports: targetPort?.hashValue
     }
   }
 

@@ -1,6 +1,8 @@
 extension Policy {
   static let ruleLimit = 1_024
   static let countLimit = 65_536
+  /// Different values are remembered one by one.
+  static let distinctLimit = 256
   static let ladderLimit = 64
   /// The widest networks that may be blocked at once, by their leading bits.
   static let widestBlock = (v4: 8, v6: 16)
@@ -60,6 +62,11 @@ extension PolicyRule {
     if !(1...Policy.countLimit).contains(counting.count) {
       report(.error, "a count of \(counting.count)", "use a number from 1 to \(Policy.countLimit)")
     }
+    if counting.what != .events, counting.count > Policy.distinctLimit {
+      report(
+        .error, "a count of \(counting.count) different \(counting.what.rawValue)",
+        "use a number from 1 to \(Policy.distinctLimit)")
+    }
     if counting.window <= .zero { report(.error, "a window of no length", "say within what time to count") }
     if case .sourceNetwork(let v4, let v6) = counting.key { validatePrefixes(v4, v6, report) }
     validateLadder(report)
@@ -80,6 +87,9 @@ extension PolicyRule {
       case .priority(let limit):
         if limit < 1 { report(.error, "no alert has priority \(limit)", "priorities begin at 1, the most severe") }
       case .files:
+        if counting.what != .events {
+          report(.error, "a change to a file has no \(counting.what.rawValue)", "count events, in a rule of its own")
+        }
         if counting.key.needsSource {
           report(.error, "a change to a file has no source to count", "count per domain, in a rule of its own")
         }

@@ -117,14 +117,25 @@ public struct Counting: Sendable, Hashable {
     case host
   }
 
+  public enum What: String, Sendable, Hashable, CaseIterable {
+    case events
+    /// Different addresses of guests.
+    case targets
+    /// Different ports of guests, TCP and UDP apart.
+    case ports
+  }
+
   public var key: Key
-  /// From 1 to 65,536. Above 64, times are kept in granules: the count may then be reached late by one granule (count / 64).
+  /// What so many are needed of.
+  public var what: What
+  /// From 1 to 65,536, of targets and ports to 256. Above 64, times are kept in granules: the count may then be reached late by one granule (count / 64).
   public var count: Int
   /// So many events no further apart than this, the first from the last.
   public var window: Duration
 
-  public init(per key: Key, count: Int, within window: Duration) {
+  public init(per key: Key, count: Int, of what: What = .events, within window: Duration) {
     self.key = key
+    self.what = what
     self.count = count
     self.window = window
   }

@@ -181,7 +181,8 @@ extension PolicyRule {
       }
     let seconds = Double(counting.window.wholeNanoseconds) / 1e9
     let text = seconds == seconds.rounded() ? String(Int64(seconds)) : String(seconds)
-    return "\(counting.count) within \(text) s\(whom), the last \(observation.trigger)"
+    let what = counting.what == .events ? "" : " \(counting.what.rawValue)"
+    return "\(counting.count)\(what) within \(text) s\(whom), the last \(observation.trigger)"
   }
 }
 

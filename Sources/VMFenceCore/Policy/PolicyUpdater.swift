@@ -170,10 +170,10 @@ extension PolicyUpdater {
   fileprivate struct RuleState: Sendable {
     var rule: PolicyRule
     /// Counts of what nobody could have forged.
-    var solid: BoundedTable<Subject, WindowCounter>
+    var solid: BoundedTable<Subject, SubjectCounter>
     /// Counts of everything when the rule takes any evidence, and otherwise of what could be forged; a table of its own, so that a
     /// flood of forged sources cannot push the others out.
-    var any: BoundedTable<Subject, WindowCounter>
+    var any: BoundedTable<Subject, SubjectCounter>
 
     init(_ rule: PolicyRule, capacity: Int) {
       self.rule = rule
@@ -202,18 +202,23 @@ extension PolicyUpdater {
       counts.suppressed += 1
       return
     }
-    counts.counted += 1
     let counting = rule.counting
+    let value = observation.value(of: counting.what)
+    if counting.what != .events, value == nil {
+      counts.uncountable += 1
+      return
+    }
+    counts.counted += 1
     var isFull = false
     if observation.isSolid {
-      isFull = rules[index].solid.update(subject, initial: WindowCounter()) {
-        $0.add(at: now, count: counting.count, window: counting.window)
+      isFull = rules[index].solid.update(subject, initial: SubjectCounter()) {
+        $0.add(value, at: now, counting)
       }
     }
     var isFullByAny = false
     if rule.evidence == .any || !observation.isSolid {
-      isFullByAny = rules[index].any.update(subject, initial: WindowCounter()) {
-        $0.add(at: now, count: counting.count, window: counting.window)
+      isFullByAny = rules[index].any.update(subject, initial: SubjectCounter()) {
+        $0.add(value, at: now, counting)
       }
     }
     guard isFull || isFullByAny else { return }
@@ -221,8 +226,8 @@ extension PolicyUpdater {
       observation, rule, subject, isForgeable: !isFull, isReportOnly: !isFull && rule.evidence != .any)
     decisions += outcome.decisions
     guard !outcome.keepsCount else { return }
-    if isFull { rules[index].solid.update(subject, initial: WindowCounter()) { $0.clear() } }
-    rules[index].any.update(subject, initial: WindowCounter()) { $0.clear() }
+    if isFull { rules[index].solid.update(subject, initial: SubjectCounter()) { $0.clear() } }
+    rules[index].any.update(subject, initial: SubjectCounter()) { $0.clear() }
   }
 
   private func subject(of observation: Observation, _ rule: PolicyRule) -> Subject? {
@@ -231,16 +236,21 @@ extension PolicyUpdater {
       guard let incarnation = observation.incarnation else { return nil }
       subject.domain = incarnation.uuid
     }
-    switch rule.counting.key {
-    case .source, .sourceOnHost:
+    if rule.counting.key.needsSource {
       guard let remote = observation.remote else { return nil }
-      subject.network = sourceNetwork(of: remote)
-    case .sourceNetwork(let v4Prefix, let v6Prefix):
-      guard let remote = observation.remote else { return nil }
-      subject.network = IPNetwork(remote, prefix: remote.family == .v4 ? v4Prefix : v6Prefix)
-    case .domain, .host: break
+      subject.network = network(of: remote, rule.counting.key)
     }
     return subject
+  }
+
+  /// The network that an address is counted as; nil when addresses are not counted.
+  func network(of address: IPAddress, _ key: Counting.Key) -> IPNetwork? {
+    switch key {
+    case .source, .sourceOnHost: sourceNetwork(of: address)
+    case .sourceNetwork(let v4Prefix, let v6Prefix):
+      IPNetwork(address, prefix: address.family == .v4 ? v4Prefix : v6Prefix)
+    case .domain, .host: nil
+    }
   }
 
   /// By what a source is counted and blocked: IPv4 by its address, IPv6 by its network, unless others live there.

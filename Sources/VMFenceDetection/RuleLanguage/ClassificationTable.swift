@@ -39,6 +39,8 @@ struct ClassificationTable {
     "coin-mining": ("Coin mining", 2), "command-and-control": ("Malware speaks to its control server", 1),
   ]
 
+  var names: Set<String> { Set(classes.keys) }
+
   func find(_ name: String) -> (text: String, priority: Int)? { classes[name] }
 
   /// `SHORTNAME,DESCRIPTION,PRIORITY`, what follows `config classification:`.

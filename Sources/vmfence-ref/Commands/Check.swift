@@ -28,12 +28,18 @@ struct Check: ParsableCommand {
   @Option(name: .customLong("var"), parsing: .singleValue, help: "A rule variable, as NAME=VALUE.")
   var variables: [RuleVariable] = []
 
-  @Flag(help: "The files are configurations for `run`: their captures are interfaces, not files.")
+  @Flag(help: "The files are configurations of hosts, for `run`.")
   var live = false
 
   func run() throws {
     var found: [Diagnostic] = []
-    for file in files { found += file.hasSuffix(".rules") ? checkRules(file) : checkScenario(file) }
+    for file in files {
+      if file.hasSuffix(".rules") {
+        found += checkRules(file)
+      } else {
+        found += live ? PreparedHost.load(path: file).diagnostics : checkScenario(file)
+      }
+    }
     Terminal.output.print(found)
     let errors = found.count { $0.severity == .error }
     let warnings = found.count { $0.severity == .warning }
@@ -55,7 +61,7 @@ struct Check: ParsableCommand {
   }
 
   private func checkScenario(_ path: String) -> [Diagnostic] {
-    let parser = ScenarioParser(file: path, isLive: live)
+    let parser = ScenarioParser(file: path)
     let parsed = parser.parse()
     var found = parser.reader.diagnostics
     guard let scenario = parsed else { return found }
@@ -64,7 +70,7 @@ struct Check: ParsableCommand {
       _ = try RuleSelection(&loading, domains: scenario.domains.map { ($0.name, $0.serviceType) })
       found += loading.diagnostics
     } catch { found += error.diagnostics }
-    for capture in scenario.captures where !live {
+    for capture in scenario.captures {
       do throws(PacketSourceError) {
         var file = try CaptureFile.open(path: capture.path)
         while try !file.nextBatch(limit: 65_536, patience: .zero, { _, _ in }).isAtEnd {}

@@ -76,8 +76,8 @@ struct PreparedScenario {
   let captures: [(file: ScenarioCapture, size: Int64)]
 
   /// Prints what is wrong, and throws the exit code.
-  init(path: String, isLive: Bool = false) throws {
-    let parser = ScenarioParser(file: path, isLive: isLive)
+  init(path: String) throws {
+    let parser = ScenarioParser(file: path)
     let parsed = parser.parse()
     Terminal.error.print(parser.reader.diagnostics)
     guard let scenario = parsed else {

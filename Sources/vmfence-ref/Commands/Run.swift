@@ -1,6 +1,8 @@
 #if Daemon
 import ArgumentParser
 import Foundation
+import Logging
+import VMFenceConfiguration
 import VMFenceCore
 import VMFenceDetection
 import VMFenceProcess
@@ -8,17 +10,17 @@ import VMFenceProcess
 /// `vmfence-ref run`
 struct Run: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "Run as a daemon: capture live, inspect, decide.",
+    abstract: "Run as a daemon: capture live, inspect, decide, enforce.",
     discussion: """
-      The configuration has the form of a scenario; the domains live as it says, from now on, and the ports of its
-      domains (or the interfaces and bridges under `captures`) are captured live. Measures are decided and logged, and
-      recorded; no packet filter is changed. Needs CAP_NET_RAW.
+      The domains come from the inventory that the configuration names, a file that is watched. Needs CAP_NET_RAW, and CAP_NET_ADMIN
+      for the packet filter.
 
-      SIGTERM and SIGINT stop it, SIGHUP reloads the rules and reopens the event file.
+      SIGTERM and SIGINT stop it. SIGHUP reads everything again (configuration, rules, policy, inventory), puts it in force whole or not at
+      all, and reopens the event file.
 
       EXAMPLES
+        vmfence-ref check --live host.yaml
         vmfence-ref run --config host.yaml --eve /var/log/vmfence/eve.json
-        vmfence-ref run --config host.yaml --decisions /var/lib/vmfence/decisions.log
       """)
 
   @Option(help: "The configuration, a YAML file.")
@@ -27,7 +29,7 @@ struct Run: AsyncParsableCommand {
   @Option(help: "Where to append events as EVE JSON.")
   var eve: String?
 
-  @Option(help: "The decision log; kept in memory only when not given.")
+  @Option(help: "The decision log; in the state directory when not given, and in memory only without one.")
   var decisions: String?
 
   @Option(help: "process or thread; goes before what the configuration says.")
@@ -36,42 +38,129 @@ struct Run: AsyncParsableCommand {
   @Option(help: "The detector's program; vmfence-detector beside this program when not given.")
   var detector: String?
 
+  @Option(help: "trace, debug, info, notice, warning, error or critical.")
+  var logLevel: Logger.Level = .info
+
+  @Option(help: "text or json.")
+  var logFormat: LogFormat = .text
+
   func run() async throws {
-    let prepared = try PreparedScenario(path: config, isLive: true)
-    let (log, restored) = try openLog()
+    let logger = Logger(level: logLevel, format: logFormat)
+    let parts = try await prepare(logger)
     Signals.install()
-    let usesProcesses = detectors.map { $0 == .process } ?? prepared.scenario.usesProcesses
-    if usesProcesses {
-      let backend: ProcessDetectorBackend<SnortRules>
-      do throws(DetectorError) { backend = try ProcessDetectorBackend(executable: detector) } catch {
-        throw failure(error, Exit.unavailable)
+    let configuration = parts.host.configuration
+    let usesProcesses = detectors.map { $0 == .process } ?? configuration.usesProcesses
+    do throws(ReplayFailure) {
+      if usesProcesses {
+        let backend: ProcessDetectorBackend<SnortRules>
+        do throws(DetectorError) { backend = try ProcessDetectorBackend(executable: detector) } catch {
+          throw ReplayFailure(error.diagnostic, Exit.unavailable)
+        }
+        try await LiveRun(parts, backend: backend, answerTimeout: configuration.answerTimeout).run()
+      } else {
+        // A thread cannot be killed while it inspects.
+        try await LiveRun(parts, backend: ThreadDetectorBackend<SnortInspector>(), answerTimeout: nil).run()
       }
-      try await live(prepared, backend, log, restored)
-    } else {
-      try await live(prepared, ThreadDetectorBackend<SnortInspector>(), log, restored)
+    } catch {
+      logger.log([error.diagnostic])
+      throw error.exit
     }
   }
 
-  private func openLog() throws -> (any DecisionLog, [Decision]) {
-    guard let decisions else { return (MemoryDecisionLog(), []) }
-    do throws(DecisionLogError) {
-      let (log, recovery) = try FileDecisionLog.open(path: decisions)
-      if let damage = recovery.damage { Terminal.error.print([damage]) }
-      return (log, recovery.decisions)
-    } catch { throw failure(error, error.code == .permissionDenied ? Exit.noPermission : Exit.cannotCreate) }
+  private func prepare(_ logger: Logger) async throws -> LiveParts {
+    // The state directory is known only once the configuration was read.
+    let first = PreparedHost.load(path: config)
+    guard let directory = first.host?.configuration.stateDirectory else {
+      logger.log(first.diagnostics)
+      guard let host = first.host else {
+        throw FileManager.default.isReadableFile(atPath: config) ? Exit.badData : Exit.noInput
+      }
+      return try await assemble(host, RuleAssignments(), logger)
+    }
+    try Self.checkStateDirectory(directory, logger)
+    let assigned: RuleAssignments
+    do { assigned = try RuleAssignments.read(stateDirectory: directory) } catch {
+      logger.error(
+        "\(directory)/\(RuleAssignments.fileName) cannot be read: \(error.localizedDescription) (mend it, or move it away)"
+      )
+      throw Exit.badData
+    }
+    let prepared = assigned == RuleAssignments() ? first : PreparedHost.load(path: config, assigned: assigned)
+    logger.log(prepared.diagnostics)
+    guard let host = prepared.host else { throw Exit.badData }
+    return try await assemble(host, assigned, logger)
   }
 
-  private func live<Backend: DetectorBackend>(
-    _ prepared: PreparedScenario, _ backend: Backend, _ log: any DecisionLog, _ restored: [Decision]
-  ) async throws where Backend.Rules == SnortRules {
-    do throws(ReplayFailure) {
-      let run = try LiveRun(
-        prepared.scenario, rules: ReloadableRules(prepared), backend: backend, log: log, restored: restored, eve: eve)
-      Terminal.error.print("vmfence-ref: measures are recorded only; no packet filter is changed")
-      try await run.run()
+  private static func checkStateDirectory(_ path: String, _ logger: Logger) throws {
+    try? FileManager.default.createDirectory(
+      atPath: path, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+    guard FileManager.default.isWritableFile(atPath: path) else {
+      logger.error(
+        "the state directory \(path) cannot be written (make it, give it to the user that runs this, or name another)")
+      throw Exit.cannotCreate
+    }
+  }
+
+  private func assemble(_ host: PreparedHost, _ assigned: RuleAssignments, _ logger: Logger) async throws -> LiveParts {
+    let configuration = host.configuration
+    let clock = SteadyClock()
+    let inventory: StaticInventory
+    do throws(ProbeError) {
+      inventory = try StaticInventory.open(path: configuration.inventory, clock: clock)
     } catch {
-      Terminal.error.print([error.diagnostic])
-      throw error.exit
+      logger.log([error.diagnostic])
+      throw Exit.badData
+    }
+    let domains = DomainDirectory(try await inventory.snapshot().domains)
+    let queue = EventQueue()
+    let (log, restored) = try openLog(configuration, logger)
+    let firewall: HostFirewall
+    do throws(FirewallError) { firewall = try HostFirewall.open(configuration.firewall) } catch {
+      logger.log([error.diagnostic])
+      throw error.code == .permissionDenied ? Exit.noPermission : Exit.unavailable
+    }
+    let coordinator: EnforcementCoordinator
+    do throws(PolicyError) {
+      var updater = try PolicyUpdater(policy: configuration.policy, directory: domains)
+      _ = updater.restore(restored, at: clock.now)
+      coordinator = EnforcementCoordinator(
+        updater: updater, log: SystemTimeDecisionLog(log, clock: clock), firewall: firewall.sink,
+        events: queue)
+    } catch {
+      logger.log(error.diagnostics)
+      throw Exit.badData
+    }
+    let encoder = EVEEncoder(
+      node: configuration.node, isInline: configuration.inspector.isInline, directory: domains)
+    let file: EVEFileSink?
+    do throws(NotificationError) {
+      file = try eve.map { path throws(NotificationError) in try EVEFileSink(path: path, encoder: encoder) }
+    } catch {
+      logger.log([error.diagnostic])
+      throw Exit.cannotCreate
+    }
+    logger.notice("measures are carried out by \(firewall.name)")
+    let mailbox = try Mailbox<LiveMessage>()
+    let desk = ControlDesk(
+      coordinator: coordinator, directory: domains, clock: clock, encoder: encoder, mailbox: mailbox)
+    return LiveParts(
+      host: host, assigned: assigned, inventory: inventory, clock: clock, directory: domains, coordinator: coordinator,
+      decisions: queue,
+      outputs: EventOutputs(file: file, others: [LogEventSink(logger: logger, directory: domains), desk]),
+      mailbox: mailbox, desk: desk, firewall: firewall, logger: logger)
+  }
+
+  private func openLog(_ configuration: HostConfiguration, _ logger: Logger) throws -> (any DecisionLog, [Decision]) {
+    guard let path = decisions ?? configuration.stateDirectory.map({ $0 + "/decisions.log" }) else {
+      return (MemoryDecisionLog(), [])
+    }
+    do throws(DecisionLogError) {
+      let (log, recovery) = try FileDecisionLog.open(path: path)
+      if let damage = recovery.damage { logger.log([damage]) }
+      return (log, recovery.decisions)
+    } catch {
+      logger.log([error.diagnostic])
+      throw error.code == .permissionDenied ? Exit.noPermission : Exit.cannotCreate
     }
   }
 }

@@ -26,7 +26,10 @@ struct VMFenceRef: AsyncParsableCommand {
         77  a permission is missing (the message names it)
       """,
     version: VMFenceVersion.text,
-    subcommands: [Replay.self, Inspect.self, Check.self, Run.self, Lifecycle.self])
+    subcommands: [
+      Replay.self, Inspect.self, Check.self, Run.self, Lifecycle.self, Status.self, Domains.self, Top.self, Alerts.self,
+      Rules.self, Bans.self, Why.self, Pending.self,
+    ])
 }
 
 /// How a command ends when it cannot do what it was asked to: the values of sysexits.h.

@@ -1,277 +1,311 @@
 #if Daemon
 import Foundation
+import Logging
 import VMFenceCapture
+import VMFenceConfiguration
+import VMFenceControl
 import VMFenceCore
 import VMFenceDetection
 import VMFenceProcess
-import VMFenceTestKit
 
-/// The daemon's loop: live capture, the domains of a configuration file, detectors, decisions. Measures go to a recorder.
+/// What the daemon's loop is built from.
+struct LiveParts {
+  var host: PreparedHost
+  var assigned: RuleAssignments
+  var inventory: StaticInventory
+  var clock: SteadyClock
+  var directory: DomainDirectory
+  var coordinator: EnforcementCoordinator
+  /// Gets what the coordinator tells.
+  var decisions: EventQueue
+  var outputs: EventOutputs
+  var mailbox: Mailbox<LiveMessage>
+  var desk: ControlDesk
+  var firewall: HostFirewall
+  var logger: Logger
+}
+
+/// The daemon's loop: live capture, the domains of an inventory, detectors, decisions.
+///
+/// One task turns it. Everything that takes its time (compiling rules, answering people, disks that are slow) happens in other threads, which
+/// hand in their results through the mailbox.
 final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules {
   /// How long the loop waits when nothing comes.
   private static var patience: Duration { .milliseconds(10) }
   private static var tickInterval: Duration { .milliseconds(20) }
   private static var slowInterval: Duration { .seconds(1) }
+  private static var reconcileInterval: Duration { .seconds(10) }
   private static var batch: Int { 1024 }
 
-  private final class OpenCapture {
-    let interface: String
-    var source: LiveCapture
-    init(_ interface: String, _ source: consuming LiveCapture) {
-      self.interface = interface
-      self.source = source
-    }
-  }
+  let logger: Logger
+  let clock: SteadyClock
+  let started: Timestamp
+  let pool: DetectorPool<Backend>
+  let directory: DomainDirectory
+  let inventory: StaticInventory
+  let coordinator: EnforcementCoordinator
+  let mailbox: Mailbox<LiveMessage>
+  let captures: Captures
+  let rules: RulesInForce
+  let outputs: EventOutputs
+  let desk: ControlDesk
+  let firewall: HostFirewall
+  var host: PreparedHost
+  var assigned: RuleAssignments
+  /// A reload or a compilation that is under way.
+  var isPreparing = false
+  let jobs = DispatchQueue(label: "vmfence-jobs")
 
-  private let configuration: Scenario
-  private let pool: DetectorPool<Backend>
-  private let directory = DomainDirectory()
-  private let firewall = RecordingFirewallSink()
-  private let hypervisor: ScenarioHypervisor
+  private let decisions: EventQueue
+  let service = ServiceManager()
   private let publisher = DispatchTablePublisher()
-  private var dispatcher: Dispatcher
-  private var ports = HostPorts()
-  private let wanted: [(interface: String, isBridge: Bool)]
-  private var captures: [OpenCapture] = []
-  private var missing: Set<String> = []
-  private let coordinator: EnforcementCoordinator
-  private let decisions = RecordingEventSink()
-  private let sink: EVEFileSink?
-  private let rules: ReloadableRules
-  private let configured: ConfiguredDomains
   private let hashKey: (UInt64, UInt64)
+  var dispatcher: Dispatcher
   private var membership: UInt64?
-  private var kernelDrops: [String: UInt64] = [:]
-  private let started: Timestamp
+  private var extra: [Event] = []
+  private var sourceAlerts = SourceAlertPace()
+  var hostAddresses = HostAddresses()
+  var toldProblems: [Diagnostic] = []
+  var snapshot: InventorySnapshot?
+  /// The firewall is to be told of the domains' ports.
+  var portsAreStale = true
+  private var nextReconcile = Timestamp(nanoseconds: .min)
+  /// When domains that are known and not in the inventory any more were seen last.
+  var gone: [Incarnation: Timestamp] = [:]
 
-  init(
-    _ configuration: Scenario, rules: ReloadableRules, backend: Backend, log: any DecisionLog, restored: [Decision],
-    eve path: String?
-  ) throws(ReplayFailure) {
-    self.configuration = configuration
-    self.rules = rules
+  init(_ parts: LiveParts, backend: Backend, answerTimeout: Duration?) {
+    host = parts.host
+    assigned = parts.assigned
+    logger = parts.logger
+    clock = parts.clock
+    started = parts.clock.now
+    directory = parts.directory
+    inventory = parts.inventory
+    coordinator = parts.coordinator
+    decisions = parts.decisions
+    outputs = parts.outputs
+    mailbox = parts.mailbox
+    desk = parts.desk
+    firewall = parts.firewall
+    captures = Captures(logger: parts.logger)
+    let configuration = parts.host.configuration
     var random = SystemRandomNumberGenerator()
     hashKey = (random.next(), random.next())
-    let now = SystemTime().now
-    started = now
-    hypervisor = ScenarioHypervisor(configuration, start: now)
     var inspector = configuration.inspector
     (inspector.hashKeyLow, inspector.hashKeyHigh) = hashKey
-    let configured = ConfiguredDomains(configuration)
-    self.configured = configured
+    let rules = RulesInForce(parts.host.rules)
+    self.rules = rules
     pool = DetectorPool(
       backend: backend,
       configuration: .init(
         lifecycle: .init(
           blockedAfter: configuration.lifecycle.blockedAfter, stuckAfter: configuration.lifecycle.stuckAfter),
-        inspector: inspector), at: now
-    ) { domain in configured.contains(domain.incarnation.uuid) ? rules.selection.rules(for: domain) : nil }
+        inspector: inspector, answerTimeout: answerTimeout), at: parts.clock.now
+    ) { rules.selection.rules(for: $0) }
     dispatcher = Dispatcher(publisher)
-    let encoder = EVEEncoder(
-      node: configuration.node, isInline: configuration.inspector.isInline, directory: directory)
-    if configuration.captures.isEmpty {
-      let interfaces = configuration.domains.flatMap { $0.ports + $0.lifecycle.flatMap { $0.ports ?? [] } }
-      wanted = interfaces.map { ($0.interface, false) }
-    } else {
-      wanted = configuration.captures.map { ($0.interface, $0.isBridge) }
-    }
-    do throws(NotificationError) {
-      if let path { sink = try EVEFileSink(path: path, encoder: encoder) } else { sink = nil }
-    } catch { throw ReplayFailure(error.diagnostic, Exit.cannotCreate) }
-    do throws(PolicyError) {
-      var updater = try PolicyUpdater(policy: configuration.policy, directory: directory)
-      _ = updater.restore(restored, at: now)
-      coordinator = EnforcementCoordinator(
-        updater: updater, log: log, firewall: firewall, control: hypervisor, events: decisions)
-    } catch { throw ReplayFailure(error.diagnostic) }
   }
 
   /// Runs until a signal asks it to stop.
   func run() async throws(ReplayFailure) {
-    var nextTick = started
-    var nextSlow = started
+    var (nextTick, nextSlow, nextStatistics, nextAlive) = (started, started, started, started)
+    await refreshNeverBlock(at: started, isFirst: true)
+    await refreshInventory(at: started)
     do throws(FirewallError) { try await coordinator.reconcile(at: started) } catch {
-      throw ReplayFailure(error.diagnostic)
+      throw ReplayFailure(error.diagnostic, error.code == .permissionDenied ? Exit.noPermission : Exit.unavailable)
     }
+    if let path = host.configuration.controlSocket {
+      do throws(ControlFailure) { try desk.open(path) } catch {
+        throw ReplayFailure(Diagnostic(.error, error.message, remedy: error.remedy), Exit.cannotCreate)
+      }
+    }
+    watchInventory()
+    var isReady = false
     while !Signals.isStopRequested {
-      let now = SystemTime().now
+      if let jump = clock.look() { await noteJump(jump) }
+      let now = clock.now
       if now >= nextSlow {
         nextSlow = now + Self.slowInterval
+        await refreshInventory(at: now)
         try openCaptures()
-        noteKernelDrops(at: now)
-        noteSinkProblem()
+        noteDrops(at: now)
+        await refreshNeverBlock(at: now)
         await coordinator.advance(to: now)
+        await reconcile(at: now)
       }
       if now >= nextTick {
         nextTick = now + Self.tickInterval
-        for step in hypervisor.advance(to: now) where step.step.event == .configured {
-          configured.insert(step.domain.uuid)
-        }
-        let snapshot = hypervisor.look()
-        snapshot.domains.forEach(directory.update)
-        pool.update(.snapshot(snapshot), at: now)
         pool.tick(at: now)
-        try refreshTable(at: now)
+        refreshTable(at: now)
       }
-      if Signals.takeReload() { reload(at: now) }
-      let frames = readCaptures(at: now)
+      if !isReady {
+        isReady = true
+        service.ready()
+        logger.notice("running", metadata: ["version": "\(VMFenceVersion.text)"])
+      }
+      if let interval = service.watchdogInterval, now >= nextAlive {
+        nextAlive = now + interval
+        service.alive()
+      }
+      if now >= nextStatistics {
+        nextStatistics = now + host.configuration.statisticsInterval
+        writeStatistics(at: now)
+      }
+      if Signals.takeReload() { startReload() }
+      for message in mailbox.take() { await take(message, at: now) }
+      let frames = readCaptures()
       pool.collect(at: now)
       await tell(at: now)
-      if frames == 0 { wait() }
+      if frames == 0 {
+        pool.wait(upTo: Self.patience, alsoFor: captures.descriptors + [mailbox.descriptor])
+      }
+      // On a host with one processor, nobody else may run before this.
+      await Task.yield()
     }
-    let now = SystemTime().now
+    await stop()
+  }
+
+  /// Looks whether the firewall holds what it should, now and then: others may have changed it.
+  private func reconcile(at now: Timestamp) async {
+    guard now >= nextReconcile else { return }
+    nextReconcile = now + Self.reconcileInterval
+    // What goes wrong is told as an event, and tried again.
+    do throws(FirewallError) { try await coordinator.reconcile(at: now) } catch {}
+  }
+
+  private func stop() async {
+    service.stopping()
+    desk.close()
+    for case .question(let question) in mailbox.take() {
+      question.answer(.failure(ControlFailure("the daemon stops")))
+    }
+    let now = clock.now
     pool.close(at: now)
     await tell(at: now)
     await coordinator.advance(to: now)
-    report("stopped")
-    for line in pool.reports.map(Self.line) { report(line) }
+    inventory.close()
+    writeStatistics(at: now)
+    await outputs.close()
+    logger.notice("stopped")
+    for line in pool.reports.map(\.summaryLine) { logger.notice("\(line)") }
   }
 
-  private static func line(_ report: DomainReport) -> String {
-    let counters = report.counters
-    let lost = counters.uninspected.map { ", \($0.count) not inspected (\($0.cause))" }.joined()
-    return
-      "\(report.description.name.escapedForDisplay): \(counters.packets) packets, \(counters.inspected) inspected, "
-      + "\(counters.alerts) alerts, \(counters.restarts) detector restarts\(lost)"
-  }
-
-  private func report(_ line: String) { Terminal.error.print("vmfence-ref: \(line)") }
-
-  // MARK: Captures
-
-  /// Opens what is not open: interfaces come and go with their guests.
-  private func openCaptures() throws(ReplayFailure) {
-    for (interface, isBridge) in wanted where !captures.contains(where: { $0.interface == interface }) {
-      let port = ports.number(interface, isBridge: isBridge)
-      do throws(PacketSourceError) {
-        let capture = try LiveCapture.open(interface: interface, port: port, kind: isBridge ? .bridge : .guestPort)
-        captures.append(OpenCapture(interface, capture))
-        missing.remove(interface)
-        report("capturing on \(interface.escapedForDisplay)")
-      } catch {
-        if error.code == .permissionDenied { throw ReplayFailure(error.diagnostic, Exit.noPermission) }
-        if missing.insert(interface).inserted { report("waiting for \(interface.escapedForDisplay): \(error.message)") }
-      }
-    }
-  }
-
-  private func readCaptures(at now: Timestamp) -> Int {
-    var frames = 0
-    for capture in captures {
-      do throws(PacketSourceError) {
-        frames += try capture.source.nextBatch(limit: Self.batch, patience: .zero) { frame, bytes in
-          dispatcher.dispatch(frame, bytes) { slot, direction in
-            var mine = frame
-            if direction != .unknown { mine.direction = direction }
-            pool.deliver(to: slot, mine, bytes)
-          }
-        }.frames
-      } catch {
-        report("the capture on \(capture.interface.escapedForDisplay) ended: \(error.message)")
-        kernelDrops[capture.interface] = nil
-        captures.removeAll { $0 === capture }
+  private func readCaptures() -> Int {
+    let frames = captures.read(limit: Self.batch, clock) { frame, bytes in
+      dispatcher.dispatch(frame, bytes) { slot, direction in
+        var mine = frame
+        if direction != .unknown { mine.direction = direction }
+        pool.deliver(to: slot, mine, bytes)
       }
     }
     pool.publish()
     return frames
   }
 
-  private func noteKernelDrops(at now: Timestamp) {
-    for capture in captures {
-      let dropped = capture.source.counters.droppedByKernel
-      let before = kernelDrops.updateValue(dropped, forKey: capture.interface) ?? 0
-      guard dropped > before else { continue }
-      extra.append(
-        .platform(
-          PlatformAlert(
-            time: now, incarnation: nil, kind: .packetsDropped,
-            message:
-              "the capture on \(capture.interface.escapedForDisplay) lost packets because it was not read in time",
-            count: dropped - before)))
+  private func openCaptures() throws(ReplayFailure) {
+    var wanted = host.configuration.captures.map { Captures.Wanted(interface: $0.interface, isBridge: $0.isBridge) }
+    if wanted.isEmpty {
+      wanted = pool.members.flatMap(\.domain.ports).map { Captures.Wanted(interface: $0.interface, isBridge: false) }
+    }
+    do throws(PacketSourceError) { try captures.update(wanted) } catch {
+      throw ReplayFailure(error.diagnostic, Exit.noPermission)
     }
   }
 
-  private var extra: [Event] = []
-  private var sourceAlerts = SourceAlertPace()
-  private var sinkHasProblem = false
-
-  private func noteSinkProblem() {
-    let problem = sink?.problem
-    if let problem, !sinkHasProblem { report("\(problem.message) (\(problem.remedy))") }
-    if problem == nil, sinkHasProblem { report("events are written again; \(sink?.counters.linesLost ?? 0) were lost") }
-    sinkHasProblem = problem != nil
-  }
-
-  /// Waits for frames or verdicts.
-  private func wait() {
-    pool.wait(upTo: Self.patience, alsoFor: captures.map { $0.source.pollDescriptor })
-  }
-
-  private func refreshTable(at now: Timestamp) throws(ReplayFailure) {
+  private func refreshTable(at now: Timestamp) {
     guard membership != pool.membershipGeneration else { return }
     membership = pool.membershipGeneration
     do throws(DispatchError) {
-      publisher.publish(try ports.table(pool.members, key: hashKey))
-    } catch { report(error.description) }
+      publisher.publish(try captures.ports.table(pool.members, key: hashKey))
+    } catch { logger.error("\(error.description)") }
     extra += dispatcher.refresh(at: now).map { Event.platform($0) }
   }
 
+  /// The dispatch table is to be built anew at the next tick.
+  func forgetTable() { membership = nil }
+
   // MARK: Events
+
+  func note(_ event: Event) { extra.append(event) }
+
+  private func noteDrops(at now: Timestamp) {
+    for (interface, count) in captures.newDrops() {
+      note(
+        .platform(
+          PlatformAlert(
+            time: now, incarnation: nil, kind: .packetsDropped,
+            message: "the capture on \(interface.escapedForDisplay) lost packets because it was not read in time",
+            count: count)))
+    }
+    for loss in outputs.newLosses() {
+      note(
+        .platform(
+          PlatformAlert(time: now, incarnation: nil, kind: .eventsLost, message: loss.message, count: loss.count)))
+    }
+  }
+
+  /// The system's clock was set. Nothing here waits for it; what is kept is written anew, so that a restart finds it right.
+  private func noteJump(_ jump: Duration) async {
+    let now = clock.now
+    note(
+      .platform(
+        PlatformAlert(
+          time: now, incarnation: nil, kind: .clockJump,
+          message: "the system's clock was set by \(jump.display); measures and detectors go on as if it had not been",
+          severity: 3)))
+    await coordinator.compactLog(at: now)
+  }
 
   private func tell(at now: Timestamp) async {
     let events = extra + pool.takeEvents() + sourceAlerts.drain(&dispatcher, at: now)
     extra = []
-    for event in events {
-      if case .lifecycle(let report) = event, case .transition(_, _, let state) = report.kind {
-        directory.setState(state, of: report.incarnation)
-      }
-      await sink?.receive(event)
-    }
+    for event in events { directory.note(event) }
     if !events.isEmpty { await coordinator.handle(events, at: now) }
-    for event in decisions.take() { await sink?.receive(event) }
+    // A decision is told after what led to it.
+    let decided = decisions.take()
+    let offset = clock.offset
+    for event in events + decided { await outputs.receive(event.shifted(by: offset)) }
   }
 
-  private func reload(at now: Timestamp) {
-    do throws(NotificationError) { try sink?.reopen() } catch { report(error.description) }
-    if let problems = rules.reload() {
-      Terminal.error.print(problems)
-      report("the rules were not reloaded; the old ones stay in force")
-      return
+  private func writeStatistics(at now: Timestamp) {
+    let (uptime, time) = (now - started, now + clock.offset)
+    for report in pool.reports where directory.entry(for: report.description.incarnation) != nil {
+      outputs.receive(report.statistics(at: time, uptime: uptime))
     }
-    pool.rulesChanged(at: now)
-    report("rules reloaded")
+    let dispatch = dispatcher.counters
+    outputs.receive(
+      EVEStatistics(
+        time: time, uptime: uptime, packets: captures.received, drops: captures.drops,
+        counters: [
+          ("delivered", dispatch.delivered), ("unknown", dispatch.unknown), ("malformed", dispatch.malformed),
+          ("events_lost", outputs.lost),
+        ]))
   }
 }
 
-/// The system's clock.
-struct SystemTime: TimeSource {
-  var now: Timestamp {
-    var time = timespec()
-    // SAFETY: clock_gettime(2) writes one timespec.
-    unsafe clock_gettime(CLOCK_REALTIME, &time)
-    return Timestamp(seconds: Int64(time.tv_sec), nanoseconds: Int64(time.tv_nsec))
-  }
+/// The rules that detectors have, as the pool asks for them.
+final class RulesInForce {
+  var selection: RuleSelection
+  init(_ selection: RuleSelection) { self.selection = selection }
 }
 
-/// Rules that a reload replaces as a whole, or not at all.
-final class ReloadableRules {
-  private let files: ScenarioRules
-  private let domains: [(name: String, serviceType: String?)]
-  private(set) var selection: RuleSelection
-
-  init(_ prepared: PreparedScenario) {
-    files = prepared.scenario.rules
-    domains = prepared.scenario.domains.map { ($0.name, $0.serviceType) }
-    selection = prepared.rules
+extension DomainReport {
+  var summaryLine: String {
+    let lost = counters.uninspected.map { ", \($0.count) not inspected (\($0.cause))" }.joined()
+    return "\(description.name): \(counters.packets) packets, \(counters.inspected) inspected, "
+      + "\(counters.alerts) alerts, \(counters.restarts) detector restarts\(lost)"
   }
 
-  /// - Returns: what was wrong; nil when the new rules are in force.
-  func reload() -> [Diagnostic]? {
-    var loading = RuleLoading(rules: files)
-    do throws(RuleLoading.Failure) {
-      selection = try RuleSelection(&loading, domains: domains)
-      return nil
-    } catch { return error.diagnostics }
+  func statistics(at time: Timestamp, uptime: Duration) -> EVEStatistics {
+    EVEStatistics(
+      time: time, uptime: uptime, incarnation: description.incarnation, packets: counters.packets,
+      bytes: counters.bytes, drops: counters.droppedFull &+ counters.droppedUnguarded &+ counters.droppedAtEnd,
+      alerts: counters.alerts,
+      counters: [
+        ("inspected", counters.inspected), ("alerts_lost", counters.alertsLost),
+        ("dropped_ring_full", counters.droppedFull), ("dropped_unguarded", counters.droppedUnguarded),
+        ("dropped_poison", counters.droppedPoison), ("dropped_by_rule", counters.droppedByRule),
+        ("restarts", counters.restarts), ("waiting", UInt64(waiting)),
+      ])
   }
 }
 #endif

@@ -29,9 +29,9 @@ struct Terminal {
     usesColour ? "\u{1B}[\(style.rawValue)m\(text)\u{1B}[0m" : text
   }
 
-  func print(_ text: String = "") {
+  func print(_ text: String = "", end: String = "\n") {
     // A reader that has gone away (`| head`) is no error of ours.
-    try? handle.write(contentsOf: Data((text + "\n").utf8))
+    try? handle.write(contentsOf: Data((text + end).utf8))
   }
 
   /// One diagnostic a line, the severity in colour.

@@ -21,13 +21,13 @@ struct Scenario {
 }
 
 /// Limits of the lifecycle that a scenario may change.
-struct LifecycleConfiguration {
+struct LifecycleConfiguration: Sendable, Equatable {
   var blockedAfter: Duration = .seconds(2)
   var stuckAfter: Duration = .seconds(30)
 }
 
-struct ScenarioRules {
-  struct File {
+struct ScenarioRules: Sendable {
+  struct File: Sendable {
     var path: String
     var place: SourcePlace
   }
@@ -37,6 +37,8 @@ struct ScenarioRules {
   var common: [File] = []
   var services: [String: [File]] = [:]
   var domains: [String: [File]] = [:]
+
+  var allFiles: [File] { common + services.values.flatMap(\.self) + domains.values.flatMap(\.self) }
 }
 
 struct ScenarioDomain {

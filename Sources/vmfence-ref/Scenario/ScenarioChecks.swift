@@ -1,5 +1,6 @@
 #if Daemon
 import Foundation
+import VMFenceConfiguration
 import VMFenceCore
 
 extension ScenarioParser {
@@ -81,11 +82,8 @@ extension ScenarioParser {
   }
 
   func checkFiles(_ scenario: Scenario) {
-    var files: [(String, SourcePlace)] = scenario.captures.filter { !$0.path.isEmpty }.map { ($0.path, $0.place) }
-    let ruleFiles =
-      scenario.rules.common + scenario.rules.services.values.flatMap(\.self)
-      + scenario.rules.domains.values.flatMap(\.self)
-    files += ruleFiles.map { ($0.path, $0.place) }
+    var files: [(String, SourcePlace)] = scenario.captures.map { ($0.path, $0.place) }
+    files += scenario.rules.allFiles.map { ($0.path, $0.place) }
     for disk in scenario.domains.compactMap(\.disk) {
       files.append((disk.image, disk.place))
       if let writes = disk.writes { files.append((writes, disk.place)) }

@@ -1,18 +1,16 @@
 #if Daemon
 import Foundation
+import VMFenceConfiguration
 import VMFenceCore
 
 /// Reads a scenario file. Everything that is wrong is in the reader's diagnostics; nil when something is.
 struct ScenarioParser {
   let reader: YAMLReader
-  private let folder: String
-  /// Captures are live: they name interfaces, and no files.
-  private let isLive: Bool
+  private let sections: SharedSections
 
-  init(file: String, isLive: Bool = false) {
-    self.isLive = isLive
+  init(file: String) {
     reader = YAMLReader(file: file)
-    folder = (file as NSString).deletingLastPathComponent
+    sections = SharedSections(reader: reader)
   }
 
   func parse() -> Scenario? {
@@ -24,9 +22,6 @@ struct ScenarioParser {
     let start = root.value("start", expected: "a time such as 2026-11-20T10:00:00Z") { text -> Timestamp? in
       ISO8601DateFormatter().date(from: text).map { Timestamp(seconds: Int64($0.timeIntervalSince1970)) }
     }
-    let detectors = root.value("detectors", expected: "process or thread") { text -> Bool? in
-      ["process": true, "thread": false][text]
-    }
     let domains = root.children("domains").compactMap(domain)
     if domains.isEmpty, root.has("domains") || version != nil {
       reader.report(at: root.raw("domains") ?? root.node, "domains: at least one domain must be named")
@@ -34,9 +29,9 @@ struct ScenarioParser {
     let scenario = Scenario(
       file: reader.file, name: root.string("name") ?? (reader.file as NSString).lastPathComponent, start: start,
       settle: root.duration("settle") ?? .seconds(5), node: root.string("node") ?? "replay",
-      usesProcesses: detectors ?? true, rules: rules(root.child("rules")), domains: domains,
-      captures: root.children("captures").compactMap(capture), policy: policy(root),
-      inspector: inspector(root.child("inspection")), lifecycle: lifecycle(root.child("lifecycle")))
+      usesProcesses: sections.usesProcesses(root), rules: sections.rules(root), domains: domains,
+      captures: root.children("captures").compactMap(capture), policy: sections.policy(root),
+      inspector: sections.inspector(root), lifecycle: sections.lifecycle(root))
     root.finish()
     checkIdentities(scenario)
     checkCaptures(scenario)
@@ -44,54 +39,8 @@ struct ScenarioParser {
     return reader.hasErrors ? nil : scenario
   }
 
-  private func resolve(_ path: String) -> String {
-    path.hasPrefix("/") || folder.isEmpty ? path : folder + "/" + path
-  }
-
-  private func rules(_ map: YAMLMapping?) -> ScenarioRules {
-    var rules = ScenarioRules()
-    guard let map else { return rules }
-    RulesSection(reader: reader, resolve: resolve).read(map, into: &rules)
-    map.finish()
-    return rules
-  }
-
-  private func policy(_ root: YAMLMapping) -> Policy {
-    guard let node = root.raw("policy") else { return Policy(rules: []) }
-    if case .scalar(let scalar) = node {
-      let file = YAMLReader(file: resolve(scalar.string))
-      let policy = file.loadMapping().map { PolicyParser(reader: file).parse($0) }
-      file.diagnostics.forEach(reader.report)
-      return policy ?? Policy(rules: [])
-    }
-    guard let map = reader.mapping(of: node, path: "policy") else { return Policy(rules: []) }
-    return PolicyParser(reader: reader).parse(map)
-  }
-
-  private func inspector(_ map: YAMLMapping?) -> InspectorConfiguration {
-    guard let map else { return InspectorConfiguration() }
-    let result = InspectorConfiguration(
-      verifiesChecksums: map.bool("verify-checksums") ?? true, isInline: map.bool("inline") ?? false,
-      flowCapacity: map.integer("flow-capacity", in: 64...4_194_304) ?? 65_536)
-    map.finish()
-    return result
-  }
-
-  private func lifecycle(_ map: YAMLMapping?) -> LifecycleConfiguration {
-    guard let map else { return LifecycleConfiguration() }
-    var result = LifecycleConfiguration()
-    if let value = map.duration("blocked-after") { result.blockedAfter = value }
-    if let value = map.duration("stuck-after") { result.stuckAfter = value }
-    map.finish()
-    return result
-  }
-
   private func capture(_ map: YAMLMapping) -> ScenarioCapture? {
-    let file = isLive ? "" : map.requiredString("file", example: "captures/vif1.0.pcap")
-    if isLive, map.has("file") {
-      reader.report(
-        at: map.raw("file"), "\(map.path).file: a live capture has no file", remedy: "take it out, or use `replay`")
-    }
+    let file = map.requiredString("file", example: "captures/vif1.0.pcap")
     let interface = map.string("interface")
     let bridge = map.string("bridge")
     map.finish()
@@ -103,7 +52,7 @@ struct ScenarioParser {
       return nil
     }
     return ScenarioCapture(
-      path: file.isEmpty ? "" : resolve(file), interface: interface ?? bridge ?? "", isBridge: bridge != nil,
+      path: sections.resolve(file), interface: interface ?? bridge ?? "", isBridge: bridge != nil,
       place: reader.place(of: map.node))
   }
 
@@ -116,7 +65,7 @@ struct ScenarioParser {
       reader.report(at: map.node, "\(map.path).domid is missing", remedy: "for example `domid: 1`")
     }
     let steps = map.children("lifecycle").compactMap(step)
-    let ports = map.children("ports").compactMap(port)
+    let ports = map.children("ports").compactMap { $0.networkPort() }
     let result = ScenarioDomain(
       name: name ?? "", uuid: uuid ?? DomainUUID(high: 0, low: 0), domainID: DomainID(UInt32(domid ?? 0)),
       tenant: map.string("tenant").map(TenantID.init), serviceType: map.string("service"), ports: ports,
@@ -138,22 +87,11 @@ struct ScenarioParser {
     map.values("protect", expected: "an absolute path or glob such as /etc/** ") { $0.hasPrefix("/") ? $0 : nil }
   }
 
-  private func port(_ map: YAMLMapping) -> NetworkPort? {
-    let interface = map.requiredString("interface", example: "vif1.0")
-    let mac = map.requiredValue(
-      "mac", example: "00:16:3e:00:00:01", expected: "a MAC address", { MACAddress($0) })
-    let addresses = map.values("addresses", expected: "an IP address") { IPAddress($0) }
-    let bridge = map.string("bridge")
-    map.finish()
-    guard let interface, let mac else { return nil }
-    if mac.isMulticast { reader.report(at: map.node, "\(map.path).mac is a group address, not a guest's") }
-    return NetworkPort(interface: interface, bridge: bridge, mac: mac, addresses: addresses)
-  }
-
   private func disk(_ map: YAMLMapping) -> ScenarioDisk? {
     let image = map.requiredString("image", example: "disk/web.img")
     let result = ScenarioDisk(
-      device: map.string("device") ?? "xvda", image: resolve(image ?? ""), writes: map.string("writes").map(resolve),
+      device: map.string("device") ?? "xvda", image: sections.resolve(image ?? ""),
+      writes: map.string("writes").map(sections.resolve),
       startsAt: map.duration("starts-at") ?? .zero, place: reader.place(of: map.node))
     map.finish()
     return image == nil ? nil : result
@@ -167,7 +105,7 @@ struct ScenarioParser {
       reader.report(at: map.node, "\(map.path).event is missing", remedy: "for example `event: created`")
     }
     let domid = map.integer("domid", in: 1...0x7FEF)
-    let ports = map.has("ports") ? map.children("ports").compactMap(port) : nil
+    let ports = map.has("ports") ? map.children("ports").compactMap { $0.networkPort() } : nil
     map.finish()
     guard let at, let event else { return nil }
     if event != .migratedIn, domid != nil || ports != nil {

@@ -260,4 +260,25 @@ struct EnforcementCoordinatorTests {
     try await coordinator.lift(key, reason: "enough", at: at(1))
     #expect(try await held.isEmpty)
   }
+
+  @Test("what the log did not take is appended once it does, and that is told")
+  func logAgain() async throws {
+    let firewall = RecordingFirewallSink()
+    let log = ProbingLog(firewall)
+    let events = RecordingEventSink()
+    let coordinator = EnforcementCoordinator(
+      updater: try updater(rule(count: 1)), log: log, firewall: firewall, events: events)
+    log.isFull.withLock { $0 = true }
+    let decisions = await coordinator.handle(alert(), at: at(0))
+    #expect(decisions.map(\.isLogged) == [false])
+    await coordinator.advance(to: at(1))
+    #expect(log.memory.decisions.isEmpty)
+    log.isFull.withLock { $0 = false }
+    await coordinator.advance(to: at(2))
+    #expect(log.memory.decisions.map(\.id) == decisions.map(\.id))
+    await coordinator.advance(to: at(3))
+    #expect(log.memory.decisions.count == 1, "once")
+    let kinds = events.take().compactMap { if case .platform(let alert) = $0 { alert.kind } else { nil } }
+    #expect(kinds == [.logUnwritable, .logWritable])
+  }
 }

@@ -1,34 +1,35 @@
 #if Daemon
-import Foundation
-import VMFenceCore
-import Yams
+package import Foundation
+package import VMFenceCore
+package import Yams
 
 /// Reads YAML that a person wrote: every value is fetched by key and kind, and everything that is wrong, unknown keys
 /// included, is collected with its place instead of stopping at the first.
-final class YAMLReader {
+package final class YAMLReader {
   /// A file larger than this is refused: configuration is written by hand.
-  static let byteCountMaximum = 4 << 20
+  package static let byteCountMaximum = 4 << 20
 
-  let file: String
-  private(set) var diagnostics: [Diagnostic] = []
+  package let file: String
+  package private(set) var diagnostics: [Diagnostic] = []
 
-  init(file: String) { self.file = file }
+  package init(file: String) { self.file = file }
 
-  var hasErrors: Bool { diagnostics.contains { $0.severity == .error } }
+  package var hasErrors: Bool { diagnostics.contains { $0.severity == .error } }
 
-  func report(_ severity: Diagnostic.Severity = .error, at node: Node?, _ message: String, remedy: String = "") {
+  package func report(_ severity: Diagnostic.Severity = .error, at node: Node?, _ message: String, remedy: String = "")
+  {
     diagnostics.append(Diagnostic(severity, at: place(of: node), message, remedy: remedy))
   }
 
-  func report(_ diagnostic: Diagnostic) { diagnostics.append(diagnostic) }
+  package func report(_ diagnostic: Diagnostic) { diagnostics.append(diagnostic) }
 
-  func place(of node: Node?) -> SourcePlace {
+  package func place(of node: Node?) -> SourcePlace {
     guard let mark = node?.mark else { return SourcePlace(file: file) }
     return SourcePlace(file: file, line: mark.line, column: mark.column)
   }
 
   /// The document as a mapping; nil after a diagnostic when there is none.
-  func loadMapping() -> YAMLMapping? {
+  package func loadMapping() -> YAMLMapping? {
     guard let data = FileManager.default.contents(atPath: file) else {
       report(at: nil, "the file cannot be read", remedy: "check the path and its permissions")
       return nil
@@ -36,7 +37,7 @@ final class YAMLReader {
     return mapping(fromText: data)
   }
 
-  func mapping(fromText data: Data) -> YAMLMapping? {
+  package func mapping(fromText data: Data) -> YAMLMapping? {
     guard data.count <= Self.byteCountMaximum else {
       report(at: nil, "the file has \(data.count) bytes; at most \(Self.byteCountMaximum) are read")
       return nil
@@ -59,7 +60,7 @@ final class YAMLReader {
     return nil
   }
 
-  func mapping(of node: Node, path: String) -> YAMLMapping? {
+  package func mapping(of node: Node, path: String) -> YAMLMapping? {
     guard case .mapping(let mapping) = node else {
       report(at: node, "\(path.isEmpty ? "the document" : path) must be a mapping (KEY: VALUE lines)")
       return nil
@@ -88,28 +89,28 @@ final class YAMLReader {
 
 /// One mapping of a document, with typed access by key. Call `finish()` when all keys have been asked for: what was not
 /// asked for is an unknown key.
-final class YAMLMapping {
-  let reader: YAMLReader
-  let node: Node
-  let path: String
+package final class YAMLMapping {
+  package let reader: YAMLReader
+  package let node: Node
+  package let path: String
   private let mapping: Node.Mapping
   private var known: Set<String> = []
 
-  init(reader: YAMLReader, node: Node, mapping: Node.Mapping, path: String) {
+  package init(reader: YAMLReader, node: Node, mapping: Node.Mapping, path: String) {
     self.reader = reader
     self.node = node
     self.mapping = mapping
     self.path = path
   }
 
-  func has(_ key: String) -> Bool { mapping[Node(key)] != nil }
+  package func has(_ key: String) -> Bool { mapping[Node(key)] != nil }
 
-  func raw(_ key: String) -> Node? {
+  package func raw(_ key: String) -> Node? {
     known.insert(key)
     return mapping[Node(key)]
   }
 
-  func name(_ key: String) -> String { path.isEmpty ? key : "\(path).\(key)" }
+  package func name(_ key: String) -> String { path.isEmpty ? key : "\(path).\(key)" }
 
   private func required(_ key: String, _ example: String) -> Node? {
     if let value = raw(key) { return value }
@@ -117,7 +118,7 @@ final class YAMLMapping {
     return nil
   }
 
-  func string(_ key: String) -> String? {
+  package func string(_ key: String) -> String? {
     guard let value = raw(key) else { return nil }
     guard case .scalar(let scalar) = value else {
       reader.report(at: value, "\(name(key)) must be a text")
@@ -126,12 +127,12 @@ final class YAMLMapping {
     return scalar.string
   }
 
-  func requiredString(_ key: String, example: String) -> String? {
+  package func requiredString(_ key: String, example: String) -> String? {
     required(key, example) == nil ? nil : string(key)
   }
 
   /// A value parsed from its text; `expected` says what it should look like.
-  func value<Value>(_ key: String, expected: String, _ parse: (String) -> Value?) -> Value? {
+  package func value<Value>(_ key: String, expected: String, _ parse: (String) -> Value?) -> Value? {
     guard let text = string(key) else { return nil }
     if let value = parse(text) { return value }
     reader.report(
@@ -139,41 +140,43 @@ final class YAMLMapping {
     return nil
   }
 
-  func requiredValue<Value>(_ key: String, example: String, expected: String, _ parse: (String) -> Value?) -> Value? {
+  package func requiredValue<Value>(_ key: String, example: String, expected: String, _ parse: (String) -> Value?)
+    -> Value?
+  {
     required(key, example) == nil ? nil : value(key, expected: expected, parse)
   }
 
-  func bool(_ key: String) -> Bool? {
+  package func bool(_ key: String) -> Bool? {
     value(key, expected: "true or false") { ["true": true, "false": false, "yes": true, "no": false][$0.lowercased()] }
   }
 
-  func integer(_ key: String, in range: ClosedRange<Int>) -> Int? {
+  package func integer(_ key: String, in range: ClosedRange<Int>) -> Int? {
     value(key, expected: "a whole number from \(range.lowerBound) to \(range.upperBound)") {
       Int($0).flatMap { range.contains($0) ? $0 : nil }
     }
   }
 
-  func number(_ key: String, in range: ClosedRange<Double>) -> Double? {
+  package func number(_ key: String, in range: ClosedRange<Double>) -> Double? {
     value(key, expected: "a number from \(range.lowerBound) to \(range.upperBound)") {
       Double($0).flatMap { range.contains($0) ? $0 : nil }
     }
   }
 
-  func duration(_ key: String) -> Duration? {
+  package func duration(_ key: String) -> Duration? {
     value(key, expected: "a duration with its unit, such as 500ms, 10s, 5m, 4h or 1d", Duration.init(configuration:))
   }
 
-  func choice<Choice: RawRepresentable & CaseIterable>(_ key: String, _ type: Choice.Type) -> Choice?
+  package func choice<Choice: RawRepresentable & CaseIterable>(_ key: String, _ type: Choice.Type) -> Choice?
   where Choice.RawValue == String {
     let names = Choice.allCases.map(\.rawValue)
     return value(key, expected: "one of \(names.joined(separator: ", "))") { Choice(rawValue: $0) }
   }
 
-  func child(_ key: String) -> YAMLMapping? {
+  package func child(_ key: String) -> YAMLMapping? {
     raw(key).flatMap { reader.mapping(of: $0, path: name(key)) }
   }
 
-  func list(_ key: String) -> [Node] {
+  package func list(_ key: String) -> [Node] {
     guard let value = raw(key) else { return [] }
     guard case .sequence(let sequence) = value else {
       reader.report(at: value, "\(name(key)) must be a list")
@@ -182,12 +185,12 @@ final class YAMLMapping {
     return Array(sequence)
   }
 
-  func children(_ key: String) -> [YAMLMapping] {
+  package func children(_ key: String) -> [YAMLMapping] {
     list(key).enumerated().compactMap { reader.mapping(of: $0.element, path: "\(name(key))[\($0.offset)]") }
   }
 
   /// A list of texts; a single text counts as a list of one.
-  func strings(_ key: String) -> [(text: String, node: Node)] {
+  package func strings(_ key: String) -> [(text: String, node: Node)] {
     guard let value = raw(key) else { return [] }
     if case .scalar(let scalar) = value { return [(scalar.string, value)] }
     return list(key).compactMap { item in
@@ -199,7 +202,7 @@ final class YAMLMapping {
     }
   }
 
-  func values<Value>(_ key: String, expected: String, _ parse: (String) -> Value?) -> [Value] {
+  package func values<Value>(_ key: String, expected: String, _ parse: (String) -> Value?) -> [Value] {
     strings(key).compactMap { text, node in
       if let value = parse(text) { return value }
       reader.report(at: node, "\(name(key)): `\(text.escapedForDisplay)` is not \(expected)")
@@ -208,7 +211,7 @@ final class YAMLMapping {
   }
 
   /// All keys in order, for mappings whose keys are names the user chose.
-  var entries: [(key: String, value: Node)] {
+  package var entries: [(key: String, value: Node)] {
     mapping.compactMap { key, value in
       guard case .scalar(let scalar) = key else {
         reader.report(at: key, "a key of \(path) must be a text")
@@ -219,7 +222,7 @@ final class YAMLMapping {
     }
   }
 
-  func finish() {
+  package func finish() {
     for (key, _) in mapping {
       guard case .scalar(let scalar) = key, !known.contains(scalar.string) else { continue }
       let near = known.sorted().min { $0.editDistance(to: scalar.string) < $1.editDistance(to: scalar.string) }
@@ -234,7 +237,7 @@ final class YAMLMapping {
 
 extension Duration {
   /// Parses `500ms`, `10s`, `1.5m`, `4h`, `1d`; a bare `0` too. Nil for anything else and beyond 10 years.
-  init?(configuration text: String) {
+  package init?(configuration text: String) {
     if text == "0" {
       self = .zero
       return
@@ -249,7 +252,7 @@ extension Duration {
   }
 
   /// `1h 4m`, `12.5s`, `3ms`: short, for people.
-  var display: String {
+  package var display: String {
     let seconds = Double(wholeNanoseconds) / 1e9
     if seconds < 0 { return "-" + (Duration.zero - self).display }
     if seconds == 0 { return "0s" }

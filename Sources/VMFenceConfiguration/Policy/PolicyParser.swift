@@ -1,11 +1,14 @@
 #if Daemon
-import VMFenceCore
+package import VMFenceCore
 
 /// Reads a policy: a section of a scenario or a configuration, or a file of its own.
-struct PolicyParser {
-  let reader: YAMLReader
+package struct PolicyParser {
+  package let reader: YAMLReader
 
-  func parse(_ map: YAMLMapping) -> Policy {
+  package init(reader: YAMLReader) { self.reader = reader }
+
+  /// What is wrong is in the reader's diagnostics.
+  package func parse(_ map: YAMLMapping, knownClasses: Set<String>? = nil) -> Policy {
     var policy = Policy(rules: map.children("rules").compactMap(rule))
     policy.neverBlock = map.values("never-block", expected: "an address or network such as 10.0.0.1 or fd00::/8") {
       IPNetwork($0)
@@ -16,7 +19,7 @@ struct PolicyParser {
     if let value = map.integer("reports-per-minute", in: 1...1_000_000) { policy.reportsPerMinute = value }
     if let value = map.integer("ipv6-source-prefix", in: 16...128) { policy.ipv6SourcePrefix = value }
     map.finish()
-    for diagnostic in policy.validate() {
+    for diagnostic in policy.validate(knownClasses: knownClasses) {
       var located = diagnostic
       if located.place == nil { located.place = reader.place(of: map.node) }
       reader.report(located)
@@ -90,8 +93,9 @@ struct PolicyParser {
     ) { keys[$0] }
     let number = count.integer("at-least", in: 1...65_536) ?? 1
     let window = count.duration("within") ?? .seconds(60)
+    let what = count.choice("of", Counting.What.self) ?? .events
     count.finish()
-    return key.map { Counting(per: $0, count: number, within: window) }
+    return key.map { Counting(per: $0, count: number, of: what, within: window) }
   }
 
   /// `{block: 10m}`, `{block-on-host: 1h, times: 2}`, `{rate-limit: 5m, packets-per-second: 100}`, `{quarantine: 1h}`,

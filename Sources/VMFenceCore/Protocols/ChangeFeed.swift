@@ -1,9 +1,10 @@
-import VMFenceCore
 internal import Synchronization
 
-/// One subscriber's view of the changes: a bounded queue that, when it overflows, forgets what it has, and owes its reader a
-/// `gap` and a fresh snapshot instead.
-final class ChangeFeed: Sendable {
+/// One subscriber's view of a probe's changes, for whoever writes a probe: a bounded queue that, when it overflows, forgets what it
+/// has, and owes its reader a `gap` and a fresh snapshot instead. Safe to use from any thread; one task reads.
+///
+/// Give the reader `AsyncStream { await feed.next() }`, and keep the feed itself `weak`, so that it goes with its reader.
+public final class ChangeFeed: Sendable {
   private struct Contents {
     var queue: [InventoryChange] = []
     /// Changes lost since the last gap that was reported.
@@ -25,12 +26,12 @@ final class ChangeFeed: Sendable {
   private let contents = Mutex(Contents())
 
   /// `takeSnapshot`: called by the reader, outside this feed's lock.
-  init(capacity: Int, takeSnapshot: @escaping @Sendable () -> InventorySnapshot) {
+  public init(capacity: Int, takeSnapshot: @escaping @Sendable () -> InventorySnapshot) {
     self.capacity = max(1, capacity)
     self.takeSnapshot = takeSnapshot
   }
 
-  func send(_ change: InventoryChange) {
+  public func send(_ change: InventoryChange) {
     contents.withLock { contents in
       guard !contents.isClosed else { return nil as CheckedContinuation<Void, Never>? }
       if contents.queue.count < capacity {
@@ -45,7 +46,7 @@ final class ChangeFeed: Sendable {
   }
 
   /// Loses one change, and owns up to it.
-  func lose(reason: String) {
+  public func lose(reason: String) {
     contents.withLock { contents in
       guard !contents.isClosed else { return nil as CheckedContinuation<Void, Never>? }
       contents.lost += 1 + contents.queue.count
@@ -56,7 +57,7 @@ final class ChangeFeed: Sendable {
   }
 
   /// Ends the stream after what is queued.
-  func close() {
+  public func close() {
     contents.withLock { contents in
       contents.isClosed = true
       return contents.wakeReader()
@@ -64,7 +65,7 @@ final class ChangeFeed: Sendable {
   }
 
   /// The next change; waits for it. nil at the end, and when the reader's task is cancelled.
-  func next() async -> InventoryChange? {
+  public func next() async -> InventoryChange? {
     while !Task.isCancelled {
       switch take() {
       case .change(let change): return change

@@ -1,0 +1,78 @@
+internal import Foundation
+internal import Glibc
+internal import VMFenceCore
+
+/// Asks a daemon over its control socket. Blocking; used by one thread at a time.
+public final class ControlClient {
+  /// A line of an answer is not longer.
+  static let answerLimit = 256 << 20
+
+  private let connection: ControlConnection
+  private let patience: Duration
+
+  /// - Throws: when nobody answers at `path`.
+  public init(path: String, patience: Duration = .seconds(60)) throws(ControlFailure) {
+    self.patience = patience
+    do throws(SystemFailure) {
+      connection = ControlConnection(descriptor: try LocalSocket.connect(to: path, .stream))
+    } catch {
+      throw ControlFailure(
+        "the daemon cannot be reached: \(error.description)",
+        remedy: error.isPermission
+          ? "the socket is for its owner only: use the daemon's user, or root"
+          : "start the daemon, and name its control socket")
+    }
+  }
+
+  /// The answer's result, as JSON.
+  public func ask(_ request: ControlRequest) throws(ControlFailure) -> [UInt8] {
+    try send(request)
+    guard let line = try nextLine() else { throw ControlFailure("the daemon did not answer") }
+    return line
+  }
+
+  /// The answer's result.
+  public func ask<Result: Decodable>(_ request: ControlRequest, _ type: Result.Type) throws(ControlFailure) -> Result {
+    let answer: Answer<Result>
+    let bytes = try ask(request)
+    do { answer = try JSONDecoder().decode(Answer<Result>.self, from: Data(bytes)) } catch {
+      throw ControlFailure("the daemon's answer is not understood", remedy: "use the same version of both")
+    }
+    if let failure = answer.error { throw failure }
+    guard let result = answer.result else { throw ControlFailure("the daemon's answer is empty") }
+    return result
+  }
+
+  /// Lines as they come, until `body` says false or the daemon ends.
+  public func follow(all: Bool, _ body: ([UInt8]) -> Bool) throws(ControlFailure) {
+    try send(ControlRequest(.follow, all: all))
+    _ = try nextLine()
+    while true {
+      guard
+        case .line(let line)? = connection.readLine(
+          limit: Self.answerLimit, patience: .seconds(1 << 30), while: { true }),
+        body(line)
+      else { return }
+    }
+  }
+
+  private struct Answer<Result: Decodable>: Decodable {
+    var ok: Bool
+    var result: Result?
+    var error: ControlFailure?
+  }
+
+  private func send(_ request: ControlRequest) throws(ControlFailure) {
+    guard let bytes = try? JSONEncoder().encode(request),
+      connection.write(Array(bytes) + [0x0A], patience: patience, while: { true })
+    else { throw ControlFailure("the daemon hung up") }
+  }
+
+  private func nextLine() throws(ControlFailure) -> [UInt8]? {
+    switch connection.readLine(limit: Self.answerLimit, patience: patience, while: { true }) {
+    case .line(let line): return line
+    case .tooLong: throw ControlFailure("the daemon's answer has no end")
+    case nil: return nil
+    }
+  }
+}

@@ -1,0 +1,242 @@
+public import VMFenceCore
+
+/// What a person or a program asks of a daemon that runs, over its control socket: one JSON object a line, answered by one line.
+///
+/// ```
+/// {"verb":"why","domain":"web","address":"192.0.2.7"}
+/// {"ok":true,"result":{…}}
+/// {"ok":false,"error":{"message":"there is no domain `wbe`","remedy":"…"}}
+/// ```
+public struct ControlRequest: Codable, Sendable, Hashable {
+  public enum Verb: String, Codable, Sendable, CaseIterable {
+    case status, domains, alerts, bans, why, pending, approve, deny
+    /// Alerts from now on (with `all`, every event), as EVE JSON, one a line, after a first line that says `ok`.
+    case follow
+    case rulesShow = "rules-show"
+    case rulesSet = "rules-set"
+    case banAdd = "ban-add"
+    case banDelete = "ban-delete"
+  }
+
+  public var verb: Verb
+  /// A domain's name or UUID.
+  public var domain: String?
+  public var address: String?
+  /// An address or network: `192.0.2.7`, `2001:db8::/48`.
+  public var network: String?
+  /// In seconds.
+  public var duration: Double?
+  /// A decision's number.
+  public var id: UInt64?
+  /// Paths of rule files, as the daemon sees them; none: back to what the configuration says.
+  public var files: [String]?
+  /// How many entries at the most.
+  public var limit: Int?
+  public var all: Bool?
+
+  public init(
+    _ verb: Verb, domain: String? = nil, address: String? = nil, network: String? = nil, duration: Double? = nil,
+    id: UInt64? = nil, files: [String]? = nil, limit: Int? = nil, all: Bool? = nil
+  ) {
+    self.verb = verb
+    self.domain = domain
+    self.address = address
+    self.network = network
+    self.duration = duration
+    self.id = id
+    self.files = files
+    self.limit = limit
+    self.all = all
+  }
+}
+
+/// Why something was not done.
+public struct ControlFailure: Codable, Error, Sendable, Hashable, CustomStringConvertible {
+  public var message: String
+  public var remedy: String
+  /// All that is wrong, when it is more.
+  public var diagnostics: [String]?
+
+  public init(_ message: String, remedy: String = "", diagnostics: [String]? = nil) {
+    self.message = message
+    self.remedy = remedy
+    self.diagnostics = diagnostics
+  }
+
+  public init(_ error: some DescribedError) { self.init(error.message, remedy: error.remedy) }
+
+  public var description: String { remedy.isEmpty ? message : "\(message) (\(remedy))" }
+}
+
+/// A domain as the daemon knows it. Rates are for whoever asks twice to compute.
+public struct DomainStatus: Codable, Sendable, Hashable {
+  public var name: String
+  public var uuid: String
+  public var domid: UInt32
+  public var tenant: String?
+  public var service: String?
+  /// Of its detector: `inspecting`, `suspended`, `unguarded` …
+  public var state: String
+  public var ports: [String]
+  public var packets: UInt64
+  public var bytes: UInt64
+  public var inspected: UInt64
+  public var alerts: UInt64
+  /// Not inspected, for whatever reason.
+  public var drops: UInt64
+  /// Packets that wait in its ring.
+  public var waiting: UInt64
+  public var restarts: UInt64
+  /// Measures in force for it alone.
+  public var measures: Int
+  /// Rules that inspect it; 0 when it has none.
+  public var rules: Int
+
+  public init(
+    name: String, uuid: String, domid: UInt32, tenant: String?, service: String?, state: String, ports: [String],
+    packets: UInt64, bytes: UInt64, inspected: UInt64, alerts: UInt64, drops: UInt64, waiting: UInt64, restarts: UInt64,
+    measures: Int, rules: Int
+  ) {
+    self.name = name
+    self.uuid = uuid
+    self.domid = domid
+    self.tenant = tenant
+    self.service = service
+    self.state = state
+    self.ports = ports
+    self.packets = packets
+    self.bytes = bytes
+    self.inspected = inspected
+    self.alerts = alerts
+    self.drops = drops
+    self.waiting = waiting
+    self.restarts = restarts
+    self.measures = measures
+    self.rules = rules
+  }
+}
+
+/// The daemon as a whole.
+public struct DaemonStatus: Codable, Sendable, Hashable {
+  public var version: String
+  public var node: String
+  /// In seconds.
+  public var uptime: Double
+  public var firewall: String
+  public var isDryRun: Bool
+  public var measures: Int
+  public var pending: Int
+  /// Decided, and not taken by the firewall yet.
+  public var desired: Int
+  public var captureDrops: UInt64
+  public var eventsLost: UInt64
+  /// How far the system's clock was set since the start, in seconds.
+  public var clockOffset: Double
+  /// What is wrong now: the inventory, outputs.
+  public var problems: [String]
+  /// Domains without rules: they are not guarded.
+  public var needRules: [String]
+  public var policy: [String: UInt64]
+
+  public init(
+    version: String, node: String, uptime: Double, firewall: String, isDryRun: Bool, measures: Int, pending: Int,
+    desired: Int, captureDrops: UInt64, eventsLost: UInt64, clockOffset: Double, problems: [String],
+    needRules: [String], policy: [String: UInt64]
+  ) {
+    self.version = version
+    self.node = node
+    self.uptime = uptime
+    self.firewall = firewall
+    self.isDryRun = isDryRun
+    self.measures = measures
+    self.pending = pending
+    self.desired = desired
+    self.captureDrops = captureDrops
+    self.eventsLost = eventsLost
+    self.clockOffset = clockOffset
+    self.problems = problems
+    self.needRules = needRules
+    self.policy = policy
+  }
+}
+
+/// A decision, as lists show it.
+public struct DecisionStatus: Codable, Sendable, Hashable {
+  public var id: UInt64
+  public var measure: String
+  public var network: String?
+  /// A domain's name; nil for the whole host.
+  public var domain: String?
+  public var status: String
+  public var policy: String
+  public var reason: String
+  public var trigger: String
+  /// How far up the ladder, from 0.
+  public var step: Int
+  /// RFC 3339, in UTC.
+  public var since: String
+  public var expires: String?
+  /// In seconds.
+  public var remaining: Double?
+
+  public init(
+    id: UInt64, measure: String, network: String?, domain: String?, status: String, policy: String, reason: String,
+    trigger: String, step: Int, since: String, expires: String?, remaining: Double?
+  ) {
+    self.id = id
+    self.measure = measure
+    self.network = network
+    self.domain = domain
+    self.status = status
+    self.policy = policy
+    self.reason = reason
+    self.trigger = trigger
+    self.step = step
+    self.since = since
+    self.expires = expires
+    self.remaining = remaining
+  }
+}
+
+/// What becomes of traffic between a domain and an address, and why.
+public struct Explanation: Codable, Sendable, Hashable {
+  public var domain: String
+  public var address: String
+  public var isBlocked: Bool
+  /// What stands between them, the narrowest first.
+  public var decisions: [DecisionStatus]
+  /// Why the address is never blocked for this domain, if it is not.
+  public var neverBlocked: String?
+  /// Where it stands on the ladders of the policy: `rule: next step …`.
+  public var ladders: [String]
+
+  public init(
+    domain: String, address: String, isBlocked: Bool, decisions: [DecisionStatus], neverBlocked: String?,
+    ladders: [String]
+  ) {
+    self.domain = domain
+    self.address = address
+    self.isBlocked = isBlocked
+    self.decisions = decisions
+    self.neverBlocked = neverBlocked
+    self.ladders = ladders
+  }
+}
+
+/// The rules of a domain.
+public struct RulesStatus: Codable, Sendable, Hashable {
+  public var domain: String
+  public var state: String
+  public var files: [String]
+  public var rules: Int
+  /// They were set at run time, and go before those of the configuration.
+  public var isAssigned: Bool
+
+  public init(domain: String, state: String, files: [String], rules: Int, isAssigned: Bool) {
+    self.domain = domain
+    self.state = state
+    self.files = files
+    self.rules = rules
+    self.isAssigned = isAssigned
+  }
+}

@@ -1,0 +1,236 @@
+internal import Foundation
+internal import Glibc
+internal import Synchronization
+internal import VMFenceCore
+
+/// Answers requests on a unix socket (mode 0600: who may open it may do everything). A thread for each client, few of them; everything that a
+/// client sends or does not read is bounded.
+public final class ControlServer: Sendable {
+  public struct Limits: Sendable {
+    public var clients = 16
+    /// A request's length in bytes.
+    public var request = 64 << 10
+    /// Lines that wait for a follower; more are lost, and it is told how many.
+    public var backlog = 4096
+    /// How long a client may say nothing, or not take an answer.
+    public var patience = Duration.seconds(30)
+
+    public init() {}
+  }
+
+  /// Answers a request with an encoded JSON value.
+  public typealias Handler = @Sendable (ControlRequest) async throws(ControlFailure) -> [UInt8]
+
+  public let path: String
+  private let limits: Limits
+  private let handler: Handler
+  private let listener: Int32
+  private let state = Mutex(State())
+
+  private struct State {
+    var clients = 0
+    var followers: [ObjectIdentifier: Follower] = [:]
+    var isClosed = false
+    var refused: UInt64 = 0
+  }
+
+  /// - Throws: `ControlFailure` when the socket cannot be made.
+  public init(path: String, limits: Limits = Limits(), handler: @escaping Handler) throws(ControlFailure) {
+    self.path = path
+    self.limits = limits
+    self.handler = handler
+    do throws(SystemFailure) {
+      listener = try LocalSocket.bind(at: path, .stream, mode: 0o600)
+    } catch {
+      throw ControlFailure(
+        "the control socket cannot be made: \(error.description)",
+        remedy: error.number == EADDRINUSE
+          ? "another daemon runs, or something else is at that path" : "make its folder, or choose another path")
+    }
+  }
+
+  /// Begins to answer.
+  public func start() {
+    let thread = Thread { [self] in accept() }
+    thread.name = "vmfence-control"
+    thread.start()
+  }
+
+  /// Ends the socket and all clients, within a second.
+  public func close() {
+    let wasClosed = state.withLock { state in
+      defer { state.isClosed = true }
+      return state.isClosed
+    }
+    // SAFETY: the path is handed over as a string that ends in zero and lives during the call.
+    if !wasClosed { _ = unsafe unlink(path) }
+  }
+
+  /// Clients that were sent away because there were too many.
+  public var refused: UInt64 { state.withLock { $0.refused } }
+
+  public var hasFollowers: Bool { state.withLock { !$0.followers.isEmpty } }
+
+  /// Hands a line to whoever follows: alerts, and to those who asked for all, everything.
+  public func publish(_ line: [UInt8], isAlert: Bool) {
+    state.withLock { state in
+      for follower in state.followers.values where isAlert || follower.wantsAll { follower.add(line) }
+    }
+  }
+
+  private var isClosed: Bool { state.withLock { $0.isClosed } }
+
+  // MARK: Clients
+
+  private func accept() {
+    while !isClosed {
+      var waited = pollfd(fd: listener, events: Int16(POLLIN), revents: 0)
+      // SAFETY: one structure, as is said.
+      guard unsafe poll(&waited, 1, 500) > 0 else { continue }
+      let client = Glibc.accept(listener, nil, nil)
+      guard client >= 0 else { continue }
+      _ = fcntl(client, F_SETFD, FD_CLOEXEC)
+      _ = fcntl(client, F_SETFL, O_NONBLOCK)
+      let isWelcome = state.withLock { state in
+        guard state.clients < limits.clients else {
+          state.refused += 1
+          return false
+        }
+        state.clients += 1
+        return true
+      }
+      let connection = ControlConnection(descriptor: client)
+      guard isWelcome else {
+        _ = connection.write(
+          Self.answer(.failure(ControlFailure("\(limits.clients) clients are served already", remedy: "try again"))),
+          patience: Duration.zero
+        ) { true }
+        continue
+      }
+      let thread = Thread { [self] in
+        serve(connection)
+        state.withLock { $0.clients -= 1 }
+      }
+      thread.name = "vmfence-client"
+      thread.start()
+    }
+    Glibc.close(listener)
+  }
+
+  private func serve(_ connection: ControlConnection) {
+    while let line = connection.readLine(limit: limits.request, patience: limits.patience, while: { !isClosed }) {
+      switch line {
+      case .tooLong:
+        let failure = ControlFailure("a request has at most \(limits.request) bytes")
+        _ = connection.write(Self.answer(.failure(failure)), patience: limits.patience) { !isClosed }
+        return
+      case .line(let bytes):
+        let request: ControlRequest
+        do { request = try JSONDecoder().decode(ControlRequest.self, from: Data(bytes)) } catch {
+          let verbs = ControlRequest.Verb.allCases.map(\.rawValue).joined(separator: ", ")
+          let failure = ControlFailure("this is no request", remedy: "one JSON object with `verb`: one of \(verbs)")
+          guard connection.write(Self.answer(.failure(failure)), patience: limits.patience, while: { !isClosed }) else {
+            return
+          }
+          continue
+        }
+        if request.verb == .follow {
+          follow(connection, wantsAll: request.all == true)
+          return
+        }
+        guard connection.write(answer(request), patience: limits.patience, while: { !isClosed }) else { return }
+      }
+    }
+  }
+
+  /// Waits for the answer in this client's own thread.
+  private func answer(_ request: ControlRequest) -> [UInt8] {
+    let result = Mutex<Result<[UInt8], ControlFailure>?>(nil)
+    let box = Box(result: result)
+    let done = DispatchSemaphore(value: 0)
+    let handler = handler
+    Task {
+      do throws(ControlFailure) {
+        let bytes = try await handler(request)
+        box.set(.success(bytes))
+      } catch { box.set(.failure(error)) }
+      done.signal()
+    }
+    done.wait()
+    return Self.answer(box.take())
+  }
+
+  private final class Box: Sendable {
+    private let result: Mutex<Result<[UInt8], ControlFailure>?>
+    init(result: consuming sending Mutex<Result<[UInt8], ControlFailure>?>) { self.result = result }
+    func set(_ value: Result<[UInt8], ControlFailure>) { result.withLock { $0 = value } }
+    func take() -> Result<[UInt8], ControlFailure> {
+      result.withLock { $0 } ?? .failure(ControlFailure("there is no answer"))
+    }
+  }
+
+  private static func answer(_ result: Result<[UInt8], ControlFailure>) -> [UInt8] {
+    switch result {
+    case .success(let bytes): return Array("{\"ok\":true,\"result\":".utf8) + bytes + Array("}\n".utf8)
+    case .failure(let failure):
+      let encoder = JSONEncoder()
+      encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
+      let text = (try? encoder.encode(failure)).map { Array($0) } ?? Array("{}".utf8)
+      return Array("{\"ok\":false,\"error\":".utf8) + text + Array("}\n".utf8)
+    }
+  }
+
+  // MARK: Followers
+
+  private func follow(_ connection: ControlConnection, wantsAll: Bool) {
+    guard let follower = try? Follower(capacity: limits.backlog, wantsAll: wantsAll) else { return }
+    let key = ObjectIdentifier(follower)
+    state.withLock { $0.followers[key] = follower }
+    defer { state.withLock { $0.followers[key] = nil } }
+    guard connection.write(Array("{\"ok\":true}\n".utf8), patience: limits.patience, while: { !isClosed }) else {
+      return
+    }
+    while !isClosed {
+      let (lines, lost) = follower.take()
+      for line in lines {
+        guard connection.write(line + [0x0A], patience: limits.patience, while: { !isClosed }) else { return }
+      }
+      if lost > 0 {
+        let note = Array("{\"lost\":\(lost)}\n".utf8)
+        guard connection.write(note, patience: limits.patience, while: { !isClosed }) else { return }
+      }
+      if lines.isEmpty, !connection.waitForNews(follower.descriptor, milliseconds: 500) { return }
+    }
+  }
+
+  private final class Follower: Sendable {
+    private let lines = Mutex<(queue: [[UInt8]], lost: UInt64)>(([], 0))
+    private let capacity: Int
+    let wantsAll: Bool
+    private let wakeUp: WakeUp
+
+    init(capacity: Int, wantsAll: Bool) throws(SystemFailure) {
+      self.capacity = capacity
+      self.wantsAll = wantsAll
+      wakeUp = try WakeUp()
+    }
+
+    /// Readable when there are lines.
+    var descriptor: Int32 { wakeUp.descriptor }
+
+    func add(_ line: [UInt8]) {
+      lines.withLock { lines in
+        if lines.queue.count < capacity { lines.queue.append(line) } else { lines.lost += 1 }
+      }
+      wakeUp.ring()
+    }
+
+    func take() -> (lines: [[UInt8]], lost: UInt64) {
+      wakeUp.drain()
+      return lines.withLock { lines in
+        defer { lines = ([], 0) }
+        return (lines.queue, lines.lost)
+      }
+    }
+  }
+}

@@ -1,0 +1,223 @@
+#if Daemon
+import ArgumentParser
+import Foundation
+import VMFenceControl
+import VMFenceCore
+
+/// What all verbs that ask a daemon have.
+struct ControlOptions: ParsableArguments {
+  @Option(help: "The daemon's control socket; VMFENCE_SOCKET when not given, and /run/vmfence/control.sock.")
+  var socket: String?
+
+  @Flag(help: "Print the daemon's answer as JSON.")
+  var json = false
+
+  func client() throws -> ControlClient {
+    let path = socket ?? ProcessInfo.processInfo.environment["VMFENCE_SOCKET"] ?? "/run/vmfence/control.sock"
+    do throws(ControlFailure) { return try ControlClient(path: path) } catch {
+      Self.print(error)
+      throw Exit.unavailable
+    }
+  }
+
+  /// Asks, and prints the answer: as JSON, or as `show` has it.
+  func ask<Result: Codable>(_ request: ControlRequest, _ show: (Result) -> [String]) throws {
+    let client = try client()
+    do throws(ControlFailure) {
+      let result = try client.ask(request, Result.self)
+      if json {
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes, .prettyPrinted]
+        let text = (try? encoder.encode(result)).map { String(decoding: $0, as: UTF8.self) } ?? "null"
+        Terminal.output.print(text)
+      } else {
+        show(result).forEach { Terminal.output.print($0) }
+      }
+    } catch {
+      Self.print(error)
+      throw Exit.badData
+    }
+  }
+
+  static func print(_ failure: ControlFailure) {
+    (failure.diagnostics ?? []).forEach { Terminal.error.print($0.escapedForDisplay) }
+    Terminal.error.print([
+      Diagnostic(.error, failure.message.escapedForDisplay, remedy: failure.remedy.escapedForDisplay)
+    ])
+  }
+}
+
+/// `vmfence-ref status`
+struct Status: ParsableCommand {
+  static let configuration = CommandConfiguration(abstract: "How the daemon does.")
+  @OptionGroup var control: ControlOptions
+
+  func run() throws {
+    try control.ask(ControlRequest(.status)) { (status: DaemonStatus) in
+      var lines = [
+        "vmfence \(status.version) on \(status.node), up \(Duration.seconds(status.uptime).display)",
+        "measures: \(status.measures) in force by \(status.firewall)\(status.isDryRun ? " (dry run)" : ""), "
+          + "\(status.pending) pending, \(status.desired) not taken yet",
+        "lost: \(status.captureDrops) frames by captures, \(status.eventsLost) events",
+        "policy: "
+          + status.policy.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }.joined(separator: ", "),
+      ]
+      if status.clockOffset != 0 {
+        lines.append("the system's clock was set by \(status.clockOffset) s since the start")
+      }
+      if !status.needRules.isEmpty {
+        lines.append("without rules, not guarded: " + status.needRules.joined(separator: ", ").escapedForDisplay)
+      }
+      return lines + status.problems.map { "problem: \($0.escapedForDisplay)" }
+    }
+  }
+}
+
+/// `vmfence-ref domains`
+struct Domains: ParsableCommand {
+  static let configuration = CommandConfiguration(abstract: "The domains and their detectors.")
+  @OptionGroup var control: ControlOptions
+
+  func run() throws {
+    try control.ask(ControlRequest(.domains)) { (domains: [DomainStatus]) in
+      var table = TextTable(
+        header: ["DOMAIN", "DOMID", "STATE", "SERVICE", "TENANT", "PACKETS", "ALERTS", "DROPS", "MEASURES", "RULES"],
+        rightAligned: [1, 5, 6, 7, 8, 9])
+      for domain in domains {
+        table.add([
+          domain.name.escapedForDisplay, "\(domain.domid)", domain.state, (domain.service ?? "-").escapedForDisplay,
+          (domain.tenant ?? "-").escapedForDisplay, "\(domain.packets)", "\(domain.alerts)", "\(domain.drops)",
+          "\(domain.measures)", "\(domain.rules)",
+        ])
+      }
+      return table.lines()
+    }
+  }
+}
+
+/// `vmfence-ref alerts`
+struct Alerts: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "The last alerts, or all that come.",
+    discussion: "With --json, or --all, events are EVE JSON, one a line.")
+  @OptionGroup var control: ControlOptions
+
+  @Flag(help: "Go on with what comes.")
+  var follow = false
+
+  @Flag(help: "With --follow: every event, not only alerts.")
+  var all = false
+
+  @Option(help: "How many of the last ones.")
+  var limit = 20
+
+  func run() throws {
+    let client = try control.client()
+    do throws(ControlFailure) {
+      let last = try client.ask(ControlRequest(.alerts, limit: limit), [EVEAlert].self)
+      if !(follow && all) { last.forEach(show) }
+      guard follow else { return }
+      try client.follow(all: all) { line in
+        if control.json || all {
+          Terminal.output.print(String(decoding: line, as: UTF8.self))
+        } else if let alert = try? JSONDecoder().decode(EVEAlert.self, from: Data(line)) {
+          show(alert)
+        } else {
+          Terminal.error.print(String(decoding: line, as: UTF8.self).escapedForDisplay)
+        }
+        return true
+      }
+    } catch {
+      ControlOptions.print(error)
+      throw Exit.badData
+    }
+  }
+
+  private func show(_ alert: EVEAlert) {
+    if control.json {
+      let encoder = JSONEncoder()
+      encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
+      if let data = try? encoder.encode(alert) { Terminal.output.print(String(decoding: data, as: UTF8.self)) }
+      return
+    }
+    func end(_ address: String, _ port: Int?) -> String { port.map { "\(address):\($0)" } ?? address }
+    Terminal.output.print(
+      "\(alert.timestamp) \(alert.vmfence?.vm?.name ?? "-") [\(alert.alert.gid):\(alert.alert.signatureID)] "
+        .escapedForDisplay + "\(alert.alert.signature) (priority \(alert.alert.severity)) ".escapedForDisplay
+        + "\(alert.proto) \(end(alert.sourceAddress, alert.sourcePort)) -> \(end(alert.destinationAddress, alert.destinationPort))"
+        .escapedForDisplay)
+  }
+}
+
+/// What is shown of an EVE alert.
+struct EVEAlert: Codable {
+  struct Rule: Codable {
+    var gid: Int
+    var signatureID: Int
+    var signature: String
+    var category: String?
+    var severity: Int
+
+    enum CodingKeys: String, CodingKey {
+      case gid, signature, category, severity
+      case signatureID = "signature_id"
+    }
+  }
+  struct Ours: Codable {
+    struct VM: Codable {
+      var name: String?
+      var uuid: String?
+    }
+    var vm: VM?
+  }
+  var timestamp: String
+  var sourceAddress: String
+  var sourcePort: Int?
+  var destinationAddress: String
+  var destinationPort: Int?
+  var proto: String
+  var alert: Rule
+  var vmfence: Ours?
+
+  enum CodingKeys: String, CodingKey {
+    case timestamp, proto, alert, vmfence
+    case sourceAddress = "src_ip"
+    case sourcePort = "src_port"
+    case destinationAddress = "dest_ip"
+    case destinationPort = "dest_port"
+  }
+}
+
+/// `vmfence-ref why`
+struct Why: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "What stands between a domain and an address: which rule, which decision, until when.")
+  @OptionGroup var control: ControlOptions
+
+  @Argument(help: "The domain's name or UUID.")
+  var domain: String
+
+  @Argument(help: "An address.")
+  var address: String
+
+  func run() throws {
+    try control.ask(ControlRequest(.why, domain: domain, address: address)) { (found: Explanation) in
+      var lines: [String] = []
+      if found.decisions.isEmpty {
+        lines.append("nothing stands between \(found.domain) and \(found.address)".escapedForDisplay)
+      }
+      for decision in found.decisions {
+        lines.append(
+          "\(decision.measure) \(decision.network ?? "") \(decision.domain.map { "for \($0)" } ?? "for the whole host"), "
+            .escapedForDisplay
+            + "by decision \(decision.id) of policy rule `\(decision.policy)` (\(decision.trigger))".escapedForDisplay)
+        lines.append("  because \(decision.reason)".escapedForDisplay)
+        lines.append(
+          "  since \(decision.since)" + (decision.expires.map { ", until \($0)" } ?? ", until it is taken back"))
+      }
+      if let obstacle = found.neverBlocked { lines.append("never blocked: \(obstacle)".escapedForDisplay) }
+      return lines + found.ladders.map { "ladder of \($0)".escapedForDisplay }
+    }
+  }
+}
+#endif

@@ -1,0 +1,139 @@
+#if Daemon
+import ArgumentParser
+import Foundation
+import VMFenceControl
+import VMFenceConfiguration
+import VMFenceCore
+
+/// `vmfence-ref rules`
+struct Rules: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "The rules of a domain.", subcommands: [Show.self, Set.self], defaultSubcommand: Show.self)
+
+  struct Show: ParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "Which rules a domain has.")
+    @OptionGroup var control: ControlOptions
+    @Argument(help: "The domain's name or UUID.") var domain: String
+
+    func run() throws { try control.ask(ControlRequest(.rulesShow, domain: domain), Rules.lines) }
+  }
+
+  struct Set: ParsableCommand {
+    static let configuration = CommandConfiguration(
+      abstract: "Give a domain rules of its own (event e2); without files, those of the configuration again.",
+      discussion: """
+        They are added to what all domains and its service have, kept in the state directory, and in force when they compile; a detector
+        that runs swaps to them between two packets.
+        """)
+    @OptionGroup var control: ControlOptions
+    @Argument(help: "The domain's name or UUID.") var domain: String
+    @Argument(help: "Rule files.") var files: [String] = []
+
+    func run() throws {
+      let folder = FileManager.default.currentDirectoryPath
+      let paths = files.map { $0.hasPrefix("/") ? $0 : folder + "/" + $0 }
+      try control.ask(ControlRequest(.rulesSet, domain: domain, files: paths), Rules.lines)
+    }
+  }
+
+  private static func lines(_ status: RulesStatus) -> [String] {
+    [
+      "\(status.domain): \(status.state), \(status.rules) rules\(status.isAssigned ? ", set at run time" : "")"
+        .escapedForDisplay
+    ]
+      + status.files.map { "  \($0)".escapedForDisplay }
+  }
+}
+
+/// `vmfence-ref bans`
+struct Bans: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Measures in force.", subcommands: [List.self, Add.self, Delete.self], defaultSubcommand: List.self)
+
+  struct List: ParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "List blocks, rate limits and quarantines.")
+    @OptionGroup var control: ControlOptions
+    @Option(help: "Of this domain only.") var domain: String?
+    @Option(help: "How many, the youngest.") var limit: Int?
+
+    func run() throws {
+      try control.ask(ControlRequest(.bans, domain: domain, limit: limit), DecisionStatus.table)
+    }
+  }
+
+  struct Add: ParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "Block an address or network.")
+    @OptionGroup var control: ControlOptions
+    @Argument(help: "192.0.2.7 or 2001:db8::/48, for example.") var network: String
+    @Option(help: "For this domain only; otherwise for all of the host.") var domain: String?
+    @Option(name: .customLong("for"), help: "For how long: 10m, 4h, 1d.") var duration: String
+
+    func run() throws {
+      guard let time = Duration(configuration: duration) else {
+        throw ValidationError("`\(duration)` is not a duration with its unit, such as 10m, 4h or 1d")
+      }
+      try control.ask(
+        ControlRequest(.banAdd, domain: domain, network: network, duration: Double(time.wholeNanoseconds) / 1e9),
+        DecisionStatus.table)
+    }
+  }
+
+  struct Delete: ParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "Take a block back before its time.")
+    @OptionGroup var control: ControlOptions
+    @Argument(help: "As `bans list` shows it.") var network: String
+    @Option(help: "Of this domain only.") var domain: String?
+
+    func run() throws {
+      try control.ask(ControlRequest(.banDelete, domain: domain, network: network), DecisionStatus.table)
+    }
+  }
+}
+
+/// `vmfence-ref pending`
+struct Pending: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Measures that wait for an administrator: pausing and shutting down.",
+    subcommands: [List.self, Approve.self, Deny.self], defaultSubcommand: List.self)
+
+  struct List: ParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "List them.")
+    @OptionGroup var control: ControlOptions
+    func run() throws { try control.ask(ControlRequest(.pending), DecisionStatus.table) }
+  }
+
+  struct Approve: ParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "Carry one out.")
+    @OptionGroup var control: ControlOptions
+    @Argument(help: "The decision's number.") var number: UInt64
+    func run() throws {
+      try control.ask(ControlRequest(.approve, id: number)) { DecisionStatus.table([$0]) }
+    }
+  }
+
+  struct Deny: ParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "Refuse one.")
+    @OptionGroup var control: ControlOptions
+    @Argument(help: "The decision's number.") var number: UInt64
+    func run() throws {
+      try control.ask(ControlRequest(.deny, id: number)) { DecisionStatus.table([$0]) }
+    }
+  }
+}
+
+extension DecisionStatus {
+  fileprivate static func table(_ decisions: [DecisionStatus]) -> [String] {
+    var table = TextTable(
+      header: ["DECISION", "MEASURE", "NETWORK", "DOMAIN", "STATUS", "REMAINING", "POLICY", "REASON"],
+      rightAligned: [0, 5])
+    for decision in decisions {
+      table.add([
+        "\(decision.id)", decision.measure, decision.network ?? "-", (decision.domain ?? "(host)").escapedForDisplay,
+        decision.status, decision.remaining.map { Duration.seconds($0).display } ?? "-",
+        decision.policy.escapedForDisplay, decision.reason.escapedForDisplay,
+      ])
+    }
+    return table.lines()
+  }
+}
+#endif

@@ -1,0 +1,95 @@
+#if Daemon
+import ArgumentParser
+import Foundation
+import VMFenceConfiguration
+import VMFenceControl
+import VMFenceCore
+
+/// `vmfence-ref top`
+struct Top: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "The domains as they are, again and again: state, rates, drops, alerts, measures.",
+    discussion:
+      "Rates are over the time between two looks. Ends with Ctrl-C. Where there is no terminal, nothing is redrawn.")
+
+  @OptionGroup var control: ControlOptions
+
+  @Option(help: "Seconds between two looks, 0.2 to 60.")
+  var interval = 1.0
+
+  @Option(name: .shortAndLong, help: "Looks after which it ends; 0: never.")
+  var count = 0
+
+  func validate() throws {
+    guard (0.2...60).contains(interval), count >= 0 else { throw ValidationError("an interval from 0.2 to 60 seconds") }
+  }
+
+  private struct Look: Encodable {
+    var status: DaemonStatus
+    var domains: [DomainStatus]
+  }
+
+  func run() throws {
+    let client = try control.client()
+    let terminal = Terminal.output
+    var before: (time: ContinuousClock.Instant, domains: [String: DomainStatus])?
+    var looks = 0
+    while true {
+      do throws(ControlFailure) {
+        let look = Look(
+          status: try client.ask(ControlRequest(.status), DaemonStatus.self),
+          domains: try client.ask(ControlRequest(.domains), [DomainStatus].self))
+        let now = ContinuousClock.now
+        if control.json {
+          terminal.print(String(decoding: ControlDesk.encode(look), as: UTF8.self))
+        } else {
+          // From the first line on, each line to its end, and what is below.
+          if terminal.isTerminal { terminal.print("\u{1B}[H\u{1B}[J", end: "") }
+          let elapsed = before.map { Double($0.time.duration(to: now).wholeNanoseconds) / 1e9 }
+          lines(look, before?.domains ?? [:], elapsed, terminal).forEach { terminal.print($0) }
+        }
+        before = (now, Dictionary(look.domains.map { ($0.uuid, $0) }, uniquingKeysWith: { $1 }))
+      } catch {
+        ControlOptions.print(error)
+        throw Exit.unavailable
+      }
+      looks += 1
+      if looks == count { return }
+      Thread.sleep(forTimeInterval: interval)
+    }
+  }
+
+  private func lines(
+    _ look: Look, _ before: [String: DomainStatus], _ elapsed: Double?, _ terminal: Terminal
+  ) -> [String] {
+    let status = look.status
+    var table = TextTable(
+      header: ["DOMAIN", "STATE", "PKT/S", "KBIT/S", "WAITING", "DROPS", "ALERTS", "MEASURES"],
+      rightAligned: [2, 3, 4, 5, 6, 7])
+    for domain in look.domains {
+      func rate(_ path: KeyPath<DomainStatus, UInt64>, _ scale: Double) -> String {
+        guard let elapsed, elapsed > 0, let old = before[domain.uuid] else { return "-" }
+        let change = domain[keyPath: path] >= old[keyPath: path] ? domain[keyPath: path] - old[keyPath: path] : 0
+        return String(format: "%.0f", Double(change) * scale / elapsed)
+      }
+      table.add([
+        domain.name.escapedForDisplay, domain.state, rate(\.packets, 1), rate(\.bytes, 8 / 1000), "\(domain.waiting)",
+        "\(domain.drops)", "\(domain.alerts)", "\(domain.measures)",
+      ])
+    }
+    let rows = table.lines()
+    let coloured = rows.enumerated().map { index, row -> String in
+      if index == 0 { return terminal.styled(row, .bold) }
+      let domain = look.domains[index - 1]
+      if domain.state == "unguarded" || domain.state == "orphaned" { return terminal.styled(row, .red) }
+      return domain.measures > 0 || domain.drops > 0 ? terminal.styled(row, .yellow) : row
+    }
+    return [
+      "\(status.node.escapedForDisplay): up \(Duration.seconds(status.uptime).display), \(look.domains.count) domains, "
+        + "\(status.measures) measures, \(status.pending) pending, lost \(status.captureDrops) frames, "
+        + "\(status.eventsLost) events",
+      "",
+    ] + coloured + status.problems.map { terminal.styled($0.escapedForDisplay, .red) }
+  }
+}
+#endif

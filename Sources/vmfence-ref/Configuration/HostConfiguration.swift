@@ -1,0 +1,42 @@
+#if Daemon
+import VMFenceCore
+
+/// What `run` needs to know of its host.
+struct HostConfiguration: Sendable {
+  struct Capture: Sendable {
+    /// A guest's port, or a bridge.
+    var interface: String
+    var isBridge: Bool
+    var place: SourcePlace
+  }
+
+  struct Firewall: Sendable, Equatable {
+    enum Kind: String, Sendable, CaseIterable { case nftables, none }
+    var kind = Kind.nftables
+    var table = "vmfence"
+    /// Blocks also stand between a source and this host's own addresses on a bridge.
+    var protectsHost = false
+    var quarantineExceptions: [IPNetwork] = []
+    var quarantineAllowsDHCP = false
+  }
+
+  var file: String
+  var node: String
+  var usesProcesses: Bool
+  var inventory: String
+  var rules: ScenarioRules
+  /// Empty: every port of every domain.
+  var captures: [Capture]
+  var policy: Policy
+  var firewall: Firewall
+  var inspector: InspectorConfiguration
+  var lifecycle: LifecycleConfiguration
+  /// Where decisions and what was set at run time are kept; nil: in memory only.
+  var stateDirectory: String?
+  var controlSocket: String?
+  /// How often a `stats` event is written for each domain and the host.
+  var statisticsInterval: Duration
+  /// How long a detector may say nothing of its packets before it is killed.
+  var answerTimeout: Duration
+}
+#endif

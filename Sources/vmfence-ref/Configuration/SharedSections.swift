@@ -1,0 +1,57 @@
+#if Daemon
+import Foundation
+import VMFenceConfiguration
+import VMFenceCore
+
+/// The sections that scenarios and the configurations of hosts share.
+struct SharedSections {
+  let reader: YAMLReader
+
+  /// Paths are relative to the folder of the file.
+  func resolve(_ path: String) -> String {
+    let folder = (reader.file as NSString).deletingLastPathComponent
+    return path.hasPrefix("/") || folder.isEmpty ? path : folder + "/" + path
+  }
+
+  func usesProcesses(_ root: YAMLMapping) -> Bool {
+    root.value("detectors", expected: "process or thread") { ["process": true, "thread": false][$0] } ?? true
+  }
+
+  func rules(_ root: YAMLMapping) -> ScenarioRules {
+    var rules = ScenarioRules()
+    guard let map = root.child("rules") else { return rules }
+    RulesSection(reader: reader, resolve: resolve).read(map, into: &rules)
+    map.finish()
+    return rules
+  }
+
+  func policy(_ root: YAMLMapping) -> Policy {
+    guard let node = root.raw("policy") else { return Policy(rules: []) }
+    if case .scalar(let scalar) = node {
+      let read = PolicyFile.read(path: resolve(scalar.string))
+      read.diagnostics.forEach(reader.report)
+      return read.policy ?? Policy(rules: [])
+    }
+    guard let map = reader.mapping(of: node, path: "policy") else { return Policy(rules: []) }
+    return PolicyParser(reader: reader).parse(map)
+  }
+
+  func inspector(_ root: YAMLMapping) -> InspectorConfiguration {
+    guard let map = root.child("inspection") else { return InspectorConfiguration() }
+    let result = InspectorConfiguration(
+      verifiesChecksums: map.bool("verify-checksums") ?? true, isInline: map.bool("inline") ?? false,
+      flowCapacity: map.integer("flow-capacity", in: 64...4_194_304) ?? 65_536)
+    map.finish()
+    return result
+  }
+
+  func lifecycle(_ root: YAMLMapping) -> LifecycleConfiguration {
+    guard let map = root.child("lifecycle") else { return LifecycleConfiguration() }
+    var result = LifecycleConfiguration()
+    if let value = map.duration("blocked-after") { result.blockedAfter = value }
+    if let value = map.duration("stuck-after") { result.stuckAfter = value }
+    map.finish()
+    return result
+  }
+}
+#endif

@@ -1,0 +1,100 @@
+#if Daemon
+import Foundation
+import Logging
+import VMFenceCapture
+import VMFenceCore
+
+/// The interfaces that are captured: opened when they are there, closed when they go with their guest.
+final class Captures {
+  struct Wanted: Hashable {
+    var interface: String
+    var isBridge: Bool
+  }
+
+  private final class Open {
+    let wanted: Wanted
+    var source: LiveCapture
+    /// Of the kernel's drops, those that were told of.
+    var toldDrops: UInt64 = 0
+    init(_ wanted: Wanted, _ source: consuming LiveCapture) {
+      self.wanted = wanted
+      self.source = source
+    }
+  }
+
+  /// How old a frame may be when it is read; older or younger times are not believed, since the system's clock may have been set meanwhile.
+  private static var ageMaximum: Duration { .seconds(5) }
+
+  private let logger: Logger
+  private var open: [Open] = []
+  private var missing: Set<Wanted> = []
+  /// Frames that the kernel dropped, of captures that are closed.
+  private var pastDrops: UInt64 = 0
+  private(set) var ports = HostPorts()
+
+  init(logger: Logger) { self.logger = logger }
+
+  /// Opens what is wanted and there, and closes what is not wanted any more.
+  ///
+  /// - Throws: when permission is missing.
+  func update(_ wanted: [Wanted]) throws(PacketSourceError) {
+    let set = Set(wanted)
+    for capture in open where !set.contains(capture.wanted) { close(capture, because: "nobody has it any more") }
+    missing.formIntersection(set)
+    for item in wanted where !open.contains(where: { $0.wanted == item }) {
+      let port = ports.number(item.interface, isBridge: item.isBridge)
+      do throws(PacketSourceError) {
+        let capture = try LiveCapture.open(
+          interface: item.interface, port: port, kind: item.isBridge ? .bridge : .guestPort)
+        open.append(Open(item, capture))
+        missing.remove(item)
+        logger.notice("capturing on \(item.interface)")
+      } catch {
+        if error.code == .permissionDenied { throw error }
+        if missing.insert(item).inserted { logger.warning("waiting for \(item.interface): \(error.message)") }
+      }
+    }
+  }
+
+  private func close(_ capture: Open, because reason: String) {
+    logger.notice("the capture on \(capture.wanted.interface) ended: \(reason)")
+    pastDrops &+= capture.source.counters.droppedByKernel
+    open.removeAll { $0 === capture }
+  }
+
+  /// Hands over what has come in. Capture times become those of `clock`.
+  ///
+  /// - Returns: how many frames there were.
+  func read(limit: Int, _ clock: SteadyClock, _ body: (FrameMetadata, RawSpan) -> Void) -> Int {
+    var frames = 0
+    let now = clock.now
+    let (offset, earliest) = (clock.offset, now + (.zero - Self.ageMaximum))
+    for capture in open {
+      do throws(PacketSourceError) {
+        frames += try capture.source.nextBatch(limit: limit, patience: .zero) { frame, bytes in
+          var frame = frame
+          frame.timestamp = frame.timestamp + (.zero - offset)
+          if frame.timestamp > now || frame.timestamp < earliest { frame.timestamp = now }
+          body(frame, bytes)
+        }.frames
+      } catch { close(capture, because: error.message) }
+    }
+    return frames
+  }
+
+  /// Captures that lost frames since the last call, and how many.
+  func newDrops() -> [(interface: String, count: UInt64)] {
+    open.compactMap { capture in
+      let dropped = capture.source.counters.droppedByKernel
+      guard dropped > capture.toldDrops else { return nil }
+      defer { capture.toldDrops = dropped }
+      return (capture.wanted.interface, dropped - capture.toldDrops)
+    }
+  }
+
+  /// Frames that the kernel dropped since the start.
+  var drops: UInt64 { open.reduce(pastDrops) { $0 &+ $1.source.counters.droppedByKernel } }
+  var received: UInt64 { open.reduce(0) { $0 &+ $1.source.counters.received } }
+  var descriptors: [Int32] { open.map { $0.source.pollDescriptor } }
+}
+#endif

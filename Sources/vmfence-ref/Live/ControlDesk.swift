@@ -1,0 +1,221 @@
+#if Daemon
+import Foundation
+import Synchronization
+import VMFenceControl
+import VMFenceCore
+
+/// A question that only the daemon's loop can answer, and where the answer goes.
+struct LoopQuestion: Sendable {
+  var request: ControlRequest
+  var answer: @Sendable (Result<[UInt8], ControlFailure>) -> Void
+}
+
+/// Answers what comes over the control socket: what the coordinator knows at once, the rest through the loop.
+final class ControlDesk: EventSink {
+  /// Alerts that are remembered for who asks later.
+  private static let memory = 1024
+  private static let listDefault = 10_000
+  private static let listMaximum = 200_000
+  /// The longest ban that a person may set.
+  private static let banMaximum = Duration.seconds(366 * 86_400)
+
+  private let coordinator: EnforcementCoordinator
+  private let directory: DomainDirectory
+  private let clock: SteadyClock
+  private let encoder: EVEEncoder
+  private let mailbox: Mailbox<LiveMessage>
+  private let recent = Mutex<[Event]>([])
+  private let server = Mutex<ControlServer?>(nil)
+
+  init(
+    coordinator: EnforcementCoordinator, directory: DomainDirectory, clock: SteadyClock, encoder: EVEEncoder,
+    mailbox: Mailbox<LiveMessage>
+  ) {
+    self.coordinator = coordinator
+    self.directory = directory
+    self.clock = clock
+    self.encoder = encoder
+    self.mailbox = mailbox
+  }
+
+  /// Begins to answer at `path`.
+  func open(_ path: String) throws(ControlFailure) {
+    let made = try ControlServer(path: path) { [weak self] request throws(ControlFailure) in
+      guard let self else { throw ControlFailure("the daemon stops") }
+      return try await answer(request)
+    }
+    made.start()
+    server.withLock { $0 = made }
+  }
+
+  func close() { server.withLock { $0?.close() } }
+
+  func receive(_ event: Event) async {
+    let isAlert = if case .alert = event { true } else { false }
+    if isAlert {
+      recent.withLock { recent in
+        recent.append(event)
+        if recent.count > 2 * Self.memory { recent.removeFirst(recent.count - Self.memory) }
+      }
+    }
+    if let server = server.withLock({ $0 }), server.hasFollowers {
+      server.publish(encoder.encode(event), isAlert: isAlert)
+    }
+  }
+
+  // MARK: Answers
+
+  private func answer(_ request: ControlRequest) async throws(ControlFailure) -> [UInt8] {
+    switch request.verb {
+    case .status, .domains, .rulesShow, .rulesSet: return try await askLoop(request)
+    case .follow: throw ControlFailure("following is not answered in one line")
+    case .alerts: return recentAlerts(request)
+    case .bans:
+      let decisions = await coordinator.decisionsInForce.filter { $0.firewallMeasure != nil }
+      let wanted = try request.domain.map { name throws(ControlFailure) in try find(name).incarnation.uuid }
+      let shown = decisions.filter { wanted == nil || $0.incarnation?.uuid == wanted }
+      return Self.encode(shown.suffix(limit(request)).map(describe))
+    case .pending: return Self.encode(await coordinator.pending.map(describe))
+    case .approve, .deny: return try await settle(request)
+    case .why: return try await explain(request)
+    case .banAdd: return try await addBan(request)
+    case .banDelete: return try await deleteBan(request)
+    }
+  }
+
+  private func askLoop(_ request: ControlRequest) async throws(ControlFailure) -> [UInt8] {
+    let result = await withCheckedContinuation { continuation in
+      mailbox.post(.question(LoopQuestion(request: request) { continuation.resume(returning: $0) }))
+    }
+    return try result.get()
+  }
+
+  private func limit(_ request: ControlRequest) -> Int {
+    min(max(1, request.limit ?? Self.listDefault), Self.listMaximum)
+  }
+
+  private func recentAlerts(_ request: ControlRequest) -> [UInt8] {
+    let events = recent.withLock { $0.suffix(min(limit(request), Self.memory)) }
+    let lines = events.map(encoder.encode)
+    return Array("[".utf8) + Array(lines.joined(separator: Array(",".utf8))) + Array("]".utf8)
+  }
+
+  private func settle(_ request: ControlRequest) async throws(ControlFailure) -> [UInt8] {
+    guard let id = request.id else { throw ControlFailure("the decision's number is missing", remedy: "give `id`") }
+    do throws(PolicyError) {
+      let decision =
+        request.verb == .approve
+        ? try await coordinator.approve(id, at: clock.now) : try await coordinator.deny(id, at: clock.now)
+      return Self.encode(describe(decision))
+    } catch { throw ControlFailure(error) }
+  }
+
+  private func explain(_ request: ControlRequest) async throws(ControlFailure) -> [UInt8] {
+    guard let text = request.address, let address = IPAddress(text) else {
+      throw ControlFailure(
+        "`\((request.address ?? "").escapedForDisplay)` is no address", remedy: "192.0.2.7, for example")
+    }
+    let domain = try find(request.domain ?? "")
+    let found = await coordinator.explain(address, for: domain.incarnation, at: clock.now)
+    let now = clock.now
+    return Self.encode(
+      Explanation(
+        domain: domain.name, address: address.description, isBlocked: !found.decisions.isEmpty,
+        decisions: found.decisions.map(describe), neverBlocked: found.obstacle,
+        ladders: found.offences.map { offence in
+          "\(offence.decision.policy): step \(offence.decision.step + 1) was \(offence.decision.measure.name) "
+            + "(decision \(offence.decision.id), \(offence.decision.status.rawValue)); "
+            + "forgotten in \((offence.forgottenAt - now).display)"
+        }))
+  }
+
+  private func network(_ request: ControlRequest) throws(ControlFailure) -> IPNetwork {
+    guard let text = request.network, let network = IPNetwork(text) else {
+      throw ControlFailure(
+        "`\((request.network ?? "").escapedForDisplay)` is no address and no network",
+        remedy: "192.0.2.7 or 2001:db8::/48, for example")
+    }
+    return network
+  }
+
+  private func addBan(_ request: ControlRequest) async throws(ControlFailure) -> [UInt8] {
+    let network = try network(request)
+    let domain = try request.domain.map { name throws(ControlFailure) in try find(name).incarnation }
+    let seconds = request.duration ?? 0
+    let maximum = Double(Self.banMaximum.components.seconds)
+    guard seconds > 0, seconds <= maximum else {
+      throw ControlFailure("a ban of \(seconds) seconds", remedy: "every ban ends: say for how long, up to a year")
+    }
+    do throws(PolicyError) {
+      let decisions = try await coordinator.block(
+        network, for: domain, duration: .seconds(seconds), reason: "asked for over the control socket", at: clock.now)
+      return Self.encode(decisions.filter { $0.firewallMeasure != nil }.map(describe))
+    } catch { throw ControlFailure(error) }
+  }
+
+  private func deleteBan(_ request: ControlRequest) async throws(ControlFailure) -> [UInt8] {
+    let network = try network(request)
+    let wanted = try request.domain.map { name throws(ControlFailure) in
+      FirewallScope.domain(try find(name).incarnation.uuid)
+    }
+    let measures = await coordinator.measuresInForce.filter {
+      $0.key.kind == .block(network) && (wanted == nil || $0.key.scope == wanted)
+    }
+    if measures.isEmpty {
+      throw ControlFailure("no ban of \(network) is in force there", remedy: "list them: vmfence-ref bans list")
+    }
+    var lifted: [DecisionStatus] = []
+    for measure in measures {
+      do throws(PolicyError) {
+        lifted += try await coordinator.lift(measure.key, reason: "taken back over the control socket", at: clock.now)
+          .map(describe)
+      } catch { throw ControlFailure(error) }
+    }
+    return Self.encode(lifted)
+  }
+
+  private func find(_ name: String) throws(ControlFailure) -> DomainDescription {
+    guard let found = directory.find(name) else {
+      throw ControlFailure("there is no domain `\(name.escapedForDisplay)`", remedy: "list them: vmfence-ref domains")
+    }
+    return found
+  }
+
+  private func describe(_ decision: Decision) -> DecisionStatus {
+    let shown = decision.shifted(by: clock.offset)
+    var network: String?
+    switch decision.measure {
+    case .block(let blocked), .blockOnHost(let blocked): network = blocked.description
+    case .lift(let key): if case .block(let lifted) = key.kind { network = lifted.description }
+    default: break
+    }
+    let name = decision.incarnation.map { directory.entry(for: $0)?.description.name ?? $0.uuid.description }
+    let isOnHost = if case .blockOnHost = decision.measure { true } else { false }
+    return DecisionStatus(
+      id: decision.id, measure: decision.measure.name, network: network, domain: isOnHost ? nil : name,
+      status: decision.status.rawValue, policy: decision.policy, reason: decision.reason, trigger: decision.trigger,
+      step: decision.step, since: shown.time.rfc3339, expires: shown.expires?.rfc3339,
+      remaining: decision.expires.map { Double(($0 - clock.now).wholeNanoseconds / 1_000_000) / 1e3 })
+  }
+
+  static func encode(_ value: some Encodable) -> [UInt8] {
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
+    return (try? encoder.encode(value)).map { Array($0) } ?? Array("null".utf8)
+  }
+}
+
+extension DomainDirectory {
+  /// By name or UUID; of several incarnations the one with the highest number.
+  func find(_ text: String) -> DomainDescription? {
+    let uuid = DomainUUID(text)
+    return all.map(\.description).filter { $0.name == text || $0.incarnation.uuid == uuid }
+      .max { $0.incarnation.domainID < $1.incarnation.domainID }
+  }
+}
+
+extension Timestamp {
+  /// In UTC, to the second.
+  var rfc3339: String { Date(timeIntervalSince1970: Double(nanoseconds) / 1e9).formatted(.iso8601) }
+}
+#endif

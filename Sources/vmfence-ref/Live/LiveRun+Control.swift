@@ -1,0 +1,135 @@
+#if Daemon
+import Foundation
+import VMFenceControl
+import VMFenceCore
+import VMFenceDetection
+
+// What only the loop can answer.
+
+extension LiveRun {
+  func answer(_ question: LoopQuestion, at now: Timestamp) async {
+    do throws(ControlFailure) {
+      switch question.request.verb {
+      case .status: question.answer(.success(ControlDesk.encode(await status(at: now))))
+      case .domains: question.answer(.success(ControlDesk.encode(await domains())))
+      case .rulesShow: question.answer(.success(ControlDesk.encode(rulesStatus(of: try find(question.request)))))
+      case .rulesSet: try setRules(question)
+      default: throw ControlFailure("the daemon's loop does not answer this")
+      }
+    } catch { question.answer(.failure(error)) }
+  }
+
+  private func status(at now: Timestamp) async -> DaemonStatus {
+    let figures = await coordinator.statistics
+    let unguarded = pool.reports.filter { $0.automaton?.state == .unguarded }.map(\.description)
+    return DaemonStatus(
+      version: VMFenceVersion.text, node: host.configuration.node,
+      uptime: Double((now - started).wholeNanoseconds) / 1e9, firewall: firewall.name,
+      isDryRun: host.configuration.policy.isDryRun, measures: await coordinator.measuresInForce.count,
+      pending: await coordinator.pending.count, desired: await coordinator.waitingForFirewall.count,
+      captureDrops: captures.drops, eventsLost: outputs.lost,
+      clockOffset: Double(clock.offset.wholeNanoseconds) / 1e9,
+      problems: toldProblems.map(\.description) + outputs.problems,
+      needRules: unguarded.filter { rules.selection.rules(for: $0) == nil }.map(\.name),
+      policy: [
+        "events": figures.events, "counted": figures.counted, "suppressed": figures.suppressed,
+        "uncountable": figures.uncountable, "decided": figures.decided, "withheld": figures.withheld,
+        "reports_dropped": figures.reportsDropped, "counters_evicted": figures.countersEvicted,
+        "offenders_evicted": figures.offendersEvicted,
+      ])
+  }
+
+  private func domains() async -> [DomainStatus] {
+    var measures: [DomainUUID: Int] = [:]
+    for measure in await coordinator.measuresInForce {
+      if case .domain(let uuid) = measure.key.scope { measures[uuid, default: 0] += 1 }
+    }
+    return pool.reports.filter { $0.automaton?.state != .ended }.map { report in
+      let (domain, counters) = (report.description, report.counters)
+      return DomainStatus(
+        name: domain.name, uuid: domain.incarnation.uuid.description, domid: domain.incarnation.domainID.rawValue,
+        tenant: domain.tenant?.name, service: domain.serviceType,
+        state: (report.automaton?.state ?? .unguarded).rawValue, ports: domain.ports.map(\.interface),
+        packets: counters.packets, bytes: counters.bytes, inspected: counters.inspected, alerts: counters.alerts,
+        drops: counters.uninspected.reduce(0) { $0 &+ $1.count }, waiting: UInt64(report.waiting),
+        restarts: counters.restarts, measures: measures[domain.incarnation.uuid] ?? 0,
+        rules: rules.selection.rules(for: domain)?.ruleCount ?? 0)
+    }
+  }
+
+  // MARK: Rules
+
+  private func find(_ request: ControlRequest) throws(ControlFailure) -> DomainDescription {
+    guard let found = directory.find(request.domain ?? "") else {
+      throw ControlFailure(
+        "there is no domain `\((request.domain ?? "").escapedForDisplay)`", remedy: "list them: vmfence-ref domains")
+    }
+    return found
+  }
+
+  private func rulesStatus(of domain: DomainDescription) -> RulesStatus {
+    let own = assigned.byName[domain.name]
+    var files = RuleLoading(rules: host.configuration.rules).files(
+      name: own == nil ? domain.name : "", serviceType: domain.serviceType
+    ).map(\.path)
+    files += own ?? []
+    return RulesStatus(
+      domain: domain.name,
+      state: (directory.entry(for: domain.incarnation)?.state ?? .unguarded).rawValue, files: files,
+      rules: rules.selection.rules(for: domain)?.ruleCount ?? 0, isAssigned: own != nil)
+  }
+
+  /// The paper's event e2: rules for a domain, at run time. Compiled in another thread; in force, and kept, only when they compile.
+  private func setRules(_ question: LoopQuestion) throws(ControlFailure) {
+    let domain = try find(question.request)
+    let files = question.request.files ?? []
+    if let bad = files.first(where: { !$0.hasPrefix("/") }) {
+      throw ControlFailure(
+        "`\(bad.escapedForDisplay)` is no absolute path", remedy: "the daemon has a folder of its own")
+    }
+    guard files.count <= 256 else { throw ControlFailure("\(files.count) rule files, and at most 256 are taken") }
+    guard !isPreparing else { throw ControlFailure("a reload is under way", remedy: "try again") }
+    var changed = assigned
+    changed.byName[domain.name] = files.isEmpty ? nil : files
+    isPreparing = true
+    let (configured, domains, mailbox, wanted) = (
+      host.configuration.rules, snapshot?.domains ?? [], mailbox, changed
+    )
+    jobs.async {
+      let result = PreparedHost.compile(configured, wanted, for: domains)
+      mailbox.post(.assigned(wanted, result.rules, result.diagnostics, question))
+    }
+  }
+
+  func take(
+    assigned wanted: RuleAssignments, _ selection: RuleSelection?, _ diagnostics: [Diagnostic],
+    for question: LoopQuestion, at now: Timestamp
+  ) {
+    isPreparing = false
+    guard let selection else {
+      question.answer(
+        .failure(
+          ControlFailure(
+            "the rules cannot be used; nothing was changed", remedy: "mend what is named",
+            diagnostics: diagnostics.prefix(100).map(\.description))))
+      return
+    }
+    if let directory = host.configuration.stateDirectory {
+      do { try wanted.write(stateDirectory: directory) } catch {
+        question.answer(
+          .failure(
+            ControlFailure(
+              "the assignment cannot be kept in \(directory): \(error.localizedDescription)",
+              remedy: "free space there; nothing was changed")))
+        return
+      }
+    }
+    assigned = wanted
+    putInForce(selection, at: now)
+    logger.notice("rules were set for \(question.request.domain ?? "") over the control socket")
+    do throws(ControlFailure) {
+      question.answer(.success(ControlDesk.encode(rulesStatus(of: try find(question.request)))))
+    } catch { question.answer(.failure(error)) }
+  }
+}
+#endif

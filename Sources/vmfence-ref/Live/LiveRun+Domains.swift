@@ -1,0 +1,183 @@
+#if Daemon
+import Foundation
+import VMFenceCore
+
+/// What other threads hand in.
+enum LiveMessage: Sendable {
+  /// The inventory has something new.
+  case inventory
+  /// A reload was prepared, or what stands against it.
+  case prepared(PreparedHost?, [Diagnostic])
+  /// Rules were compiled for domains that came, with the assignments that they were compiled for.
+  case compiled(RuleSelection?, [Diagnostic])
+  case question(LoopQuestion)
+  /// Rules that were set for a domain are compiled, or cannot be.
+  case assigned(RuleAssignments, RuleSelection?, [Diagnostic], LoopQuestion)
+}
+
+extension LiveRun {
+  /// How long a domain that is gone is remembered: its name is needed for measures that run out later.
+  private static var memoryOfGone: Duration { .seconds(3600) }
+
+  /// Has the loop look when the inventory changes, and not only once a second.
+  func watchInventory() {
+    let (inventory, mailbox) = (inventory, mailbox)
+    Task {
+      for await _ in await inventory.changes() { mailbox.post(.inventory) }
+    }
+  }
+
+  func refreshInventory(at now: Timestamp) async {
+    do throws(ProbeError) {
+      let look = try await inventory.snapshot()
+      if snapshot?.domains != look.domains { take(look, at: now) }
+      snapshot = look
+      await tellFirewall(look.domains)
+    } catch { logger.error("\(error.description)") }
+    let problems = inventory.problems
+    if problems != toldProblems {
+      logger.log(problems)
+      logger.notice(
+        problems.isEmpty
+          ? "the inventory is read again" : "the inventory is wrong; what was read of it last stays in force")
+      toldProblems = problems
+    }
+    forgetGone(at: now)
+  }
+
+  private func take(_ look: InventorySnapshot, at now: Timestamp) {
+    look.domains.forEach(directory.update)
+    if look.domains.contains(where: rules.selection.lacks) { compileAgain(for: look.domains) }
+    pool.update(.snapshot(look), at: now)
+    let present = Set(look.domains.map(\.incarnation))
+    for old in snapshot?.domains ?? [] where !present.contains(old.incarnation) { gone[old.incarnation] = now }
+    for incarnation in present { gone[incarnation] = nil }
+    portsAreStale = true
+    logger.debug("the inventory has \(look.domains.count) domains")
+  }
+
+  private func tellFirewall(_ domains: [DomainDescription]) async {
+    guard portsAreStale else { return }
+    do throws(FirewallError) {
+      try await firewall.update(domains)
+      portsAreStale = false
+    } catch { logger.error("the firewall was not told of the domains' ports: \(error.description)") }
+  }
+
+  private func forgetGone(at now: Timestamp) {
+    for (incarnation, since) in gone where now - since > Self.memoryOfGone {
+      directory.remove(incarnation)
+      gone[incarnation] = nil
+    }
+  }
+
+  // MARK: What is never blocked
+
+  /// Looks at the host's own addresses, gateways and name servers, and has the policy know them.
+  func refreshNeverBlock(at now: Timestamp, isFirst: Bool = false) async {
+    let addresses = HostAddresses.read()
+    guard isFirst || addresses != hostAddresses else { return }
+    hostAddresses = addresses
+    do throws(PolicyError) { try await apply(host.configuration.policy, at: now) } catch {
+      logger.error("\(error.description)")
+    }
+  }
+
+  /// Puts a policy in force, with what this host never blocks.
+  func apply(_ policy: Policy, at now: Timestamp) async throws(PolicyError) {
+    var policy = policy
+    policy.neverBlock += hostAddresses.networks
+    try await coordinator.replacePolicy(with: policy, at: now)
+  }
+
+  // MARK: Reloading
+
+  /// Reads everything again, in another thread; `take` puts it in force, whole or not at all.
+  func startReload() {
+    guard !isPreparing else {
+      logger.notice("a reload is under way already; another follows it")
+      Signals.requestReload()
+      return
+    }
+    isPreparing = true
+    service.reloading()
+    outputs.reopen(logger)
+    let (path, assigned, mailbox) = (host.configuration.file, assigned, mailbox)
+    jobs.async {
+      let result = PreparedHost.load(path: path, assigned: assigned)
+      mailbox.post(.prepared(result.host, result.diagnostics))
+    }
+  }
+
+  private func compileAgain(for domains: [DomainDescription]) {
+    guard !isPreparing else { return }
+    isPreparing = true
+    let (files, assigned, mailbox) = (host.configuration.rules, assigned, mailbox)
+    jobs.async {
+      let result = PreparedHost.compile(files, assigned, for: domains)
+      mailbox.post(.compiled(result.rules, result.diagnostics))
+    }
+  }
+
+  func take(_ message: LiveMessage, at now: Timestamp) async {
+    switch message {
+    case .inventory: await refreshInventory(at: now)
+    case .prepared(let prepared, let diagnostics):
+      isPreparing = false
+      logger.log(diagnostics)
+      if let prepared {
+        await takeOver(prepared, at: now)
+      } else {
+        logger.error("nothing was reloaded; what was in force stays in force")
+      }
+      service.ready()
+    case .compiled(let selection, let diagnostics):
+      isPreparing = false
+      logger.log(diagnostics)
+      if let selection { putInForce(selection, at: now) }
+    case .question(let question): await answer(question, at: now)
+    case .assigned(let wanted, let selection, let diagnostics, let question):
+      take(assigned: wanted, selection, diagnostics, for: question, at: now)
+    }
+    if !isPreparing, let domains = snapshot?.domains, domains.contains(where: rules.selection.lacks) {
+      compileAgain(for: domains)
+    }
+  }
+
+  private func takeOver(_ prepared: PreparedHost, at now: Timestamp) async {
+    let fixed = prepared.configuration.changesAtStartOnly(since: host.configuration)
+    do throws(PolicyError) { try await apply(prepared.configuration.policy, at: now) } catch {
+      logger.log(error.diagnostics)
+      logger.error("nothing was reloaded; what was in force stays in force")
+      return
+    }
+    host = prepared
+    putInForce(prepared.rules, at: now)
+    await refreshInventory(at: now)
+    forgetTable()
+    if !fixed.isEmpty {
+      logger.warning("reloaded; a restart is needed for what changed of: \(fixed.joined(separator: ", "))")
+    } else {
+      logger.notice("reloaded")
+    }
+  }
+
+  func putInForce(_ selection: RuleSelection, at now: Timestamp) {
+    rules.selection = selection
+    pool.rulesChanged(at: now)
+  }
+}
+
+extension HostConfiguration {
+  /// The keys that differ from `old` and are read at the start only.
+  fileprivate func changesAtStartOnly(since old: HostConfiguration) -> [String] {
+    [
+      ("inventory", inventory == old.inventory), ("detectors", usesProcesses == old.usesProcesses),
+      ("inspection", inspector == old.inspector), ("lifecycle", lifecycle == old.lifecycle),
+      ("node", node == old.node), ("firewall", firewall == old.firewall),
+      ("control-socket", controlSocket == old.controlSocket), ("state-directory", stateDirectory == old.stateDirectory),
+      ("answer-timeout", answerTimeout == old.answerTimeout),
+    ].filter { !$0.1 }.map(\.0)
+  }
+}
+#endif
