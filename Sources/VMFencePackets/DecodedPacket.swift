@@ -2,11 +2,15 @@ import VMFenceCore
 
 /// What decoding one frame found: positions and the header fields that every later step needs, in one flat value. Positions are byte
 /// offsets from the start of the frame, and each was checked against the frame's length when this value was made: a
-/// range given here lies inside the frame, so loads within it cannot fail. The value is 108 bytes long: hand it on as `borrowing` or
-/// `inout`, a copy costs as much as decoding did.
+/// range given here lies inside the frame, so loads within it cannot fail. The value is about 150 bytes long: hand it on as `borrowing`
+/// or `inout`, a copy costs as much as decoding did.
 ///
-/// Made by `DecodedPacket.decode(_:linkType:strippedVLAN:)`, which never throws and never traps: what is wrong with a frame is in
-/// `anomalies`, and decoding stops at the layer that is wrong.
+/// Made by `DecodedPacket.decode(_:linkType:strippedVLAN:settings:)`, which never throws and never traps: what is wrong with a frame is
+/// in `anomalies` (by kind, for those who go on with it) and in `events` (by the names that rules have), and decoding stops at the
+/// layer that is wrong.
+///
+/// What a tunnel carries is a packet of its own: `enterTunnel(_:settings:)` makes this value that packet, in the same frame.
+/// VLAN tags, MPLS labels, PPPoE and their like are no tunnels: the packet begins after them.
 public struct DecodedPacket: Sendable, BitwiseCopyable {
   // In an order that leaves no gaps: what is made for each packet is cleared with a few wide stores.
 
@@ -56,7 +60,25 @@ public struct DecodedPacket: Sendable, BitwiseCopyable {
 
   public var anomalies = DecodeAnomalies(rawValue: 0)
 
+  /// The third VLAN tag, where there are so many.
+  public var thirdVLAN: UInt16 = 0
+  /// How this packet came to be, and in how many tunnels it is.
+  public var origin = PacketOrigin.wire
+  public var tunnelDepth: UInt8 = 0
+  /// What this packet's tunnel carries: an EtherType (`tunnelType`; 0: it is no tunnel), and where it lies.
+  var tunnelType: UInt16 = 0
+  var tunnelOrigin = PacketOrigin.wire
+  /// Headers read so far, those of the packets around this one included.
+  var headerCount: UInt8 = 0
+  var tunnelOffset: Int32 = 0
+  var tunnelEnd: Int32 = 0
+
+  public var events = DecodeEventSet()
+
   @inlinable public init() {}
+
+  /// Whether there is a packet in this one.
+  public var isTunnel: Bool { tunnelType != 0 }
 
   @inlinable public var isFragment: Bool { moreFragments || fragmentOffset != 0 }
   @inlinable public var icmpType: UInt8 { UInt8(truncatingIfNeeded: sourcePort) }
@@ -112,4 +134,8 @@ public struct DecodeAnomalies: OptionSet, Hashable, Sendable, BitwiseCopyable {
   @inlinable public static var zeroLengthField: DecodeAnomalies { DecodeAnomalies(rawValue: 1 << 14) }
   /// An IPv6 routing header with segments left: `destination` is not the final one.
   @inlinable public static var sourceRouted: DecodeAnomalies { DecodeAnomalies(rawValue: 1 << 15) }
+  /// A header of a protocol that carries others and is none of the above.
+  @inlinable public static var badCarrier: DecodeAnomalies { DecodeAnomalies(rawValue: 1 << 16) }
+  /// More headers than are followed in one frame.
+  @inlinable public static var tooManyHeaders: DecodeAnomalies { DecodeAnomalies(rawValue: 1 << 17) }
 }

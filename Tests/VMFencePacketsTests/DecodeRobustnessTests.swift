@@ -25,6 +25,22 @@ import VMFencePackets
     bytes.withRawSpan { long.decodeAnyFrame($0, linkType: linkType, strippedVLAN: vlan) }
     holds = holds && packet.allFields == long.allFields
     #expect(holds, "\(linkType.rawValue): \(bytes)")
+    checkTunnels(bytes, packet)
+  }
+
+  /// The packets in the frame's tunnels obey the same bounds, and there is an end of them.
+  private func checkTunnels(_ bytes: [UInt8], _ outer: DecodedPacket) {
+    var packet = outer
+    var depth = 0
+    while bytes.withRawSpan({ packet.enterTunnel($0) }) {
+      depth += 1
+      let payloadEnd = packet.payloadOffset + packet.payloadLength
+      var holds = packet.payloadLength >= 0 && packet.payloadOffset >= 0 && payloadEnd <= Int32(bytes.count)
+      holds = holds && packet.networkOffset <= packet.networkEnd && packet.networkEnd <= Int32(bytes.count)
+      holds = holds && packet.tunnelDepth == depth && depth <= DecodedPacket.tunnelDepthLimit
+      #expect(holds, "depth \(depth): \(bytes)")
+      guard holds else { return }
+    }
   }
 
   @Test(arguments: Frame.samples.indices)
@@ -37,11 +53,18 @@ import VMFencePackets
     }
   }
 
+  @Test(arguments: Frame.nested.indices)
+  func `every nested sample cut at every byte is decoded within its bounds`(index: Int) {
+    let (_, _, bytes) = Frame.nested[index]
+    for length in 0...bytes.count { check(Array(bytes[..<length]), .ethernet) }
+  }
+
   @Test(arguments: 0..<8 as Range<UInt64>)
   func `mutated frames are decoded within their bounds`(seed: UInt64) {
     var random = SeededGenerator(state: seed)
     for _ in 0..<1_500 {
-      let sample = Frame.samples[Int.random(in: 0..<Frame.samples.count, using: &random)]
+      let samples = Frame.samples + Frame.nested.map { ($0.name, .ethernet, $0.bytes) }
+      let sample = samples[Int.random(in: 0..<samples.count, using: &random)]
       var bytes = sample.bytes
       for _ in 0..<Int.random(in: 1...4, using: &random) {
         let position = Int.random(in: 0..<bytes.count, using: &random)

@@ -83,6 +83,17 @@ enum Frame {
     withChecksum([UInt8(type), UInt8(code), 0, 0] + rest, at: 2, 58, v6: true)
   }
 
+  /// The checksum is none: it is not verified.
+  static func sctp(_ chunks: [[UInt8]], tag: Int = 7) -> [UInt8] {
+    be16(1000) + be16(2000) + be32(tag) + be32(2) + chunks.joined()
+  }
+
+  /// A chunk, padded to four bytes.
+  static func chunk(_ type: UInt8, _ value: [UInt8], length: Int? = nil) -> [UInt8] {
+    let bytes = [type, 0] + be16(length ?? 4 + value.count) + value
+    return bytes + [UInt8](repeating: 0, count: (4 - bytes.count % 4) % 4)
+  }
+
   static func arp(_ operation: Int = 1) -> [UInt8] {
     [0, 1, 8, 0, 6, 4] + be16(operation) + peerMAC + v4Source + [0, 0, 0, 0, 0, 0] + v4Destination
   }
@@ -101,7 +112,7 @@ enum Frame {
       ("udp", .ethernet, ethernet(0x0800, ipv4(17, udp(hello)))),
       ("udp, ip options", .ethernet, ethernet(0x0800, ipv4(17, udp(hello), options: [0x94, 4, 0, 0]))),
       ("icmp", .ethernet, ethernet(0x0800, ipv4(1, icmp(8, 0, be16(7) + be16(1) + hello)))),
-      ("sctp", .ethernet, ethernet(0x0800, ipv4(132, be16(1000) + be16(2000) + be32(1) + be32(2) + hello))),
+      ("sctp", .ethernet, ethernet(0x0800, ipv4(132, sctp([chunk(0, hello)])))),
       ("fragment", .ethernet, ethernet(0x0800, ipv4(17, hello, fragment: 0x2001))),
       ("ah in ipv4", .ethernet, ethernet(0x0800, ipv4(51, [6, 4, 0, 0] + be32(1) + be32(1) + hello + tcp(hello)))),
       ("arp", .ethernet, ethernet(0x0806, arp())),

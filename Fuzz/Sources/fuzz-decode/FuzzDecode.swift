@@ -2,7 +2,7 @@ import FuzzSupport
 import VMFenceCore
 import VMFencePackets
 
-// One frame: decoded as every link type, its checksums verified, its headers read whole, dispatched at a domain's port and on a
+// One frame: decoded as every link type with the packets in its tunnels, their checksums verified, its headers read whole, dispatched at a domain's port and on a
 // bridge. What is checked besides "no trap": every range that decoding gives lies inside the frame.
 
 private let linkTypes: [LinkType] = [
@@ -37,11 +37,18 @@ public func fuzzDecode(_ start: UnsafePointer<UInt8>?, _ count: Int) -> CInt {
     let linkType = linkTypes[Int(input.u8(0)) % linkTypes.count]
     let direction = FrameDirection(rawValue: input.u8(0) >> 6) ?? .unknown
     let bytes = input.extracting(2..<input.byteCount)
-    let packet = DecodedPacket.decode(bytes, linkType: linkType, strippedVLAN: UInt16(input.u8(1)))
-    check(packet, bytes.byteCount)
-    _ = packet.verifyChecksums(in: bytes)
-    if packet.network == .ipv4 || packet.network == .ipv6 { _ = KeyedHash(key: (1, 2)).hash(FlowKey.make(packet).key) }
-    readHeaders(packet, bytes)
+    var packet = DecodedPacket.decode(bytes, linkType: linkType, strippedVLAN: UInt16(input.u8(1)))
+    var depth: UInt8 = 0
+    repeat {
+      precondition(packet.tunnelDepth == depth && depth <= DecodedPacket.tunnelDepthLimit, "tunnels without end")
+      check(packet, bytes.byteCount)
+      _ = packet.verifyChecksums(in: bytes)
+      if packet.network == .ipv4 || packet.network == .ipv6 {
+        _ = KeyedHash(key: (1, 2)).hash(FlowKey.make(packet).key)
+      }
+      readHeaders(packet, bytes)
+      depth += 1
+    } while packet.enterTunnel(bytes)
 
     var dispatcher = Dispatcher(publisher)
     for port: UInt32 in 0...2 {
@@ -67,6 +74,10 @@ private func check(_ packet: DecodedPacket, _ count: Int) {
 }
 
 private func readHeaders(_ packet: DecodedPacket, _ bytes: RawSpan) {
+  var chunks = SCTPChunkCursor(packet)
+  while let chunk = chunks.next(in: bytes) {
+    precondition(chunk.offset + chunk.length <= bytes.byteCount, "a chunk outside")
+  }
   for offset in [Int(packet.networkOffset), Int(packet.transportOffset)] {
     _ = try? ARPHeader(bytes, at: offset)
     _ = try? IPv6Header(bytes, at: offset)
