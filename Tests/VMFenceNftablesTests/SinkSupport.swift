@@ -42,3 +42,30 @@ func eventually(_ condition: () async throws -> Bool) async rethrows -> Bool {
   }
   return false
 }
+
+/// Runs `body` on this thread without CAP_NET_ADMIN in its effective capabilities.
+func withoutNetworkAdministration<Result: ~Copyable>(_ body: () throws -> Result) throws -> Result {
+  // struct __user_cap_header_struct (version 3, this thread) and two of __user_cap_data_struct: effective, permitted, inheritable.
+  var header: [UInt32] = [0x2008_0522, 0]
+  var data = [UInt32](repeating: 0, count: 6)
+  // SAFETY: the kernel reads and writes the structures as described.
+  guard unsafe capget(&header, &data) == 0 else { throw CapabilityFailure() }
+  let before = data
+  data[0] &= ~(1 << 12)
+  // SAFETY: as above.
+  guard unsafe capset(&header, data) == 0 else { throw CapabilityFailure() }
+  defer {
+    // SAFETY: as above.
+    _ = unsafe capset(&header, before)
+  }
+  return try body()
+}
+
+struct CapabilityFailure: Error {}
+
+// SAFETY: glibc's functions of capget(2) and capset(2), which no header declares.
+@_silgen_name("capget") private func capget(
+  _ header: UnsafeMutablePointer<UInt32>, _ data: UnsafeMutablePointer<UInt32>
+) -> Int32
+@_silgen_name("capset") private func capset(_ header: UnsafeMutablePointer<UInt32>, _ data: UnsafePointer<UInt32>)
+  -> Int32

@@ -105,18 +105,35 @@ struct ReadElement {
   var left: UInt64?
   var count: TrafficCount?
 
-  /// Attributes: elements 3, in it items; of an item key 1 (value 1), expiration 5, user data 6, expression 7, expressions 11.
   static func forEach(
     in message: NetlinkMessage, _ bytes: RawSpan, of set: SetName, _ body: (ReadElement) -> Void
   ) throws(NetlinkError) {
-    try NetlinkAttribute.forEach(in: bytes, try message.attributes(of: bytes).range) { (list) throws(NetlinkError) in
-      guard list.type == 3 else { return }
-      try NetlinkAttribute.forEach(in: bytes, list.value) { (item) throws(NetlinkError) in
-        body(try ReadElement(item.value, bytes, set))
+    try forEachItem(in: message, bytes) { (item) throws(NetlinkError) in body(try ReadElement(item, bytes, set)) }
+  }
+
+  /// The keys only, of any set.
+  static func forEachKey(
+    in message: NetlinkMessage, _ bytes: RawSpan, _ body: ([UInt8]) -> Void
+  ) throws(NetlinkError) {
+    try forEachItem(in: message, bytes) { (item) throws(NetlinkError) in
+      try NetlinkAttribute.forEach(in: bytes, item) { (part) throws(NetlinkError) in
+        guard part.type == 1 else { return }
+        try NetlinkAttribute.forEach(in: bytes, part.value) { if $0.type == 1 { body($0.copiedBytes(bytes)) } }
       }
     }
   }
 
+  /// Attribute 3 is the list of elements.
+  private static func forEachItem(
+    in message: NetlinkMessage, _ bytes: RawSpan, _ body: (Range<Int>) throws(NetlinkError) -> Void
+  ) throws(NetlinkError) {
+    try NetlinkAttribute.forEach(in: bytes, try message.attributes(of: bytes).range) { (list) throws(NetlinkError) in
+      guard list.type == 3 else { return }
+      try NetlinkAttribute.forEach(in: bytes, list.value) { (item) throws(NetlinkError) in try body(item.value) }
+    }
+  }
+
+  /// Attributes of an element: key 1 (value 1), expiration 5, user data 6, expression 7, expressions 11.
   init(_ item: Range<Int>, _ bytes: RawSpan, _ set: SetName) throws(NetlinkError) {
     var element = (key: [UInt8](), tag: ElementTag?.none, left: UInt64?.none, count: TrafficCount?.none)
     try NetlinkAttribute.forEach(in: bytes, item) { (part) throws(NetlinkError) in

@@ -26,6 +26,8 @@ struct Skeleton {
   init(_ configuration: NftablesSink.Configuration, blockSets: [BlockSet]) {
     chains = [
       ChainSpecification(name: "quarantine"), ChainSpecification(name: "block4"), ChainSpecification(name: "block6"),
+      ChainSpecification(
+        name: SpoofingRules.chain, base: .init(hook: .prerouting, priority: SpoofingRules.priority)),
       ChainSpecification(name: "prerouting", base: .init(hook: .prerouting, priority: Self.priority)),
       ChainSpecification(name: "forward", base: .init(hook: .forward, priority: Self.priority)),
       ChainSpecification(name: "input", base: .init(hook: .input, priority: Self.priority)),
@@ -38,8 +40,8 @@ struct Skeleton {
     sets += (0..<SetName.limitSlots).map {
       SetSpecification(name: SetName.limit($0).description, kind: .limits, fields: [.interface], hasTimeouts: true)
     }
-    sets += blockSets.map(\.specification)
-    rules = Self.quarantine(configuration.quarantineExceptions)
+    sets += blockSets.map(\.specification) + SpoofingRules.sets
+    rules = SpoofingRules.rules + Self.quarantine(configuration.quarantineExceptions)
     // Limits count each packet once: in forward, a flooded frame passes for each port it goes out of.
     rules += (0..<SetName.limitSlots).map { slot in
       RuleSpecification(

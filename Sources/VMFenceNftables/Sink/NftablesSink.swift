@@ -50,9 +50,16 @@ public final class NftablesSink: FirewallSink {
   /// What stood in the table when it was opened, from an earlier run.
   public let adoptedMeasures: Int
   let contents: Mutex<SinkContents>
+  private let listener: ChangeListener
+  private let foreignChanges: ForeignChangeStreams
 
-  private init(_ configuration: Configuration, _ features: KernelFeatures, _ contents: consuming SinkContents) {
+  private init(
+    _ configuration: Configuration, _ features: KernelFeatures, _ contents: consuming SinkContents,
+    _ listener: ChangeListener, _ foreignChanges: ForeignChangeStreams
+  ) {
     self.configuration = configuration
+    self.listener = listener
+    self.foreignChanges = foreignChanges
     self.features = features
     adoptedMeasures = contents.standing.count
     self.contents = Mutex(contents)
@@ -70,7 +77,10 @@ public final class NftablesSink: FirewallSink {
       let features = try KernelFeatures.probe(&socket, &batch)
       var contents = SinkContents(configuration, socket: socket, batch: batch, isOwned: features.canOwnTables)
       try contents.openTable()
-      return NftablesSink(configuration, features, contents)
+      let streams = ForeignChangeStreams()
+      let listener = try ChangeListener.start(
+        family: .bridge, table: configuration.table, own: contents.socket.port, streams.report)
+      return NftablesSink(configuration, features, contents, listener, streams)
     } catch {
       throw FirewallError(error, during: "open the packet filter", table: configuration.table)
     }
@@ -113,15 +123,25 @@ public final class NftablesSink: FirewallSink {
     return stream
   }
 
+  /// What others do to our table, as the kernel tells it: after each of these, what is in force has to be read back. One for each transaction;
+  /// who reads too slowly gets the newest ones. Ends with the sink.
+  public func changesByOthers() -> AsyncStream<ForeignChange> { foreignChanges.add() }
+
   // MARK: Ports
 
   /// Says which ports each domain has now: all domains, each time. Measures move along with their domain to its new ports and keep their remaining
   /// time. A port named for two domains counts for the one with the lower UUID; names that no interface can have are left out.
-  public func update(ports: [DomainUUID: [NetworkPort]]) async throws(FirewallError) {
-    try locked { contents throws(FirewallError) in try contents.update(ports) }
+  ///
+  /// - `antiSpoofing`: what is stopped at these ports from now on, by their MAC addresses and IP addresses.
+  public func update(
+    ports: [DomainUUID: [NetworkPort]], antiSpoofing: AntiSpoofing = .off
+  ) async throws(FirewallError) {
+    try locked { contents throws(FirewallError) in try contents.update(ports, antiSpoofing) }
   }
 
   deinit {
+    listener.close()
+    foreignChanges.finish()
     let listeners = contents.withLock { contents in
       defer { contents.listeners = [:] }
       return Array(contents.listeners.values)

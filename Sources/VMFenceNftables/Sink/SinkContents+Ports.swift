@@ -9,19 +9,23 @@ extension SinkContents {
   }
 
   /// Each interface belongs to one domain.
-  static func assign(_ ports: [DomainUUID: [NetworkPort]]) -> [DomainUUID: [String]] {
+  static func assign(_ ports: [DomainUUID: [NetworkPort]]) -> [DomainUUID: [NetworkPort]] {
     var taken: Set<String> = []
-    var assigned: [DomainUUID: [String]] = [:]
+    var assigned: [DomainUUID: [NetworkPort]] = [:]
     for (domain, list) in ports.sorted(by: { $0.key < $1.key }) {
-      let names = list.map(\.interface).filter { isInterfaceName($0) && taken.insert($0).inserted }
-      if !names.isEmpty { assigned[domain] = names }
+      let kept = list.filter { isInterfaceName($0.interface) && taken.insert($0.interface).inserted }
+      if !kept.isEmpty { assigned[domain] = kept }
     }
     return assigned
   }
 
-  mutating func update(_ described: [DomainUUID: [NetworkPort]]) throws(FirewallError) {
-    let new = Self.assign(described)
-    guard new != ports else { return }
+  mutating func update(
+    _ described: [DomainUUID: [NetworkPort]], _ antiSpoofing: AntiSpoofing
+  ) throws(FirewallError) {
+    let assigned = Self.assign(described)
+    let new = assigned.mapValues { $0.map(\.interface) }
+    let newGuards = SpoofingRules.elements(assigned, antiSpoofing)
+    guard new != ports || newGuards != guards else { return }
     let now = Self.now
     purge(at: now)
     var moved: [SetName: [FirewallMeasure.Key]] = [:]
@@ -42,12 +46,49 @@ extension SinkContents {
       }
       batch.endElements()
     }
-    if batch.isEmpty { return }
+    if newGuards != guards { write(guards: newGuards, flushes: true) }
     do throws(NetlinkError) {
-      try socket.send(batch)
+      if !batch.isEmpty { try socket.send(batch) }
+      guards = newGuards
     } catch {
       ports = old
       throw failed(error, during: "move measures to other ports")
     }
+  }
+
+  /// Writes what belongs into the sets against spoofing.
+  mutating func write(guards: [String: Set<[UInt8]>], flushes: Bool) {
+    for (set, keys) in guards {
+      if flushes { batch.flush(set: set) }
+      batch.beginElements(of: set)
+      for key in keys { batch.element(ElementKey(key)) }
+      batch.endElements()
+    }
+  }
+
+  /// Puts the sets against spoofing right, if somebody changed them: with a port missing in one of them, its honest traffic would be stopped.
+  mutating func mendGuards() throws(NetlinkError) {
+    guard let guards else { return }
+    for (set, keys) in guards where try readKeys(of: set) != keys {
+      batch.begin(.bridge, table: configuration.table, sequence: socket.takeSequence(Self.sequenceNumbers))
+      write(guards: guards, flushes: true)
+      return try socket.send(batch)
+    }
+  }
+
+  private mutating func readKeys(of set: String) throws(NetlinkError) -> Set<[UInt8]> {
+    for _ in 0..<Self.readAttempts {
+      do throws(NetlinkError) {
+        var keys: Set<[UInt8]> = []
+        try socket.ask(.elements, family: .bridge, table: configuration.table, set: set) {
+          (message, bytes) throws(NetlinkError) in
+          try ReadElement.forEachKey(in: message, bytes) { keys.insert($0) }
+        }
+        return keys
+      } catch .interrupted {
+        continue
+      }
+    }
+    throw .interrupted
   }
 }

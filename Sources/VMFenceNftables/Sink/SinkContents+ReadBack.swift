@@ -25,6 +25,7 @@ extension SinkContents {
       }
       let reading = read(try readElements(of: image.sets))
       try remove(reading.strays)
+      try mendGuards()
       purge(at: Self.now)
       return FirewallState(generation: generation, measures: whole(reading, at: time))
     } catch {
@@ -37,8 +38,16 @@ extension SinkContents {
       var counts = TrafficCounts()
       guard let image = try readTable() else { return counts }
       counts.measures = read(try readElements(of: image.sets)).measures.mapValues(\.count)
-      counts.quarantined = image.counts["quarantine"] ?? TrafficCount()
-      counts.limited = image.counts["prerouting"] ?? TrafficCount()
+      for (chain, comment, count) in image.counts {
+        switch chain {
+        case "quarantine": counts.quarantined += count
+        case "prerouting": counts.limited += count
+        case SpoofingRules.chain:
+          guard let kind = SpoofingKind(rawValue: String(comment.prefix { $0 != ":" })) else { continue }
+          counts.spoofed[kind, default: TrafficCount()] += count
+        default: break
+        }
+      }
       return counts
     } catch {
       throw FirewallError(error, during: "read the packet filter's counters", table: configuration.table)

@@ -9,8 +9,7 @@ struct TableImage {
   var chains: [ChainSpecification] = []
   /// The comments of each chain's rules, in order.
   var rules: [String: [String]] = [:]
-  /// What the rules of each chain counted together.
-  var counts: [String: TrafficCount] = [:]
+  var counts: [(chain: String, comment: String, count: TrafficCount)] = []
   var sets: Set<String> = []
 
   static let ownerFlag: UInt32 = 2
@@ -79,6 +78,7 @@ extension SinkContents {
     for set in skeleton.sets { batch.add(set) }
     for chain in skeleton.chains { batch.add(chain) }
     for rule in skeleton.rules { batch.add(rule) }
+    if let guards { write(guards: guards, flushes: false) }
     if keepsMeasures { writeStanding() }
     try socket.send(batch)
     if !keepsMeasures { standing.removeAll() }
@@ -142,7 +142,7 @@ extension SinkContents {
       let rule = try ReadRule(message, bytes)
       guard rule.table == table else { return }
       image.rules[rule.chain, default: []].append(rule.comment)
-      if let count = rule.count { image.counts[rule.chain, default: TrafficCount()] += count }
+      if let count = rule.count { image.counts.append((rule.chain, rule.comment, count)) }
     }
     try socket.ask(.sets, family: .bridge, table: table) { (message, bytes) throws(NetlinkError) in
       var names = ["", ""]

@@ -30,6 +30,8 @@ struct SinkContents: ~Copyable, Sendable {
   private var lastPurge = 0
   /// The interfaces of each domain that has any.
   var ports: [DomainUUID: [String]] = [:]
+  /// What belongs into the sets against spoofing; nil before it was said, when those of an earlier run stay.
+  var guards: [String: Set<[UInt8]>]?
   /// The sets of blocks, in the order of their rules.
   var blockSets: [BlockSet] = SinkContents.firstBlockSets
   var listeners: [UInt64: AsyncStream<FirewallAcknowledgement>.Continuation] = [:]

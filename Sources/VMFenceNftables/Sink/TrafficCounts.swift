@@ -8,6 +8,8 @@ public struct TrafficCounts: Hashable, Sendable {
   public var quarantined = TrafficCount()
   /// By all rate limits, since the table was made.
   public var limited = TrafficCount()
+  /// What guests sent under another name, by kind, since the table was made.
+  public var spoofed: [SpoofingKind: TrafficCount] = [:]
 
   public init() {}
 }

@@ -1,0 +1,230 @@
+public import VMFenceCore
+
+/// A way in which a guest pretends to be somebody else.
+public enum SpoofingKind: String, Hashable, Sendable, CaseIterable {
+  /// Another Ethernet source address than the port's.
+  case mac
+  /// An IPv4 source address that is not the domain's. Asking for one by DHCP (from 0.0.0.0) is honest.
+  case ipv4
+  /// An IPv6 source address that is not the domain's, or a neighbour advertisement for one. Link-local addresses, and those that the port's
+  /// MAC address gives in the domain's networks (EUI-64, RFC 4291 appendix A), are the domain's.
+  case ipv6
+  /// ARP (RFC 826) that names another sender. A probe (sender 0.0.0.0, RFC 5227) is honest.
+  case arp
+  /// Answering as a DHCP server: UDP from port 67, or from port 547 (DHCPv6).
+  case dhcp
+  /// Router advertisements and redirects (RFC 4861).
+  case router
+}
+
+/// Which pretences are stopped at the ports of which domains.
+///
+/// What has to do with IP addresses is stopped only at ports whose addresses are known; then those are all that the domain has.
+public struct AntiSpoofing: Hashable, Sendable {
+  /// For every domain.
+  public var kinds: Set<SpoofingKind>
+  /// What a domain may do all the same: a router, a DHCP server.
+  public var exceptions: [DomainUUID: Set<SpoofingKind>]
+
+  public init(
+    _ kinds: Set<SpoofingKind> = Set(SpoofingKind.allCases), exceptions: [DomainUUID: Set<SpoofingKind>] = [:]
+  ) {
+    self.kinds = kinds
+    self.exceptions = exceptions
+  }
+
+  public static let off = AntiSpoofing([])
+
+  func kinds(for domain: DomainUUID) -> Set<SpoofingKind> { kinds.subtracting(exceptions[domain] ?? []) }
+}
+
+/// The rules and sets against spoofing. They sit in the bridge's prerouting hook, so the host is protected too, and a forged frame teaches
+/// the bridge nothing.
+enum SpoofingRules {
+  /// Before everything else in the table.
+  static let priority: Int32 = -300
+  static let chain = "antispoof"
+  /// Interface with Ethernet address, IPv4 address, IPv6 address.
+  static let macSet = "port-mac"
+  static let v4Set = "port-ip4"
+  static let v6Set = "port-ip6"
+  static func guardSet(_ kind: SpoofingKind) -> String { "guard-\(kind.rawValue)" }
+  /// Ports whose addresses are known: what of ARP names IP addresses is checked there.
+  static let knownSet = "guard-addresses"
+  /// Ports at which anything is checked: the others pass at once.
+  static let guardedSet = "guarded"
+
+  static let sets: [SetSpecification] =
+    [
+      SetSpecification(name: macSet, kind: .plain, fields: [.interface, .mac], hasTimeouts: false),
+      SetSpecification(name: v4Set, kind: .plain, fields: [.interface, .v4], hasTimeouts: false),
+      SetSpecification(name: v6Set, kind: .plain, fields: [.interface, .v6], hasTimeouts: false),
+      SetSpecification(name: guardedSet, kind: .plain, fields: [.interface], hasTimeouts: false),
+      SetSpecification(name: knownSet, kind: .plain, fields: [.interface], hasTimeouts: false),
+    ]
+    + SpoofingKind.allCases.map {
+      SetSpecification(name: guardSet($0), kind: .plain, fields: [.interface], hasTimeouts: false)
+    }
+
+  private static let drop: [Expression] = [.counter, .verdict(.drop)]
+  private static let unspecified = [UInt8](repeating: 0, count: 16)
+
+  /// A rule whose comment begins with the kind that it counts for.
+  private static func rule(_ kind: SpoofingKind, _ what: String, _ expressions: [Expression]) -> RuleSpecification {
+    RuleSpecification(
+      chain, "\(kind.rawValue): \(what)",
+      [.meta(.inputInterface, Register(0)), .lookup(Register(0), set: guardSet(kind))] + expressions)
+  }
+
+  private static func isTransport(_ number: UInt8) -> [Expression] {
+    [.meta(.transportProtocol, Register(8)), .equal(Register(8), [number])]
+  }
+
+  private static func transport(_ offset: UInt32, is bytes: [UInt8]) -> [Expression] {
+    [.payload(.transport, offset: offset, length: UInt32(bytes.count), Register(8)), .equal(Register(8), bytes)]
+  }
+
+  /// Goes on when the frame's protocol is this; leaves the interface's name where it is.
+  private static func isProtocol(_ type: [UInt8]) -> [Expression] {
+    [.meta(.protocol, Register(8)), .equal(Register(8), type)]
+  }
+
+  private static let isV4 = isProtocol(Expression.ipv4EtherType)
+  private static let isV6 = isProtocol(Expression.ipv6EtherType)
+  private static let isARP = isProtocol(Expression.arpEtherType)
+
+  private static let entrance = RuleSpecification(
+    chain, "ports that are not guarded",
+    [.meta(.inputInterface, Register(0)), .lookupMissing(Register(0), set: guardedSet), .verdict(.return)])
+
+  static var rules: [RuleSpecification] { [entrance] + macRules + arpRules + serverRules + v4Rules + v6Rules }
+
+  private static var macRules: [RuleSpecification] {
+    [
+      rule(
+        .mac, "another source address",
+        [.payload(.link, offset: 6, length: 6, Register(4)), .lookupMissing(Register(0), set: macSet)] + drop),
+      // The kernel has taken one tag off; behind a second one nothing can be checked.
+      rule(.mac, "a second VLAN tag", isProtocol([0x81, 0x00]) + drop),
+      rule(.mac, "a second VLAN tag (802.1ad)", isProtocol([0x88, 0xA8]) + drop),
+    ]
+  }
+
+  /// RFC 826 in Ethernet and IPv4: types and lengths (6 bytes), operation, sender's addresses at 8 and 14.
+  private static var arpRules: [RuleSpecification] {
+    [
+      rule(
+        .arp, "another form than Ethernet and IPv4",
+        isARP + [.payload(.network, offset: 0, length: 6, Register(8)), .notEqual(Register(8), [0, 1, 8, 0, 6, 4])]
+          + drop),
+      rule(
+        .arp, "another sender's Ethernet address",
+        isARP + [.payload(.network, offset: 8, length: 6, Register(4)), .lookupMissing(Register(0), set: macSet)] + drop
+      ),
+      rule(
+        .arp, "another sender's IP address",
+        isARP + [
+          .lookup(Register(0), set: knownSet), .payload(.network, offset: 14, length: 4, Register(4)),
+          .notEqual(Register(4), [0, 0, 0, 0]), .lookupMissing(Register(0), set: v4Set),
+        ] + drop),
+    ]
+  }
+
+  private static var serverRules: [RuleSpecification] {
+    [
+      rule(.dhcp, "a server's answer", isV4 + isTransport(17) + transport(0, is: [0, 67]) + drop),
+      rule(.dhcp, "a DHCPv6 server's answer", isV6 + isTransport(17) + transport(0, is: [0x02, 0x23]) + drop),
+      rule(.router, "a router advertisement", isV6 + isTransport(58) + transport(0, is: [134]) + drop),
+      rule(.router, "a redirect", isV6 + isTransport(58) + transport(0, is: [137]) + drop),
+    ]
+  }
+
+  private static var v4Rules: [RuleSpecification] {
+    let source = Expression.address(.v4, isSource: true, Register(4))
+    return [
+      rule(
+        .ipv4, "asking for an address",
+        isV4 + [source, .equal(Register(4), [0, 0, 0, 0])] + isTransport(17) + transport(0, is: [0, 68, 0, 67])
+          + [.verdict(.return)]),
+      rule(.ipv4, "another source address", isV4 + [source, .lookupMissing(Register(0), set: v4Set)] + drop),
+    ]
+  }
+
+  private static var v6Rules: [RuleSpecification] {
+    let source = Expression.address(.v6, isSource: true, Register(4))
+    let isUnspecified = isV6 + [source, .equal(Register(4), unspecified)] + isTransport(58)
+    let target: Expression = .payload(.transport, offset: 8, length: 16, Register(4))
+    let isLinkLocal: [Expression] = [
+      .payload(.transport, offset: 8, length: 2, Register(8)), .mask(Register(8), [0xFF, 0xC0]),
+      .equal(Register(8), [0xFE, 0x80]),
+    ]
+    var rules = [
+      // Duplicate address detection (RFC 4862): only for an address that may become the domain's.
+      rule(
+        .ipv6, "probing for a link-local address",
+        isUnspecified + transport(0, is: [135]) + isLinkLocal + [.verdict(.return)]),
+      rule(
+        .ipv6, "probing for an own address",
+        isUnspecified + transport(0, is: [135]) + [target, .lookup(Register(0), set: v6Set), .verdict(.return)]),
+      // Before a host has an address it asks for routers, and reports its groups (RFC 4861, 3810).
+      rule(.ipv6, "asking for routers", isUnspecified + transport(0, is: [133]) + [.verdict(.return)]),
+      rule(.ipv6, "reporting groups", isUnspecified + transport(0, is: [143]) + [.verdict(.return)]),
+      rule(.ipv6, "reporting groups (version 1)", isUnspecified + transport(0, is: [131]) + [.verdict(.return)]),
+    ]
+    rules.append(
+      rule(
+        .ipv6, "advertising another address",
+        isV6 + isTransport(58) + transport(0, is: [136]) + [target, .lookupMissing(Register(0), set: v6Set)]
+          + [
+            .payload(.transport, offset: 8, length: 2, Register(8)), .mask(Register(8), [0xFF, 0xC0]),
+            .notEqual(Register(8), [0xFE, 0x80]),
+          ] + drop))
+    rules.append(
+      rule(
+        .ipv6, "another source address",
+        isV6 + [
+          .payload(.network, offset: 8, length: 2, Register(8)), .mask(Register(8), [0xFF, 0xC0]),
+          .notEqual(Register(8), [0xFE, 0x80]), source, .lookupMissing(Register(0), set: v6Set),
+        ] + drop))
+    return rules
+  }
+
+  // MARK: Elements
+
+  /// What belongs into each set, for these ports: the keys of its elements.
+  static func elements(_ ports: [DomainUUID: [NetworkPort]], _ policy: AntiSpoofing) -> [String: Set<[UInt8]>] {
+    var elements: [String: Set<[UInt8]>] = [:]
+    for set in sets { elements[set.name] = [] }
+    for (domain, list) in ports {
+      let kinds = policy.kinds(for: domain)
+      guard !kinds.isEmpty else { continue }
+      for port in list {
+        var name = ElementKey()
+        name.append(interface: port.interface)
+        func add(_ set: String, _ write: (inout ElementKey) -> Void = { _ in }) {
+          var key = name
+          write(&key)
+          elements[set]?.insert((0..<key.count).map { key.bytes[$0] })
+        }
+        let isKnown = !port.addresses.isEmpty
+        for kind in kinds where isKnown || (kind != .ipv4 && kind != .ipv6) { add(guardSet(kind)) }
+        add(guardedSet)
+        if isKnown { add(knownSet) }
+        add(macSet) { $0.append(port.mac) }
+        for address in port.addresses {
+          add(address.family == .v4 ? v4Set : v6Set) { $0.append(address) }
+          guard address.family == .v6 else { continue }
+          add(v6Set) { $0.append(interfaceAddress(of: port.mac, in: address)) }
+        }
+      }
+    }
+    return elements
+  }
+
+  /// The address that a host makes itself in the /64 of `address` (RFC 4291, appendix A: modified EUI-64).
+  static func interfaceAddress(of mac: MACAddress, in address: IPAddress) -> IPAddress {
+    let (top, bottom) = (mac.rawValue >> 24, mac.rawValue & 0xFF_FFFF)
+    let identifier = (top << 40 | 0xFF_FE00_0000 | bottom) ^ 0x0200_0000_0000_0000
+    return IPAddress(v6High: address.high, low: identifier)
+  }
+}

@@ -1,0 +1,153 @@
+import NetworkTestSupport
+import Testing
+import VMFenceCore
+import VMFenceNftables
+
+/// Frames that a guest forges, on a real bridge.
+@Suite("Spoofing is stopped", .enabled(if: NetworkNamespace.isPossible, "\(NetworkNamespace.reason)"))
+struct AntiSpoofingTests {
+  private struct Attempt: CustomTestStringConvertible, Sendable {
+    var name: String
+    var kind: SpoofingKind?
+    var frame: [UInt8]
+    var testDescription: String { name }
+  }
+
+  private static let payload: [UInt8] = Array("a payload to know it by".utf8)
+
+  private static func attempt(_ name: String, _ kind: SpoofingKind?, _ type: UInt16, _ packet: [UInt8]) -> Attempt {
+    Attempt(name: name, kind: kind, frame: Frames.ethernet(type, packet))
+  }
+
+  private static func udp4(_ source: String, _ port: UInt16 = 5_000, _ to: UInt16 = 5_000) -> [UInt8] {
+    Frames.ipv4(source, "10.77.0.99", 17, Frames.udp(port, to, payload))
+  }
+
+  private static func udp6(_ source: String, _ port: UInt16 = 5_000, _ to: UInt16 = 5_000) -> [UInt8] {
+    Frames.ipv6(source, "fd77::99", 17, Frames.udp(port, to, payload))
+  }
+
+  private static let reserved: [UInt8] = [0, 0, 0, 0]
+  private static let own = "fe80::77:ff:fe00:1"
+
+  private static func neighbour(_ source: String, _ to: String, _ type: UInt8, _ target: String) -> [UInt8] {
+    Frames.icmpv6(source, to, type, reserved + Frames.bytes(target) + payload)
+  }
+
+  /// What vm1 sends: its MAC address is 02:77:00:00:00:01, its addresses are 10.77.0.1 and fd77::1.
+  private static let attempts: [Attempt] = {
+    let vm1 = Frames.vm1MAC
+    let vm2 = Frames.vm2MAC
+    return [
+      attempt("own IPv4", nil, 0x0800, udp4("10.77.0.1")),
+      attempt("own IPv6", nil, 0x86DD, udp6("fd77::1")),
+      attempt("SLAAC's IPv6", nil, 0x86DD, udp6("fd77::77:ff:fe00:1")),
+      attempt("link-local", nil, 0x86DD, udp6(own)),
+      attempt("another link-local", nil, 0x86DD, udp6("fe80::1234:5678:9abc:def0")),
+      attempt("a request by DHCP", nil, 0x0800, udp4("0.0.0.0", 68, 67)),
+      attempt("own ARP", nil, 0x0806, Frames.arp(1, sender: (vm1, "10.77.0.1"), target: "10.77.0.99") + payload),
+      attempt("an ARP probe", nil, 0x0806, Frames.arp(1, sender: (vm1, "0.0.0.0"), target: "10.77.0.1") + payload),
+      attempt("DAD", nil, 0x86DD, neighbour("::", "ff02::1:ff00:1", 135, "fd77::1")),
+      attempt("DAD of a link-local address", nil, 0x86DD, neighbour("::", "ff02::1:ff00:1", 135, own)),
+      attempt("a router solicitation", nil, 0x86DD, Frames.icmpv6("::", "ff02::2", 133, reserved + payload)),
+      attempt("an own advertisement", nil, 0x86DD, neighbour("fd77::1", "fd77::99", 136, "fd77::1")),
+      Attempt(
+        name: "another MAC", kind: .mac,
+        frame: Frames.ethernet(0x0800, from: MACAddress("02:77:00:00:00:33")!, udp4("10.77.0.1"))),
+      Attempt(name: "a neighbour's MAC", kind: .mac, frame: Frames.ethernet(0x0800, from: vm2, udp4("10.77.0.2"))),
+      attempt("two VLAN tags", .mac, 0x8100, [0, 5, 0x81, 0, 0, 6, 8, 0] + udp4("10.77.0.2")),
+      attempt("another IPv4", .ipv4, 0x0800, udp4("10.77.0.2")),
+      attempt("no IPv4", .ipv4, 0x0800, udp4("0.0.0.0")),
+      attempt("another IPv6", .ipv6, 0x86DD, udp6("fd77::2")),
+      attempt("another SLAAC's IPv6", .ipv6, 0x86DD, udp6("fd77::77:ff:fe00:2")),
+      attempt("DAD of another address", .ipv6, 0x86DD, neighbour("::", "ff02::1:ff00:2", 135, "fd77::2")),
+      attempt("another's advertisement", .ipv6, 0x86DD, neighbour("fd77::1", "fd77::99", 136, "fd77::2")),
+      attempt(
+        "ARP for a neighbour", .arp, 0x0806, Frames.arp(2, sender: (vm1, "10.77.0.2"), target: "10.77.0.99") + payload),
+      attempt(
+        "ARP with a neighbour's MAC", .arp, 0x0806,
+        Frames.arp(2, sender: (vm2, "10.77.0.1"), target: "10.77.0.99") + payload),
+      attempt("ARP of another form", .arp, 0x0806, [0, 6, 8, 0, 6, 4, 0, 1] + payload),
+      attempt("a DHCP server", .dhcp, 0x0800, udp4("10.77.0.1", 67, 68)),
+      attempt("a DHCPv6 server", .dhcp, 0x86DD, udp6(own, 547, 546)),
+      attempt(
+        "a router advertisement", .router, 0x86DD,
+        Frames.icmpv6(own, "ff02::1", 134, [64, 0, 7, 8] + [UInt8](repeating: 0, count: 8) + payload)),
+      attempt(
+        "a redirect", .router, 0x86DD,
+        Frames.icmpv6(own, "fd77::99", 137, reserved + Frames.bytes("fd77::2") + Frames.bytes("fd77::99") + payload)),
+    ]
+  }()
+
+  /// Whether the frame arrives. Its last bytes are a number of its own; the frame goes as it is, so that no checksum there matters.
+  private func passes(_ attempt: Attempt, _ sender: PacketEndpoint, _ receiver: PacketEndpoint) throws -> Bool {
+    let tail = Frames.big(UInt64.random(in: .min ... .max), 8)
+    try sender.send(attempt.frame.dropLast(tail.count) + tail)
+    return receiver.receives(within: attempt.kind == nil ? 2_000 : 150) { Array($0.suffix(tail.count)) == tail }
+  }
+
+  @Test("every forged frame is stopped and counted under its kind; honest ones pass")
+  func everything() async throws {
+    let network = try BridgeNetwork("spoof")
+    let sink = try network.host.inside { try NftablesSink.open() }
+    let sender = try PacketEndpoint(network.vm1)
+    let receiver = try PacketEndpoint(network.outside)
+    for attempt in Self.attempts where attempt.kind != nil {
+      #expect(try passes(attempt, sender, receiver), "\(attempt.name) does not even pass without anti-spoofing")
+    }
+    try await sink.update(ports: bridgePorts, antiSpoofing: AntiSpoofing())
+    for attempt in Self.attempts {
+      let before = try await sink.trafficCounts().spoofed
+      let passed = try passes(attempt, sender, receiver)
+      let after = try await sink.trafficCounts().spoofed
+      #expect(passed == (attempt.kind == nil), "\(attempt.name) \(passed ? "passes" : "is stopped")")
+      for kind in SpoofingKind.allCases {
+        let counted = (after[kind]?.packets ?? 0) - (before[kind]?.packets ?? 0)
+        // The guest's own stack sends honest frames meanwhile: nothing of that is counted.
+        #expect(counted == (kind == attempt.kind ? 1 : 0), "\(attempt.name): \(counted) counted as \(kind)")
+      }
+    }
+    #expect(network.pings(from: network.vm1, "10.77.0.99") && network.pings(from: network.vm1, "fd77::99"))
+    #expect(network.pings(from: network.outside, "10.77.0.1") && network.pings(from: network.vm1, "fd77::fe"))
+    try await sink.update(ports: bridgePorts)
+    for attempt in Self.attempts where attempt.kind != nil {
+      #expect(try passes(attempt, sender, receiver), "\(attempt.name) is stopped after anti-spoofing was turned off")
+    }
+  }
+
+  @Test("a domain's exception opens only what it names, and a port without known addresses is free in these")
+  func exceptions() async throws {
+    let network = try BridgeNetwork("spoof-exceptions")
+    let sink = try network.host.inside { try NftablesSink.open() }
+    let sender = try PacketEndpoint(network.vm1)
+    let receiver = try PacketEndpoint(network.outside)
+    let attempts = Dictionary(uniqueKeysWithValues: Self.attempts.map { ($0.name, $0) })
+    func passes(_ name: String) throws -> Bool { try self.passes(try #require(attempts[name]), sender, receiver) }
+    try await sink.update(
+      ports: bridgePorts, antiSpoofing: AntiSpoofing(exceptions: [vm1: [.dhcp, .router]]))
+    #expect(try passes("a DHCP server") && passes("a router advertisement"))
+    #expect(try !passes("another IPv4"))
+    var unknown = port("vif1.0", 1)
+    unknown.addresses = []
+    try await sink.update(ports: [vm1: [unknown]], antiSpoofing: AntiSpoofing())
+    #expect(try passes("another IPv4") && passes("another IPv6") && passes("ARP for a neighbour"))
+    #expect(try !passes("another MAC") && !passes("ARP with a neighbour's MAC") && !passes("a DHCP server"))
+  }
+
+  @Test("when somebody empties the sets, honest traffic is not stopped for longer than until the next reading back")
+  func mended() async throws {
+    let network = try BridgeNetwork("spoof-mended")
+    let sink = try network.host.inside { try NftablesSink.open(.init(holdsTable: false)) }
+    try await sink.update(ports: bridgePorts, antiSpoofing: AntiSpoofing())
+    try network.host.run("nft flush set bridge vmfence port-mac")
+    #expect(!network.pings(from: network.vm1, "10.77.0.99"))
+    _ = try await sink.readBack(at: start)
+    #expect(network.pings(from: network.vm1, "10.77.0.99"))
+    try network.host.run("nft flush ruleset")
+    _ = try await sink.readBack(at: start)
+    let sender = try PacketEndpoint(network.vm1)
+    let receiver = try PacketEndpoint(network.outside)
+    let forged = try #require(Self.attempts.first { $0.kind == .ipv4 })
+    #expect(try !passes(forged, sender, receiver), "anti-spoofing does not come back with the table")
+  }
+}

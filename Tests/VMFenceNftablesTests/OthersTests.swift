@@ -1,0 +1,144 @@
+import NetworkTestSupport
+import Testing
+import VMFenceCore
+import VMFenceNftables
+
+/// What others do to our table, and what we do when it is not ours.
+@Suite("Others at the packet filter", .enabled(if: NetworkNamespace.isPossible, "\(NetworkNamespace.reason)"))
+struct OthersTests {
+  private let network: NetworkNamespace
+  init() throws { network = try NetworkNamespace("others") }
+
+  private func open(_ configuration: NftablesSink.Configuration) throws -> NftablesSink {
+    try network.inside { try NftablesSink.open(configuration) }
+  }
+
+  @Test(
+    "what somebody else does is told, with who did it, and mended by reconciling",
+    arguments: [
+      ("nft flush ruleset", ForeignChange.Kind.tableDeleted), ("nft delete table bridge vmfence", .tableDeleted),
+      ("nft flush table bridge vmfence", .changed), ("nft flush set bridge vmfence block4", .changed),
+      ("nft delete element bridge vmfence block4 '{ \"vif1.0\" . 10.77.0.99 }'", .changed),
+      ("nft insert rule bridge vmfence forward accept", .changed),
+    ])
+  func drift(command: String, kind: ForeignChange.Kind) async throws {
+    let sink = try open(.init(holdsTable: false))
+    try await sink.update(ports: bridgePorts)
+    let measures = [
+      block("10.77.0.99", for: vm1), block("fd77::/64", seconds: nil, decision: 2),
+      block("10.77.0.99", for: vm2, decision: 3),
+    ]
+    try await sink.change(add: measures)
+    let stream = sink.changesByOthers()
+    try network.run(command)
+    var seen = stream.makeAsyncIterator()
+    let change = try #require(await seen.next())
+    #expect(change.kind == kind)
+    #expect(change.process == "nft" && change.processID > 0)
+    #expect(change.description == "nft (process \(change.processID)) \(kind.rawValue)")
+    // The coordinator's own reconciling: read back, compare, mend, say so.
+    let before = try await sink.readBack(at: start)
+    #expect(before.measures.count < 3, "nothing is missed")
+    let missing = measures.filter { measure in !before.measures.contains { $0.key == measure.key } }
+    _ = try await sink.apply(FirewallChange(from: before.generation, time: start, add: missing))
+    #expect(Set(try await sink.readBack(at: start).measures.map(\.key)) == Set(measures.map(\.key)))
+    #expect(try network.run("nft list table bridge vmfence").contains("10.77.0.99"))
+  }
+
+  @Test("a change made when the table is gone is refused as out of date, and the table is there again")
+  func changeWithoutTable() async throws {
+    let sink = try open(.init(holdsTable: false))
+    let generation = try await sink.change(add: [block("10.77.0.1")])
+    try network.run("nft flush ruleset")
+    await #expect("a change to a table that is gone") {
+      _ = try await sink.apply(FirewallChange(from: generation, time: start, add: [block("10.77.0.2")]))
+    } throws: { ($0 as? FirewallError)?.code == .conflict }
+    try await sink.change(add: [block("10.77.0.2")])
+    #expect(try await sink.readBack(at: start).measures.map(\.key) == [block("10.77.0.2").key])
+  }
+
+  @Test("elements that others put into our sets are taken out; what is outside the table is not touched")
+  func strays() async throws {
+    try network.run("nft add table bridge other; nft add table inet vmfence; nft add chain bridge other mine")
+    let sink = try open(.init(holdsTable: false))
+    try await sink.change(add: [block("10.77.0.1")])
+    try network.run("nft add element bridge vmfence hostblock4 '{ 10.77.0.254 }'")
+    #expect(try await sink.readBack(at: start).measures.map(\.key) == [block("10.77.0.1").key])
+    #expect(try !network.run("nft list set bridge vmfence hostblock4").contains("10.77.0.254"))
+    _ = try await sink.replace(with: [], at: start)
+    let tables = try network.run("nft list tables")
+    #expect(tables.contains("table bridge other") && tables.contains("table inet vmfence"))
+    #expect(try network.run("nft list table bridge other").contains("chain mine"))
+  }
+
+  @Test("an owned table cannot be flushed by others, outlives its owner, and is taken over with its measures")
+  func ownership() async throws {
+    var sink: NftablesSink? = try open(.init())
+    guard try #require(sink).features.canOwnTables else { return }
+    try await sink?.update(ports: bridgePorts)
+    let measures = [
+      block("10.77.0.99", for: vm1), block("10.0.0.0/8", for: vm2, decision: 2),
+      block("10.1.0.0/16", for: vm2, decision: 3),
+      block("fd77::99", decision: 4),
+      FirewallMeasure(scope: .domain(vm1), kind: .quarantine, expires: nil, decision: 5, comment: "sid 1:2"),
+      FirewallMeasure(
+        scope: .domain(vm1), kind: .rateLimit(packetsPerSecond: 7), expires: start + .seconds(60), decision: 6),
+      FirewallMeasure(
+        scope: .domain(vm1), kind: .rateLimit(packetsPerSecond: 9), expires: start + .seconds(60), decision: 7),
+    ]
+    try await sink?.change(add: measures)
+    try network.run("nft flush ruleset")
+    #expect(try await sink?.readBack(at: start).measures.count == 7, "the owned table was flushed")
+    #expect("a second owner of the table") {
+      _ = try open(.init())
+    } throws: { error in
+      let error = error as? FirewallError
+      return error?.code == .permissionDenied && error?.message.contains("another process owns") == true
+    }
+    sink = nil
+    let again = try open(.init())
+    #expect(again.adoptedMeasures == 7)
+    let state = try await again.readBack(at: start)
+    #expect(state.measures.map(\.key) == measures.map(\.key))
+    #expect(state.measures.map(\.decision) == [1, 2, 3, 4, 5, 6, 7])
+    #expect(state.measures[0].comment == "sid 1:1000001")
+    #expect(try #require(state.measures[5].expires) > start + .seconds(50))
+    let text = try network.run("nft list table bridge vmfence")
+    #expect(text.contains("\"vif1.0\" comment \"sid 1:2 decision 5\" : jump quarantine"), "nft shows:\n\(text)")
+    #expect(text.contains("\"vif2.0\" . 10.1.0.0 counter packets 0"))
+  }
+
+  @Test("a table of another version is made anew with the measures of the old one")
+  func otherVersion() async throws {
+    var sink: NftablesSink? = try open(.init(holdsTable: false))
+    try await sink?.change(add: [block("10.77.0.99", for: vm1), block("fd77::/64")])
+    sink = nil
+    try network.run("nft flush chain bridge vmfence forward")
+    let again = try open(.init(holdsTable: false))
+    #expect(again.adoptedMeasures == 2)
+    #expect(try await again.readBack(at: start).measures.count == 2)
+    #expect(try network.run("nft list chain bridge vmfence forward").contains("jump block4"))
+  }
+
+  @Test("without the permission the capability is named")
+  func permission() throws {
+    // The network namespace belongs to the first user namespace; a process in another one has no power over it.
+    let error = #expect(throws: FirewallError.self) {
+      try network.inside { try withoutNetworkAdministration { try NftablesSink.open() } }
+    }
+    #expect(error?.code == .permissionDenied)
+    #expect(error?.message.contains("CAP_NET_ADMIN") == true)
+  }
+
+  @Test("every comment is printable, whatever it was")
+  func comments() async throws {
+    let sink = try open(.init())
+    var measure = block("10.77.0.1")
+    measure.comment = "a\"b\\c\u{1b}[31m\n" + String(repeating: "x", count: 300)
+    try await sink.change(add: [measure])
+    let text = try network.run("nft list set bridge vmfence hostblock4")
+    #expect(text.contains("comment \"a?b?c?[31m?x"))
+    #expect(text.contains("decision 1"))
+    #expect(try await sink.readBack(at: start).measures.first?.decision == 1)
+  }
+}
