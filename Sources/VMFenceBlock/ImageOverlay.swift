@@ -101,6 +101,8 @@ public struct OverlaidDisk<Observer: BlockObserver & ~Copyable>: BlockObserver, 
   public let overlay: ImageOverlay
   /// Why the overlay is no longer what the disk would be; nil as long as it is.
   public private(set) var failure: IntegrityError?
+  /// When the last request came.
+  public private(set) var lastTime = Timestamp.zero
 
   public init(_ observer: consuming Observer, overlay: ImageOverlay) {
     self.observer = observer
@@ -108,6 +110,7 @@ public struct OverlaidDisk<Observer: BlockObserver & ~Copyable>: BlockObserver, 
   }
 
   public mutating func observe(_ request: BlockRequest, data: RawSpan) -> BlockVerdict {
+    lastTime = request.timestamp
     let verdict = observer.observe(request, data: data)
     if verdict == .allow, failure == nil {
       do throws(IntegrityError) {

@@ -8,6 +8,11 @@ public struct ProtectionPolicy: Sendable {
     /// Report changes, and refuse requests that change what a protected file contains at its place. What the guest does
     /// with metadata (renaming another file over it, truncating it) is reported and not refused.
     case denyData
+    /// As `denyData`, and refuse what changes a protected file's name, inode or attributes. On a file system with a journal
+    /// the commit block of a transaction that holds such a change is refused: **the guest's journal stops**, its file
+    /// system becomes read-only, and nothing else in that transaction is kept either. Without a journal metadata reach the
+    /// disk one by one and in any order; there this is as `denyData`.
+    case denyMetadata
 
     public static func < (a: Action, b: Action) -> Bool { a.rawValue < b.rawValue }
   }
@@ -68,6 +73,9 @@ public struct ProtectionPolicy: Sendable {
     for name in path.split(separator: 0x2F) { frontier = advance(frontier, by: Array(name)) }
     return action(at: frontier)
   }
+
+  /// Whether some rule refuses changes of metadata.
+  var deniesMetadata: Bool { rules.contains { $0.action == .denyMetadata } }
 
   /// Which patterns are how far matched by a path: all that must be known of a directory to go on to its names.
   struct Frontier: Hashable, Sendable {

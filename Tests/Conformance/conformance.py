@@ -5,11 +5,12 @@ import os
 import sys
 import time
 
+import disk
 import network
 import rules
 import snort3
 
-SUITES = {"network": network, "snort3": snort3, "rules": rules}
+SUITES = {"network": network, "snort3": snort3, "rules": rules, "disk": disk}
 
 
 def arguments():
@@ -19,6 +20,8 @@ def arguments():
     parser.add_argument("--suite", default=os.environ.get("VMFENCE_CONFORMANCE"), help="the folder with all suites")
     parser.add_argument("--cases", help="another cases file of the network suite's form")
     parser.add_argument("--files", help="the folder that its paths start from")
+    for part in ("images", "traces", "hostile"):
+        parser.add_argument("--" + part, help="disk: another folder of " + part)
     parser.add_argument("--only", help="part of a name, or a pattern with *")
     parser.add_argument("--json", help="where to write the score and what failed")
     parser.add_argument("--quick", action="store_true", help="leave out what takes minutes")
@@ -41,7 +44,7 @@ def main():
     options.suite = options.suite or os.path.join(os.path.dirname(os.path.abspath(options.root)), "shared", "conformance")
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     options.cache = os.path.join(cache, "vmfence-conformance")
-    needed = options.cases or os.path.join(options.suite, options.which)
+    needed = options.cases or options.images or options.traces or options.hostile or os.path.join(options.suite, options.which)
     if not os.path.exists(needed):
         print("conformance: the suite is not there: %s (name its folder with --suite DIR)" % needed, file=sys.stderr)
         return 1 if os.environ.get("CI") or options.cases else 0
@@ -54,7 +57,7 @@ def main():
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
             json.dump({"suite": options.which, "score": score, "failed": problems}, file, indent=1, sort_keys=True)
-    if options.only or options.cases:
+    if options.only or options.cases or options.images or options.traces or options.hostile:
         return 0
     path = os.path.join(options.root, "Tests", "Conformance", "baseline.json")
     with open(path, encoding="utf-8") as file:

@@ -40,7 +40,10 @@ import VMFenceIntegrity
     Case("first data block 0 with 1 KiB", 1024 + 20, 0, .damaged),
     Case("first data block at the end of numbers", 1024 + 20, .max, .damaged),
     Case("revision 2", 1024 + 76, 2, .unsupported),
-    Case("extents", 1024 + 96, 0x42, .unsupported),
+    Case("compression", 1024 + 96, 0x3, .unsupported),
+    Case("a journal device", 1024 + 96, 0xA, .unsupported),
+    Case("64bit without room in the descriptors", 1024 + 96, 0x82, .damaged),
+    Case("a first inode past the last", 1024 + 84, 65, .damaged),
     Case("a feature nobody knows", 1024 + 96, 0x8000_0002, .unsupported),
     Case("inode table at block 0", 2048 + 8, 0, .damaged),
     Case("inode table over the descriptors", 2048 + 8, 2, .damaged),
@@ -89,21 +92,32 @@ import VMFenceIntegrity
 
   @Test func featuresAreRefusedByName() throws {
     var disk = TinyDisk()
-    disk.put32(0x2 | 0x40 | 0x200 | 0x4000_0000, at: 1024 + 96)
+    disk.put32(0x2 | 0x1 | 0x1000 | 0x4000_0000, at: 1024 + 96)
     do throws(IntegrityError) {
       _ = try ExtFileSystem(MemoryDisk(disk.bytes))
       Issue.record("it was taken")
     } catch {
-      #expect(error.message.contains("extent, flex_bg, 0x40000000"))
+      #expect(error.message.contains("compression, dirdata, 0x40000000"))
     }
   }
 
-  @Test func aJournalIsRefusedByTheMonitorOnly() throws {
+  @Test func aJournalThatCannotBeReadIsDamageAndTheRestIsFollowed() throws {
     var disk = TinyDisk()
     disk.put32(0x4, at: 1024 + 92)
-    #expect(try ExtFileSystem(MemoryDisk(disk.bytes)).superblock.hasJournal)
-    let monitor = try ConformanceMonitorTests.monitor(MemoryDisk(disk.bytes), ["/**"])
-    #expect(monitor.blindness?.code == .unsupported && monitor.blindness?.message.contains("journal") == true)
+    disk.put32(13, at: 1024 + 224)
+    let fileSystem = try ExtFileSystem(MemoryDisk(disk.bytes))
+    #expect(fileSystem.superblock.features.hasJournal)
+    #expect(fileSystem.damage.kept.map(\.message) == ["damaged journal: no journal superblock"])
+    var monitor = try MonitorSupport.monitor(MemoryDisk(disk.bytes), ["/**"])
+    #expect(monitor.blindness == nil && monitor.drainEvents().map(\.operation) == [.damage])
+  }
+
+  @Test func anExternalJournalIsNamed() throws {
+    var disk = TinyDisk()
+    disk.put32(0x4, at: 1024 + 92)
+    disk.put32(0x801, at: 1024 + 228)
+    let fileSystem = try ExtFileSystem(MemoryDisk(disk.bytes))
+    #expect(fileSystem.damage.kept.contains { $0.message.contains("external journal") })
   }
 
   @Test(arguments: damages) func damageIsReportedAndTheRestIsFollowed(test: Case) throws {

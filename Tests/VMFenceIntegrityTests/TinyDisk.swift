@@ -67,6 +67,22 @@ struct TinyDisk {
     }
   }
 
+  /// Makes a block one of extended attributes, with one attribute `user.NAME`.
+  mutating func putAttribute(_ block: Int, _ name: String, _ value: String) {
+    let base = block * Self.blockSize
+    for index in base..<base + Self.blockSize { bytes[index] = 0 }
+    put32(0xEA02_0000, at: base)
+    put32(1, at: base + 4)
+    put32(1, at: base + 8)
+    bytes[base + 32] = UInt8(name.utf8.count)
+    bytes[base + 33] = 1
+    put16(UInt16(Self.blockSize - 64), at: base + 34)
+    put32(UInt32(value.utf8.count), at: base + 40)
+    bytes.replaceSubrange(base + 48..<base + 48 + name.utf8.count, with: Array(name.utf8))
+    bytes.replaceSubrange(
+      base + Self.blockSize - 64..<base + Self.blockSize - 64 + value.utf8.count, with: Array(value.utf8))
+  }
+
   mutating func putText(_ block: Int, _ text: String) {
     bytes.replaceSubrange(block * Self.blockSize..<block * Self.blockSize + text.utf8.count, with: Array(text.utf8))
   }
@@ -164,7 +180,7 @@ struct Guest: ~Copyable {
     return events()
   }
 
-  mutating func events() -> [String] { disk.observer.drainEvents().map(ConformanceMonitorTests.text) }
+  mutating func events() -> [String] { disk.observer.drainEvents().map(MonitorSupport.text) }
 }
 
 /// The block of the inode table that holds an inode.

@@ -1,21 +1,21 @@
 /// Writes one JSON object (RFC 8259) as one line, members in the order in which they are given, so that equal input gives
 /// equal bytes. Whatever a text holds, no line break comes out.
-struct JSONLine {
+package struct JSONLine {
   /// The longest text that is written, in bytes of UTF-8; what is longer is cut there and ends in "…".
-  static let textLimit = 16_384
+  package static let textLimit = 16_384
 
-  private(set) var bytes: [UInt8] = []
+  package private(set) var bytes: [UInt8] = []
   /// Whether the next member is the first of its object or array.
   private var isFirst = true
 
-  init() { bytes.reserveCapacity(1_024) }
+  package init() { bytes.reserveCapacity(1_024) }
 
-  mutating func object(_ key: String? = nil, _ body: (inout JSONLine) -> Void) {
+  package mutating func object(_ key: String? = nil, _ body: (inout JSONLine) -> Void) {
     separate(key)
     nest("{", "}", body)
   }
 
-  mutating func array<Element>(
+  package mutating func array<Element>(
     _ key: String, _ elements: some Sequence<Element>, _ body: (inout JSONLine, Element) -> Void
   ) {
     separate(key)
@@ -25,25 +25,25 @@ struct JSONLine {
   }
 
   /// A member of an object; nothing when the text is nil.
-  mutating func member(_ key: String, _ text: String?) {
+  package mutating func member(_ key: String, _ text: String?) {
     guard let text else { return }
     separate(key)
     append(text)
   }
 
-  mutating func member<Number: FixedWidthInteger>(_ key: String, _ number: Number?) {
+  package mutating func member<Number: FixedWidthInteger>(_ key: String, _ number: Number?) {
     guard let number else { return }
     separate(key)
     bytes += String(number).utf8
   }
 
-  mutating func member(_ key: String, _ flag: Bool) {
+  package mutating func member(_ key: String, _ flag: Bool) {
     separate(key)
     bytes += (flag ? "true" : "false").utf8
   }
 
   /// Bytes in base64 (RFC 4648 §4), however many.
-  mutating func member(_ key: String, base64 data: [UInt8]) {
+  package mutating func member(_ key: String, base64 data: [UInt8]) {
     separate(key)
     bytes.append(UInt8(ascii: "\""))
     bytes += Base64.encode(data)
@@ -51,12 +51,12 @@ struct JSONLine {
   }
 
   /// An element of an array.
-  mutating func element(_ text: String) {
+  package mutating func element(_ text: String) {
     separate(nil)
     append(text)
   }
 
-  mutating func element(_ number: some FixedWidthInteger) {
+  package mutating func element(_ number: some FixedWidthInteger) {
     separate(nil)
     bytes += String(number).utf8
   }

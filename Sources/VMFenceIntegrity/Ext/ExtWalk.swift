@@ -61,11 +61,13 @@ public struct DamageLog: Sendable {
   }
 }
 
-/// A run of blocks of a file that lie one after the other on the disk. All in bytes.
+/// A run of a file that lies in one piece on the disk. All in bytes.
 public struct ExtExtent: Hashable, Sendable {
   public var fileOffset: UInt64
   public var diskOffset: UInt64
   public var length: UInt64
+  /// Allocated, and reads as zeroes.
+  public var isUnwritten = false
 }
 
 /// A file, directory or other object that a walk came by.
@@ -83,6 +85,7 @@ extension ExtFileSystem {
   /// - Returns: what contradicts the format.
   public func walk(limits: WalkLimits = WalkLimits(), _ visit: (ExtListing) -> Void) -> DamageLog {
     var damage = DamageLog(limit: limits.damages)
+    damage.add(self.damage)
     var buffer: [UInt8] = []
     var entered: Set<UInt32> = [2]
     var entries = 0
@@ -90,6 +93,7 @@ extension ExtFileSystem {
     var stack: [(listing: ExtListing, depth: Int)] = []
     do throws(IntegrityError) {
       let root = ExtListing(path: [0x2F], number: 2, inode: try inode(2, buffer: &buffer))
+      check(root, &damage)
       visit(root)
       stack.append((root, 0))
     } catch {
@@ -110,6 +114,7 @@ extension ExtFileSystem {
         let path = directory.path + (directory.path.count > 1 ? [0x2F] : []) + entry.name
         do throws(IntegrityError) {
           let child = ExtListing(path: path, number: entry.inode, inode: try inode(entry.inode, buffer: &buffer))
+          check(child, &damage)
           visit(child)
           guard child.inode.kind == .directory else { continue }
           if depth + 1 > limits.depth {
@@ -125,72 +130,156 @@ extension ExtFileSystem {
       }
       stack.append(contentsOf: children.reversed())
     }
+    checkOrphans(&damage, buffer: &buffer)
     return damage
+  }
+
+  /// What of an inode contradicts the format by itself.
+  func check(_ listing: ExtListing, _ damage: inout DamageLog) {
+    for message in faults(of: listing.inode) { damage.report(inode: listing.number, path: listing.path, message) }
+  }
+
+  func faults(of inode: ExtInode) -> [String] {
+    var faults: [String] = []
+    if !inode.isChecksumRight { faults.append("a wrong checksum of the inode") }
+    if inode.kind == .unknown { faults.append("no file has the type of mode 0\(String(inode.mode, radix: 8))") }
+    if inode.isExtraSizeWrong { faults.append("an inode that says it uses more bytes than it has") }
+    if inode.linkCount == 0, inode.kind != .unknown {
+      faults.append("a name for an inode without links; the name counts")
+    }
+    if inode.size > fileSizeLimit(of: inode) { faults.append("size \(inode.size) is more than a file can have") }
+    if inode.kind == .symbolicLink {
+      if inode.size == 0 || inode.size > UInt64(blockSize) {
+        faults.append("a symbolic link of \(inode.size) bytes")
+      } else if !inode.hasInlineData, !inode.hasBlocks(blockSize: blockSize), inode.size >= 60 {
+        faults.append("a symbolic link of \(inode.size) bytes that lies in its inode")
+      }
+    }
+    if inode.kind == .directory, !inode.hasInlineData, inode.size % UInt64(blockSize) != 0 {
+      faults.append("directory size \(inode.size) is not whole blocks")
+    }
+    if inode.attributeBlock != 0, !isOwnable(inode.attributeBlock) {
+      faults.append("extended attributes in block \(inode.attributeBlock), where none can be")
+    }
+    return faults
+  }
+
+  /// The list of inodes that were deleted while open runs through their deletion times, and ends.
+  private func checkOrphans(_ damage: inout DamageLog, buffer: inout [UInt8]) {
+    var seen: Set<UInt32> = []
+    var number = superblock.lastOrphan
+    while number != 0, seen.count < 65_536 {
+      guard number <= superblock.inodeCount, let inode = try? inode(number, buffer: &buffer) else {
+        return damage.report(inode: number, "the list of orphans leads to inode \(number), which is none")
+      }
+      guard seen.insert(number).inserted else {
+        return damage.report(inode: number, "the list of orphans runs in a circle")
+      }
+      number = inode.deletionTime
+    }
   }
 
   /// The names in a directory, of each name the first.
   func names(in directory: ExtListing, blocks: inout Int, damage: inout DamageLog) -> [ExtDirectoryEntry] {
     var result: [ExtDirectoryEntry] = []
     var seen: Set<[UInt8]> = []
-    var buffer: [UInt8] = []
-    for extent in extents(of: directory, blocks: &blocks, damage: &damage) {
-      for index in 0..<extent.length / UInt64(blockSize) {
-        do throws(IntegrityError) {
-          try readBlock(extent.diskOffset / UInt64(blockSize) + index, into: &buffer)
-        } catch {
-          damage.report(inode: directory.number, path: directory.path, error.message)
-          continue
-        }
-        let isFirst = extent.fileOffset == 0 && index == 0
-        let block = buffer.withRawSpan { ExtDirectoryBlock($0, superblock: superblock, isFirst: isFirst) }
-        if let message = block.damage { damage.report(inode: directory.number, path: directory.path, message) }
-        for entry in block.entries {
-          if seen.insert(entry.name).inserted {
-            result.append(entry)
-          } else {
-            damage.report(inode: directory.number, path: directory.path, "the same name twice in a directory")
-          }
+    for block in nameBlocks(of: directory, blocks: &blocks, damage: &damage) {
+      if let message = block.damage { damage.report(inode: directory.number, path: directory.path, message) }
+      for entry in block.entries {
+        if seen.insert(entry.name).inserted {
+          result.append(entry)
+        } else {
+          damage.report(inode: directory.number, path: directory.path, "the same name twice in a directory")
         }
       }
     }
     return result
+  }
+
+  private func nameBlocks(
+    of directory: ExtListing, blocks: inout Int, damage: inout DamageLog
+  ) -> [ExtDirectoryBlock] {
+    if directory.inode.hasInlineData { return inlineNameBlocks(of: directory.inode) }
+    var result: [ExtDirectoryBlock] = []
+    var buffer: [UInt8] = []
+    for run in map(of: directory, blocks: &blocks, damage: &damage).runs where !run.isUnwritten {
+      for index in 0..<run.count {
+        do throws(IntegrityError) {
+          try readBlock(run.block + UInt64(index), into: &buffer)
+        } catch {
+          damage.report(inode: directory.number, path: directory.path, error.message)
+          continue
+        }
+        result.append(
+          nameBlock(buffer, of: directory.number, directory.inode, isFirst: run.fileBlock == 0 && index == 0))
+      }
+    }
+    return result
+  }
+
+  /// The names in one block of a directory.
+  func nameBlock(_ bytes: [UInt8], of number: UInt32, _ inode: ExtInode, isFirst: Bool) -> ExtDirectoryBlock {
+    bytes.withRawSpan {
+      var block = ExtDirectoryBlock($0, superblock: superblock, isFirst: isFirst, isEncrypted: inode.isEncrypted)
+      let seed = checksums.seed(ofInode: number, generation: inode.generation)
+      let isRoot = isFirst && inode.flags & ExtInode.Flags.index != 0
+      if !checksums.isRight(directoryBlock: $0, inodeSeed: seed, isIndexRoot: isRoot) { block.reportChecksum() }
+      return block
+    }
+  }
+
+  /// The names in a directory that lies in its inode: behind the parent's number, and in an attribute.
+  func inlineNameBlocks(of inode: ExtInode) -> [ExtDirectoryBlock] {
+    let parts = [inode.blockBytes(4..<60), ExtAttributeList(of: inode).inlineData ?? []]
+    return parts.filter { !$0.isEmpty }.map { part in
+      part.withRawSpan {
+        ExtDirectoryBlock($0, superblock: superblock, isFirst: false, isEncrypted: inode.isEncrypted)
+      }
+    }
+  }
+
+  /// Which blocks a file has. `blocks`: how many more may be looked at; what was looked at is taken from it.
+  func map(of file: ExtListing, blocks: inout Int, damage: inout DamageLog) -> ExtBlockMap {
+    // No file has more blocks than the file system.
+    let budget = min(blocks, Int(clamping: superblock.blockCount))
+    var work = MapWork(budget: budget, memory: 64 << 20)
+    let map = ExtBlockMap(file.inode, number: file.number, in: self, work: &work)
+    blocks -= budget - work.budget
+    if let message = work.damage { damage.report(inode: file.number, path: file.path, message) }
+    return map
   }
 
   /// Where the contents of a file lie, in the order of the file; holes are left out.
   ///
   /// `blocks`: how many more blocks may be looked at; what was looked at is taken from it.
   public func extents(of file: ExtListing, blocks: inout Int, damage: inout DamageLog) -> [ExtExtent] {
-    guard file.inode.hasBlocks(blockSize: blockSize) else { return [] }
-    if file.inode.size > fileSizeLimit {
-      damage.report(inode: file.number, path: file.path, "size \(file.inode.size) is more than a file can have")
-    } else if file.inode.kind == .directory, file.inode.size % UInt64(blockSize) != 0 {
-      damage.report(inode: file.number, path: file.path, "directory size \(file.inode.size) is not whole blocks")
-    }
-    // No file has more blocks than the file system.
-    let budget = min(blocks, Int(clamping: superblock.blockCount))
-    var work = TreeWork(budget: budget, cachedBytesLimit: 64 << 20)
-    var tree = ExtBlockTree()
-    tree.update(root: file.inode.blocks, in: self, work: &work)
-    blocks -= budget - work.budget
-    if let message = work.damage { damage.report(inode: file.number, path: file.path, message) }
-    var result: [ExtExtent] = []
+    if file.inode.hasInlineData, file.inode.kind != .directory { return inlineExtents(of: file) }
     let size = UInt64(blockSize)
-    for change in work.changes where change.isClaim && change.level == 0 {
-      let fileOffset = UInt64(change.fileBlock) * size
-      let diskOffset = change.block * size
-      if let last = result.last, last.fileOffset + last.length == fileOffset,
-        last.diskOffset + last.length == diskOffset
-      {
-        result[result.count - 1].length += size
-      } else {
-        result.append(ExtExtent(fileOffset: fileOffset, diskOffset: diskOffset, length: size))
-      }
+    return map(of: file, blocks: &blocks, damage: &damage).runs.map {
+      ExtExtent(
+        fileOffset: UInt64($0.fileBlock) * size, diskOffset: $0.block * size, length: UInt64($0.count) * size,
+        isUnwritten: $0.isUnwritten)
     }
-    return result
+  }
+
+  private func inlineExtents(of file: ExtListing) -> [ExtExtent] {
+    guard file.inode.kind == .regular, let place = location(ofInode: file.number) else { return [] }
+    let room = 60 + (ExtAttributeList(of: file.inode).inlineData?.count ?? 0)
+    guard file.inode.size > 0 else { return [] }
+    return [
+      ExtExtent(
+        fileOffset: 0, diskOffset: place.block * UInt64(blockSize) + UInt64(place.offset) + 40,
+        length: min(file.inode.size, UInt64(room)))
+    ]
   }
 }
 
 extension DamageLog {
   /// An empty log, for callers that read single files.
   public init() { self.init(limit: 64) }
+
+  mutating func add(_ other: DamageLog) {
+    for damage in other.kept where kept.count < limit { kept.append(damage) }
+    count += other.count
+  }
 }

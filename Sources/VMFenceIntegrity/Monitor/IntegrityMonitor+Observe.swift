@@ -6,6 +6,7 @@ extension IntegrityMonitor {
     if let now, request.sequence != now.sequence &+ 1 {
       observeGap(at: request.timestamp, reason: "request \(request.sequence) came after \(now.sequence)")
     }
+    dropCheckpointed()
     advance(to: request.timestamp)
     let moment = Moment(sequence: request.sequence, time: request.timestamp)
     now = moment
@@ -30,15 +31,18 @@ extension IntegrityMonitor {
       }
       return .allow
     }
+    let write = WriteInFlight(offset: request.offset, end: stop, operation: request.operation)
+    if touchesJournal(write), followJournal(write, data, moment) == .deny { return .deny }
     findHits(from: request.offset, to: stop)
+    if !hits.isEmpty, view?.fileSystem.overlay.isEmpty == false { leaveOutJournalled(write, data) }
     guard !hits.isEmpty else {
-      if request.operation == .write {
+      if request.operation != .discard {
         pendingWrites.add(start: request.offset, end: stop, sequence: request.sequence)
       }
       return .allow
     }
     statisticsStorage.hits += 1
-    return process(WriteInFlight(offset: request.offset, end: stop, operation: request.operation), data, moment)
+    return process(write, data, moment)
   }
 
   /// Collects what the blocks of a request are, into `hits`.
@@ -61,12 +65,19 @@ extension IntegrityMonitor {
     /// One past its last byte.
     var end: UInt64
     var operation: BlockRequest.Operation
+
+    /// The disk as it will be.
+    func patch(_ data: RawSpan) -> WritePatch {
+      let isWrite = operation == .write && UInt64(data.byteCount) >= end - offset
+      let bytes = isWrite ? data.extracting(0..<Int(end - offset)).copiedBytes() : []
+      return WritePatch(offset: offset, length: end - offset, bytes: bytes)
+    }
   }
 
   private mutating func process(_ write: WriteInFlight, _ data: RawSpan, _ moment: Moment) -> BlockVerdict {
     let changed = changedContents(write, data)
     if let verdict = deny(changed, moment) { return verdict }
-    if write.operation == .write {
+    if write.operation != .discard {
       // Blocks beside the followed ones may be claimed later, too.
       pendingWrites.add(start: write.offset, end: write.end, sequence: moment.sequence)
     }
@@ -76,9 +87,7 @@ extension IntegrityMonitor {
       noteChange(at: moment.time)
     }
     if hits.contains(where: { $0.use.role != .data }) {
-      let isWrite = write.operation == .write && UInt64(data.byteCount) >= write.end - write.offset
-      let bytes = isWrite ? data.extracting(0..<Int(write.end - write.offset)).copiedBytes() : []
-      view?.fileSystem.patch = WritePatch(offset: write.offset, length: write.end - write.offset, bytes: bytes)
+      view?.fileSystem.patch = write.patch(data)
       processMetadata(moment)
       if view?.damage.count ?? 0 > 0 { noteChange(at: moment.time) }
       view?.fileSystem.patch = nil
@@ -126,10 +135,10 @@ extension IntegrityMonitor {
   }
 
   /// Refuses a request that changes contents which the policy says may not be changed, and tells so at once.
-  private mutating func deny(_ changes: [ContentChange], _ moment: Moment) -> BlockVerdict? {
+  mutating func deny(_ changes: [ContentChange], _ moment: Moment) -> BlockVerdict? {
     var isDenied = false
     for change in changes {
-      guard let node = view?.nodes[change.inode], node.links.contains(where: { $0.action == .denyData }) else {
+      guard let node = view?.nodes[change.inode], node.links.contains(where: { $0.action >= .denyData }) else {
         continue
       }
       let range = change.range.clamped(to: 0..<node.inode.size)
@@ -145,114 +154,5 @@ extension IntegrityMonitor {
     statisticsStorage.denied += 1
     flushBatch()
     return .deny
-  }
-
-  // MARK: Metadata
-
-  /// Upper structures first: what they release is no longer looked at.
-  private mutating func processMetadata(_ moment: Moment) {
-    let order: [BlockRole] = [
-      .superblock, .descriptors, .inodeTable, .indirect3, .indirect2, .indirect1, .directory, .attributes,
-    ]
-    let found = hits
-    for role in order {
-      for (block, use) in found where use.role == role && view?.table.contains(block, use) == true {
-        switch role {
-        case .superblock, .descriptors: processSystemBlock(block, role, moment)
-        case .inodeTable: processInodes(from: use.inode, moment)
-        case .indirect1: processIndirect(block, use, level: 1, moment)
-        case .indirect2: processIndirect(block, use, level: 2, moment)
-        case .indirect3: processIndirect(block, use, level: 3, moment)
-        case .directory:
-          view?.readNames(of: use.inode, fileBlock: use.index, block: block)
-          noteNames(of: use.inode, moment)
-        case .attributes:
-          news[use.inode, default: News()].attributesRewritten = moment
-          noteChange(at: moment.time)
-        case .data: break
-        }
-      }
-    }
-  }
-
-  private mutating func processSystemBlock(_ block: UInt64, _ role: BlockRole, _ moment: Moment) {
-    guard let fileSystem = view?.fileSystem else { return }
-    do throws(IntegrityError) {
-      if role == .superblock {
-        let new = try ExtFileSystem.readSuperblock(reader, patch: fileSystem.patch)
-        guard !new.hasSameLayout(as: fileSystem.superblock) else { return }
-        requestResync("the superblock describes another file system, or another layout", at: moment.time)
-      } else {
-        guard try !fileSystem.descriptorsAreUnchanged(inBlock: block, buffer: &oldBlock) else { return }
-        requestResync("a group descriptor moved an inode table or bitmap", at: moment.time)
-      }
-    } catch {
-      requestResync("the superblock cannot be used: \(error.message)", at: moment.time)
-    }
-    guard let reason = resyncReason else { return }
-    let damage = Damage(inode: 0, path: [], message: reason)
-    guard toldDamages.insert(damage).inserted else { return }
-    statisticsStorage.damages += 1
-    report(.damage, at: moment, path: [], inode: 0, changes: [Self.damageChange(reason)])
-    flushBatch()
-  }
-
-  private mutating func processInodes(from first: UInt32, _ moment: Moment) {
-    guard let fileSystem = view?.fileSystem else { return }
-    let perBlock = UInt32(fileSystem.blockSize / fileSystem.superblock.inodeSize)
-    for number in first..<min(first &+ perBlock, fileSystem.superblock.inodeCount &+ 1) {
-      guard let old = view?.nodes[number]?.inode else { continue }
-      do throws(IntegrityError) {
-        let new = try fileSystem.inode(number, buffer: &oldBlock)
-        rewritten.insert(number)
-        guard new != old else { continue }
-        change(number, from: old, to: new, moment)
-      } catch {
-        requestResync("inode \(number) cannot be read: \(error.message)", at: moment.time)
-      }
-    }
-  }
-
-  private mutating func change(_ number: UInt32, from old: ExtInode, to new: ExtInode, _ moment: Moment) {
-    view?.nodes[number]?.inode = new
-    news[number, default: News()].written = moment
-    noteChange(at: moment.time)
-    guard let size = view?.fileSystem.blockSize else { return }
-    if view?.nodes[number]?.links.isEmpty == false, old.attributeBlock != new.attributeBlock {
-      view?.insertAttributeBlock(of: number, old: old.attributeBlock, new: new.attributeBlock)
-    }
-    if view?.directories[number] != nil {
-      let root = new.kind == .directory && new.hasBlocks(blockSize: size) ? new.blocks : nil
-      if let changes = view?.updateTree(of: number, root: root), !changes.isEmpty { noteNames(of: number, moment) }
-    } else if view?.nodes[number]?.links.isEmpty == false {
-      let root = view?.contentsRoot(new, number: number)
-      keepTree(of: number)
-      _ = view?.updateTree(of: number, root: root)
-    }
-  }
-
-  private mutating func processIndirect(_ block: UInt64, _ use: BlockUse, level: Int, _ moment: Moment) {
-    let isDirectory = view?.directories[use.inode] != nil
-    if !isDirectory { keepTree(of: use.inode) }
-    guard let changes = view?.updateIndirect(of: use.inode, block: block, level: level, base: use.index),
-      !changes.isEmpty
-    else { return }
-    if isDirectory {
-      noteNames(of: use.inode, moment)
-    } else {
-      news[use.inode, default: News()].changed = news[use.inode]?.changed ?? moment
-      noteChange(at: moment.time)
-    }
-  }
-
-  /// Keeps the blocks that a file has before the first change since the last settling: the difference tells which of
-  /// its places have other contents.
-  private mutating func keepTree(of number: UInt32) {
-    if news[number]?.treeBefore == nil { news[number, default: News()].treeBefore = view?.nodes[number]?.tree }
-  }
-
-  private mutating func noteNames(of directory: UInt32, _ moment: Moment) {
-    if nameNews[directory] == nil { nameNews[directory] = NameNews(changed: moment) }
-    noteChange(at: moment.time)
   }
 }

@@ -11,6 +11,9 @@ extension IntegrityMonitor {
     nameNews.removeAll()
     suspects.removeAll()
     rewritten.removeAll()
+    awaitsTimes.removeAll()
+    checkpointed.removeAll()
+    awaitsTransaction = false
     view = nil
     do throws(IntegrityError) {
       view = try Self.makeView(reader, configuration)

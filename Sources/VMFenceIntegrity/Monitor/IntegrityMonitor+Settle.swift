@@ -14,11 +14,13 @@ extension IntegrityMonitor {
       if isFinal || !isTooSoon { return resync(at: moment) }
       noteChange(at: time)
     }
-    guard view != nil else { return flushBatch() }
-    let names = settleNames(at: time, isFinal: isFinal)
+    guard let view else { return flushBatch() }
+    // What a journal commits is consistent: nothing of it waits for the rest.
+    let isWhole = isFinal || view.fileSystem.journal != nil
+    let names = settleNames(at: time, isFinal: isWhole)
     if nameNews.isEmpty { rewritten.removeAll() }
-    settleInodes(at: time, isFinal: isFinal, names)
-    reportDamage(at: moment, isFinal: isFinal)
+    settleInodes(at: time, isFinal: isFinal, isWhole: isWhole, names)
+    reportDamage(at: moment, isFinal: isWhole)
     flushBatch()
     if !nameNews.isEmpty || !suspects.isEmpty || news.values.contains(where: { $0.heldSince != nil }) {
       noteChange(at: time)
@@ -37,18 +39,19 @@ extension IntegrityMonitor {
 
   // MARK: Inodes
 
-  private mutating func settleInodes(at time: Timestamp, isFinal: Bool, _ names: NameOutcome) {
+  private mutating func settleInodes(at time: Timestamp, isFinal: Bool, isWhole: Bool, _ names: NameOutcome) {
     for number in news.keys.sorted() {
       guard var item = news[number] else { continue }
       news[number] = nil
       guard let node = view?.nodes[number] else { continue }
       if !node.links.isEmpty, !names.created.contains(number) {
         // Deleted, with its name still there: the name will go, or (a damaged disk) it will not.
-        if !node.inode.isInUse, node.settled.isInUse, !isExpired(&item.heldSince, at: time, isFinal: isFinal) {
+        if !node.inode.isInUse, node.settled.isInUse, !isExpired(&item.heldSince, at: time, isFinal: isWhole) {
           news[number] = item
           continue
         }
-        takeTree(&item, node)
+        takeMap(&item, node)
+        takeAttributes(&item, number, node)
         let paths = node.links.map { view?.path(of: $0) ?? [] }
         for path in paths where !names.fresh.contains(path) {
           tell(number, path, node, item, isNamed: names.told.contains(number))
@@ -68,16 +71,37 @@ extension IntegrityMonitor {
   }
 
   /// Adds to the changed contents those places of a file that have another block now.
-  private mutating func takeTree(_ item: inout News, _ node: FileSystemView.Node) {
-    guard let before = item.treeBefore, let blockSize = view?.fileSystem.blockSize else { return }
+  private mutating func takeMap(_ item: inout News, _ node: FileSystemView.Node) {
+    guard let before = item.mapBefore, let blockSize = view?.fileSystem.blockSize else { return }
     let size = UInt64(blockSize)
     var claims = ByteRanges()
-    for (fileBlock, block) in node.tree.differences(from: before, blockSize: blockSize) {
-      item.contents.insert(UInt64(fileBlock) * size..<(UInt64(fileBlock) + 1) * size)
-      if block != 0 { claims.insert(UInt64(block) * size..<(UInt64(block) + 1) * size) }
+    for difference in ExtBlockMap.differences(from: before, to: node.map) {
+      let places = UInt64(difference.fileBlock) * size..<UInt64(difference.fileBlock + difference.count) * size
+      // A hole and a stretch that was never written read alike.
+      let isZero = (difference.old?.isUnwritten ?? true, difference.new?.isUnwritten ?? true)
+      if isZero != (true, true) { item.contents.insert(places) }
+      if let new = difference.new, !new.isUnwritten {
+        claims.insert(new.block * size..<(new.block + UInt64(difference.count)) * size)
+      }
     }
     // Each stretch costs a look at all kept writes: bounded.
     item.unseen = claims.ranges.prefix(256).reduce(0) { $0 + pendingWrites.bytesNotSeen(in: $1) }
+  }
+
+  /// Compares extended attributes with those told last.
+  private mutating func takeAttributes(_ item: inout News, _ number: UInt32, _ node: FileSystemView.Node) {
+    guard
+      item.attributesRewritten != nil || node.settled.attributeBlock != node.inode.attributeBlock
+        || node.settled.inlineAttributes != node.inode.inlineAttributes
+    else { return }
+    let new = view?.currentAttributes(of: number) ?? [:]
+    for name in Set(new.keys).union(node.attributes.keys).sorted(by: { $0.lexicographicallyPrecedes($1) })
+    where new[name] != node.attributes[name] {
+      item.attributes.append(
+        .init(
+          attribute: "xattr " + Self.text(name), old: node.attributes[name] ?? "", new: new[name] ?? ""))
+    }
+    view?.nodes[number]?.attributes = new
   }
 
   /// Tells under one name how an inode differs from what was told of it last.
@@ -106,10 +130,9 @@ extension IntegrityMonitor {
     if old.userID != new.userID || old.groupID != new.groupID {
       report(.chown, at: written, path: path, inode: number, changes: Self.ownerChanges(old, new))
     }
-    if old.attributeBlock != new.attributeBlock || old.inlineAttributes != new.inlineAttributes {
-      report(.xattr, at: written, path: path, inode: number)
-    } else if let moment = item.attributesRewritten {
-      report(.xattr, at: moment, path: path, inode: number)
+    if !item.attributes.isEmpty {
+      report(
+        .xattr, at: item.attributesRewritten ?? written, path: path, inode: number, changes: item.attributes)
     }
     if old.linkCount != new.linkCount, !isNamed, new.kind != .directory {
       // Other names of the file came or went where no directory is followed.
@@ -117,13 +140,39 @@ extension IntegrityMonitor {
         .link, at: written, path: path, inode: number,
         changes: [.init(attribute: "links", old: String(old.linkCount), new: String(new.linkCount))])
     }
-    if batch.count == before, !isNamed, new.kind != .directory, old.modificationTime != new.modificationTime {
+    let hasTimes = old.modificationTime != new.modificationTime
+    let isExplained = batch.count > before || isNamed || awaitsTimes.contains(number)
+    if item.written != nil { awaitsTimes.remove(number) } else if batch.count > before { awaitsTimes.insert(number) }
+    if hasTimes, !isExplained, new.kind != .directory {
       report(
         .times, at: written, path: path, inode: number,
         changes: [
           .init(attribute: "mtime", old: Self.text(old.modificationTime), new: Self.text(new.modificationTime))
         ])
     }
+  }
+
+  /// Of contents that lie, or lay, in the inode: which bytes differ. They are small.
+  private func compareInline(_ item: inout News, _ number: UInt32, _ old: ExtInode, _ new: ExtInode) {
+    guard old.hasInlineData || new.hasInlineData, item.written != nil, let fileSystem = view?.fileSystem else { return }
+    guard let before = fileSystem.inlineContents(of: old)?.prefix(Int(clamping: old.size)) else {
+      // The file shrank into its inode: what is left was told when it was written.
+      return
+    }
+    var damage = DamageLog()
+    var after: [UInt8] = []
+    let listing = ExtListing(path: [], number: number, inode: new)
+    _ = fileSystem.readContents(of: listing, limit: UInt64(before.count), damage: &damage) { after += $0.copiedBytes() }
+    let same = zip(before, after).prefix { $0 == $1 }.count
+    var rest = ByteRanges()
+    for range in item.contents.clamped(to: UInt64(before.count)..<UInt64.max) { rest.insert(range) }
+    item.contents = rest
+    if same < min(before.count, after.count) {
+      var end = min(before.count, after.count)
+      while end > same, before[end - 1] == after[end - 1] { end -= 1 }
+      item.contents.insert(UInt64(same)..<UInt64(end))
+    }
+    if new.hasInlineData, new.size > old.size { item.contents.insert(old.size..<new.size) }
   }
 
   private mutating func tellContents(
@@ -138,6 +187,8 @@ extension IntegrityMonitor {
         .write, at: moment, path: path, inode: number, changes: [.init(attribute: "target", old: text.0, new: text.1)])
       return
     }
+    var item = item
+    compareInline(&item, number, old, new)
     var notes: [FileEvent.AttributeChange] = []
     if item.unseen > 0 {
       notes.append(

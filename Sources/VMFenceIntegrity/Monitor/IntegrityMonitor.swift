@@ -92,8 +92,10 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
     /// Bytes of blocks that are new to it and that no request was seen to write.
     var unseen: UInt64 = 0
     /// The blocks it had when the first of them changed.
-    var treeBefore: ExtBlockTree?
+    var mapBefore: ExtBlockMap?
     var attributesRewritten: Moment?
+    /// How its extended attributes differ from those told last.
+    var attributes: [FileEvent.AttributeChange] = []
     /// When it was first left for later.
     var heldSince: Timestamp?
   }
@@ -134,6 +136,14 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
   var now: Moment?
   var hits: [(block: UInt64, use: BlockUse)] = []
   var oldBlock: [UInt8] = []
+  /// Blocks whose place will have what the journal has once the request that was seen last is on the disk.
+  var checkpointed: [UInt64] = []
+  /// A commit block was seen, and not yet all that it commits.
+  var awaitsTransaction = false
+  /// Inodes whose contents were told as changed while their times had not changed yet: these follow.
+  var awaitsTimes: Set<UInt32> = []
+  /// What is told is only tried: nothing is handed over.
+  var isTrial = false
 
   /// Reads the disk and begins to watch. A disk that cannot be followed is no reason to stop the guest: the monitor
   /// then lets every request pass, says in `blindness` and by a damage event why, and looks again when a superblock
@@ -161,15 +171,9 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
   static func makeView(
     _ reader: any DiskReader, _ configuration: Configuration
   ) throws(IntegrityError) -> FileSystemView {
-    let view = try FileSystemView(
+    try FileSystemView(
       reader, policy: configuration.policy, limits: configuration.limits,
       hashKey: (configuration.hashKeyLow, configuration.hashKeyHigh))
-    guard !view.fileSystem.superblock.hasJournal else {
-      throw IntegrityError(
-        .unsupported, "the file system has a journal (ext3): what it holds cannot be followed yet",
-        remedy: "journalled file systems are not supported yet; only ext2 is followed")
-    }
-    return view
   }
 
   /// What was told since the last call, in order.
@@ -224,6 +228,7 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
 
   /// Hands the batch over in the order of the requests.
   mutating func flushBatch() {
+    if isTrial { return }
     let ordered = batch.enumerated().sorted { ($0.element.sequence, $0.offset) < ($1.element.sequence, $1.offset) }
     for (_, event) in ordered { queue.append(event) }
     batch.removeAll(keepingCapacity: true)

@@ -12,22 +12,16 @@ extension FileSystemView {
   /// Makes a followed inode a followed directory and reads its names, which are not yet reported ones.
   mutating func attach(_ number: UInt32, _ directory: Directory) {
     guard let node = nodes[number] else { return }
-    let inode = node.inode
-    if inode.size % UInt64(fileSystem.blockSize) != 0 {
-      damage.report(
-        inode: number, path: path(of: directory.name, in: directory.parent),
-        "directory size \(inode.size) is not whole blocks")
-    }
     // Blocks claimed so far were those of a file with this number.
-    _ = updateTree(of: number, root: nil)
+    _ = updateMap(of: number, nil)
     directories[number] = directory
-    _ = updateTree(of: number, root: inode.hasBlocks(blockSize: fileSystem.blockSize) ? inode.blocks : nil)
+    _ = updateMap(of: number, node.inode)
   }
 
   /// Ceases to follow a directory as one. Its names, and what is below, are the caller's business.
   mutating func detach(_ number: UInt32) {
     guard let directory = directories[number] else { return }
-    _ = updateTree(of: number, root: nil)
+    _ = updateMap(of: number, nil)
     nameCount -= directory.names.count
     directories[number] = nil
     unfollowIfUnused(number)
@@ -52,10 +46,8 @@ extension FileSystemView {
       nodes[number]?.links.append(Link(directory: directory, name: name, action: action))
       if node.links.isEmpty { beginContents(of: number) }
     }
-    if inode.kind == .unknown {
-      damage.report(
-        inode: number, path: path(of: name, in: directory),
-        "no file has the type of mode 0\(String(inode.mode, radix: 8))")
+    for message in fileSystem.faults(of: inode) {
+      damage.report(inode: number, path: path(of: name, in: directory), mayMend: inode.kind != .unknown, message)
     }
     guard inode.kind == .directory, policy.reachesBelow(frontier) else { return .other }
     if directories[number] != nil {
@@ -125,24 +117,10 @@ extension FileSystemView {
   /// Maps the blocks of an inode that has become protected.
   private mutating func beginContents(of number: UInt32) {
     guard let inode = nodes[number]?.inode else { return }
-    if inode.kind != .directory { _ = updateTree(of: number, root: contentsRoot(inode, number: number)) }
+    if inode.kind != .directory { _ = updateMap(of: number, inode) }
     insertAttributeBlock(of: number, old: 0, new: inode.attributeBlock)
-  }
-
-  /// The block numbers of an inode that is followed as a file; nil when it has none.
-  mutating func contentsRoot(_ inode: ExtInode, number: UInt32) -> [UInt32]? {
-    guard inode.kind != .directory, inode.hasBlocks(blockSize: fileSystem.blockSize) else {
-      if inode.kind == .symbolicLink, inode.inlineTarget(blockSize: fileSystem.blockSize) == nil, inode.isInUse {
-        damage.report(inode: number, "a symbolic link of \(inode.size) bytes that lies in its inode")
-      }
-      return nil
-    }
-    if inode.size > fileSystem.fileSizeLimit {
-      damage.report(inode: number, "size \(inode.size) is more than a file can have")
-    } else if inode.kind == .symbolicLink, inode.size == 0 || inode.size > UInt64(fileSystem.blockSize) {
-      damage.report(inode: number, "a symbolic link of \(inode.size) bytes")
-    }
-    return inode.blocks
+    let attributes = currentAttributes(of: number)
+    nodes[number]?.attributes = attributes
   }
 
   // MARK: Names
@@ -171,8 +149,22 @@ extension FileSystemView {
     } catch {
       return damage.report(inode: number, path: path(of: [], in: number), error.message)
     }
-    let superblock = fileSystem.superblock
-    let parsed = buffer.withRawSpan { ExtDirectoryBlock($0, superblock: superblock, isFirst: fileBlock == 0) }
+    guard let inode = nodes[number]?.inode else { return }
+    take(fileSystem.nameBlock(buffer, of: number, inode, isFirst: fileBlock == 0), of: number, part: fileBlock)
+  }
+
+  /// Reads the names of a followed directory that lies in its inode; forgets those of one that does no longer.
+  mutating func readInlineNames(of number: UInt32, _ inode: ExtInode?) {
+    guard let directory = directories[number], directory.isInline || inode?.hasInlineData == true else { return }
+    for part in directory.blocks.keys { forgetNames(of: number, fileBlock: part) }
+    directories[number]?.isInline = inode?.hasInlineData == true
+    guard let inode, inode.hasInlineData, inode.kind == .directory else { return }
+    for (part, block) in fileSystem.inlineNameBlocks(of: inode).enumerated() {
+      take(block, of: number, part: UInt32(part))
+    }
+  }
+
+  private mutating func take(_ parsed: ExtDirectoryBlock, of number: UInt32, part fileBlock: UInt32) {
     if let message = parsed.damage {
       damage.report(inode: number, path: path(of: [], in: number), mayMend: true, message)
     }

@@ -13,7 +13,8 @@ public struct FileSystemView: Sendable {
   var directories: [UInt32: Directory] = [:]
   /// How many followed inodes lie in a block of an inode table.
   private var inodeBlocks: [UInt64: Int] = [:]
-  private var cachedBytes = 0
+  /// Bytes of memory that the block maps take.
+  private var mapBytes = 0
   var nameCount = 0
   /// Names held in `Directory.blocks`.
   var entryCount = 0
@@ -25,7 +26,9 @@ public struct FileSystemView: Sendable {
     var inode: ExtInode
     /// As it was last reported.
     var settled: ExtInode
-    var tree = ExtBlockTree()
+    var map = ExtBlockMap()
+    /// Its extended attributes as they were last reported, by name, shortened for people.
+    var attributes: [[UInt8]: String] = [:]
     /// Its protected names.
     var links: [Link] = []
   }
@@ -43,7 +46,9 @@ public struct FileSystemView: Sendable {
     var name: [UInt8]
     var depth: Int
     var frontier: ProtectionPolicy.Frontier
-    /// The names in each of its blocks, as the disk has them now.
+    /// Its names lie in its inode.
+    var isInline = false
+    /// The names in each of its blocks, as the disk has them now; of a directory that lies in its inode, in each part.
     var blocks: [UInt32: [ExtDirectoryEntry]] = [:]
     /// The names as they were last reported.
     var names: [[UInt8]: UInt32] = [:]
@@ -69,6 +74,7 @@ public struct FileSystemView: Sendable {
     self.policy = policy
     self.limits = limits
     damage = DamageLog(limit: limits.damages)
+    damage.add(fileSystem.damage)
     table = BlockTable(limit: limits.blocks, hashKey: hashKey)
     insertSystemBlocks()
     let frontier = policy.rootFrontier
@@ -149,7 +155,7 @@ public struct FileSystemView: Sendable {
   /// Gives up an inode without protected names that is no followed directory.
   mutating func unfollowIfUnused(_ number: UInt32) {
     guard let node = nodes[number], node.links.isEmpty, directories[number] == nil else { return }
-    _ = updateTree(of: number, root: nil)
+    _ = updateMap(of: number, nil)
     insertAttributeBlock(of: number, old: node.inode.attributeBlock, new: 0)
     nodes[number] = nil
     guard let place = fileSystem.location(ofInode: number), let count = inodeBlocks[place.block] else { return }
@@ -161,66 +167,66 @@ public struct FileSystemView: Sendable {
     }
   }
 
-  /// Makes the block map of a followed inode say what the inode (or, with `root` nil, nothing) says.
+  /// Reads the block map of a followed inode anew, or (with `inode` nil) gives up its blocks.
   ///
-  /// - Returns: the blocks of contents that were claimed and released.
-  mutating func updateTree(of number: UInt32, root: [UInt32]?) -> [ExtBlockTree.Change] {
-    guard var node = nodes[number] else { return [] }
-    var work = treeWork()
-    nodes[number]?.tree = ExtBlockTree()
-    node.tree.update(root: root ?? [UInt32](repeating: 0, count: 15), in: fileSystem, work: &work)
-    nodes[number]?.tree = node.tree
-    return apply(work, to: number)
-  }
-
-  /// Takes over what is now in an indirect block of a followed inode.
-  mutating func updateIndirect(of number: UInt32, block: UInt64, level: Int, base: UInt32) -> [ExtBlockTree.Change] {
-    guard var node = nodes[number] else { return [] }
-    do throws(IntegrityError) {
-      try fileSystem.readBlock(block, into: &buffer)
-    } catch {
-      damage.report(inode: number, error.message)
-      return []
+  /// - Returns: where it has other blocks than before.
+  mutating func updateMap(of number: UInt32, _ inode: ExtInode?) -> [ExtBlockMap.Difference] {
+    guard let old = nodes[number]?.map else { return [] }
+    var new = ExtBlockMap()
+    if let inode {
+      // No file has more blocks than the file system.
+      var work = MapWork(
+        budget: min(limits.blocks, Int(clamping: fileSystem.superblock.blockCount)),
+        memory: max(0, limits.blockMapBytes - mapBytes + old.memory))
+      new = ExtBlockMap(inode, number: number, in: fileSystem, work: &work)
+      if let message = work.damage { damage.report(inode: number, mayMend: true, message) }
     }
-    var work = treeWork()
-    nodes[number]?.tree = ExtBlockTree()
-    node.tree.updateIndirect(level: level, base: base, bytes: buffer, in: fileSystem, work: &work)
-    nodes[number]?.tree = node.tree
-    return apply(work, to: number)
-  }
-
-  private func treeWork() -> TreeWork {
-    // No file has more blocks than the file system.
-    TreeWork(
-      budget: min(limits.blocks, Int(clamping: fileSystem.superblock.blockCount)), cachedBytes: cachedBytes,
-      cachedBytesLimit: limits.blockMapBytes)
-  }
-
-  private mutating func apply(_ work: TreeWork, to number: UInt32) -> [ExtBlockTree.Change] {
-    cachedBytes = work.cachedBytes
-    if let message = work.damage { damage.report(inode: number, mayMend: true, message) }
     let isDirectory = directories[number] != nil
-    for change in work.changes {
-      let role = change.level > 0 ? BlockRole.indirect(level: change.level) : isDirectory ? .directory : .data
-      let use = BlockUse(role: role, inode: number, index: change.fileBlock)
-      if change.isClaim {
-        let isIn = insert(change.block, use, of: number)
-        if isIn, role == .directory { readNames(of: number, fileBlock: change.fileBlock, block: change.block) }
-      } else {
-        table.remove(change.block, use)
-        if role == .directory { forgetNames(of: number, fileBlock: change.fileBlock) }
+    if isDirectory { readInlineNames(of: number, inode) }
+    guard new != old else { return [] }
+    mapBytes += new.memory - old.memory
+    nodes[number]?.map = new
+    if old.nodes != new.nodes {
+      for node in old.nodes { table.remove(node.block, BlockUse(role: .map, inode: number, index: node.fileBlock)) }
+      for node in new.nodes {
+        insert(node.block, BlockUse(role: .map, inode: number, index: node.fileBlock), of: number)
       }
     }
-    return work.changes.filter { $0.level == 0 }
+    let differences = ExtBlockMap.differences(from: old, to: new)
+    for difference in differences { apply(difference, to: number, isDirectory ? .directory : .data) }
+    return differences
+  }
+
+  /// Blocks that were allocated and not written yet are nobody's contents: what is written there is seen when the map says
+  /// so.
+  private mutating func apply(_ difference: ExtBlockMap.Difference, to number: UInt32, _ role: BlockRole) {
+    for index in 0..<difference.count {
+      let use = BlockUse(role: role, inode: number, index: difference.fileBlock + index)
+      if let old = difference.old, !old.isUnwritten {
+        table.remove(old.block + UInt64(index), use)
+        if role == .directory { forgetNames(of: number, fileBlock: use.index) }
+      }
+      if let new = difference.new, !new.isUnwritten {
+        let isIn = insert(new.block + UInt64(index), use, of: number)
+        if isIn, role == .directory { readNames(of: number, fileBlock: use.index, block: new.block + UInt64(index)) }
+      }
+    }
+  }
+
+  /// Tells what of a followed inode contradicts the format by itself.
+  mutating func reportFaults(of number: UInt32) {
+    guard let node = nodes[number] else { return }
+    for message in fileSystem.faults(of: node.inode) {
+      damage.report(inode: number, path: node.links.first.map { path(of: $0) } ?? [], mayMend: true, message)
+    }
   }
 
   /// Looks anew at what may have been only half written.
   mutating func isStillDamaged(_ number: UInt32) -> Bool {
     guard let node = nodes[number] else { return false }
     let isDirectory = directories[number] != nil
-    guard isDirectory || !node.links.isEmpty, node.inode.hasBlocks(blockSize: fileSystem.blockSize) else {
-      return false
-    }
+    guard isDirectory || !node.links.isEmpty else { return false }
+    if !fileSystem.faults(of: node.inode).isEmpty { return true }
     var log = DamageLog(limit: 1)
     var budget = limits.blocks
     let listing = ExtListing(path: [], number: number, inode: node.inode)
@@ -232,15 +238,21 @@ public struct FileSystemView: Sendable {
     return log.count > 0
   }
 
-  mutating func insertAttributeBlock(of number: UInt32, old: UInt32, new: UInt32) {
+  mutating func insertAttributeBlock(of number: UInt32, old: UInt64, new: UInt64) {
     let use = BlockUse(role: .attributes, inode: number, index: 0)
-    if old != 0 { table.remove(UInt64(old), use) }
-    guard new != 0 else { return }
-    if fileSystem.isOwnable(UInt64(new)) {
-      insert(UInt64(new), use, of: number)
-    } else {
-      damage.report(inode: number, "extended attributes in block \(new), where none can be")
+    if old != 0 { table.remove(old, use) }
+    if new != 0, fileSystem.isOwnable(new) { insert(new, use, of: number) }
+  }
+
+  /// The extended attributes of a followed inode as the disk has them now, by name, shortened for people.
+  mutating func currentAttributes(of number: UInt32) -> [[UInt8]: String] {
+    guard let inode = nodes[number]?.inode, inode.attributeBlock != 0 || !inode.inlineAttributes.isEmpty else {
+      return [:]
     }
+    let listing = ExtListing(path: [], number: number, inode: inode)
+    var result: [[UInt8]: String] = [:]
+    for attribute in fileSystem.attributes(of: listing, damage: &damage) { result[attribute.name] = attribute.summary }
+    return result
   }
 
   @discardableResult
@@ -255,10 +267,10 @@ public struct FileSystemView: Sendable {
   }
 
   private mutating func insertSystemBlocks() {
-    let block = ExtSuperblock.offset / UInt64(fileSystem.blockSize)
-    insert(block, BlockUse(role: .superblock, inode: 0, index: 0), of: 0)
-    for (index, block) in fileSystem.superblock.descriptorBlocks.enumerated() {
-      insert(block, BlockUse(role: .descriptors, inode: 0, index: UInt32(index)), of: 0)
+    let superblock = fileSystem.superblock
+    insert(superblock.ownBlock, BlockUse(role: .superblock, inode: 0, index: 0), of: 0)
+    for index in 0..<superblock.descriptorBlockCount {
+      insert(superblock.descriptorBlock(index), BlockUse(role: .descriptors, inode: 0, index: UInt32(index)), of: 0)
     }
   }
 }

@@ -13,6 +13,7 @@ struct VMFenceRef: AsyncParsableCommand {
         vmfence-ref replay Examples/quickstart/scenario.yaml --eve out.json
         vmfence-ref inspect --capture web.pcap --rules web.rules --eve -
         vmfence-ref check Examples/quickstart/scenario.yaml
+        vmfence-ref integrity list disk.img
         vmfence-ref dfa --format mermaid
 
       EXIT CODES
@@ -27,7 +28,8 @@ struct VMFenceRef: AsyncParsableCommand {
       """,
     version: VMFenceVersion.text,
     subcommands: [
-      Replay.self, Inspect.self, Check.self, Run.self, Lifecycle.self, Status.self, Domains.self, Top.self, Alerts.self,
+      Replay.self, Inspect.self, Check.self, Run.self, Integrity.self, Lifecycle.self, Status.self, Domains.self,
+      Top.self, Alerts.self,
       Rules.self, Bans.self, Why.self, Pending.self,
     ])
 }

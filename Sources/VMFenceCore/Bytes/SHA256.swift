@@ -1,0 +1,122 @@
+/// SHA-256 as in FIPS 180-4, for contents of files. For what is read from disk, not for secrets: its time depends on the
+/// length only, but nothing is wiped.
+package struct SHA256: Sendable {
+  package static let digestSize = 32
+  private static let blockSize = 64
+
+  private var state: InlineArray<8, UInt32> = [
+    0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19,
+  ]
+  /// Bytes that do not fill a block yet: the first `pendingCount` of these.
+  private var pending = [UInt8](repeating: 0, count: blockSize)
+  private var pendingCount = 0
+  private var length: UInt64 = 0
+
+  /// The fractional parts of the cube roots of the first 64 primes.
+  private static let constants: InlineArray<64, UInt32> = [
+    0x428a_2f98, 0x7137_4491, 0xb5c0_fbcf, 0xe9b5_dba5, 0x3956_c25b, 0x59f1_11f1, 0x923f_82a4, 0xab1c_5ed5,
+    0xd807_aa98, 0x1283_5b01, 0x2431_85be, 0x550c_7dc3, 0x72be_5d74, 0x80de_b1fe, 0x9bdc_06a7, 0xc19b_f174,
+    0xe49b_69c1, 0xefbe_4786, 0x0fc1_9dc6, 0x240c_a1cc, 0x2de9_2c6f, 0x4a74_84aa, 0x5cb0_a9dc, 0x76f9_88da,
+    0x983e_5152, 0xa831_c66d, 0xb003_27c8, 0xbf59_7fc7, 0xc6e0_0bf3, 0xd5a7_9147, 0x06ca_6351, 0x1429_2967,
+    0x27b7_0a85, 0x2e1b_2138, 0x4d2c_6dfc, 0x5338_0d13, 0x650a_7354, 0x766a_0abb, 0x81c2_c92e, 0x9272_2c85,
+    0xa2bf_e8a1, 0xa81a_664b, 0xc24b_8b70, 0xc76c_51a3, 0xd192_e819, 0xd699_0624, 0xf40e_3585, 0x106a_a070,
+    0x19a4_c116, 0x1e37_6c08, 0x2748_774c, 0x34b0_bcb5, 0x391c_0cb3, 0x4ed8_aa4a, 0x5b9c_ca4f, 0x682e_6ff3,
+    0x748f_82ee, 0x78a5_636f, 0x84c8_7814, 0x8cc7_0208, 0x90be_fffa, 0xa450_6ceb, 0xbef9_a3f7, 0xc671_78f2,
+  ]
+
+  package init() {}
+
+  package mutating func update(_ bytes: RawSpan) {
+    length &+= UInt64(bytes.byteCount)
+    var position = 0
+    if pendingCount > 0 {
+      position = min(Self.blockSize - pendingCount, bytes.byteCount)
+      for index in 0..<position { pending[pendingCount + index] = bytes.u8(index) }
+      pendingCount += position
+      guard pendingCount == Self.blockSize else { return }
+      pending.withRawSpan { Self.compress($0, count: 1, into: &state) }
+      pendingCount = 0
+    }
+    let blocks = (bytes.byteCount - position) / Self.blockSize
+    if blocks > 0 {
+      Self.compress(bytes.extracting(position..<position + blocks * Self.blockSize), count: blocks, into: &state)
+      position += blocks * Self.blockSize
+    }
+    while position < bytes.byteCount {
+      pending[pendingCount] = bytes.u8(position)
+      pendingCount += 1
+      position += 1
+    }
+  }
+
+  /// The digest of everything given so far.
+  package func digest() -> [UInt8] {
+    var copy = self
+    let bits = length &* 8
+    copy.pending[pendingCount] = 0x80
+    for index in pendingCount + 1..<max(pendingCount + 1, Self.blockSize) { copy.pending[index] = 0 }
+    if pendingCount + 1 > Self.blockSize - 8 {
+      copy.pending.withRawSpan { Self.compress($0, count: 1, into: &copy.state) }
+      for index in 0..<Self.blockSize { copy.pending[index] = 0 }
+    }
+    for index in 0..<8 { copy.pending[56 + index] = UInt8(truncatingIfNeeded: bits >> UInt64(56 - index * 8)) }
+    copy.pending.withRawSpan { Self.compress($0, count: 1, into: &copy.state) }
+    var result: [UInt8] = []
+    result.reserveCapacity(Self.digestSize)
+    for index in 0..<8 {
+      for shift in [24, 16, 8, 0] as [UInt32] {
+        result.append(UInt8(truncatingIfNeeded: copy.state[index] >> shift))
+      }
+    }
+    return result
+  }
+
+  package static func digest(of bytes: [UInt8]) -> [UInt8] {
+    var hash = SHA256()
+    bytes.withRawSpan { hash.update($0) }
+    return hash.digest()
+  }
+
+  @inline(__always)
+  private static func rotate(_ word: UInt32, _ by: UInt32) -> UInt32 { word &>> by | word &<< (32 &- by) }
+
+  /// - Precondition: `bytes` has `count` blocks of 64 bytes.
+  private static func compress(_ bytes: RawSpan, count: Int, into state: inout InlineArray<8, UInt32>) {
+    let k = constants
+    var words = InlineArray<64, UInt32>(repeating: 0)
+    for block in 0..<count {
+      for index in 0..<16 { words[index] = bytes.u32(block &* blockSize &+ index &* 4) }
+      for index in 16..<64 {
+        let a = words[index &- 15]
+        let b = words[index &- 2]
+        let s0 = rotate(a, 7) ^ rotate(a, 18) ^ a &>> 3
+        let s1 = rotate(b, 17) ^ rotate(b, 19) ^ b &>> 10
+        words[index] = words[index &- 16] &+ s0 &+ words[index &- 7] &+ s1
+      }
+      var (a, b, c, d) = (state[0], state[1], state[2], state[3])
+      var (e, f, g, h) = (state[4], state[5], state[6], state[7])
+      for index in 0..<64 {
+        let s1 = rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)
+        let t1 = h &+ s1 &+ ((e & f) ^ (~e & g)) &+ k[index] &+ words[index]
+        let s0 = rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22)
+        let t2 = s0 &+ ((a & b) ^ (a & c) ^ (b & c))
+        h = g
+        g = f
+        f = e
+        e = d &+ t1
+        d = c
+        c = b
+        b = a
+        a = t1 &+ t2
+      }
+      state[0] &+= a
+      state[1] &+= b
+      state[2] &+= c
+      state[3] &+= d
+      state[4] &+= e
+      state[5] &+= f
+      state[6] &+= g
+      state[7] &+= h
+    }
+  }
+}

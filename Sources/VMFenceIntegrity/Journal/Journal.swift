@@ -1,0 +1,184 @@
+internal import VMFenceCore
+
+/// The journal of an ext3 or ext4 file system (JBD2), read and never written: finds committed transactions one after the
+/// other, at start from where the guest would recover, and live as their commit blocks come by.
+///
+/// Source: `include/linux/jbd2.h`, `fs/jbd2/recovery.c` of Linux.
+struct Journal: Sendable {
+  static let magic: UInt32 = 0xC03B_3998
+  static let magicBytes: [UInt8] = [0xC0, 0x3B, 0x39, 0x98]
+
+  /// The parts of the journal's superblock that matter here.
+  struct Header: Hashable, Sendable {
+    /// In blocks of the journal, its superblock included.
+    var length: UInt32
+    /// The first block of the log.
+    var first: UInt32
+    /// The transaction that is expected first in the log.
+    var sequence: UInt32
+    /// Where the log begins; 0 when it is empty.
+    var start: UInt32
+    var compatible: UInt32
+    var incompatible: UInt32
+    var fastCommitBlocks: UInt32
+    var seed: UInt32
+
+    var hasOldChecksums: Bool { compatible & 0x1 != 0 }
+    var is64Bit: Bool { incompatible & 0x2 != 0 }
+    var hasChecksums2: Bool { incompatible & 0x8 != 0 }
+    var hasChecksums3: Bool { incompatible & 0x10 != 0 }
+    var hasChecksums: Bool { hasChecksums2 || hasChecksums3 }
+    var hasFastCommits: Bool { incompatible & 0x20 != 0 }
+    /// One past the last block of the log; behind it lie the fast commits.
+    var end: UInt32 { hasFastCommits ? length - fastCommitBlocks : length }
+    /// Of a tag in a descriptor block, in bytes (`journal_tag_bytes`).
+    var tagSize: Int { hasChecksums3 ? 16 : (hasChecksums2 ? 14 : 12) - (is64Bit ? 0 : 4) }
+  }
+
+  private(set) var header: Header
+  /// The journal's blocks on the disk, in the order of the journal.
+  private let runs: [ExtBlockMap.Run]
+  /// The same, in the order of the disk.
+  private let runsByBlock: [ExtBlockMap.Run]
+  /// Where the next transaction will begin; nil while the log is empty.
+  var next: UInt32?
+  /// The number of the next transaction.
+  var nextSequence: UInt32
+  private(set) var notes: [String] = []
+
+  /// Reads the journal's superblock.
+  ///
+  /// - `fileSystem`: with nothing of the journal applied.
+  /// - Throws: `unsupported`, `damaged`, `inputOutput`.
+  init(_ fileSystem: ExtFileSystem) throws(IntegrityError) {
+    guard !fileSystem.superblock.hasExternalJournal else {
+      throw IntegrityError(
+        .unsupported, "the journal lies on a device of its own (external journal), which is not read",
+        remedy: "what is committed there is seen only once it is written to this disk")
+    }
+    var buffer: [UInt8] = []
+    let number = fileSystem.superblock.journalInode
+    let inode = try fileSystem.inode(number, buffer: &buffer)
+    guard inode.kind == .regular, inode.hasBlocks(blockSize: fileSystem.blockSize) else {
+      throw Self.damaged("inode \(number) is not a file")
+    }
+    var work = MapWork(budget: Int(clamping: fileSystem.superblock.blockCount), memory: 4 << 20)
+    let map = ExtBlockMap(inode, number: number, in: fileSystem, work: &work)
+    if let damage = work.damage { throw Self.damaged(damage) }
+    runs = map.runs
+    runsByBlock = map.runs.sorted { $0.block < $1.block }
+    guard let first = runs.first, first.fileBlock == 0 else { throw Self.damaged("it has no first block") }
+    try fileSystem.readDiskBlock(first.block, into: &buffer)
+    header = try Self.readHeader(buffer, blockSize: fileSystem.blockSize)
+    var mapped: UInt64 = 0
+    for run in runs where UInt64(run.fileBlock) == mapped { mapped = run.end }
+    guard UInt64(header.length) <= mapped else {
+      throw Self.damaged("\(header.length) blocks in a file of \(mapped)")
+    }
+    nextSequence = header.sequence
+    next = header.start == 0 ? nil : header.start
+  }
+
+  /// - `block`: the first of the journal.
+  static func readHeader(_ block: [UInt8], blockSize: Int) throws(IntegrityError) -> Header {
+    try block.withRawSpan { bytes throws(IntegrityError) in
+      guard bytes.byteCount >= 1024, bytes.u32(0) == magic, bytes.u32(4) == 4 || bytes.u32(4) == 3 else {
+        throw damaged("no journal superblock")
+      }
+      let isOld = bytes.u32(4) == 3
+      var seed = CRC32C()
+      seed.update(bytes.extracting(48..<64))
+      let fastCommits = bytes.u32(84)
+      let header = Header(
+        length: bytes.u32(16), first: bytes.u32(20), sequence: bytes.u32(24), start: bytes.u32(28),
+        compatible: isOld ? 0 : bytes.u32(36), incompatible: isOld ? 0 : bytes.u32(40),
+        fastCommitBlocks: fastCommits == 0 ? 256 : fastCommits, seed: seed.state)
+      guard bytes.u32(12) == UInt32(blockSize) else {
+        throw damaged("its blocks are said to have \(bytes.u32(12)) bytes")
+      }
+      guard header.incompatible & ~0x3F == 0 else {
+        throw IntegrityError(
+          .unsupported,
+          "the journal uses features that are not followed: 0x\(String(header.incompatible & ~0x3F, radix: 16))",
+          remedy: "what is committed in the journal is seen only once it is written to its place")
+      }
+      if header.hasChecksums {
+        var crc = CRC32C()
+        crc.update(bytes.extracting(0..<252))
+        crc.update(zeroes: 4)
+        crc.update(bytes.extracting(256..<1024))
+        guard crc.state == bytes.u32(252) else { throw damaged("a wrong checksum of its superblock") }
+      }
+      guard !header.hasFastCommits || header.fastCommitBlocks < header.length else {
+        throw damaged("\(header.fastCommitBlocks) blocks of fast commits in \(header.length)")
+      }
+      guard header.first >= 1, header.first < header.end, header.start < header.end,
+        header.start == 0 || header.start >= header.first
+      else {
+        throw damaged("a log from block \(header.first) to \(header.end) that begins at \(header.start)")
+      }
+      return header
+    }
+  }
+
+  /// Takes over a superblock that the guest wrote.
+  mutating func update(_ new: Header) { header = new }
+
+  mutating func note(_ text: String) {
+    if notes.count < 16, !notes.contains(text) { notes.append(text) }
+  }
+
+  func reportDamage(to log: inout DamageLog) {
+    for note in notes { log.report(inode: 8, note) }
+  }
+
+  static func damaged(_ what: String) -> IntegrityError {
+    IntegrityError(
+      .damaged, "damaged journal: \(what)", remedy: "check the file system with e2fsck on a copy")
+  }
+
+  // MARK: Places
+
+  /// The block of the disk for a block of the journal.
+  func diskBlock(_ logical: UInt32) -> UInt64? {
+    var low = 0
+    var high = runs.count
+    while low < high {
+      let middle = (low + high) / 2
+      if runs[middle].end <= UInt64(logical) { low = middle + 1 } else { high = middle }
+    }
+    guard low < runs.count, runs[low].fileBlock <= logical else { return nil }
+    return runs[low].block + UInt64(logical - runs[low].fileBlock)
+  }
+
+  /// The block of the journal that a block of the disk is; nil for all others.
+  func logicalBlock(_ block: UInt64) -> UInt32? {
+    var low = 0
+    var high = runsByBlock.count
+    while low < high {
+      let middle = (low + high) / 2
+      let run = runsByBlock[middle]
+      if run.block + UInt64(run.count) <= block { low = middle + 1 } else { high = middle }
+    }
+    guard low < runsByBlock.count, runsByBlock[low].block <= block else { return nil }
+    return runsByBlock[low].fileBlock + UInt32(block - runsByBlock[low].block)
+  }
+
+  /// Whether some block of a range may be one of the journal.
+  func overlaps(_ range: ClosedRange<UInt64>) -> Bool {
+    guard let first = runsByBlock.first, let last = runsByBlock.last, range.upperBound >= first.block,
+      range.lowerBound < last.block + UInt64(last.count)
+    else { return false }
+    var low = 0
+    var high = runsByBlock.count
+    while low < high {
+      let middle = (low + high) / 2
+      let run = runsByBlock[middle]
+      if run.block + UInt64(run.count) <= range.lowerBound { low = middle + 1 } else { high = middle }
+    }
+    return low < runsByBlock.count && runsByBlock[low].block <= range.upperBound
+  }
+
+  /// The block of the log after another; the last is followed by the first.
+  func following(_ logical: UInt32) -> UInt32 { logical + 1 >= header.end ? header.first : logical + 1 }
+}

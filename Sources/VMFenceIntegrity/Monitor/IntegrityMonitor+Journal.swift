@@ -1,0 +1,218 @@
+internal import VMFenceCore
+
+// The journal, followed live. What is in it counts from the moment when its commit block passes; what is then written to
+// its place changes nothing any more.
+extension IntegrityMonitor {
+  func touchesJournal(_ write: WriteInFlight) -> Bool {
+    guard let fileSystem = view?.fileSystem, let journal = fileSystem.journal else { return false }
+    let size = UInt64(fileSystem.blockSize)
+    return journal.overlaps(write.offset / size...(write.end - 1) / size)
+  }
+
+  /// Looks for commit blocks and for the journal's superblock in a request, and takes over what was committed.
+  mutating func followJournal(_ write: WriteInFlight, _ data: RawSpan, _ moment: Moment) -> BlockVerdict {
+    var isDue = awaitsTransaction
+    if write.operation == .write, UInt64(data.byteCount) >= write.end - write.offset {
+      for (logical, start) in journalBlocks(in: write) {
+        let block = data.extracting(start..<data.byteCount)
+        if logical == 0 {
+          takeJournalSuperblock(block, moment)
+        } else if block.byteCount >= 12, block.u32(0) == Journal.magic, block.u32(4) == 2 {
+          isDue = true
+          let expected = view?.fileSystem.journal?.nextSequence ?? 0
+          if Int32(bitPattern: block.u32(8) &- expected) > 64 {
+            requestResync("the journal goes on with a transaction that was not expected", at: moment.time)
+          }
+        }
+      }
+    }
+    guard isDue else { return .allow }
+    view?.fileSystem.patch = write.patch(data)
+    defer { view?.fileSystem.patch = nil }
+    let limit = view?.fileSystem.journal?.header.length ?? 0
+    awaitsTransaction = true
+    while true {
+      let position = (view?.fileSystem.journal?.next, view?.fileSystem.journal?.nextSequence ?? 0)
+      guard let transaction = view?.fileSystem.nextTransaction(limit: limit) else { break }
+      awaitsTransaction = false
+      if take(transaction, moment) == .deny {
+        view?.fileSystem.journal?.next = position.0
+        view?.fileSystem.journal?.nextSequence = position.1
+        return .deny
+      }
+    }
+    return .allow
+  }
+
+  /// The blocks of the journal that begin in a request: their numbers in the journal, and where in the request.
+  private func journalBlocks(in write: WriteInFlight) -> [(logical: UInt32, start: Int)] {
+    guard let fileSystem = view?.fileSystem, let journal = fileSystem.journal else { return [] }
+    let size = UInt64(fileSystem.blockSize)
+    var result: [(UInt32, Int)] = []
+    for block in (write.offset + size - 1) / size..<max(write.end / size, (write.offset + size - 1) / size) {
+      if let logical = journal.logicalBlock(block) { result.append((logical, Int(block * size - write.offset))) }
+    }
+    return result
+  }
+
+  // MARK: The tail
+
+  private mutating func takeJournalSuperblock(_ bytes: RawSpan, _ moment: Moment) {
+    guard let size = view?.fileSystem.blockSize, bytes.byteCount >= size else { return }
+    let header: Journal.Header
+    do throws(IntegrityError) {
+      header = try Journal.readHeader(bytes.extracting(0..<size).copiedBytes(), blockSize: size)
+    } catch {
+      return requestResync(error.message, at: moment.time)
+    }
+    view?.fileSystem.journal?.update(header)
+    guard header.start != 0 else {
+      // Everything is at its place.
+      view?.fileSystem.journal?.next = nil
+      view?.fileSystem.journal?.nextSequence = header.sequence
+      return forgetCopies(view?.fileSystem.overlay.copies.map(\.key) ?? [], moment)
+    }
+    if view?.fileSystem.journal?.next == nil {
+      view?.fileSystem.journal?.next = header.start
+      view?.fileSystem.journal?.nextSequence = header.sequence
+    } else if let next = view?.fileSystem.journal?.nextSequence, Int32(bitPattern: header.sequence &- next) > 0 {
+      requestResync("the journal begins behind what was seen of it", at: moment.time)
+    }
+    forgetCopies(view?.fileSystem.overlay.blocks(before: header.sequence) ?? [], moment)
+  }
+
+  /// From now on the places count. Where a followed block has other contents there than the journal had, somebody wrote
+  /// past the journal, and that is told as any other change.
+  private mutating func forgetCopies(_ blocks: [UInt64], _ moment: Moment) {
+    guard !blocks.isEmpty else { return }
+    hits.removeAll(keepingCapacity: true)
+    var place: [UInt8] = []
+    for block in blocks {
+      if view?.table.contains(block) == true, view?.fileSystem.overlay[block] != nil {
+        let isRead = (try? view?.fileSystem.readBlock(block, into: &oldBlock)) != nil
+        let isPlaceRead = (try? view?.fileSystem.readDiskBlock(block, into: &place)) != nil
+        if isRead, isPlaceRead, oldBlock != place { view?.table.appendUses(of: block, to: &hits) }
+      }
+      view?.fileSystem.overlay[block] = nil
+    }
+    guard !hits.isEmpty else { return }
+    for (_, use) in hits where use.role == .data { noteContents(use, 0..<UInt64(place.count), moment) }
+    processMetadata(moment)
+  }
+
+  // MARK: Places of what the journal has
+
+  /// A followed block of which the journal has the last committed contents is not changed by a write to its place.
+  mutating func leaveOutJournalled(_ write: WriteInFlight, _ data: RawSpan) {
+    guard let fileSystem = view?.fileSystem else { return }
+    let size = UInt64(fileSystem.blockSize)
+    var last: UInt64?
+    for (block, _) in hits where block != last && fileSystem.overlay[block] != nil {
+      last = block
+      let start = block * size
+      guard write.operation == .write, write.offset <= start, write.end >= start + size,
+        UInt64(data.byteCount) >= write.end - write.offset,
+        (try? fileSystem.readBlock(block, into: &oldBlock)) != nil
+      else { continue }
+      let new = data.extracting(Int(start - write.offset)..<Int(start - write.offset + size))
+      if (0..<Int(size)).allSatisfy({ new.u8($0) == oldBlock[$0] }) { checkpointed.append(block) }
+    }
+    hits.removeAll { fileSystem.overlay[$0.block] != nil }
+  }
+
+  mutating func dropCheckpointed() {
+    guard !checkpointed.isEmpty else { return }
+    for block in checkpointed { view?.fileSystem.overlay[block] = nil }
+    checkpointed.removeAll(keepingCapacity: true)
+  }
+
+  // MARK: Transactions
+
+  /// Takes over a committed transaction, and tells at once what it changed: a transaction is consistent in itself.
+  private mutating func take(_ transaction: JournalTransaction, _ moment: Moment) -> BlockVerdict {
+    let changed = changedContents(transaction)
+    if let verdict = deny(changed, moment) { return verdict }
+    let before = configuration.policy.deniesMetadata ? view : nil
+    let saved = (news, nameNews, awaitsTimes, pendingWrites, suspects, statisticsStorage, toldDamages)
+    for change in changed {
+      news[change.inode, default: News()].changed = news[change.inode]?.changed ?? moment
+      news[change.inode]?.contents.insert(change.range)
+      noteChange(at: moment.time)
+    }
+    view?.fileSystem.apply(transaction)
+    hits.removeAll(keepingCapacity: true)
+    for copy in transaction.copies where view?.table.contains(copy.home) == true {
+      view?.table.appendUses(of: copy.home, to: &hits)
+    }
+    for block in transaction.revoked where view?.table.contains(block) == true {
+      view?.table.appendUses(of: block, to: &hits)
+    }
+    guard !hits.isEmpty || !news.isEmpty else { return .allow }
+    if !hits.isEmpty { statisticsStorage.hits += 1 }
+    processMetadata(moment)
+    guard let before else {
+      settle(at: moment.time)
+      return .allow
+    }
+    isTrial = true
+    settle(at: moment.time)
+    isTrial = false
+    let refused = batch.filter { isRefused($0) }
+    guard !refused.isEmpty else {
+      flushBatch()
+      return .allow
+    }
+    view = before
+    (news, nameNews, awaitsTimes, pendingWrites, suspects, statisticsStorage, toldDamages) = saved
+    batch = refused.map { event in
+      var event = event
+      event.verdict = .deny
+      return event
+    }
+    flushBatch()
+    statisticsStorage.denied += 1
+    return .deny
+  }
+
+  private func isRefused(_ event: FileEvent) -> Bool {
+    switch event.operation {
+    case .times, .read, .damage, .gap: return false
+    default: break
+    }
+    let paths = [event.path] + (event.oldPath.map { [$0] } ?? [])
+    return paths.contains { configuration.policy.action(forPath: $0) == .denyMetadata }
+  }
+
+  /// Which bytes of followed files a transaction changes: only where the guest journals data, too.
+  private mutating func changedContents(_ transaction: JournalTransaction) -> [ContentChange] {
+    var result: [ContentChange] = []
+    var uses: [(block: UInt64, use: BlockUse)] = []
+    var new: [UInt8] = []
+    for copy in transaction.copies where view?.table.contains(copy.home) == true {
+      uses.removeAll(keepingCapacity: true)
+      view?.table.appendUses(of: copy.home, to: &uses)
+      guard uses.contains(where: { $0.use.role == .data }),
+        (try? view?.fileSystem.readBlock(copy.home, into: &oldBlock)) != nil,
+        (try? view?.fileSystem.readDiskBlock(copy.block, into: &new)) != nil
+      else { continue }
+      if copy.isEscaped { new.replaceSubrange(0..<4, with: Journal.magicBytes) }
+      var low = 0
+      var high = new.count
+      while low < high, oldBlock[low] == new[low] { low += 1 }
+      while high > low, oldBlock[high - 1] == new[high - 1] { high -= 1 }
+      guard low < high else { continue }
+      for (_, use) in uses where use.role == .data {
+        let start = UInt64(use.index) * UInt64(new.count)
+        result.append(ContentChange(inode: use.inode, range: start + UInt64(low)..<start + UInt64(high)))
+      }
+    }
+    return result
+  }
+
+  private mutating func noteContents(_ use: BlockUse, _ range: Range<UInt64>, _ moment: Moment) {
+    let start = UInt64(use.index) * UInt64(range.count)
+    news[use.inode, default: News()].changed = news[use.inode]?.changed ?? moment
+    news[use.inode]?.contents.insert(start..<start + UInt64(range.count))
+    noteChange(at: moment.time)
+  }
+}

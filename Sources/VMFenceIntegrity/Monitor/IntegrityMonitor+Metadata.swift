@@ -1,0 +1,108 @@
+internal import VMFenceCore
+
+// What changed metadata mean for the view, and what is noted for the next settling.
+extension IntegrityMonitor {
+  /// Upper structures first: what they release is no longer looked at.
+  mutating func processMetadata(_ moment: Moment) {
+    let order: [BlockRole] = [
+      .superblock, .descriptors, .inodeTable, .map, .directory, .attributes,
+    ]
+    let found = hits
+    for role in order {
+      for (block, use) in found where use.role == role && view?.table.contains(block, use) == true {
+        switch role {
+        case .superblock, .descriptors: processSystemBlock(Int(use.index), role, moment)
+        case .inodeTable: processInodes(from: use.inode, moment)
+        case .map: remap(use.inode, moment)
+        case .directory:
+          view?.readNames(of: use.inode, fileBlock: use.index, block: block)
+          noteNames(of: use.inode, moment)
+        case .attributes:
+          news[use.inode, default: News()].attributesRewritten = moment
+          noteChange(at: moment.time)
+        case .data: break
+        }
+      }
+    }
+  }
+
+  private mutating func processSystemBlock(_ index: Int, _ role: BlockRole, _ moment: Moment) {
+    guard let fileSystem = view?.fileSystem else { return }
+    do throws(IntegrityError) {
+      if role == .superblock {
+        let isCopy = fileSystem.overlay[fileSystem.superblock.ownBlock] != nil
+        let new =
+          try isCopy
+          ? fileSystem.readCommittedSuperblock()
+          : ExtFileSystem.readSuperblock(reader, patch: fileSystem.patch)
+        guard !new.hasSameLayout(as: fileSystem.superblock) else {
+          view?.fileSystem.superblock = new
+          return
+        }
+        requestResync("the superblock describes another file system, or another layout", at: moment.time)
+      } else {
+        guard try !fileSystem.descriptorsAreUnchanged(inBlock: index, buffer: &oldBlock) else { return }
+        requestResync("a group descriptor moved an inode table or bitmap", at: moment.time)
+      }
+    } catch {
+      requestResync("the superblock cannot be used: \(error.message)", at: moment.time)
+    }
+    guard let reason = resyncReason else { return }
+    let damage = Damage(inode: 0, path: [], message: reason)
+    guard toldDamages.insert(damage).inserted else { return }
+    statisticsStorage.damages += 1
+    report(.damage, at: moment, path: [], inode: 0, changes: [Self.damageChange(reason)])
+    flushBatch()
+  }
+
+  private mutating func processInodes(from first: UInt32, _ moment: Moment) {
+    guard let fileSystem = view?.fileSystem else { return }
+    let perBlock = UInt32(fileSystem.blockSize / fileSystem.superblock.inodeSize)
+    for number in first..<min(first &+ perBlock, fileSystem.superblock.inodeCount &+ 1) {
+      guard let old = view?.nodes[number]?.inode else { continue }
+      do throws(IntegrityError) {
+        let new = try fileSystem.inode(number, buffer: &oldBlock)
+        rewritten.insert(number)
+        guard new != old else { continue }
+        change(number, from: old, to: new, moment)
+      } catch {
+        requestResync("inode \(number) cannot be read: \(error.message)", at: moment.time)
+      }
+    }
+  }
+
+  private mutating func change(_ number: UInt32, from old: ExtInode, to new: ExtInode, _ moment: Moment) {
+    view?.nodes[number]?.inode = new
+    news[number, default: News()].written = moment
+    noteChange(at: moment.time)
+    if view?.nodes[number]?.links.isEmpty == false {
+      if old.attributeBlock != new.attributeBlock {
+        view?.insertAttributeBlock(of: number, old: old.attributeBlock, new: new.attributeBlock)
+      }
+      if new.isInUse { view?.reportFaults(of: number) }
+    }
+    remap(number, moment)
+  }
+
+  /// Reads anew which blocks an inode has.
+  private mutating func remap(_ number: UInt32, _ moment: Moment) {
+    guard let node = view?.nodes[number] else { return }
+    if let directory = view?.directories[number] {
+      let changes = view?.updateMap(of: number, node.inode.kind == .directory ? node.inode : nil) ?? []
+      if !changes.isEmpty || directory.isInline || node.inode.hasInlineData { noteNames(of: number, moment) }
+    } else if !node.links.isEmpty {
+      // The map before the first change since the last settling: the difference tells which places have other contents.
+      if news[number]?.mapBefore == nil { news[number, default: News()].mapBefore = node.map }
+      let changes = view?.updateMap(of: number, node.inode.kind == .directory ? nil : node.inode) ?? []
+      guard !changes.isEmpty else { return }
+      let changed = news[number]?.changed ?? moment
+      news[number]?.changed = changed
+      noteChange(at: moment.time)
+    }
+  }
+
+  private mutating func noteNames(of directory: UInt32, _ moment: Moment) {
+    if nameNews[directory] == nil { nameNews[directory] = NameNews(changed: moment) }
+    noteChange(at: moment.time)
+  }
+}

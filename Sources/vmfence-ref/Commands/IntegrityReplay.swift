@@ -1,0 +1,96 @@
+#if Daemon
+import ArgumentParser
+import Foundation
+import VMFenceBlock
+import VMFenceCore
+import VMFenceIntegrity
+
+/// `vmfence-ref integrity replay`
+struct IntegrityReplay: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "replay",
+    abstract: "Run the integrity monitor over a recorded stream of block requests.",
+    discussion: """
+      The base image is not written. Events go out as EVE JSON, in order; the same input gives the same output. Time is the recording's.
+
+      EXAMPLES
+        vmfence-ref integrity replay --image base.img --trace writes.jsonl --protect '/etc/**' --eve events.json
+        vmfence-ref integrity replay --image base.img --trace writes.jsonl --protect '/bin/**' --deny-data --eve - | jq .vmfence
+      """)
+
+  @Option(help: "The disk as it was when the recording began.")
+  var image: String
+
+  @Option(help: "The recording: a .jsonl file, with its data beside it in a .bin file.")
+  var trace: String
+
+  @Option(name: .customLong("protect"), parsing: .upToNextOption, help: "Paths or patterns of paths, as /etc/**.")
+  var protected: [String]
+
+  @Option(help: "Where to write EVE JSON; - for standard output.")
+  var eve: String
+
+  @Flag(name: .customLong("deny-data"), help: "Refuse changes of protected contents.")
+  var deniesData = false
+
+  @Flag(name: .customLong("deny-metadata"), help: "Refuse transactions that change protected files in any way.")
+  var deniesMetadata = false
+
+  @Option(name: .customLong("list"), help: "Write a listing of the disk after the recording, as JSON lines.")
+  var list: String?
+
+  func validate() throws {
+    if protected.isEmpty { throw ValidationError("name at least one path: --protect /etc/passwd") }
+  }
+
+  func run() throws {
+    let action: ProtectionPolicy.Action = deniesMetadata ? .denyMetadata : deniesData ? .denyData : .alert
+    var disk: OverlaidDisk<IntegrityMonitor>
+    do throws(IntegrityError) {
+      let overlay = ImageOverlay(try FileDiskReader(path: image))
+      let policy = try ProtectionPolicy(protected.map { .init($0, action: action) })
+      let monitor = IntegrityMonitor(
+        overlay, configuration: .init(incarnation: .none, disk: "disk", policy: policy), at: .zero)
+      disk = OverlaidDisk(monitor, overlay: overlay)
+    } catch { throw failure(error, error.exit) }
+    var output = ReplayOutput(file: try LineFile(path: eve))
+    do throws(BlockSourceError) {
+      var source = try RecordedBlockSource.open(path: trace)
+      while try !source.deliver(limit: 1, until: nil, to: &disk).isAtEnd {
+        output.tell(disk.observer.drainEvents())
+      }
+    } catch {
+      output.tell(disk.observer.drainEvents())
+      try output.file.close()
+      throw failure(error, error.code == .inputOutput ? Exit.noInput : Exit.badData)
+    }
+    disk.observer.finish(at: disk.lastTime)
+    output.tell(disk.observer.drainEvents())
+    try output.file.close()
+    let statistics = disk.observer.statistics
+    Terminal.error.print(
+      "requests: \(statistics.requests), on protected blocks: \(statistics.hits), refused: \(statistics.denied), "
+        + "events: \(output.count), lost: \(statistics.lostEvents)")
+    if let blindness = disk.observer.blindness { throw failure(blindness, blindness.exit) }
+    if let failed = disk.failure { throw failure(failed, failed.exit) }
+    guard let list else { return }
+    let listing = ImageListing(hashes: true, output: try LineFile(path: list))
+    let problem = listing.list(disk.overlay, partition: nil)
+    try listing.finish()
+    if let problem { throw failure(problem, problem.exit) }
+  }
+}
+
+private struct ReplayOutput {
+  let file: LineFile
+  private let encoder = EVEEncoder(node: "integrity", directory: DomainDirectory())
+  private(set) var count = 0
+
+  init(file: LineFile) { self.file = file }
+
+  mutating func tell(_ events: [FileEvent]) {
+    count += events.count
+    for event in events { file.write(encoder.encode(.file(event))) }
+  }
+}
+#endif
