@@ -55,7 +55,8 @@ let package = Package(
     .target(
       name: "VMFenceNftables", dependencies: ["VMFenceCore", "CNftables"],
       swiftSettings: strict),
-    .target(name: "VMFenceBlock", dependencies: ["VMFenceCore", "VMFenceIntegrity"], swiftSettings: strict),
+    .target(
+      name: "VMFenceBlock", dependencies: ["VMFenceCore", "VMFenceIntegrity", "CLinux"], swiftSettings: strict),
     .target(name: "VMFenceProcess", dependencies: ["VMFenceCore", "CLinux"], swiftSettings: strict),
 
     .target(
@@ -113,7 +114,7 @@ let package = Package(
       dependencies: ["VMFenceNftables", "VMFenceConformance", "VMFenceTestKit", "NetworkTestSupport"],
       swiftSettings: strict),
     .testTarget(
-      name: "VMFenceBlockTests", dependencies: ["VMFenceBlock", "VMFenceIntegrity", "VMFenceConformance"],
+      name: "VMFenceBlockTests", dependencies: ["VMFenceBlock", "VMFenceIntegrity", "VMFenceConformance", "CLinux"],
       swiftSettings: strict),
     .testTarget(
       name: "VMFenceProcessTests",

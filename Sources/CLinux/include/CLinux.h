@@ -8,6 +8,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "CLinuxBlock.h"
+
 // memfd_create(2), close-on-exec and sealable.
 int vmfence_memfd_create(const char *name);
 

@@ -1,0 +1,197 @@
+internal import CLinux
+internal import Glibc
+internal import Synchronization
+internal import VMFenceCore
+internal import VMFenceIntegrity
+
+/// What waits for the disk, and the threads that wait with it.
+///
+/// One thread submits, and collects what is done. A request that overlaps one in flight, when one of the two changes
+/// the disk, must wait for it: `waitForConflicts`. So the disk sees overlapping requests in the order in which they
+/// were judged.
+@safe final class DiskQueue: @unchecked Sendable {
+  static let threads = 8
+
+  let disk: DiskFile
+  /// Becomes readable when something is done.
+  let event: CInt
+  // SAFETY: initialised in `init`, destroyed in `deinit`, and the mutex is held around each look at what follows.
+  private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
+  private let changed = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
+  /// Submitted and not done; `waiting` are those that no worker has taken.
+  private var active: [DiskJob] = []
+  private var waiting: [DiskJob] = []
+  private var done: [DiskJob] = []
+  private var heldBytes = 0
+  private var isStopping = false
+  private var running = 0
+  /// So that the way past an idle queue takes no lock.
+  private let activeCount = Atomic<Int>(0)
+  private let doneCount = Atomic<Int>(0)
+
+  init(_ disk: DiskFile) throws(BlockSourceError) {
+    self.disk = disk
+    event = vmfence_event_make()
+    // SAFETY: fresh allocations.
+    unsafe mutex.initialize(to: pthread_mutex_t())
+    unsafe changed.initialize(to: pthread_cond_t())
+    unsafe pthread_mutex_init(mutex, nil)
+    unsafe pthread_cond_init(changed, nil)
+    guard event >= 0 else { throw DiskFile.failure("make an eventfd", disk.path, errno) }
+    for _ in 0..<Self.threads {
+      let error = start()
+      guard error == 0 else {
+        stop()
+        throw DiskFile.failure("start a thread", disk.path, error)
+      }
+    }
+  }
+
+  deinit {
+    close(event)
+    // SAFETY: no thread holds a reference any more.
+    unsafe pthread_mutex_destroy(mutex)
+    unsafe pthread_cond_destroy(changed)
+    unsafe mutex.deallocate()
+    unsafe changed.deallocate()
+  }
+
+  private func start() -> CInt {
+    var attributes = pthread_attr_t()
+    var thread = pthread_t()
+    // SAFETY: `attributes` is initialised before use and destroyed after; the reference goes to the thread.
+    let reference = unsafe Unmanaged.passRetained(self)
+    unsafe pthread_attr_init(&attributes)
+    unsafe pthread_attr_setdetachstate(&attributes, Int32(PTHREAD_CREATE_DETACHED))
+    unsafe pthread_attr_setstacksize(&attributes, 256 << 10)
+    let error = unsafe pthread_create(&thread, &attributes, runDiskWorker, reference.toOpaque())
+    unsafe pthread_attr_destroy(&attributes)
+    if error == 0 { locked { running += 1 } } else { unsafe reference.release() }
+    return error
+  }
+
+  private func locked<Result>(_ body: () -> Result) -> Result {
+    // SAFETY: initialised in `init`.
+    unsafe pthread_mutex_lock(mutex)
+    defer { unsafe pthread_mutex_unlock(mutex) }
+    return body()
+  }
+
+  /// Lets the lock go until something changed.
+  private func wait() {
+    // SAFETY: the caller holds the lock.
+    unsafe _ = pthread_cond_wait(changed, mutex)
+  }
+
+  private func tellAll() {
+    // SAFETY: initialised in `init`.
+    unsafe _ = pthread_cond_broadcast(changed)
+  }
+
+  // MARK: The submitting thread
+
+  var isIdle: Bool { activeCount.load(ordering: .acquiring) == 0 && doneCount.load(ordering: .acquiring) == 0 }
+  var hasDone: Bool { doneCount.load(ordering: .acquiring) != 0 }
+
+  /// Waits until nothing that overlaps is in flight.
+  ///
+  /// `changes`: the request is one that changes the disk; otherwise other reads do not disturb it.
+  @inline(__always)
+  func waitForConflicts(_ offset: UInt64, _ length: UInt64, changes: Bool) {
+    if activeCount.load(ordering: .acquiring) != 0 { waitSlowly(offset, length, changes: changes) }
+  }
+
+  private func waitSlowly(_ offset: UInt64, _ length: UInt64, changes: Bool) {
+    let end = offset + length
+    locked {
+      while active.contains(where: { $0.conflicts(from: offset, to: end, changes: changes) }) { wait() }
+    }
+  }
+
+  /// Takes a request; while too much waits already, so does the caller.
+  func submit(_ job: DiskJob) {
+    locked {
+      while active.count >= NBDLimits.queuedRequests
+        || !active.isEmpty && heldBytes + job.heldBytes > NBDLimits.queuedBytes
+      {
+        wait()
+      }
+      active.append(job)
+      waiting.append(job)
+      heldBytes += job.heldBytes
+      activeCount.store(active.count, ordering: .releasing)
+    }
+    tellAll()
+  }
+
+  /// What was done since the last call.
+  func collect() -> [DiskJob] {
+    vmfence_event_clear(event)
+    return locked {
+      defer {
+        done.removeAll(keepingCapacity: true)
+        doneCount.store(0, ordering: .releasing)
+      }
+      return done
+    }
+  }
+
+  /// Finishes what was submitted, and ends the threads.
+  func stop() {
+    locked { isStopping = true }
+    tellAll()
+    locked { while running > 0 { wait() } }
+  }
+
+  // MARK: The workers
+
+  fileprivate func work() {
+    while let job = take() {
+      job.run(on: disk)
+      let isFirst = locked {
+        if let index = active.firstIndex(where: { $0 === job }) { active.remove(at: index) }
+        heldBytes -= job.heldBytes
+        done.append(job)
+        activeCount.store(active.count, ordering: .releasing)
+        doneCount.store(done.count, ordering: .releasing)
+        return done.count == 1
+      }
+      tellAll()
+      if isFirst { vmfence_event_ring(event) }
+    }
+    locked { running -= 1 }
+    tellAll()
+  }
+
+  private func take() -> DiskJob? {
+    locked {
+      while waiting.isEmpty, !isStopping { wait() }
+      return waiting.isEmpty ? nil : waiting.removeFirst()
+    }
+  }
+}
+
+private func runDiskWorker(_ context: UnsafeMutableRawPointer?) -> UnsafeMutableRawPointer? {
+  var everySignal = sigset_t()
+  // SAFETY: the set is written, then read; signals are for the program's other threads.
+  unsafe sigfillset(&everySignal)
+  unsafe pthread_sigmask(SIG_BLOCK, &everySignal, nil)
+  // SAFETY: the reference that `pthread_create` was given.
+  if let context = unsafe context { unsafe Unmanaged<DiskQueue>.fromOpaque(context).takeRetainedValue().work() }
+  return nil
+}
+
+/// The disk as a monitor reads it: with all that was allowed before. Used by the thread that submits.
+final class JudgedDisk: DiskReader {
+  private let queue: DiskQueue
+
+  init(_ queue: DiskQueue) { self.queue = queue }
+
+  var byteCount: UInt64 { queue.disk.byteCount }
+
+  func read(at offset: UInt64, into buffer: inout [UInt8]) throws(IntegrityError) {
+    try checkBounds(at: offset, count: buffer.count)
+    queue.waitForConflicts(offset, UInt64(buffer.count), changes: false)
+    try queue.disk.read(at: offset, into: &buffer)
+  }
+}

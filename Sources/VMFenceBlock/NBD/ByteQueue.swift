@@ -1,0 +1,93 @@
+/// Bytes in the order in which they came, in one piece of memory: appended at the end, taken from the beginning.
+@safe final class ByteQueue {
+  // SAFETY: `capacity` bytes that only this object frees; `start <= end <= capacity`.
+  private var memory: UnsafeMutableRawPointer
+  private var capacity: Int
+  private var start = 0
+  private var end = 0
+  private let usual: Int
+
+  /// `usual`: the capacity, in bytes, that it has and goes back to when what needed more is gone.
+  init(usual: Int) {
+    self.usual = usual
+    capacity = usual
+    // SAFETY: freed in `deinit`, or when it is exchanged.
+    unsafe memory = .allocate(byteCount: usual, alignment: 4096)
+  }
+
+  deinit {
+    // SAFETY: allocated by this object.
+    unsafe memory.deallocate()
+  }
+
+  var count: Int { end - start }
+
+  /// What is in it. Valid until the queue is changed.
+  @unsafe var bytes: UnsafeRawBufferPointer {
+    // SAFETY: inside the memory, as the bounds say.
+    unsafe UnsafeRawBufferPointer(start: memory + start, count: end - start)
+  }
+
+  /// Room for `count` bytes after the last. They are not in the queue before `commit`.
+  @unsafe func reserve(_ count: Int) -> UnsafeMutableRawPointer {
+    if capacity - end < count { makeRoom(count) }
+    // SAFETY: there are `count` bytes after `end` now.
+    return unsafe memory + end
+  }
+
+  /// - Precondition: so many bytes were written to the place that `reserve` gave.
+  func commit(_ count: Int) {
+    precondition(count >= 0 && count <= capacity - end)
+    end += count
+  }
+
+  func consume(_ count: Int) {
+    precondition(count >= 0 && count <= end - start)
+    start += count
+    if start == end {
+      start = 0
+      end = 0
+      if capacity > 4 * usual { exchange(usual) }
+    }
+  }
+
+  /// - Precondition: so many bytes are in it.
+  func dropLast(_ count: Int) {
+    precondition(count >= 0 && count <= end - start)
+    end -= count
+  }
+
+  func append(_ bytes: [UInt8]) {
+    // SAFETY: room for just these bytes is reserved first.
+    unsafe bytes.withUnsafeBytes { unsafe append($0) }
+  }
+
+  @unsafe func append(_ bytes: UnsafeRawBufferPointer) {
+    guard let base = bytes.baseAddress else { return }
+    // SAFETY: the room is reserved; what is appended never lies in the queue itself.
+    unsafe reserve(bytes.count).copyMemory(from: base, byteCount: bytes.count)
+    commit(bytes.count)
+  }
+
+  private func makeRoom(_ room: Int) {
+    if capacity - count >= room {
+      // SAFETY: moves the content to the beginning of the same memory; the places may overlap.
+      unsafe memory.copyMemory(from: memory + start, byteCount: count)
+      end -= start
+      start = 0
+    } else {
+      exchange(count + room)
+    }
+  }
+
+  private func exchange(_ newCapacity: Int) {
+    // SAFETY: the content, which fits, is copied before the old memory is freed.
+    let fresh = UnsafeMutableRawPointer.allocate(byteCount: newCapacity, alignment: 4096)
+    unsafe fresh.copyMemory(from: memory + start, byteCount: count)
+    unsafe memory.deallocate()
+    unsafe memory = fresh
+    capacity = newCapacity
+    end -= start
+    start = 0
+  }
+}

@@ -1,0 +1,199 @@
+internal import CLinux
+internal import Glibc
+internal import VMFenceCore
+
+/// One client: its socket, what it sent and was not taken yet, and what it was answered and has not read yet.
+final class NBDConnection {
+  enum Phase {
+    case handshake(NBDHandshake)
+    case transmission(NBDSession)
+  }
+
+  enum Received { case some, nothing, end }
+
+  /// Beyond this much output is sent before more is made, in bytes.
+  static let batchBytes = 128 << 10
+  /// What is read at once when nothing is known of what comes, in bytes.
+  private static let chunkBytes = 64 << 10
+
+  let id: UInt64
+  let socket: CInt
+  var phase: Phase
+  let input = ByteQueue(usual: 256 << 10)
+  let output = ByteQueue(usual: 256 << 10)
+  /// When the handshake must have ended, on the monotonic clock.
+  let handshakeDeadline: UInt64
+  var jobs = 0
+  /// It said that it will send no more, or did.
+  var isLeaving = false
+  /// Its socket is of no use any more.
+  var isBroken = false
+  var isReadable = true
+  var isWatchedForWriting = false
+  private var lastPayload: UInt32 = 0
+
+  init(id: UInt64, socket: CInt, export: NBDExport, handshakeDeadline: UInt64) {
+    self.id = id
+    self.socket = socket
+    self.handshakeDeadline = handshakeDeadline
+    phase = .handshake(NBDHandshake(export))
+    output.append(NBDHandshake.greeting)
+  }
+
+  deinit { close(socket) }
+
+  var session: NBDSession? {
+    if case .transmission(let session) = phase { session } else { nil }
+  }
+
+  // MARK: Input
+
+  /// Takes what has come. After a large write only the next header is read, so that its data come to the beginning of
+  /// the memory again and need not be moved.
+  func receive() -> Received {
+    let count = lastPayload > 16 << 10 && input.count == 0 ? NBD.requestSize : Self.chunkBytes
+    return receive(count, waits: false)
+  }
+
+  /// Takes the next `count` bytes, and waits for them as long as a client may keep the others waiting.
+  func receive(missing count: Int) -> Received { receive(count, waits: true) }
+
+  private func receive(_ count: Int, waits: Bool) -> Received {
+    // SAFETY: room for `count` bytes is reserved, and what came into it is committed.
+    let result = unsafe vmfence_receive(socket, input.reserve(count), count, waits ? 1 : 0)
+    if result > 0 {
+      input.commit(result)
+      return .some
+    }
+    if result == 0 { return .end }
+    return errno == EAGAIN || errno == EINTR ? .nothing : .end
+  }
+
+  /// The header of the next request, if it has come; nil in `request` when it is none.
+  func peek() -> (isThere: Bool, request: NBDRequest?) {
+    guard input.count >= NBD.requestSize else { return (false, nil) }
+    // SAFETY: the queue is not changed while the bytes are looked at.
+    return (true, unsafe NBDRequest(input.bytes.bytes))
+  }
+
+  func consume(_ request: NBDRequest) {
+    lastPayload = request.payload
+    input.consume(NBD.requestSize + Int(request.payload))
+  }
+
+  /// Goes on with the handshake as far as the input goes.
+  func shakeHands() -> NBDHandshake.Outcome {
+    guard case .handshake(var handshake) = phase else { return .incomplete }
+    var answer: [UInt8] = []
+    // SAFETY: the queue is not changed while the bytes are looked at.
+    let (count, outcome) = unsafe handshake.consume(input.bytes.bytes, output: &answer)
+    input.consume(count)
+    output.append(answer)
+    if case .transmission(let session) = outcome {
+      phase = .transmission(session)
+    } else {
+      phase = .handshake(handshake)
+    }
+    return outcome
+  }
+
+  // MARK: Output
+
+  /// Sends what waits. What the client does not take within the time that it may keep the others waiting stays.
+  func flush(waits: Bool = true) {
+    while output.count > 0, !isBroken {
+      // SAFETY: the bytes are read before the queue changes.
+      let result = unsafe vmfence_send(socket, output.bytes.baseAddress, output.count, waits ? 1 : 0)
+      if result > 0 {
+        let isAll = result == output.count
+        output.consume(result)
+        // Cut short: the client did not read in time.
+        if !isAll { return }
+      } else if result < 0, errno == EINTR {
+        continue
+      } else {
+        if result == 0 || errno != EAGAIN { isBroken = true }
+        return
+      }
+    }
+  }
+
+  func flushIfLarge() { if output.count >= Self.batchBytes { flush() } }
+
+  /// Appends the answer to a request that carries no data.
+  func answer(_ cookie: UInt64, error: UInt32) {
+    // SAFETY: 16 bytes are reserved, and `write` fills them.
+    let place = unsafe UnsafeMutableRawBufferPointer(
+      start: output.reserve(NBD.simpleReplySize), count: NBD.simpleReplySize)
+    unsafe Self.store32(NBD.simpleReplyMagic, place, 0)
+    unsafe Self.store32(error, place, 4)
+    unsafe Self.store64(cookie, place, 8)
+    output.commit(NBD.simpleReplySize)
+  }
+
+  /// Appends the answer to a read that failed, or to another request whose answer would have been structured.
+  func answerStructured(_ cookie: UInt64, error: UInt32) {
+    var bytes = Self.chunk(NBD.Chunk.error, cookie, length: 6)
+    bytes.append32(error)
+    bytes.append16(0)
+    output.append(bytes)
+  }
+
+  /// Appends the answer to a block status request.
+  func answer(_ cookie: UInt64, extents: [(length: UInt32, isHole: Bool)]) {
+    var bytes = Self.chunk(NBD.Chunk.blockStatus, cookie, length: 4 + 8 * UInt32(extents.count))
+    bytes.append32(NBD.allocationContextID)
+    for extent in extents {
+      bytes.append32(extent.length)
+      bytes.append32(extent.isHole ? NBD.Extent.hole | NBD.Extent.zero : 0)
+    }
+    output.append(bytes)
+  }
+
+  private static func chunk(_ type: UInt16, _ cookie: UInt64, length: UInt32) -> [UInt8] {
+    var bytes: [UInt8] = []
+    bytes.append32(NBD.structuredReplyMagic)
+    bytes.append16(NBD.Chunk.done)
+    bytes.append16(type)
+    bytes.append64(cookie)
+    bytes.append32(length)
+    return bytes
+  }
+
+  /// How long the header before the data of a read is, in bytes.
+  func readHeaderSize() -> Int {
+    session?.isStructured == true ? NBD.structuredHeaderSize + 8 : NBD.simpleReplySize
+  }
+
+  /// Writes that header.
+  @unsafe func writeReadHeader(
+    _ place: UnsafeMutableRawBufferPointer, cookie: UInt64, offset: UInt64, length: UInt32
+  ) {
+    // SAFETY: the caller gives `readHeaderSize()` bytes; the slice operations check that.
+    if session?.isStructured == true {
+      unsafe Self.store32(NBD.structuredReplyMagic, place, 0)
+      unsafe Self.store32(UInt32(NBD.Chunk.done) << 16 | UInt32(NBD.Chunk.offsetData), place, 4)
+      unsafe Self.store64(cookie, place, 8)
+      unsafe Self.store32(length + 8, place, 16)
+      unsafe Self.store64(offset, place, 20)
+    } else {
+      unsafe Self.store32(NBD.simpleReplyMagic, place, 0)
+      unsafe Self.store32(0, place, 4)
+      unsafe Self.store64(cookie, place, 8)
+    }
+  }
+
+  @inline(__always)
+  private static func store32(_ value: UInt32, _ place: UnsafeMutableRawBufferPointer, _ offset: Int) {
+    // SAFETY: checked against the buffer's count here, in release builds too.
+    precondition(offset + 4 <= place.count)
+    unsafe place.storeBytes(of: value.bigEndian, toByteOffset: offset, as: UInt32.self)
+  }
+
+  @inline(__always)
+  private static func store64(_ value: UInt64, _ place: UnsafeMutableRawBufferPointer, _ offset: Int) {
+    // SAFETY: as above.
+    precondition(offset + 8 <= place.count)
+    unsafe place.storeBytes(of: value.bigEndian, toByteOffset: offset, as: UInt64.self)
+  }
+}

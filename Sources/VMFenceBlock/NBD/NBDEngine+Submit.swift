@@ -1,0 +1,222 @@
+internal import CLinux
+internal import Glibc
+public import VMFenceCore
+
+extension NBDEngine {
+  /// Does what the verdict says with the request that `next` gave.
+  @usableFromInline
+  func submit(_ verdict: BlockVerdict) {
+    guard let request = judged, let connection = current else { return }
+    judged = nil
+    // SAFETY: nobody looks at the payload after the verdict.
+    unsafe payload = UnsafeRawBufferPointer(start: nil, count: 0)
+    statistics.count(request)
+    if verdict == .deny {
+      statistics.denied += 1
+      answer(request, of: connection, error: NBD.Failure.inputOutput)
+    } else {
+      switch request.type {
+      case NBD.Command.read: read(request, connection)
+      case NBD.Command.write: write(request, connection)
+      case NBD.Command.trim: queue(.discard, request, connection)
+      case NBD.Command.writeZeroes:
+        queue(
+          .zero(
+            mayPunch: request.flags & NBD.CommandFlag.noHole == 0,
+            isFast: request.flags & NBD.CommandFlag.fastZero != 0), request, connection)
+      case NBD.Command.cache: queue(.readAhead, request, connection)
+      case NBD.Command.blockStatus:
+        queue(
+          .extents(limit: request.flags & NBD.CommandFlag.requestOne != 0 ? 1 : NBDLimits.extents), request, connection)
+      default: queue(.flush, request, connection)
+      }
+    }
+    connection.consume(request)
+    connection.flushIfLarge()
+  }
+
+  private func queue(_ work: DiskJob.Work, _ request: NBDRequest, _ connection: NBDConnection) {
+    connection.jobs += 1
+    queue.submit(DiskJob(work, request, connection: connection.id))
+  }
+
+  /// Reads straight behind the header of the answer. What the page cache does not have is left to a worker.
+  private func read(_ request: NBDRequest, _ connection: NBDConnection) {
+    let length = Int(request.length)
+    let header = connection.readHeaderSize()
+    // SAFETY: room for the header and the data is reserved in one piece; it is in the queue only when it is filled.
+    let place = unsafe connection.output.reserve(header + length)
+    let count = unsafe queue.disk.readCached(place + header, length, at: request.offset)
+    guard count == length else {
+      queue(.read, request, connection)
+      return
+    }
+    unsafe connection.writeReadHeader(
+      UnsafeMutableRawBufferPointer(start: place, count: header), cookie: request.cookie, offset: request.offset,
+      length: request.length)
+    connection.output.commit(header + length)
+  }
+
+  /// A plain write goes to the page cache from where it lies. One that must be durable waits with a worker.
+  private func write(_ request: NBDRequest, _ connection: NBDConnection) {
+    // SAFETY: the data are in the input behind the header; the queue does not change before they are used.
+    let data = unsafe connection.input.bytes.baseAddress.map { unsafe $0 + NBD.requestSize }
+    guard let data = unsafe data else { return }
+    guard request.isForced else {
+      let error = unsafe queue.disk.writeAll(data, Int(request.length), at: request.offset)
+      if error != 0 { noteFailure(request.offset, UInt64(request.length), error) }
+      connection.answer(request.cookie, error: Self.failure(error))
+      return
+    }
+    connection.jobs += 1
+    let job = DiskJob(.write, request, connection: connection.id)
+    // SAFETY: the job has memory for `length` bytes.
+    unsafe job.data?.copyMemory(from: data, byteCount: Int(request.length))
+    queue.submit(job)
+  }
+
+  func answer(_ request: NBDRequest, of connection: NBDConnection, error: UInt32) {
+    answer(
+      request.cookie, of: connection, error: error,
+      isStructured: request.type == NBD.Command.read || request.type == NBD.Command.blockStatus)
+  }
+
+  /// `isStructured`: the answer to such a request is, where the client asked for structured ones.
+  private func answer(_ cookie: UInt64, of connection: NBDConnection, error: UInt32, isStructured: Bool) {
+    if isStructured, connection.session?.isStructured == true {
+      connection.answerStructured(cookie, error: error)
+    } else {
+      connection.answer(cookie, error: error)
+    }
+  }
+
+  private func noteFailure(_ offset: UInt64, _ length: UInt64, _ error: CInt) {
+    statistics.diskFailures += 1
+    gap = "the disk failed a change of \(length) bytes at byte \(offset) that was allowed: \(describeError(error))"
+  }
+
+  /// An error number of the system as the protocol has it.
+  static func failure(_ error: CInt) -> UInt32 {
+    switch error {
+    case 0: 0
+    case EPERM, EACCES, EROFS: NBD.Failure.permission
+    case ENOMEM: NBD.Failure.memory
+    case EINVAL: NBD.Failure.invalid
+    case ENOSPC, EDQUOT, EFBIG: NBD.Failure.space
+    case EOPNOTSUPP: NBD.Failure.unsupported
+    default: NBD.Failure.inputOutput
+    }
+  }
+
+  // MARK: What the workers did
+
+  func finishJobs() {
+    for job in queue.collect() {
+      if job.error != 0, job.changesDisk {
+        // A fast zeroing that is not possible did nothing, and the client goes on to write.
+        if job.error != EOPNOTSUPP { noteFailure(job.offset, UInt64(job.length), job.error) }
+      } else if job.error != 0 {
+        statistics.diskFailures += 1
+      }
+      guard let connection = connections[job.connection] else { continue }
+      connection.jobs -= 1
+      answer(job, connection)
+      // The connection whose turn it is goes on, and is flushed at its end.
+      if connection !== current {
+        connection.flush()
+        settle(connection)
+      } else {
+        connection.flushIfLarge()
+      }
+    }
+  }
+
+  private func answer(_ job: DiskJob, _ connection: NBDConnection) {
+    let error = Self.failure(job.error)
+    switch job.work {
+    case .read:
+      // SAFETY: the job's memory has the header's room before the data, and `length` bytes of data.
+      guard error == 0, let data = unsafe job.data else {
+        return answer(job.cookie, of: connection, error: error, isStructured: true)
+      }
+      let header = connection.readHeaderSize()
+      let start = unsafe data - header
+      unsafe connection.writeReadHeader(
+        UnsafeMutableRawBufferPointer(start: start, count: header), cookie: job.cookie, offset: job.offset,
+        length: job.length)
+      unsafe connection.output.append(UnsafeRawBufferPointer(start: start, count: header + Int(job.length)))
+    case .extents where error == 0: connection.answer(job.cookie, extents: job.extents)
+    case .extents: answer(job.cookie, of: connection, error: error, isStructured: true)
+    default: connection.answer(job.cookie, error: error)
+    }
+  }
+
+  // MARK: Waiting, and the end
+
+  @usableFromInline
+  func flushAll() {
+    for connection in connections.values where connection.output.count > 0 {
+      connection.flush()
+      settle(connection)
+    }
+  }
+
+  /// Waits for a client, a worker or the deadline. The clock is a value that the caller gives and may stand still, so
+  /// it is looked at again from time to time.
+  func wait(until deadline: Timestamp?) throws(BlockSourceError) {
+    if let current { leave(current) }
+    var patience: Int64 = -1
+    if let deadline {
+      // Rounded up: the deadline has passed when this has.
+      patience = min(100, max(0, (deadline - clock.now).wholeNanoseconds / 1_000_000 + 1))
+    }
+    let now = Self.monotonic()
+    for connection in connections.values where connection.session == nil {
+      guard connection.handshakeDeadline > now else {
+        statistics.refusedClients += 1
+        remove(connection)
+        continue
+      }
+      let rest = Int64((connection.handshakeDeadline - now) / 1_000_000 + 1)
+      patience = patience < 0 ? rest : min(patience, rest)
+    }
+    var tokens = [UInt64](repeating: 0, count: Int(VMFENCE_EPOLL_EVENTS))
+    // SAFETY: the array has as many elements as the call fills at the most.
+    let count = unsafe vmfence_epoll_wait(poller, &tokens, Int32(patience))
+    guard count >= 0 else { throw DiskFile.failure("wait for clients", configuration.socketPath, errno) }
+    for token in tokens[..<Int(count)] {
+      switch token {
+      case Self.listenerToken: accept()
+      case Self.stopToken: isStopping = true
+      case Self.doneToken: break
+      default:
+        guard let connection = connections[token] else { continue }
+        if connection.output.count > 0 {
+          connection.flush(waits: false)
+          settle(connection)
+        }
+        if connection.isReadable { ready.append(connection) }
+      }
+    }
+  }
+
+  /// Takes no more requests, and lets those that were taken come to their end.
+  ///
+  /// - Returns: false when there is a gap to tell first.
+  func finishAll() -> Bool {
+    queue.stop()
+    finishJobs()
+    hasStopped = true
+    let error = queue.disk.isReadOnly ? 0 : queue.disk.flush()
+    if error != 0 { noteFailure(0, export.byteCount, error) }
+    flushAll()
+    connections.removeAll()
+    ready.removeAll()
+    current = nil
+    close(listener)
+    listener = -1
+    return gap == nil
+  }
+
+  func stop() { vmfence_event_ring(stopEvent) }
+}

@@ -1,0 +1,273 @@
+internal import CLinux
+internal import Glibc
+internal import Synchronization
+public import VMFenceCore
+
+/// The loop behind `NBDServer`: clients in, requests out, one after the other. Used by one thread at a time; only
+/// `stop()` may come from any other.
+///
+/// All sockets are served by the thread that calls `next`, and so are requests that need not wait for the disk: reads
+/// that the page cache has, and plain writes, which go to it. The rest goes through `DiskQueue`. So the order in which
+/// requests are judged is the order of one thread, and needs no lock.
+@safe @usableFromInline
+final class NBDEngine {
+  @usableFromInline
+  enum Step {
+    /// To be judged: its data are in `payload` until `submit`.
+    case request(BlockRequest)
+    /// What the observer knows may be wrong now.
+    case gap(Timestamp, String)
+    /// The deadline has passed.
+    case idle
+    case end
+  }
+
+  static let listenerToken = UInt64.max
+  static let stopToken = UInt64.max - 1
+  static let doneToken = UInt64.max - 2
+
+  let configuration: NBDServer.Configuration
+  let export: NBDExport
+  let queue: DiskQueue
+  let clock: any TimeSource
+  let poller: CInt
+  let stopEvent: CInt
+  var listener: CInt
+  var connections: [UInt64: NBDConnection] = [:]
+  /// Have input that was not looked at yet.
+  var ready: [NBDConnection] = []
+  var current: NBDConnection?
+  /// The request that was handed out and waits for its verdict.
+  var judged: NBDRequest?
+  // SAFETY: points into the current connection's input, which does not change between `next` and `submit`.
+  @usableFromInline var payload = unsafe UnsafeRawBufferPointer(start: nil, count: 0)
+  var gap: String?
+  var nextConnection: UInt64 = 0
+  var sequence: UInt64 = 0
+  var hadClient = false
+  var isStopping = false
+  var hasStopped = false
+  var statistics = NBDStatistics()
+
+  init(
+    disk: DiskFile, configuration: NBDServer.Configuration, clock: any TimeSource
+  ) throws(BlockSourceError) {
+    self.configuration = configuration
+    self.clock = clock
+    export = NBDExport(
+      name: Array(configuration.exportName.utf8), byteCount: disk.byteCount, isReadOnly: disk.isReadOnly)
+    guard export.name.count <= 4096 else {
+      throw BlockSourceError(.inputOutput, "the export's name has more than 4096 bytes", remedy: "choose a shorter one")
+    }
+    queue = try DiskQueue(disk)
+    let path = configuration.socketPath
+    // SAFETY: Swift hands over the path as a C string that is valid for the call.
+    listener = unsafe vmfence_unix_listen(path, configuration.socketMode, 16)
+    let listening = errno
+    poller = vmfence_epoll_make()
+    stopEvent = vmfence_event_make()
+    do throws(BlockSourceError) {
+      guard listener >= 0 else { throw DiskFile.failure("listen on the socket", path, listening) }
+      guard poller >= 0, stopEvent >= 0, vmfence_epoll_add(poller, listener, Self.listenerToken) == 0,
+        vmfence_epoll_add(poller, stopEvent, Self.stopToken) == 0,
+        vmfence_epoll_add(poller, queue.event, Self.doneToken) == 0
+      else { throw DiskFile.failure("watch the socket", path, errno) }
+    } catch {
+      queue.stop()
+      throw error
+    }
+  }
+
+  deinit {
+    if !hasStopped { queue.stop() }
+    for descriptor in [listener, poller, stopEvent] where descriptor >= 0 { close(descriptor) }
+  }
+
+  // MARK: The next request
+
+  @usableFromInline
+  func next(until deadline: Timestamp?) throws(BlockSourceError) -> Step {
+    while true {
+      if let gap {
+        self.gap = nil
+        return .gap(clock.now, gap)
+      }
+      if queue.hasDone {
+        finishJobs()
+        continue
+      }
+      if isStopping || configuration.endsWithLastClient && hadClient && connections.isEmpty {
+        if hasStopped || finishAll() { return .end }
+        continue
+      }
+      guard let connection = current else {
+        if takeReady() { continue }
+        if let deadline, clock.now > deadline { return .idle }
+        try wait(until: deadline)
+        continue
+      }
+      switch connection.phase {
+      case .handshake: shakeHands(connection)
+      case .transmission(let session):
+        guard let request = nextRequest(of: connection) else { continue }
+        if let step = take(request, of: connection, session, deadline) { return step }
+      }
+    }
+  }
+
+  private func takeReady() -> Bool {
+    guard !ready.isEmpty else { return false }
+    let connection = ready.removeFirst()
+    guard connections[connection.id] != nil else { return true }
+    switch connection.receive() {
+    case .some, .nothing: current = connection
+    case .end: remove(connection)
+    }
+    return true
+  }
+
+  private func shakeHands(_ connection: NBDConnection) {
+    switch connection.shakeHands() {
+    case .incomplete:
+      connection.flush()
+      leave(connection)
+    case .transmission:
+      statistics.clients += 1
+      hadClient = true
+      connection.flush()
+    case .aborted:
+      connection.flush()
+      remove(connection)
+    case .refused:
+      statistics.refusedClients += 1
+      connection.flush()
+      remove(connection)
+    }
+  }
+
+  /// The next request that is there whole; nil when the connection was left for now.
+  private func nextRequest(of connection: NBDConnection) -> NBDRequest? {
+    guard connection.output.count < NBDLimits.waitingOutputBytes else {
+      leave(connection)
+      return nil
+    }
+    let (isThere, request) = connection.peek()
+    guard isThere else {
+      leave(connection)
+      return nil
+    }
+    // A write larger than any that is taken cannot be skipped either: it would take the client's time and ours.
+    guard let request, request.payload <= NBDLimits.requestBytes else {
+      statistics.protocolErrors += 1
+      remove(connection)
+      return nil
+    }
+    let missing = NBD.requestSize + Int(request.payload) - connection.input.count
+    if missing > 0 {
+      // The client may be waiting for these answers before it sends the rest.
+      connection.flush()
+      if connection.receive(missing: missing) == .end {
+        remove(connection)
+        return nil
+      }
+      guard connection.input.count >= NBD.requestSize + Int(request.payload) else {
+        leave(connection)
+        return nil
+      }
+    }
+    return request
+  }
+
+  /// Nil: the request was answered without the disk, or needs no verdict.
+  private func take(
+    _ request: NBDRequest, of connection: NBDConnection, _ session: NBDSession, _ deadline: Timestamp?
+  ) -> Step? {
+    if request.type == NBD.Command.disconnect {
+      connection.flush()
+      remove(connection)
+      return nil
+    }
+    if let problem = request.problem(export, session) {
+      statistics.refusedRequests += 1
+      answer(request, of: connection, error: problem)
+      connection.consume(request)
+      return nil
+    }
+    guard let operation = request.operation else {
+      judged = request
+      submit(.allow)
+      return nil
+    }
+    let now = clock.now
+    if let deadline, now > deadline { return .idle }
+    queue.waitForConflicts(request.offset, UInt64(request.length), changes: operation != .read && operation != .flush)
+    judged = request
+    // SAFETY: the payload lies in the input behind the header, and the input changes only after `submit`.
+    unsafe payload = UnsafeRawBufferPointer(
+      rebasing: connection.input.bytes[NBD.requestSize..<NBD.requestSize + Int(request.payload)])
+    defer { sequence &+= 1 }
+    return .request(
+      BlockRequest(
+        sequence: sequence, timestamp: now, operation: operation, offset: request.offset,
+        length: operation == .flush ? 0 : UInt64(request.length), isForcedUnitAccess: request.isForced))
+  }
+
+  // MARK: Connections
+
+  /// Its turn is over: what it is to be told goes out, and it comes back when more of it does.
+  func leave(_ connection: NBDConnection) {
+    if connection === current { current = nil }
+    connection.flush()
+    settle(connection)
+  }
+
+  /// What is watched for, after output was made or sent.
+  func settle(_ connection: NBDConnection) {
+    if connection.isBroken { return remove(connection) }
+    let wantsWriting = connection.output.count > 0
+    let mayRead = connection.output.count < NBDLimits.waitingOutputBytes
+    guard wantsWriting != connection.isWatchedForWriting || mayRead != connection.isReadable else { return }
+    if mayRead, !connection.isReadable, connection.input.count > 0 { ready.append(connection) }
+    connection.isWatchedForWriting = wantsWriting
+    connection.isReadable = mayRead
+    if vmfence_epoll_watch(poller, connection.socket, connection.id, mayRead ? 1 : 0, wantsWriting ? 1 : 0) != 0 {
+      remove(connection)
+    }
+  }
+
+  func remove(_ connection: NBDConnection) {
+    if connection === current {
+      current = nil
+      judged = nil
+    }
+    connections[connection.id] = nil
+  }
+
+  func accept() {
+    while true {
+      let socket = vmfence_unix_accept(
+        listener, NBDLimits.stall.wholeNanoseconds / 1000, NBDLimits.stall.wholeNanoseconds / 1000, 4 << 20)
+      guard socket >= 0 else { return }
+      guard connections.count < configuration.clientLimit else {
+        statistics.refusedClients += 1
+        close(socket)
+        continue
+      }
+      let connection = NBDConnection(
+        id: nextConnection, socket: socket, export: export,
+        handshakeDeadline: Self.monotonic() &+ UInt64(max(0, configuration.handshakeLimit.wholeNanoseconds)))
+      nextConnection += 1
+      guard vmfence_epoll_add(poller, socket, connection.id) == 0 else { continue }
+      connections[connection.id] = connection
+      connection.flush()
+      settle(connection)
+    }
+  }
+
+  static func monotonic() -> UInt64 {
+    var time = timespec()
+    // SAFETY: `time` lives across the call, which fills it.
+    unsafe clock_gettime(CLOCK_MONOTONIC, &time)
+    return UInt64(time.tv_sec) * 1_000_000_000 + UInt64(time.tv_nsec)
+  }
+}

@@ -1,0 +1,144 @@
+internal import CLinux
+internal import Glibc
+public import VMFenceCore
+public import VMFenceIntegrity
+
+/// Serves one disk to NBD clients on a unix socket, and shows every request to an observer before it is submitted: the
+/// live block path. Put it into any process that wants to stand between a guest and its disk:
+///
+///     let disk = try DiskFile(path: "/dev/vg0/web")
+///     var server = try NBDServer(disk: disk, configuration: .init(socketPath: "/run/vmfence/web.sock"), clock: clock)
+///     var monitor = IntegrityMonitor(server.reader, configuration: …, at: clock.now)
+///     while try !server.deliver(limit: 4096, until: clock.now + .milliseconds(5), to: &monitor).isAtEnd {
+///       monitor.advance(to: clock.now)
+///       for event in monitor.drainEvents() { … }
+///     }
+///
+/// It speaks the fixed newstyle of the NBD protocol without TLS: EXPORT_NAME, GO, INFO, LIST, ABORT, structured
+/// replies, `base:allocation`; read, write, flush, trim, write-zeroes (NO_HOLE, FAST_ZERO), cache, block status, FUA, and
+/// several clients of the same disk. Requests that overlap are done in the order in which they were judged; others may
+/// overtake each other on the disk.
+///
+/// What a client can cost is bounded: 32 MiB in one request, 64 MiB in requests that wait for the disk, 8 MiB of answers
+/// that it does not read, 10 s for its handshake, 10 ms of the other clients' time for a request or answer that stalls.
+/// A client that breaks the protocol is hung up on, and counted.
+///
+/// Used by one thread at a time; that thread serves the clients only within `deliver`.
+public struct NBDServer: BlockSource, ~Copyable {
+  public struct Configuration: Sendable {
+    /// At most 107 bytes long. A socket there that nobody listens on is replaced.
+    public var socketPath: String
+    /// Permissions of the socket's file.
+    public var socketMode: UInt32
+    /// The name that `NBD_OPT_LIST` gives; the empty name is served, too.
+    public var exportName: String
+    /// More are hung up on.
+    public var clientLimit: Int
+    /// How long a client may take for the handshake.
+    public var handshakeLimit: Duration
+    /// The source ends when its last client has left.
+    public var endsWithLastClient: Bool
+
+    public init(
+      socketPath: String, socketMode: UInt32 = 0o600, exportName: String = "", clientLimit: Int = 16,
+      handshakeLimit: Duration = .seconds(10), endsWithLastClient: Bool = false
+    ) {
+      self.socketPath = socketPath
+      self.socketMode = socketMode
+      self.exportName = exportName
+      self.clientLimit = clientLimit
+      self.handshakeLimit = handshakeLimit
+      self.endsWithLastClient = endsWithLastClient
+    }
+  }
+
+  @usableFromInline let engine: NBDEngine
+
+  /// Begins to listen. Clients are served from the first call of `deliver` on.
+  ///
+  /// `clock`: stamps requests; `deliver` compares its deadline with it.
+  ///
+  /// - Throws: `inUse` when somebody listens there already, `permissionDenied`, `inputOutput`.
+  public init(
+    disk: DiskFile, configuration: Configuration, clock: any TimeSource
+  ) throws(BlockSourceError) {
+    engine = try NBDEngine(disk: disk, configuration: configuration, clock: clock)
+  }
+
+  /// The disk with every request that was allowed before: what an `IntegrityMonitor` of this source must read. Used on
+  /// the thread that calls `deliver`.
+  public var reader: any DiskReader { JudgedDisk(engine.queue) }
+
+  public var statistics: NBDStatistics { engine.statistics }
+
+  /// How to end it from elsewhere.
+  public var stopper: NBDStopper { NBDStopper(event: engine.stopEvent) }
+
+  /// Serves the clients, until `limit` requests were delivered, the clock has passed `deadline`, or the end: after
+  /// `NBDStopper.stop()`, requests that were judged are finished and flushed.
+  @inlinable
+  public mutating func deliver<Observer: BlockObserver & ~Copyable>(
+    limit: Int, until deadline: Timestamp?, to observer: inout Observer
+  ) throws(BlockSourceError) -> BlockOutcome {
+    var outcome = BlockOutcome(requests: 0, denied: 0, isAtEnd: false)
+    while outcome.requests < limit {
+      switch try engine.next(until: deadline) {
+      case .request(let request):
+        // SAFETY: the payload stays until `submit`.
+        let verdict = unsafe observer.observe(request, data: engine.payload.bytes)
+        engine.submit(verdict)
+        outcome.requests += 1
+        if verdict == .deny { outcome.denied += 1 }
+      case .gap(let time, let reason): observer.observeGap(at: time, reason: reason)
+      case .idle:
+        engine.flushAll()
+        return outcome
+      case .end:
+        outcome.isAtEnd = true
+        return outcome
+      }
+    }
+    engine.flushAll()
+    return outcome
+  }
+}
+
+/// Ends an `NBDServer`, from any thread and from a signal handler, as long as the server lives.
+public struct NBDStopper: Sendable {
+  let event: CInt
+
+  public func stop() { vmfence_event_ring(event) }
+}
+
+/// What a server has counted since its start.
+public struct NBDStatistics: Hashable, Sendable {
+  public var clients: UInt64 = 0
+  /// Hung up on: too many, too slow, or not speaking the protocol.
+  public var refusedClients: UInt64 = 0
+  /// Hung up on in the middle: what they sent was no request.
+  public var protocolErrors: UInt64 = 0
+  public var reads: UInt64 = 0
+  public var writes: UInt64 = 0
+  /// Flushes, discards and writes of zeroes.
+  public var otherRequests: UInt64 = 0
+  /// In bytes.
+  public var bytesRead: UInt64 = 0
+  public var bytesWritten: UInt64 = 0
+  public var denied: UInt64 = 0
+  /// Answered with an error without asking the disk: beyond its end, or not allowed.
+  public var refusedRequests: UInt64 = 0
+  /// The disk itself failed.
+  public var diskFailures: UInt64 = 0
+
+  mutating func count(_ request: NBDRequest) {
+    switch request.type {
+    case NBD.Command.read:
+      reads += 1
+      bytesRead += UInt64(request.length)
+    case NBD.Command.write:
+      writes += 1
+      bytesWritten += UInt64(request.length)
+    default: otherRequests += 1
+    }
+  }
+}
