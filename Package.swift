@@ -25,6 +25,7 @@ let package = Package(
     .library(name: "VMFenceConformance", targets: ["VMFenceConformance"]),
     .executable(name: "vmfence-ref", targets: ["vmfence-ref"]),
     .executable(name: "vmfence-detector", targets: ["vmfence-detector"]),
+    .executable(name: "vmfence-disk", targets: ["vmfence-disk"]),
   ],
   traits: [
     .trait(name: "Daemon", description: "What vmfence-ref needs from other packages: argument parsing, YAML, logging."),
@@ -70,6 +71,13 @@ let package = Package(
     .executableTarget(
       name: "vmfence-detector", dependencies: ["VMFenceCore", "VMFenceDetection", "VMFenceProcess"],
       swiftSettings: strict),
+    .executableTarget(
+      name: "vmfence-disk",
+      dependencies: [
+        "VMFenceCore", "VMFenceIntegrity", "VMFenceBlock", "VMFenceProcess", "CLinux",
+        .product(
+          name: "ArgumentParser", package: "swift-argument-parser", condition: .when(traits: ["Daemon"])),
+      ], swiftSettings: strict),
     .executableTarget(
       name: "vmfence-ref",
       dependencies: [

@@ -48,6 +48,9 @@ enum House {
     "VMFenceTestKit": rooms,
     "VMFenceConformance": rooms.union(["VMFenceTestKit", "Testing"]),
     "vmfence-detector": rooms.union(["VMFenceDetection", "VMFenceProcess"]),
+    "vmfence-disk": rooms.union([
+      "VMFenceBlock", "VMFenceProcess", "CLinux", "ArgumentParser", "Foundation",
+    ]),
     "vmfence-ref": rooms.union([
       "VMFenceDetection", "VMFenceCapture", "VMFenceBlock", "VMFenceProcess", "VMFenceNftables", "VMFenceTestKit",
       "VMFenceConfiguration", "VMFenceControl", "ArgumentParser", "Foundation", "Logging",

@@ -212,12 +212,12 @@ import VMFenceTestKit
     } catch { #expect(error.code == .inUse && !error.remedy.isEmpty) }
     let other = try DiskFile(path: disk.imagePath, isReadOnly: true)
     do throws(BlockSourceError) {
-      _ = try NBDServer(disk: other, configuration: .init(socketPath: disk.socketPath), clock: SystemClock())
+      _ = try NBDServer(disk: other, listener: NBDListener(path: disk.socketPath), clock: SystemClock())
       Issue.record("the socket was taken")
     } catch { #expect(error.code == .inUse) }
     _ = try disk.stop()
     // A socket that nobody listens on any more is replaced.
-    _ = try NBDServer(disk: other, configuration: .init(socketPath: disk.socketPath), clock: SystemClock())
+    _ = try NBDServer(disk: other, listener: NBDListener(path: disk.socketPath), clock: SystemClock())
   }
 }
 
@@ -255,7 +255,8 @@ private final class ScriptedClient: TimeSource, Sendable {
       let client = ScriptedClient()
       let socket = folder.path + "/\(count).sock"
       let server = try NBDServer(
-        disk: DiskFile(path: image), configuration: .init(socketPath: socket, endsWithLastClient: true), clock: client)
+        disk: DiskFile(path: image), listener: NBDListener(path: socket),
+        configuration: .init(endsWithLastClient: true), clock: client)
       Thread { try? client.run(socket) }.start()
       return server
     }
@@ -265,7 +266,7 @@ private final class ScriptedClient: TimeSource, Sendable {
     let folder = try TemporaryFolder()
     try folder.write([UInt8](repeating: 0, count: 1 << 20), to: "disk.img")
     let server = try NBDServer(
-      disk: DiskFile(path: folder.path + "/disk.img"), configuration: .init(socketPath: folder.path + "/sock"),
+      disk: DiskFile(path: folder.path + "/disk.img"), listener: NBDListener(path: folder.path + "/sock"),
       clock: SystemClock())
     let policy = try ProtectionPolicy([.init("/etc/**", action: .denyData)])
     BlockObserverConformance(diskSize: 1 << 20).check {

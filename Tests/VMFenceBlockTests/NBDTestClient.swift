@@ -63,9 +63,9 @@ final class ServedDisk: @unchecked Sendable {
     try handle.close()
     observer = SharedObserver(judge)
     let server = try NBDServer(
-      disk: DiskFile(path: imagePath, isReadOnly: isReadOnly),
+      disk: DiskFile(path: imagePath, isReadOnly: isReadOnly), listener: NBDListener(path: socketPath),
       configuration: .init(
-        socketPath: socketPath, exportName: "disk", clientLimit: clientLimit, handshakeLimit: handshakeLimit),
+        exportName: "disk", clientLimit: clientLimit, handshakeLimit: handshakeLimit),
       clock: SystemClock())
     stopper = server.stopper
     let box = Box(server)

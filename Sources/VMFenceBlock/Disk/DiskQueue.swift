@@ -25,6 +25,7 @@ internal import VMFenceIntegrity
   private var heldBytes = 0
   private var isStopping = false
   private var running = 0
+  private var begun = 0
   /// So that the way past an idle queue takes no lock.
   private let activeCount = Atomic<Int>(0)
   private let doneCount = Atomic<Int>(0)
@@ -45,6 +46,8 @@ internal import VMFenceIntegrity
         throw DiskFile.failure("start a thread", disk.path, error)
       }
     }
+    // A thread that has not begun yet still needs system calls that a sandbox may forbid next.
+    locked { while begun < Self.threads { wait() } }
   }
 
   deinit {
@@ -146,6 +149,8 @@ internal import VMFenceIntegrity
   // MARK: The workers
 
   fileprivate func work() {
+    locked { begun += 1 }
+    tellAll()
     while let job = take() {
       job.run(on: disk)
       let isFirst = locked {

@@ -183,7 +183,7 @@ extension NBDEngine {
     var tokens = [UInt64](repeating: 0, count: Int(VMFENCE_EPOLL_EVENTS))
     // SAFETY: the array has as many elements as the call fills at the most.
     let count = unsafe vmfence_epoll_wait(poller, &tokens, Int32(patience))
-    guard count >= 0 else { throw DiskFile.failure("wait for clients", configuration.socketPath, errno) }
+    guard count >= 0 else { throw DiskFile.failure("wait for clients", socketPath, errno) }
     for token in tokens[..<Int(count)] {
       switch token {
       case Self.listenerToken: accept()

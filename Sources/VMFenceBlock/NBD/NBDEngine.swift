@@ -27,6 +27,7 @@ final class NBDEngine {
   static let doneToken = UInt64.max - 2
 
   let configuration: NBDServer.Configuration
+  let socketPath: String
   let export: NBDExport
   let queue: DiskQueue
   let clock: any TimeSource
@@ -50,7 +51,8 @@ final class NBDEngine {
   var statistics = NBDStatistics()
 
   init(
-    disk: DiskFile, configuration: NBDServer.Configuration, clock: any TimeSource
+    disk: DiskFile, listener socket: consuming NBDListener, configuration: NBDServer.Configuration,
+    clock: any TimeSource
   ) throws(BlockSourceError) {
     self.configuration = configuration
     self.clock = clock
@@ -60,22 +62,14 @@ final class NBDEngine {
       throw BlockSourceError(.inputOutput, "the export's name has more than 4096 bytes", remedy: "choose a shorter one")
     }
     queue = try DiskQueue(disk)
-    let path = configuration.socketPath
-    // SAFETY: Swift hands over the path as a C string that is valid for the call.
-    listener = unsafe vmfence_unix_listen(path, configuration.socketMode, 16)
-    let listening = errno
+    socketPath = socket.path
+    listener = socket.release()
     poller = vmfence_epoll_make()
     stopEvent = vmfence_event_make()
-    do throws(BlockSourceError) {
-      guard listener >= 0 else { throw DiskFile.failure("listen on the socket", path, listening) }
-      guard poller >= 0, stopEvent >= 0, vmfence_epoll_add(poller, listener, Self.listenerToken) == 0,
-        vmfence_epoll_add(poller, stopEvent, Self.stopToken) == 0,
-        vmfence_epoll_add(poller, queue.event, Self.doneToken) == 0
-      else { throw DiskFile.failure("watch the socket", path, errno) }
-    } catch {
-      queue.stop()
-      throw error
-    }
+    guard poller >= 0, stopEvent >= 0, vmfence_epoll_add(poller, listener, Self.listenerToken) == 0,
+      vmfence_epoll_add(poller, stopEvent, Self.stopToken) == 0,
+      vmfence_epoll_add(poller, queue.event, Self.doneToken) == 0
+    else { throw DiskFile.failure("watch the socket", socketPath, errno) }
   }
 
   deinit {

@@ -7,7 +7,7 @@ public import VMFenceIntegrity
 /// live block path. Put it into any process that wants to stand between a guest and its disk:
 ///
 ///     let disk = try DiskFile(path: "/dev/vg0/web")
-///     var server = try NBDServer(disk: disk, configuration: .init(socketPath: "/run/vmfence/web.sock"), clock: clock)
+///     var server = try NBDServer(disk: disk, listener: NBDListener(path: "/run/vmfence/web.sock"), clock: clock)
 ///     var monitor = IntegrityMonitor(server.reader, configuration: …, at: clock.now)
 ///     while try !server.deliver(limit: 4096, until: clock.now + .milliseconds(5), to: &monitor).isAtEnd {
 ///       monitor.advance(to: clock.now)
@@ -26,10 +26,6 @@ public import VMFenceIntegrity
 /// Used by one thread at a time; that thread serves the clients only within `deliver`.
 public struct NBDServer: BlockSource, ~Copyable {
   public struct Configuration: Sendable {
-    /// At most 107 bytes long. A socket there that nobody listens on is replaced.
-    public var socketPath: String
-    /// Permissions of the socket's file.
-    public var socketMode: UInt32
     /// The name that `NBD_OPT_LIST` gives; the empty name is served, too.
     public var exportName: String
     /// More are hung up on.
@@ -40,11 +36,9 @@ public struct NBDServer: BlockSource, ~Copyable {
     public var endsWithLastClient: Bool
 
     public init(
-      socketPath: String, socketMode: UInt32 = 0o600, exportName: String = "", clientLimit: Int = 16,
+      exportName: String = "", clientLimit: Int = 16,
       handshakeLimit: Duration = .seconds(10), endsWithLastClient: Bool = false
     ) {
-      self.socketPath = socketPath
-      self.socketMode = socketMode
       self.exportName = exportName
       self.clientLimit = clientLimit
       self.handshakeLimit = handshakeLimit
@@ -54,15 +48,16 @@ public struct NBDServer: BlockSource, ~Copyable {
 
   @usableFromInline let engine: NBDEngine
 
-  /// Begins to listen. Clients are served from the first call of `deliver` on.
+  /// Starts the threads that wait for the disk. Clients are served from the first call of `deliver` on.
   ///
   /// `clock`: stamps requests; `deliver` compares its deadline with it.
   ///
-  /// - Throws: `inUse` when somebody listens there already, `permissionDenied`, `inputOutput`.
+  /// - Throws: `inputOutput`: too few descriptors, threads or memory.
   public init(
-    disk: DiskFile, configuration: Configuration, clock: any TimeSource
+    disk: DiskFile, listener: consuming NBDListener, configuration: Configuration = Configuration(),
+    clock: any TimeSource
   ) throws(BlockSourceError) {
-    engine = try NBDEngine(disk: disk, configuration: configuration, clock: clock)
+    engine = try NBDEngine(disk: disk, listener: listener, configuration: configuration, clock: clock)
   }
 
   /// The disk with every request that was allowed before: what an `IntegrityMonitor` of this source must read. Used on

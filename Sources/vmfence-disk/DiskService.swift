@@ -1,0 +1,106 @@
+#if Daemon
+import Foundation
+import VMFenceBlock
+import VMFenceCore
+import VMFenceIntegrity
+
+/// What the loop needs of an observer besides its verdicts.
+protocol DiskWatcher: BlockObserver, ~Copyable {
+  mutating func advance(to time: Timestamp)
+  mutating func finish(at time: Timestamp)
+  mutating func drainEvents() -> [FileEvent]
+  var counters: [(name: String, value: UInt64)] { get }
+}
+
+extension IntegrityMonitor: DiskWatcher {
+  var counters: [(name: String, value: UInt64)] {
+    let statistics = statistics
+    return [
+      ("monitor_hits", statistics.hits), ("monitor_denied", statistics.denied), ("monitor_gaps", statistics.gaps),
+      ("monitor_resyncs", statistics.resyncs), ("monitor_damages", statistics.damages),
+      ("monitor_lost_events", statistics.lostEvents),
+    ]
+  }
+}
+
+/// Watches nothing and lets everything pass.
+struct PassingObserver: DiskWatcher, ~Copyable {
+  mutating func observe(_ request: BlockRequest, data: RawSpan) -> BlockVerdict { .allow }
+  mutating func observeGap(at time: Timestamp, reason: String) {}
+  mutating func advance(to time: Timestamp) {}
+  mutating func finish(at time: Timestamp) {}
+  mutating func drainEvents() -> [FileEvent] { [] }
+  var counters: [(name: String, value: UInt64)] { [] }
+}
+
+/// Serves until the end, and tells what the watcher sees within a few milliseconds.
+struct DiskService {
+  /// How long an event may wait while requests come, and for as long after the last as the monitor holds changes back.
+  private static let busyInterval = Duration.milliseconds(5)
+  private static let idleInterval = Duration.milliseconds(500)
+  private static let idleAfter = Duration.seconds(5)
+  private static let statisticsInterval = Duration.seconds(60)
+
+  let clock: SystemTime
+  let output: EventOutput
+  let incarnation: Incarnation
+
+  func run<Watcher: DiskWatcher & ~Copyable>(_ server: inout NBDServer, _ watcher: inout Watcher) throws {
+    let start = clock.now
+    var lastRequest = start
+    var lastStatistics = start
+    output.write(watcher.drainEvents(), at: start)
+    do throws(BlockSourceError) {
+      while true {
+        let before = clock.now
+        let interval = before - lastRequest < Self.idleAfter ? Self.busyInterval : Self.idleInterval
+        let outcome = try server.deliver(limit: .max, until: before + interval, to: &watcher)
+        let now = clock.now
+        if outcome.requests > 0 { lastRequest = now }
+        watcher.advance(to: now)
+        if outcome.isAtEnd { watcher.finish(at: now) }
+        output.write(watcher.drainEvents(), at: now)
+        if outcome.isAtEnd || now - lastStatistics >= Self.statisticsInterval {
+          lastStatistics = now
+          output.write(statistics(server.statistics, watcher.counters, at: now, since: start))
+        }
+        if outcome.isAtEnd { return }
+      }
+    } catch {
+      throw VMFenceDisk.end(71, error.description)
+    }
+  }
+
+  private func statistics(
+    _ server: NBDStatistics, _ watcher: [(name: String, value: UInt64)], at now: Timestamp, since start: Timestamp
+  ) -> EVEStatistics {
+    EVEStatistics(
+      time: now, uptime: now - start, incarnation: incarnation,
+      counters: [
+        ("disk_clients", server.clients), ("disk_refused_clients", server.refusedClients),
+        ("disk_protocol_errors", server.protocolErrors), ("disk_reads", server.reads), ("disk_writes", server.writes),
+        ("disk_other_requests", server.otherRequests), ("disk_bytes_read", server.bytesRead),
+        ("disk_bytes_written", server.bytesWritten), ("disk_denied", server.denied),
+        ("disk_refused_requests", server.refusedRequests), ("disk_failures", server.diskFailures),
+        ("events_lost", output.lost),
+      ] + watcher)
+  }
+}
+
+/// SIGTERM and SIGINT end the service; a handler may ring an event descriptor.
+enum Signals {
+  // SAFETY: written once by the main thread, before the first request; read by handlers only.
+  nonisolated(unsafe) static var stopper: NBDStopper?
+
+  static func install() {
+    signal(SIGPIPE, SIG_IGN)
+    signal(SIGTERM, noteStop)
+    signal(SIGINT, noteStop)
+  }
+}
+
+private func noteStop(_: Int32) {
+  // SAFETY: written once, before the first request; a signal before that ends nothing and must be sent again.
+  unsafe Signals.stopper?.stop()
+}
+#endif

@@ -1,0 +1,155 @@
+#if Daemon
+import ArgumentParser
+import Foundation
+import VMFenceBlock
+import VMFenceCore
+import VMFenceIntegrity
+import VMFenceProcess
+
+@main
+struct VMFenceDisk: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "vmfence-disk",
+    abstract: "Serve one guest's disk over NBD, and watch what is written to its protected files.",
+    discussion: """
+      One process for each disk. It opens what it was told, gives up every privilege, and then serves: the daemon may be
+      restarted or upgraded meanwhile. SIGTERM ends it when the requests under way are done and flushed.
+
+      EXAMPLES
+        vmfence-disk --disk /dev/vg0/web --socket /run/vmfence/web.sock --domain 6f9619ff-8b86-4d01-b42d-00cf4fc964ff \\
+            --protect '/etc/**' --protect '/usr/**' --deny '/boot/**' --eve /var/log/vmfence/web-disk.json
+        nbd-client -unix /run/vmfence/web.sock /dev/nbd0 -persist     # the disk for xl: 'phy:/dev/nbd0,xvda,w'
+        qemu-system-x86_64 -drive 'file=nbd+unix:///?socket=/run/vmfence/web.sock,if=virtio,format=raw' …
+        vmfence-disk --disk web.img --read-only --socket /tmp/web.sock --eve -
+
+      EXIT CODES
+        0 ended by a signal · 64 the command line is wrong · 66 the disk cannot be opened · 69 the sandbox cannot be made
+        71 the socket failed · 73 the events cannot be written · 77 a permission is missing
+      """, version: VMFenceVersion.text)
+
+  @Option(help: "The raw image or block device to serve.")
+  var disk: String
+
+  @Option(help: "The unix socket to listen on; one that nobody listens on is replaced.")
+  var socket: String
+
+  @Option(help: "Permissions of the socket, octal.")
+  var socketMode = "0600"
+
+  @Option(help: "The name of the export. The empty name is served, too.")
+  var export = ""
+
+  @Flag(help: "Refuse every change.")
+  var readOnly = false
+
+  @Option(help: "The UUID of the guest.")
+  var domain = "00000000-0000-0000-0000-000000000000"
+
+  @Option(help: "The number of the guest on this host.")
+  var domid: UInt32 = 0
+
+  @Option(help: "The guest's name for the disk, told in events.")
+  var device = "xvda"
+
+  @Option(help: ArgumentHelp("A path or pattern to watch; may be given again.", valueName: "glob"))
+  var protect: [String] = []
+
+  @Option(
+    help: ArgumentHelp("A path or pattern whose contents may not be changed; may be given again.", valueName: "glob"))
+  var deny: [String] = []
+
+  @Option(help: "Where events go: a file that is appended to, unix:PATH of a listening stream socket, or - (EVE JSON).")
+  var eve = "-"
+
+  @Option(help: "The name of this host in events.")
+  var node = ProcessInfo.processInfo.hostName
+
+  @Option(help: "Whom to become when started as root.")
+  var user: UInt32 = 65534
+
+  @Option(help: "The group to become when started as root.")
+  var group: UInt32 = 65534
+
+  func validate() throws {
+    guard DomainUUID(domain) != nil else { throw ValidationError("--domain: '\(domain)' is no UUID") }
+    guard let mode = UInt32(socketMode, radix: 8), mode <= 0o777 else {
+      throw ValidationError("--socket-mode: '\(socketMode)' is no octal number up to 0777")
+    }
+  }
+
+  func run() throws {
+    let clock = SystemTime()
+    let incarnation = Incarnation(uuid: DomainUUID(domain) ?? DomainUUID(high: 0, low: 0), domainID: DomainID(domid))
+    let policy: ProtectionPolicy
+    do throws(IntegrityError) {
+      policy = try ProtectionPolicy(protect.map { .init($0) } + deny.map { .init($0, action: .denyData) })
+    } catch { throw Self.end(64, error.description) }
+    let file: DiskFile
+    do throws(BlockSourceError) { file = try DiskFile(path: disk, isReadOnly: readOnly) } catch {
+      throw Self.end(error.code == .permissionDenied ? 77 : 66, error.description)
+    }
+    let output: EventOutput
+    do throws(EventOutput.OutputFailure) {
+      output = try EventOutput(
+        .init(eve), encoder: EVEEncoder(node: node, directory: DomainDirectory()), incarnation: incarnation)
+    } catch { throw Self.end(73, error.text) }
+    Signals.install()
+    // The order matters: listening needs the file system; threads inherit what was given up before they started; the
+    // filter forbids to start any.
+    var server = try sandboxed(file, clock: clock)
+    // SAFETY: written once, here, while the handlers are the only other readers.
+    unsafe Signals.stopper = server.stopper
+    if policy.rules.isEmpty {
+      var observer = PassingObserver()
+      try DiskService(clock: clock, output: output, incarnation: incarnation).run(&server, &observer)
+    } else {
+      var seed = SystemRandomNumberGenerator()
+      var monitor = IntegrityMonitor(
+        server.reader,
+        configuration: .init(
+          incarnation: incarnation, disk: device, policy: policy, hashKey: (seed.next(), seed.next())), at: clock.now)
+      if let blindness = monitor.blindness { Self.log("nothing is watched: \(blindness)") }
+      try DiskService(clock: clock, output: output, incarnation: incarnation).run(&server, &monitor)
+    }
+  }
+
+  private func sandboxed(_ file: DiskFile, clock: SystemTime) throws -> NBDServer {
+    let listener: NBDListener
+    do throws(BlockSourceError) {
+      listener = try NBDListener(path: socket, mode: UInt32(socketMode, radix: 8) ?? 0o600)
+    } catch { throw Self.end(error.code == .permissionDenied ? 77 : 71, error.description) }
+    do throws(DetectorError) {
+      if let reason = try DiskSandbox.giveUp(user: user, group: group) {
+        Self.log("Landlock is not available (\(reason)): files are forbidden by the system call filter alone")
+      }
+    } catch { throw Self.end(69, error.description) }
+    let server: NBDServer
+    do throws(BlockSourceError) {
+      server = try NBDServer(disk: file, listener: listener, configuration: .init(exportName: export), clock: clock)
+    } catch { throw Self.end(71, error.description) }
+    do throws(DetectorError) { try DiskSandbox.filterSystemCalls() } catch { throw Self.end(69, error.description) }
+    return server
+  }
+
+  static func log(_ text: String) {
+    let line = Array("vmfence-disk: \(text)\n".utf8)
+    // SAFETY: the array's bytes are read.
+    unsafe line.withUnsafeBytes { bytes in unsafe _ = Glibc.write(2, bytes.baseAddress, bytes.count) }
+  }
+
+  static func end(_ code: Int32, _ text: String) -> ExitCode {
+    log(text)
+    return ExitCode(code)
+  }
+}
+
+/// The system's clock.
+struct SystemTime: TimeSource {
+  var now: Timestamp {
+    var time = timespec()
+    // SAFETY: clock_gettime(2) writes one timespec.
+    unsafe clock_gettime(CLOCK_REALTIME, &time)
+    return Timestamp(seconds: Int64(time.tv_sec), nanoseconds: Int64(time.tv_nsec))
+  }
+}
+#endif
