@@ -140,6 +140,7 @@ let package = Package(
     .testTarget(
       name: "VMFenceRefTests", dependencies: ["vmfence-ref", "vmfence-detector", "VMFenceProcess", "VMFenceControl"],
       swiftSettings: strict),
+    .testTarget(name: "VMFenceDiskTests", dependencies: ["vmfence-disk"], swiftSettings: strict),
     .testTarget(name: "HouseTests", swiftSettings: strict),
   ]
 )

@@ -96,6 +96,13 @@ enum Signals {
     signal(SIGPIPE, SIG_IGN)
     signal(SIGTERM, noteStop)
     signal(SIGINT, noteStop)
+    // Whoever started this may have had them blocked.
+    var ends = sigset_t()
+    // SAFETY: the set is written, then read.
+    unsafe sigemptyset(&ends)
+    unsafe sigaddset(&ends, SIGTERM)
+    unsafe sigaddset(&ends, SIGINT)
+    unsafe pthread_sigmask(SIG_UNBLOCK, &ends, nil)
   }
 }
 

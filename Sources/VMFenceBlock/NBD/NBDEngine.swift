@@ -13,10 +13,10 @@ public import VMFenceCore
 final class NBDEngine {
   @usableFromInline
   enum Step {
-    /// To be judged: its data are in `payload` until `submit`.
-    case request(BlockRequest)
-    /// What the observer knows may be wrong now.
-    case gap(Timestamp, String)
+    /// `request` is to be judged: its data are in `payload` until `submit`.
+    case request
+    /// What the observer knows may be wrong now: `takeGap()` says why.
+    case gap
     /// The deadline has passed.
     case idle
     case end
@@ -42,6 +42,7 @@ final class NBDEngine {
   var judged: NBDRequest?
   // SAFETY: points into the current connection's input, which does not change between `next` and `submit`.
   @usableFromInline var payload = unsafe UnsafeRawBufferPointer(start: nil, count: 0)
+  @usableFromInline var request = BlockRequest(sequence: 0, timestamp: .zero, operation: .flush)
   var gap: String?
   var nextConnection: UInt64 = 0
   var sequence: UInt64 = 0
@@ -82,10 +83,7 @@ final class NBDEngine {
   @usableFromInline
   func next(until deadline: Timestamp?) throws(BlockSourceError) -> Step {
     while true {
-      if let gap {
-        self.gap = nil
-        return .gap(clock.now, gap)
-      }
+      if gap != nil { return .gap }
       if queue.hasDone {
         finishJobs()
         continue
@@ -107,6 +105,12 @@ final class NBDEngine {
         if let step = take(request, of: connection, session, deadline) { return step }
       }
     }
+  }
+
+  @usableFromInline
+  func takeGap() -> (time: Timestamp, reason: String) {
+    defer { gap = nil }
+    return (clock.now, gap ?? "")
   }
 
   private func takeReady() -> Bool {
@@ -200,10 +204,10 @@ final class NBDEngine {
     unsafe payload = UnsafeRawBufferPointer(
       rebasing: connection.input.bytes[NBD.requestSize..<NBD.requestSize + Int(request.payload)])
     defer { sequence &+= 1 }
-    return .request(
-      BlockRequest(
-        sequence: sequence, timestamp: now, operation: operation, offset: request.offset,
-        length: operation == .flush ? 0 : UInt64(request.length), isForcedUnitAccess: request.isForced))
+    self.request = BlockRequest(
+      sequence: sequence, timestamp: now, operation: operation, offset: request.offset,
+      length: operation == .flush ? 0 : UInt64(request.length), isForcedUnitAccess: request.isForced)
+    return .request
   }
 
   // MARK: Connections

@@ -77,14 +77,16 @@ public struct NBDServer: BlockSource, ~Copyable {
   ) throws(BlockSourceError) -> BlockOutcome {
     var outcome = BlockOutcome(requests: 0, denied: 0, isAtEnd: false)
     while outcome.requests < limit {
-      switch try engine.next(until: deadline) {
-      case .request(let request):
-        // SAFETY: the payload stays until `submit`.
-        let verdict = unsafe observer.observe(request, data: engine.payload.bytes)
+      let step = try engine.next(until: deadline)
+      switch step {
+      case .request:
+        let verdict = Self.judge(engine, &observer)
         engine.submit(verdict)
         outcome.requests += 1
         if verdict == .deny { outcome.denied += 1 }
-      case .gap(let time, let reason): observer.observeGap(at: time, reason: reason)
+      case .gap:
+        let gap = engine.takeGap()
+        observer.observeGap(at: gap.time, reason: gap.reason)
       case .idle:
         engine.flushAll()
         return outcome
@@ -95,6 +97,16 @@ public struct NBDServer: BlockSource, ~Copyable {
     }
     engine.flushAll()
     return outcome
+  }
+
+  /// On its own: the optimizer of Swift 6.3.1 fails on a span of a class's memory within the loop.
+  @inlinable @inline(never)
+  static func judge<Observer: BlockObserver & ~Copyable>(
+    _ engine: NBDEngine, _ observer: inout Observer
+  ) -> BlockVerdict {
+    // SAFETY: the payload stays until `submit`.
+    let payload = unsafe engine.payload
+    return unsafe observer.observe(engine.request, data: payload.bytes)
   }
 }
 

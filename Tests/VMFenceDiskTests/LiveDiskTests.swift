@@ -1,0 +1,128 @@
+#if Daemon
+import Foundation
+import Testing
+
+/// The whole path with this machine's kernel as the guest. They need root, FUSE and loop devices.
+@Suite(.serialized, .enabled(if: LiveDisk.isPossible, "needs root, /dev/fuse and loop devices"))
+struct LiveDiskTests {
+  static let watched = ["--protect", "/etc/**", "--deny", "/boot/**"]
+
+  @Test(arguments: ["ext2", "ext3", "ext4"]) func whatAGuestDoesIsTold(fileSystem: String) throws {
+    let disk = try LiveDisk(fileSystem: fileSystem, arguments: Self.watched)
+    let mount = disk.mount
+    for step in [
+      "echo attacker:x:0:0 >> etc/passwd", "chmod 666 etc/passwd", "echo x > etc/new", "mv etc/new etc/newer",
+      "mkdir etc/dir", "rm etc/newer", "ln etc/passwd etc/second", "echo y > tmpfile && mv tmpfile etc/passwd",
+      "dd if=/dev/zero of=unwatched bs=64k count=20 status=none",
+    ] {
+      try shell("cd \(mount) && \(step) && sync -f .")
+    }
+    disk.disconnect()
+    #expect(try disk.stop() == 0)
+    let events = try disk.events()
+    let told = events.map { "\($0.operation) \($0.path)" }
+    for expected in [
+      "append /etc/passwd", "chmod /etc/passwd", "create /etc/new", "rename /etc/newer", "create /etc/dir",
+      "unlink /etc/newer", "link /etc/second", "replace /etc/passwd",
+    ] {
+      #expect(told.contains(expected), "\(fileSystem): \(expected) in \(told)")
+    }
+    #expect(!events.contains { $0.path.hasPrefix("/unwatched") || $0.operation == "gap" || $0.operation == "damage" })
+    #expect(try shell("e2fsck -fn \(disk.image)", allowFailure: true).status == 0)
+  }
+
+  @Test(arguments: ["ext2", "ext3", "ext4"]) func aRefusedWriteFailsInTheGuestAndLeavesTheDiskIntact(fileSystem: String)
+    throws
+  {
+    let disk = try LiveDisk(fileSystem: fileSystem, arguments: Self.watched)
+    let overwrite = "dd if=/dev/zero of=\(disk.mount)/boot/kernel bs=4k count=8 conv=notrunc,fsync"
+    let (status, output) = try shell(overwrite, allowFailure: true)
+    #expect(status != 0 && output.contains("Input/output error"), "the guest is told: \(output)")
+    // The guest goes on with what is not refused. (Its kernel tells a syncfs(2) of the failure, too; an fsync(2) of another
+    // file succeeds.)
+    try shell("echo fine > \(disk.mount)/etc/fine && sync \(disk.mount)/etc/fine")
+    disk.disconnect()
+    #expect(try disk.stop() == 0)
+    #expect(try disk.events().contains { $0.path == "/boot/kernel" && $0.verdict == "deny" })
+    try shell("cp \(disk.image) \(disk.folder)/copy.img && e2fsck -fp \(disk.folder)/copy.img")
+    #expect(try shell("e2fsck -fn \(disk.folder)/copy.img", allowFailure: true).status == 0)
+    try shell("mount -o loop,ro \(disk.folder)/copy.img \(disk.mount)")
+    defer { _ = try? shell("umount \(disk.mount)") }
+    let kernel = try Data(contentsOf: URL(filePath: "\(disk.mount)/boot/kernel"))
+    #expect(kernel.count == 262_144 && kernel.allSatisfy { $0 == UInt8(ascii: "K") })
+    #expect(try shell("cat \(disk.mount)/etc/fine").output == "fine\n")
+  }
+
+  @Test(arguments: ["ext2", "ext4"]) func aServerThatIsKilledLosesNothingThatWasDurable(fileSystem: String) throws {
+    let disk = try LiveDisk(fileSystem: fileSystem, arguments: Self.watched)
+    let writer = Process()
+    writer.executableURL = URL(filePath: "/bin/sh")
+    writer.arguments = [
+      "-c",
+      """
+      i=0; while [ $i -lt 5000 ]; do
+        head -c 20000 /dev/zero | tr '\\0' Z > \(disk.mount)/f$i || exit 1
+        sync \(disk.mount)/f$i && sync -f \(disk.mount) || exit 1
+        echo $i >> \(disk.folder)/durable; i=$((i+1)); done
+      """,
+    ]
+    writer.standardError = FileHandle.nullDevice
+    try writer.run()
+    try eventually("some files are durable") {
+      try shell("wc -l < \(disk.folder)/durable", allowFailure: true).output.trimmingCharacters(
+        in: .whitespacesAndNewlines
+      )
+      .count >= 2
+    }
+    disk.kill()
+    writer.waitUntilExit()
+    #expect(writer.terminationStatus != 0, "the guest's disk is gone")
+    let durable = try String(contentsOfFile: "\(disk.folder)/durable", encoding: .utf8).split(separator: "\n")
+    disk.disconnect()
+    // Another process takes over where it was: nothing of the dead one stands in the way.
+    try disk.start(Self.watched)
+    disk.disconnect()
+    #expect(try disk.stop() == 0)
+    #expect(try shell("e2fsck -fy \(disk.image)", allowFailure: true).status <= 1)
+    try shell("mount -o loop,ro \(disk.image) \(disk.mount)")
+    defer { _ = try? shell("umount \(disk.mount)") }
+    for number in durable {
+      let content = try Data(contentsOf: URL(filePath: "\(disk.mount)/f\(number)"))
+      #expect(content.count == 20_000 && content.allSatisfy { $0 == UInt8(ascii: "Z") }, "f\(number)")
+    }
+  }
+
+  @Test func theProcessHoldsNoPower() throws {
+    let disk = try LiveDisk(fileSystem: "ext2", arguments: Self.watched)
+    let id = try #require(disk.server?.processIdentifier)
+    for thread in try FileManager.default.contentsOfDirectory(atPath: "/proc/\(id)/task") {
+      let status = try String(contentsOfFile: "/proc/\(id)/task/\(thread)/status", encoding: .utf8)
+      for line in ["Uid:\t65534\t65534\t65534\t65534", "NoNewPrivs:\t1", "Seccomp:\t2", "CapEff:\t0000000000000000"] {
+        #expect(status.contains(line), "thread \(thread): \(line)")
+      }
+    }
+    #expect(try shell("grep -c . /proc/\(id)/task/*/status").status == 0)
+    disk.disconnect()
+    #expect(try disk.stop() == 0)
+  }
+}
+
+@Suite struct DiskCommandLineTests {
+  @Test(arguments: [
+    (["--disk", "/nowhere/disk", "--socket", "/tmp/x"], Int32(66), "No such file"),
+    (["--disk", "/dev/null", "--socket", "/tmp/x"], 66, "neither a regular file nor a block device"),
+    (["--disk", "/etc/hostname", "--socket", "/nowhere/x", "--read-only"], 71, "cannot listen"),
+    (["--disk", "/etc/hostname", "--socket", "/tmp/x", "--protect", "etc"], 64, "begin with a slash"),
+    (["--disk", "/etc/hostname", "--socket", "/tmp/x", "--domain", "web"], 64, "is no UUID"),
+    (
+      ["--disk", "/etc/hostname", "--socket", "/tmp/x", "--read-only", "--eve", "/nowhere/e"], 73, "cannot write events"
+    ),
+    (["--socket", "/tmp/x"], 64, "--disk"),
+  ]) func whatIsWrongIsSaid(arguments: [String], status: Int32, text: String) throws {
+    let program = try programPath("vmfence-disk")
+    let quoted = ([program] + arguments).map { "'\($0)'" }.joined(separator: " ")
+    let result = try shell("timeout 10 \(quoted)", allowFailure: true)
+    #expect(result.status == status && result.output.contains(text), "\(result)")
+  }
+}
+#endif
