@@ -54,7 +54,7 @@ let package = Package(
     .target(
       name: "VMFenceCapture", dependencies: ["VMFenceCore"], swiftSettings: strict),
     .target(
-      name: "VMFenceNftables", dependencies: ["VMFenceCore", "CNftables"],
+      name: "VMFenceNftables", dependencies: ["VMFenceCore", "VMFencePackets", "CNftables"],
       swiftSettings: strict),
     .target(
       name: "VMFenceBlock", dependencies: ["VMFenceCore", "VMFenceIntegrity", "CLinux"], swiftSettings: strict),

@@ -3,8 +3,10 @@
 
 #include <errno.h>
 #include <linux/filter.h>
+#include <net/if.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -60,6 +62,14 @@ int vmfence_nft_send_buffer(int fd, size_t bytes) {
   int size = bytes > (size_t)(1 << 29) ? 1 << 29 : (int)bytes;
   if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof size) == 0) return 0;
   return setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+}
+
+int vmfence_nft_interface_index(int fd, const char *name) {
+  struct ifreq request = {0};
+  size_t length = strlen(name);
+  if (length == 0 || length >= sizeof request.ifr_name) return 0;
+  memcpy(request.ifr_name, name, length);
+  return ioctl(fd, SIOCGIFINDEX, &request) == 0 ? request.ifr_ifindex : 0;
 }
 
 // MARK: The transaction

@@ -20,6 +20,9 @@ int vmfence_nft_ignore(int fd, uint32_t author);
 // Makes room for messages of `bytes` (SO_SNDBUFFORCE needs CAP_NET_ADMIN in the first user namespace).
 int vmfence_nft_send_buffer(int fd, size_t bytes);
 
+// The number of an interface in the socket's own network namespace (SIOCGIFINDEX, netdevice(7)); 0 when there is none.
+int vmfence_nft_interface_index(int fd, const char *name);
+
 // MARK: A transaction
 
 // Messages that take effect together or not at all. What fails while it is written is remembered: `vmfence_nft_send` returns it.

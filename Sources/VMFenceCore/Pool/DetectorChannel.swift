@@ -75,6 +75,12 @@ public final class DetectorChannel: @unchecked Sendable {
 
   // MARK: Verdicts out
 
+  /// Whether the head of a packet whose verdict is not `pass` can be had with its verdict.
+  func keepRefused() { state.keepsRefused = true }
+
+  /// Within `collect`: the packet that the verdict is about, if it was refused and is kept.
+  var refused: (frame: FrameMetadata, head: [UInt8])? { state.refused }
+
   /// Hands over the verdicts that have arrived, in the order of their packets, each exactly once. The alerts are valid
   /// for the duration of the call only; their rule indices are within the rule set of the verdict's generation.
   ///

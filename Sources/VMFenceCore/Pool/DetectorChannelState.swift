@@ -9,6 +9,10 @@ struct DetectorChannelState: ~Copyable {
   var generation: UInt32 = 0
   /// The alerts of the record that was taken last; its storage is used again.
   var alerts: [AlertRecord] = []
+  /// Whether the head of a packet whose verdict is not `pass` is kept.
+  var keepsRefused = false
+  /// That of the record that was taken last, if it was refused.
+  private(set) var refused: (frame: FrameMetadata, head: [UInt8])?
   var tally = DetectorChannelCounters()
   private var failure: DetectorError?
   /// The rule sets that packets in the ring may have been inspected with, oldest first: how many rules each has.
@@ -96,6 +100,7 @@ struct DetectorChannelState: ~Copyable {
       alerts.removeAll(keepingCapacity: true)
       for index in 0..<record.alertCount { alerts.append(try verdicts.alert(index, ruleCount: rules.count)) }
     }
+    if keepsRefused { keepRefused(slot, record.verdict) }
     packets.release(slot)
     tally.alerts &+= UInt64(record.alertCount)
     tally.alertsLost &+= UInt64(record.overflow)
@@ -103,6 +108,17 @@ struct DetectorChannelState: ~Copyable {
       id: record.id, generation: rules.generation, verdict: record.verdict, rule: record.rule,
       overflow: record.overflow, timestamp: slot.frame.timestamp, port: slot.frame.port)
     return (verdict, record.alertCount > 0)
+  }
+
+  private mutating func keepRefused(_ slot: PacketSlot, _ verdict: Verdict) {
+    guard verdict != .pass else {
+      refused = nil
+      return
+    }
+    let head = packets.withBytes(of: slot) { bytes in
+      bytes.extracting(0..<min(bytes.byteCount, RefusedPacket.headBytes)).copiedBytes()
+    }
+    refused = (slot.frame, head)
   }
 
   /// The rule set that `slot` is inspected with: its own generation's, or, when the detector began with a later one, that.

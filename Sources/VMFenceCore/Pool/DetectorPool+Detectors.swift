@@ -22,6 +22,7 @@ extension DetectorPool {
     do throws(DetectorError) {
       let channel: DetectorChannel
       if let known = entry.channel { channel = known } else { channel = try backend.makeChannel(configuration.channel) }
+      if configuration.keepsRefusedPackets { channel.keepRefused() }
       entry.channel = channel
       entry.handle = try backend.launch(rules: rules, channel: channel, configuration: configuration.inspector)
       entry.generations = [(channel.generation, rules)]
@@ -245,7 +246,10 @@ extension DetectorPool {
     entry.deathsInVain = 0
     entry.deathsByPacket = 0
     entry.isUnresponsive = false
-    if verdict.verdict != .pass { entry.counters.droppedByRule &+= 1 }
+    if verdict.verdict != .pass {
+      entry.counters.droppedByRule &+= 1
+      keepRefused(entry, verdict)
+    }
     entry.counters.alertsLost &+= UInt64(verdict.overflow)
     guard !alerts.isEmpty else { return }
     guard let rules = entry.rules(of: verdict.generation) else {
@@ -260,6 +264,16 @@ extension DetectorPool {
         packetID: verdict.id, verdict: verdict.rule == record.ruleIndex ? verdict.verdict : .pass)
       events.append(alert, slot: entry.slot)
     }
+  }
+
+  private func keepRefused(_ entry: GuardedDomain<Rules>, _ verdict: borrowing PacketVerdict) {
+    guard configuration.keepsRefusedPackets, refusals.hasRoom(), let refused = entry.channel?.refused,
+      let rules = entry.rules(of: verdict.generation)
+    else { return }
+    refusals.append(
+      RefusedPacket(
+        incarnation: entry.incarnation, verdict: verdict.verdict, rule: rules.metadata(at: Int(verdict.rule)),
+        frame: refused.frame, head: refused.head))
   }
 
   /// Waits until the detector has answered everything that was published.

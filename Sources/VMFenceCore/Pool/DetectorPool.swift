@@ -29,12 +29,14 @@ public final class DetectorPool<Backend: DetectorBackend> {
     public var evidenceCapacity: Int
     /// Reports kept of incarnations that have ended.
     public var endedReportCapacity: Int
+    /// Whether the packets that rules refuse can be had with `takeRefusedPackets()`, to cut their flows.
+    public var keepsRefusedPackets: Bool
 
     public init(
       lifecycle: LifecycleTracker.Configuration = .init(), channel: DetectorChannelConfiguration = .init(),
       inspector: InspectorConfiguration = .init(), waitsWhenFull: Bool = false,
       endingPatience: Duration = .seconds(1), answerTimeout: Duration? = nil, evidenceCapacity: Int = 16,
-      endedReportCapacity: Int = 1024
+      endedReportCapacity: Int = 1024, keepsRefusedPackets: Bool = false
     ) {
       self.lifecycle = lifecycle
       self.channel = channel
@@ -44,6 +46,7 @@ public final class DetectorPool<Backend: DetectorBackend> {
       self.answerTimeout = answerTimeout
       self.evidenceCapacity = evidenceCapacity
       self.endedReportCapacity = endedReportCapacity
+      self.keepsRefusedPackets = keepsRefusedPackets
     }
   }
 
@@ -55,6 +58,7 @@ public final class DetectorPool<Backend: DetectorBackend> {
   var slots: [GuardedDomain<Rules>?] = []
   var slotOf: [Incarnation: Int] = [:]
   var events = EventSorter()
+  var refusals = RefusedPackets()
   var ended: [DomainReport] = []
   /// Rises when a domain gets or loses its slot, or its description changes: the dispatch table is to be built anew.
   public private(set) var membershipGeneration: UInt64 = 0
@@ -202,6 +206,11 @@ public final class DetectorPool<Backend: DetectorBackend> {
   /// What has happened since the last call, by time; at the same time first what VMFence noticed, in order, then the alerts by
   /// slot, packet and their order within it. After a `drain` this order is the same however fast the detectors were.
   public func takeEvents() -> [Event] { events.take() }
+
+  /// The packets that rules refused since the last call, in the order of their verdicts, when `keepsRefusedPackets` is set.
+  public func takeRefusedPackets() -> [RefusedPacket] { refusals.take() }
+  /// Refused packets that nobody took in time, beyond 4,096.
+  public var refusedPacketsLost: UInt64 { refusals.lost }
 
   /// Sleeps until a detector has something to say or has died, or one of `descriptors` is readable, at the most `patience` of real time.
   /// Publish first.

@@ -45,12 +45,7 @@ struct ElementTag: Equatable {
 
   func write(to bytes: inout [UInt8]) {
     bytes.removeAll(keepingCapacity: true)
-    var text: [UInt8] = []
-    for byte in comment.utf8.prefix(Self.commentLimit) {
-      // What would end the text in nft's listing, or act on a terminal, is left out.
-      let isPlain = (0x20..<0x7F).contains(byte) && byte != UInt8(ascii: "\"") && byte != UInt8(ascii: "\\")
-      text.append(isPlain ? byte : UInt8(ascii: "?"))
-    }
+    var text = Self.plain(comment)
     text += "\(text.isEmpty ? "" : " ")decision \(decision)".utf8
     bytes += [Part.comment, UInt8(text.count + 1)]
     bytes += text
@@ -59,6 +54,20 @@ struct ElementTag: Equatable {
     append(domain.high, 8, to: &bytes)
     append(domain.low, 8, to: &bytes)
     append(UInt64(packetsPerSecond), 4, to: &bytes)
+  }
+
+  /// A text without what would end it in nft's listing, or act on a terminal.
+  private static func plain(_ text: String) -> [UInt8] {
+    text.utf8.prefix(commentLimit).map { byte in
+      let isPlain = (0x20..<0x7F).contains(byte) && byte != UInt8(ascii: "\"") && byte != UInt8(ascii: "\\")
+      return isPlain ? byte : UInt8(ascii: "?")
+    }
+  }
+
+  /// User data with a comment only, for elements that are parts of no measure.
+  static func comment(_ text: String) -> [UInt8] {
+    let text = plain(text)
+    return [Part.comment, UInt8(text.count + 1)] + text + [0]
   }
 
   private func append(_ value: UInt64, _ count: Int, to bytes: inout [UInt8]) {

@@ -40,8 +40,9 @@ struct Skeleton {
     sets += (0..<SetName.limitSlots).map {
       SetSpecification(name: SetName.limit($0).description, kind: .limits, fields: [.interface], hasTimeouts: true)
     }
-    sets += blockSets.map(\.specification) + SpoofingRules.sets
-    rules = SpoofingRules.rules + Self.quarantine(configuration.quarantineExceptions)
+    sets += blockSets.map(\.specification) + SpoofingRules.sets + FlowRules.sets
+    chains += FlowRules.chains
+    rules = SpoofingRules.rules + FlowRules.rules + Self.quarantine(configuration.quarantineExceptions)
     // Limits count each packet once: in forward, a flooded frame passes for each port it goes out of.
     rules += (0..<SetName.limitSlots).map { slot in
       RuleSpecification(
@@ -52,6 +53,10 @@ struct Skeleton {
         ])
     }
     rules += Self.entrance("forward", isIn: true, isOut: true, blocks: true)
+    // In this hook only: resets are sent from the host's side.
+    for (type, chain) in [(Expression.ipv4EtherType, "flow4"), (Expression.ipv6EtherType, "flow6")] {
+      rules.append(RuleSpecification("forward", chain, Expression.isEtherType(type) + [.verdict(.jump(chain))]))
+    }
     rules += Self.entrance("input", isIn: true, isOut: false, blocks: configuration.protectsHost)
     rules += Self.entrance("output", isIn: false, isOut: true, blocks: configuration.protectsHost)
     rules += blockSets.flatMap(\.rules)

@@ -81,6 +81,7 @@ extension SinkContents {
     if let guards { write(guards: guards, flushes: false) }
     if keepsMeasures { writeStanding() }
     try socket.send(batch)
+    cutFlows.removeAll()
     if !keepsMeasures { standing.removeAll() }
   }
 

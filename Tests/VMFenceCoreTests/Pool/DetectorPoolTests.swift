@@ -74,6 +74,33 @@ struct DetectorPoolTests {
     #expect(rig.words() == [] && rig.backend.launches == 1)
   }
 
+  @Test("keeps the heads of packets that rules refused, when it is told to, and counts what nobody takes")
+  func refusedPackets() throws {
+    let rig = PoolRig([1: ToyRules([(.alert, 7), (.drop, 9)])], .init(keepsRefusedPackets: true))
+    try rig.happen(.create(web), at: 0)
+    rig.send([7], to: web, at: 1)
+    rig.send([9] + Array(repeating: 1, count: 400), to: web, at: 1)
+    rig.drain()
+    let refused = rig.pool.takeRefusedPackets()
+    #expect(refused.map(\.verdict) == [.drop] && refused.first?.incarnation == web.incarnation)
+    #expect(refused.first?.rule.message == "drop on byte 9")
+    #expect(refused.first?.head == [9] + Array(repeating: 1, count: RefusedPacket.headBytes - 1))
+    #expect(refused.first?.frame.originalLength == 401)
+    #expect(rig.pool.takeRefusedPackets().isEmpty && rig.pool.refusedPacketsLost == 0)
+    rig.send([9], to: web, at: 2, count: 4_100)
+    rig.drain()
+    #expect(rig.pool.takeRefusedPackets().count == 4_096 && rig.pool.refusedPacketsLost == 4)
+  }
+
+  @Test("keeps none of them when it is not told to")
+  func noRefusedPackets() throws {
+    let rig = PoolRig()
+    try rig.happen(.create(web), at: 0)
+    rig.send([9], to: web, at: 1)
+    rig.drain()
+    #expect(rig.counters(web).droppedByRule == 1 && rig.pool.takeRefusedPackets().isEmpty)
+  }
+
   @Test("swaps rules of a suspended domain as often as it must, and still knows every alert's rule")
   func manySwapsWhileSuspended() throws {
     let rig = PoolRig()

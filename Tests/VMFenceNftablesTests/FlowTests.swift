@@ -1,0 +1,188 @@
+import Foundation
+import NetworkTestSupport
+import Testing
+import VMFenceCore
+import VMFenceNftables
+
+@Suite("Flows are cut and reset", .enabled(if: NetworkNamespace.isPossible, "\(NetworkNamespace.reason)"))
+struct FlowTests {
+  /// Two ends of a TCP connection between the outside and vm1, that write down what becomes of it.
+  private final class Connection {
+    private let folder: URL
+    private let server: Process
+    private let client: Process
+    private let port: Int
+
+    init(_ network: BridgeNetwork, port: Int, guest: String, source: String) async throws {
+      self.port = port
+      folder = FileManager.default.temporaryDirectory.appending(path: "vmfence-flow-\(UUID().uuidString)")
+      try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+      let ends =
+        "sub finish { my $e=\"$!\"; open(F,\">\",$_[0]); print F $e; close F; exit } "
+        + "sub talk { my ($s,$f,$n)=@_; while(1){ defined sysread($s,$b,100) or finish($f); length $b or finish($f); "
+        + "open(N,\">>\",$n); print N $b; close N; } } "
+      let server = folder.appending(path: "server").path
+      let client = folder.appending(path: "client").path
+      self.server = try network.vm1.start(
+        "perl -MIO::Socket::IP -e '\(ends) $l=IO::Socket::IP->new(LocalHost=>\"\(guest)\",LocalPort=>\(port),Listen=>1,"
+          + "ReuseAddr=>1) or die; $s=$l->accept; talk($s,\"\(server)\",\"\(server).data\")'")
+      #expect(await eventually { network.vm1.succeeds("ss -tln | grep -q :\(port)") })
+      self.client = try network.outside.start(
+        "perl -MIO::Socket::IP -e '\(ends) $s=IO::Socket::IP->new(PeerHost=>\"\(guest)\",PeerPort=>\(port),"
+          + "LocalHost=>\"\(source)\") or die; if(fork){talk($s,\"\(client)\",\"\(client).data\")} "
+          + "for(1..400){syswrite($s,\"GET /\(port) \") or exit; select(undef,undef,undef,0.05)}'")
+      #expect(await eventually { self.received > 20 }, "the connection works")
+    }
+
+    /// How many bytes the server got.
+    var received: Int { (try? Data(contentsOf: folder.appending(path: "server.data")).count) ?? 0 }
+    /// The error that an end's connection ended with.
+    func error(of end: String) -> String? { try? String(contentsOf: folder.appending(path: end), encoding: .utf8) }
+
+    deinit {
+      server.terminate()
+      client.terminate()
+      try? FileManager.default.removeItem(at: folder)
+    }
+  }
+
+  private func refused(_ frame: [UInt8], _ verdict: Verdict = .reject) -> RefusedPacket {
+    let incarnation = Incarnation(uuid: vm1, domainID: DomainID(1))
+    let metadata = FrameMetadata(
+      timestamp: start, port: PortID(0), direction: .toGuest, checksums: .unknown, linkType: .ethernet,
+      strippedVLAN: 0, originalLength: UInt32(frame.count))
+    return RefusedPacket(
+      incarnation: incarnation, verdict: verdict, rule: RuleMetadata(sid: 1_000_001, action: .reject), frame: metadata,
+      head: Array(frame.prefix(RefusedPacket.headBytes)))
+  }
+
+  private func contains(_ text: String) -> ([UInt8]) -> Bool {
+    { String(decoding: $0, as: UTF8.self).contains(text) }
+  }
+
+  @Test(
+    "a flow is cut in both directions at once, others between the same ends are not, and it ends on time",
+    arguments: [("10.77.0.1", "10.77.0.99"), ("fd77::1", "fd77::99")])
+  func cut(guest: String, source: String) async throws {
+    let network = try BridgeNetwork("flow")
+    let sink = try network.host.inside { try NftablesSink.open() }
+    try await sink.update(ports: bridgePorts)
+    let tap = try PacketEndpoint(network.vm1)
+    let first = try await Connection(network, port: 7_001, guest: guest, source: source)
+    let second = try await Connection(network, port: 7_002, guest: guest, source: source)
+    var seen: [UInt8] = []
+    #expect(
+      tap.receives(within: 5_000) { frame in
+        seen = frame
+        return contains("GET /7001")(frame)
+      })
+    let flow = try #require(FlowCut(refused(seen, .drop)))
+    #expect(try await sink.cut([flow, flow], for: .seconds(2)) == 1)
+    #expect(try await sink.cut([flow], for: .seconds(2)) == 0, "a flow that is cut is cut again")
+    try await Task.sleep(for: .milliseconds(150))
+    let (cut, other) = (first.received, second.received)
+    try await Task.sleep(for: .milliseconds(600))
+    #expect(first.received == cut, "the flow goes on")
+    #expect(second.received > other, "another flow is cut")
+    #expect(first.error(of: "server") == nil && first.error(of: "client") == nil, "nobody said reset")
+    #expect(await eventually { first.received > cut }, "the cut does not end")
+    #expect(try await sink.readBack(at: start).measures.isEmpty, "a flow is no measure")
+  }
+
+  @Test(
+    "a reset from the refused packet ends the connection at both of its ends",
+    arguments: [("10.77.0.1", "10.77.0.99"), ("fd77::1", "fd77::99")])
+  func reset(guest: String, source: String) async throws {
+    let network = try BridgeNetwork("reset")
+    let sink = try network.host.inside { try NftablesSink.open() }
+    let sender = try network.host.inside { try ResetSender.open() }
+    try await sink.update(ports: bridgePorts)
+    let connection = try await Connection(network, port: 7_003, guest: guest, source: source)
+    // Opened now: a packet from before says nothing of what the ends expect by now.
+    let tap = try PacketEndpoint(network.vm1)
+    var seen: [UInt8] = []
+    #expect(
+      tap.receives(within: 5_000) { frame in
+        seen = frame
+        return contains("GET /7003")(frame)
+      })
+    let packet = refused(seen)
+    let outcome = try await sink.refuse([packet, packet], resets: sender)
+    #expect(outcome.cut == 1 && outcome.reset == 1 && outcome.notReset == 0)
+    #expect(await eventually { connection.error(of: "client") == "Connection reset by peer" }, "the client goes on")
+    #expect(await eventually { connection.error(of: "server") == "Connection reset by peer" }, "the server goes on")
+    #expect(throws: FirewallError.self) { try sender.send(try #require(TCPReset(packet)), bridge: "nobridge") }
+  }
+
+  @Test("a flow without ports is told by its protocol")
+  func withoutPorts() async throws {
+    let network = try BridgeNetwork("flow-icmp")
+    let sink = try network.host.inside { try NftablesSink.open() }
+    try await sink.update(ports: bridgePorts)
+    for (guest, source, number) in [("10.77.0.1", "10.77.0.99", UInt8(1)), ("fd77::1", "fd77::99", 58)] {
+      let flow = FlowCut(
+        domain: vm1, source: IPAddress(source)!, destination: IPAddress(guest)!, sourcePort: 0, destinationPort: 0,
+        ipProtocol: number)
+      #expect(network.pings(from: network.outside, guest, as: source))
+      try await sink.cut([flow])
+      #expect(!network.pings(from: network.outside, guest, as: source))
+      #expect(network.pings(from: network.vm2, guest))
+    }
+  }
+
+  @Test("more flows than fit are refused as a whole")
+  func bounds() async throws {
+    let network = try NetworkNamespace("flow-bounds")
+    let sink = try network.inside { try NftablesSink.open() }
+    func flows(_ count: Int, from first: Int) -> [FlowCut] {
+      (first..<first + count).map {
+        FlowCut(
+          domain: vm1, source: IPAddress(v4: 0x0A00_0000 + UInt32($0)), destination: IPAddress("10.77.0.1")!,
+          sourcePort: 1,
+          destinationPort: 80, ipProtocol: 6)
+      }
+    }
+    #expect(try await sink.cut(flows(NftablesSink.flowCapacity, from: 0)) == NftablesSink.flowCapacity)
+    await #expect("one more than fits") {
+      _ = try await sink.cut(flows(1, from: NftablesSink.flowCapacity))
+    } throws: { ($0 as? FirewallError)?.code == .full }
+  }
+
+  @Test("packets that are no TCP, cut off or resets make no reset; damaged anywhere they make one or none")
+  func robustness() throws {
+    let segment =
+      Frames.big(7_000, 2) + Frames.big(80, 2) + Frames.big(1_000, 4) + Frames.big(2_000, 4) + [
+        0x50, 0x18, 1, 0, 0, 0, 0, 0,
+      ]
+    let frame = Frames.ethernet(0x0800, Frames.ipv4("10.77.0.1", "10.77.0.99", 6, segment + [1, 2, 3]))
+    let whole = try #require(TCPReset(refused(frame)))
+    // Behind three bytes of data; and what the packet acknowledged.
+    #expect(Array(whole.toDestination[38..<42]) == Frames.big(1_003, 4))
+    #expect(Array(whole.toSource[38..<42]) == Frames.big(2_000, 4))
+    #expect(Array(whole.toSource[0..<12]) == Frames.bytes(Frames.vm1MAC) + Frames.bytes(Frames.outsideMAC))
+    for made in [whole.toDestination, whole.toSource] {
+      let pseudo = Array(made[26..<34]) + [0, 6, 0, 20]
+      #expect(
+        Frames.checksum(Array(made[14..<34])) == 0 && Frames.checksum(pseudo + Array(made[34..<54])) == 0, "\(made)")
+    }
+    var reset = frame
+    reset[14 + 20 + 13] = 0x04
+    #expect(TCPReset(refused(reset)) == nil)
+    #expect(
+      TCPReset(refused(Frames.ethernet(0x0800, Frames.ipv4("10.77.0.1", "10.77.0.99", 17, Frames.udp(1, 2, [])))))
+        == nil)
+    #expect(
+      FlowCut(
+        refused(Frames.ethernet(0x0806, Frames.arp(1, sender: (Frames.vm1MAC, "10.77.0.1"), target: "10.77.0.2"))))
+        == nil)
+    for length in 0..<frame.count - 3 { #expect((TCPReset(refused(Array(frame[..<length]))) == nil) == (length < 54)) }
+    for index in frame.indices {
+      for value in [0, 1, 0x7F, 0x80, 0xFF] as [UInt8] {
+        var damaged = frame
+        damaged[index] = value
+        _ = TCPReset(refused(damaged))
+        _ = FlowCut(refused(damaged))
+      }
+    }
+  }
+}
