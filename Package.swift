@@ -49,7 +49,7 @@ let package = Package(
 
     // MARK: Adapters
     .target(
-      name: "VMFenceDetection", dependencies: ["VMFenceCore", "VMFencePackets", "CVectorscan"],
+      name: "VMFenceDetection", dependencies: ["VMFenceCore", "VMFencePackets", "CVectorscan", "CPcre2"],
       swiftSettings: strict),
     .target(
       name: "VMFenceCapture", dependencies: ["VMFenceCore"], swiftSettings: strict),
@@ -92,6 +92,7 @@ let package = Package(
     // MARK: System libraries and shims
     .systemLibrary(name: "CPcap", pkgConfig: "libpcap", providers: [.apt(["libpcap-dev"])]),
     .systemLibrary(name: "CVectorscan", pkgConfig: "libhs", providers: [.apt(["libvectorscan-dev"])]),
+    .systemLibrary(name: "CPcre2", pkgConfig: "libpcre2-8", providers: [.apt(["libpcre2-dev"])]),
     .target(name: "CLinux"),
     .target(name: "CNftables", linkerSettings: [.linkedLibrary("nftnl"), .linkedLibrary("mnl")]),
 

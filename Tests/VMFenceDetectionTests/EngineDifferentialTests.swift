@@ -5,17 +5,20 @@ import VMFenceDetection
 /// The matcher against a reference that tries every combination of positions, and against frames nobody would send.
 @Suite struct EngineDifferentialTests {
   /// All contents from `level` on, by trying everything.
-  private func reference(_ tests: [RuleTest], _ payload: [UInt8], level: Int = 0, cursor: Int = 0) -> Bool {
+  private func reference(
+    _ tests: [RuleTest], _ payload: [UInt8], _ dialect: RuleDialect, level: Int = 0, cursor: Int = 0
+  ) -> Bool {
+    if payload.isEmpty { return false }
     guard level < tests.count else { return true }
     guard let content = tests[level].content else {
-      return reference(tests, payload, level: level + 1, cursor: cursor)
+      return reference(tests, payload, dialect, level: level + 1, cursor: cursor)
     }
-    var low = max(0, Int(content.offset ?? 0))
-    var high = content.depth.map { low + Int($0) } ?? payload.count
+    var low = max(0, content.offset?.constant ?? 0)
+    var high = content.depth?.constant.map { low + $0 } ?? payload.count
     if content.isRelative {
-      let base = cursor + Int(content.distance ?? 0)
+      let base = cursor + (content.distance?.constant ?? 0)
       low = max(low, base)
-      if let within = content.within { high = min(high, base + Int(within)) }
+      if let within = content.within?.constant { high = min(high, base + within) }
     }
     high = min(high, payload.count)
     func fold(_ byte: UInt8) -> UInt8 { content.ignoresCase && (65...90).contains(byte) ? byte + 32 : byte }
@@ -25,10 +28,12 @@ import VMFenceDetection
         && (0..<content.pattern.count).allSatisfy { fold(payload[position + $0]) == fold(content.pattern[$0]) }
     }
     if content.isNegated {
-      return positions.isEmpty && reference(tests, payload, level: level + 1, cursor: cursor)
+      // In Snort nothing is absent from where nothing is.
+      return (dialect == .suricata || low < high) && positions.isEmpty
+        && reference(tests, payload, dialect, level: level + 1, cursor: cursor)
     }
     return positions.contains {
-      reference(tests, payload, level: level + 1, cursor: $0 + content.pattern.count)
+      reference(tests, payload, dialect, level: level + 1, cursor: $0 + content.pattern.count)
     }
   }
 
@@ -77,7 +82,7 @@ import VMFenceDetection
     for _ in 0..<150 {
       let length = Int.random(in: 0...24, using: &random)
       let payload = (0..<length).map { _ in "aabbABcx".utf8.randomElement(using: &random) ?? 97 }
-      let expected = rules.filter { reference($0.tests, payload) }.map(\.metadata.sid)
+      let expected = rules.filter { reference($0.tests, payload, dialect) }.map(\.metadata.sid)
       let frame = Frame().with { $0.payload = payload }.tcp
       let found = engine.inspect(frame)
       matches += expected.count

@@ -9,6 +9,7 @@ struct ImageBuilder {
   private var patterns: [[UInt8]: UInt32] = [:]
   private var activations: [UInt32: UInt32] = [:]
   private(set) var variables = VariableNames()
+  var regexes: [RegexKey: UInt32] = [:]
 
   static func build(_ rules: [Rule]) throws(RuleCompilationError) -> [UInt8] {
     var builder = ImageBuilder()
@@ -36,7 +37,7 @@ struct ImageBuilder {
       case .payload(let test): payloads.append(test)
       }
     }
-    let payload = try drafts(payloads, rule)
+    let (payload, topCount) = try drafts(payloads, rule)
     let effects = rule.effects.map { draft($0, rule.dialect) }
     for option in conditions + payload + effects { append(option) }
     let threshold = rule.threshold.map { appendRate($0, rule.dialect) } ?? noIndex
@@ -70,6 +71,8 @@ struct ImageBuilder {
       $0.u16(UInt16(rule.suppressions.count))
       $0.u32(suppressionStart)
       $0.u32(rateFilter)
+      $0.u16(UInt16(topCount))
+      $0.u16(0)
       $0.u32(0)
     }
     let start = sections[.metadata]?.count ?? 0

@@ -42,6 +42,10 @@ package enum ImageSection: Int, CaseIterable {
   case groups
   case groupPatterns
   case ruleLists
+  /// Regular expressions: place and length in `patterns`, and options.
+  case regexes
+  /// What is made of buffers before options look at them.
+  case transforms
   /// Vectorscan's databases, as `hs_deserialize_database_at` lays them out, each aligned to 64 bytes.
   case databases
 
@@ -66,6 +70,8 @@ package enum ImageSection: Int, CaseIterable {
     case .groups: GroupRecord.stride
     case .groupPatterns: GroupPatternRecord.stride
     case .ruleLists: 4
+    case .regexes: RegexRecord.stride
+    case .transforms: TransformRecord.stride
     case .patterns, .metadata, .databases: 1
     }
   }
@@ -148,6 +154,8 @@ enum RuleRecord {
   static let suppressionStart = 44
   /// Its rate, and the action that it gives, in `rates`.
   static let rateFilter = 48
+  /// Of the payload tests, those that are not for what `base64_decode` makes.
+  static let topPayloadCount = 52
 
   /// The verdict (or `pass`) is for the rest of the flow too.
   static let actsOnFlow: UInt8 = 1
@@ -215,6 +223,24 @@ struct OptionDraft {
   var small1: UInt8 = 0
   var small2: UInt8 = 0
   var words: [UInt32] = []
+}
+
+/// A regular expression. It is compiled when it is first needed: compiled code cannot be shared between processes.
+enum RegexRecord {
+  static let stride = 12
+  /// In `patterns`.
+  static let offset = 0
+  static let length = 4
+  static let options = 8
+}
+
+enum TransformRecord {
+  static let stride = 16
+  static let kind = 0
+  /// A mode, or whether a second number is given.
+  static let small = 1
+  static let word0 = 4
+  static let word1 = 8
 }
 
 /// `threshold`, `detection_filter` or `rate_filter`.

@@ -11,6 +11,9 @@ extension ImageValidator {
     let start = bytes.u32le(rule + RuleRecord.optionsStart)
     try requireRange(start, UInt32(conditions + payloads + effects), in: .options, sections)
     try require(payloads <= OptionRecord.payloadLimit, "a rule's number of tests of bytes")
+    try validateRuns(
+      bytes, sections[.options].offset + (Int(start) + conditions) * OptionRecord.stride, payloads,
+      top: Int(bytes.u16le(rule + RuleRecord.topPayloadCount)))
     for index in 0..<conditions + payloads + effects {
       let record = sections[.options].offset + (Int(start) + index) * OptionRecord.stride
       let kind = bytes.u8(record + OptionRecord.kind)

@@ -15,6 +15,7 @@ enum ImageValidator {
     try validateSets(bytes, header.sections)
     try validateState(bytes, header.sections)
     try validateOptions(bytes, header.sections)
+    try validateTransforms(bytes, header.sections)
     try validateMetadata(bytes, header)
     try validateGroups(bytes, header)
     return header

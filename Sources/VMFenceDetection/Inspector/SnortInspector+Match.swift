@@ -73,7 +73,7 @@ extension SnortInspector {
   private mutating func evaluateCandidates(
     _ match: PacketMatch, _ payload: RawSpan, _ frame: RawSpan, _ image: RawSpan, into output: inout InspectionOutput
   ) {
-    matching.budget = Self.workLimit
+    matching.payloads.budget = Self.workLimit
     let records = matching.sections[.rules].offset
     while let rule = matching.candidates.popFirst() {
       let record = records + rule * RuleRecord.stride
@@ -85,7 +85,7 @@ extension SnortInspector {
       else { continue }
       find(rule, record, applyEffects(record, match, image), match, payload, image, into: &output)
     }
-    if matching.budget < 0 { counters.workLimitHits += 1 }
+    if matching.payloads.budget < 0 { counters.workLimitHits += 1 }
   }
 
   private func isAwake(_ rule: Int, _ action: UInt8) -> Bool {
@@ -118,6 +118,6 @@ extension SnortInspector {
     }
     let payloads = Int(image.u16le(record + RuleRecord.payloadCount))
     return payloads == 0
-      || payloadMatches(start + conditions * OptionRecord.stride, payloads, payload, frame, image)
+      || payloadMatches(start + conditions * OptionRecord.stride, record, match, payload, frame, image)
   }
 }

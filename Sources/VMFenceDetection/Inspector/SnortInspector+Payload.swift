@@ -2,12 +2,14 @@ import VMFenceCore
 
 /// Tests of bytes.
 extension SnortInspector {
-  /// Whether the `count` payload tests at `first` hold, in their buffers. False also when `matching.budget` ran out.
-  mutating func payloadMatches(_ first: Int, _ count: Int, _ payload: RawSpan, _ frame: RawSpan, _ image: RawSpan)
-    -> Bool
-  {
-    matching.contents.matches(
-      first, count: count, patterns: matching.sections[.patterns].offset, payload: payload, image: image,
-      budget: &matching.budget)
+  /// Whether the payload tests at `first` hold, in their buffers. False also when `matching.payloads.budget` ran out.
+  mutating func payloadMatches(
+    _ first: Int, _ rule: Int, _ match: PacketMatch, _ payload: RawSpan, _ frame: RawSpan, _ image: RawSpan
+  ) -> Bool {
+    let isSuricata = image.u8(rule + RuleRecord.flags) & RuleRecord.isSuricata != 0
+    return matching.payloads.matches(
+      first, count: Int(image.u16le(rule + RuleRecord.topPayloadCount)),
+      PayloadMatcher.Subject(packet: match.packet, isSuricata: isSuricata), payload: payload, frame: frame, image: image
+    )
   }
 }

@@ -39,9 +39,8 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     let testsChecksums: Bool
     var scanner: PatternScanner
     var candidates: CandidateSet
-    var contents = ContentMatcher()
-    /// Work that is left for the packet being compared, in steps of about 8 bytes.
-    var budget = 0
+    /// Holds the budget of the packet being compared, too.
+    var payloads: PayloadMatcher
     /// Indices of `dynamic` rules, in order.
     var dynamicRules: [Int] = []
     /// Packets that each rule still logs; empty when no rule is `dynamic`.
@@ -54,6 +53,7 @@ public struct SnortInspector: PacketInspector, ~Copyable {
       header = HeaderMatcher(rules.sections)
       sections = rules.sections
       scanner = try PatternScanner.make(for: rules)
+      payloads = PayloadMatcher(rules.sections)
       candidates = CandidateSet(ruleCount: rules.ruleCount)
       activated = Array(repeating: false, count: rules.activationCount)
       let records = rules.sections[.rules].offset
@@ -123,6 +123,10 @@ public struct SnortInspector: PacketInspector, ~Copyable {
       ("packets_dropped", counters.dropped),
       ("scan_overflows", counters.scanOverflows), ("work_limit_hits", counters.workLimitHits),
       ("private_databases", UInt64(matching.scanner.privateCopies)),
+      ("regexes_compiled", matching.payloads.regexes.compiled),
+      ("regexes_without_jit", matching.payloads.regexes.withoutJIT),
+      ("regexes_not_compiled", matching.payloads.regexes.notCompiled),
+      ("regex_limit_hits", matching.payloads.regexes.limitHits),
     ]
   }
 

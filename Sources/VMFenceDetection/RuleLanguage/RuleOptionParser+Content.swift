@@ -32,18 +32,40 @@ extension RuleOptionParser {
         dialect == .snort3
           ? "put a comma before a modifier" : "modifiers are options of their own: `content:\"x\"; nocase;`")
     }
+    var widths = PatternWidth()
     for item in tail.dropFirst().split(at: UInt8(ascii: ",")) {
       let parts = item.split(separator: 0x20, maxSplits: 1)
       guard let modifierName = parts.first else {
         throw RuleProblem(item.startIndex, "a modifier is missing after the comma", "take the comma out")
       }
-      try modifier(modifierName, parts.count > 1 ? parts[1].trimmed : nil)
+      try modifier(modifierName, parts.count > 1 ? parts[1].trimmed : nil, &widths)
+    }
+    if widths.width > 8, let index = contents.last?.test, var test = content(at: index) {
+      test.pattern = test.pattern.flatMap { byte in
+        let zeros = Array(repeating: UInt8(0), count: widths.width / 8 - 1)
+        return widths.isLittleEndian ? [byte] + zeros : zeros + [byte]
+      }
+      setContent(test, at: index)
     }
   }
 
+  /// Snort 3: each byte of a pattern as a wider number.
+  struct PatternWidth {
+    var width = 8
+    var isLittleEndian = false
+  }
+
   mutating func modifier(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?) throws(RuleProblem) {
+    var widths = PatternWidth()
+    try modifier(name, value, &widths)
+  }
+
+  private mutating func modifier(
+    _ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?, _ widths: inout PatternWidth
+  ) throws(RuleProblem) {
     switch lastPattern {
     case .unsupported: return
+    case .digest: return try digestModifier(name.text, name, value)
     case .none:
       throw RuleProblem(
         name.startIndex, "\(name.shown) stands before any content", "put it after the content it is for")
@@ -60,27 +82,28 @@ extension RuleOptionParser {
     case "rawbytes": try none(name, value); test.isRaw = true
     case "offset":
       try once(test.offset != nil)
-      test.offset = try position(name, value, dialect == .suricata ? 0...65_535 : -65_535...65_535)
+      test.offset = try numberOrVariable(name, value, dialect == .suricata ? 0...65_535 : -65_535...65_535)
       places.absolute = first(places.absolute)
     case "depth":
       try once(test.depth != nil)
-      test.depth = try position(name, value, 1...65_535)
+      test.depth = try numberOrVariable(name, value, 1...65_535)
       places.absolute = first(places.absolute)
       places.depth = value?.trimmed.startIndex ?? name.startIndex
     case "distance":
       try once(test.distance != nil)
-      test.distance = try position(name, value, dialect == .suricata ? -1_048_576...1_048_576 : -65_535...65_535)
+      test.distance = try numberOrVariable(
+        name, value, dialect == .suricata ? -1_048_576...1_048_576 : -65_535...65_535)
       places.relative = first(places.relative)
     case "within":
       try once(test.within != nil)
-      test.within = try position(name, value, dialect == .suricata ? 1...1_048_576 : 1...65_535)
+      test.within = try numberOrVariable(name, value, dialect == .suricata ? 1...1_048_576 : 1...65_535)
       places.relative = first(places.relative)
       places.within = value?.trimmed.startIndex ?? name.startIndex
     case "startswith" where dialect == .suricata:
       try none(name, value)
       try once(test.offset != nil || test.depth != nil)
-      test.offset = 0
-      test.depth = Int32(test.pattern.count)
+      test.offset = .value(0)
+      test.depth = .value(Int64(test.pattern.count))
       places.absolute = first(places.absolute)
     case "endswith" where dialect == .suricata: try none(name, value); test.endsBuffer = true
     case "fast_pattern":
@@ -95,8 +118,17 @@ extension RuleOptionParser {
       test.fastPattern = test.fastPattern ?? .init()
       test.fastPattern?.length = try number(name, value, 1...test.pattern.count)
       places.fastPattern = first(places.fastPattern)
-    case "width" where dialect == .snort3, "endian" where dialect == .snort3:
-      refuse("content modifier `\(name.text)`", at: name.startIndex)
+    case "width" where dialect == .snort3:
+      widths.width = Int(try integer(name, value, 8...32))
+      guard [8, 16, 32].contains(widths.width) else {
+        throw RuleProblem(name.startIndex, "width is 8, 16 or 32", "write one of them")
+      }
+    case "endian" where dialect == .snort3:
+      switch try required(name, value).text {
+      case "big": widths.isLittleEndian = false
+      case "little": widths.isLittleEndian = true
+      default: throw RuleProblem(name.startIndex, "endian is neither `big` nor `little`", "write one of them")
+      }
     default:
       throw RuleProblem(
         name.startIndex, "\(name.shown) is no modifier of a content",
@@ -104,18 +136,6 @@ extension RuleOptionParser {
     }
     setContent(test, at: index)
     contents[contents.count - 1].places = places
-  }
-
-  mutating func position(
-    _ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?, _ range: ClosedRange<Int>
-  ) throws(RuleProblem) -> Int32 {
-    let text = try required(name, value)
-    if let first = text.first, (0x61...0x7A).contains(first | 0x20) {
-      // A variable of byte_extract or byte_math, which are not evaluated yet.
-      refuse("`\(name.text)` with a variable", at: name.startIndex)
-      return Int32(clamping: range.upperBound)
-    }
-    return Int32(try number(name, value, range))
   }
 
   func fastPattern(
@@ -135,11 +155,11 @@ extension RuleOptionParser {
   }
 
   func check(_ content: inout ContentTest, _ places: ContentPlaces) throws(RuleProblem) {
-    let size = Int32(content.pattern.count)
-    if let depth = content.depth, depth < size {
+    let size = Int64(content.pattern.count)
+    if case .value(let depth)? = content.depth, depth < size {
       throw RuleProblem(places.depth, "depth \(depth) is less than the content's \(size) bytes", "use \(size) or more")
     }
-    if let within = content.within, within < size {
+    if case .value(let within)? = content.within, within < size {
       throw RuleProblem(
         places.within, "within \(within) is less than the content's \(size) bytes", "use \(size) or more")
     }

@@ -27,6 +27,10 @@ struct RuleOptionParser {
   var unknownClass: (name: String, offset: Int)?
   /// Of all contents together.
   var patternBytes = 0
+  /// What `byte_extract` and `byte_math` set, by name.
+  var variables: [String: RuleVariable] = [:]
+  /// Where the last digest stands.
+  var digestPlace = 0
   /// The buffer that payload options look at now.
   var buffer = RuleBuffer.payload
   private var seen = 0
@@ -36,7 +40,7 @@ struct RuleOptionParser {
   var contents: [(test: Int, places: ContentPlaces)] = []
   var lastPattern = LastPattern.none
 
-  enum LastPattern { case none, content, unsupported }
+  enum LastPattern { case none, content, digest, unsupported }
 
   /// Offsets in the file; 0 when the part is not there.
   struct ContentPlaces {
