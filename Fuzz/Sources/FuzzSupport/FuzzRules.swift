@@ -10,4 +10,9 @@ public let fuzzRules = """
   alert ip any any -> any any (msg:"ip"; content:"|ff fe|"; sid:8;)
   pass tcp any any -> any 22 (msg:"pass"; content:"SSH-"; depth:4; sid:9;)
 
+  alert ip any any -> any any (msg:"numbers"; content:"a"; byte_extract:1,0,n,relative; byte_jump:1,n,relative,multiplier 3; byte_test:2,>,n,0,string,dec; content:"b"; within:n; sid:90;)
+  alert ip any any -> any any (msg:"regex"; content:"a"; pcre:"/^(x|y)+z?/Ri"; content:!"q"; within:3; sid:91;)
+  alert ip any any -> any any (msg:"base64"; base64_decode:bytes 40,offset 1; base64_data; content:"u"; isdataat:!4,relative; sid:92;)
+  alert ip any any -> any any (msg:"formats"; asn1:oversize_length 100,relative_offset 1; rpc:100000,*,*; cvs:invalid-entry; sid:93;)
+  alert ip any any -> any any (msg:"digest"; protected_content:"900150983cd24fb0d6963f7d28e17f72"; hash:md5; length:3; sd_pattern:1,us_social; sid:94;)
   """

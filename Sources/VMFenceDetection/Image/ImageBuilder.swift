@@ -73,7 +73,6 @@ struct ImageBuilder {
       $0.u32(rateFilter)
       $0.u16(UInt16(topCount))
       $0.u16(0)
-      $0.u32(0)
     }
     let start = sections[.metadata]?.count ?? 0
     write(.metadata) { $0.metadata(rule.metadata) }

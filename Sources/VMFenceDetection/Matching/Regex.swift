@@ -21,6 +21,7 @@ enum Regex {
 
   /// Compiles the expression only to see whether it is right.
   static func check(_ pattern: [UInt8], options: UInt32) throws(Mistake) {
+    // SAFETY: bytes of an array, valid through the call.
     let compiled = unsafe try compile(pattern.span.bytes, options)
     // SAFETY: it came from the compiler and is freed once.
     unsafe pcre2_code_free_8(compiled)

@@ -31,6 +31,7 @@ struct RegexCache: ~Copyable {
   private(set) var end = 0
 
   init(count: Int) {
+    // SAFETY: nil points nowhere.
     unsafe codes = Array(repeating: nil, count: count)
     wasTried = Array(repeating: false, count: count)
     guard count > 0 else {
@@ -64,6 +65,7 @@ struct RegexCache: ~Copyable {
     _ index: Int, record: Int, patterns: Int, image: RawSpan, subject: RawSpan, from: Int
   ) -> Bool {
     if !wasTried[index] { compile(index, record: record, patterns: patterns, image) }
+    // SAFETY: what the library gave, or nil.
     guard let code = unsafe codes[index], let data = unsafe data, from <= subject.byteCount else { return false }
     // SAFETY: code and data are the library's; the subject is valid through the call.
     let result = unsafe subject.withUnsafeBytes { bytes in
@@ -85,6 +87,7 @@ struct RegexCache: ~Copyable {
 
   /// The first capture of the last match, which was made, or all of it when the expression has none.
   func capture(_ index: Int) -> Range<Int>? {
+    // SAFETY: what the library gave, or nil.
     guard let data = unsafe data, let code = unsafe codes[index] else { return nil }
     var captures: UInt32 = 0
     // SAFETY: the library writes one number; the vector has two pairs, of which the second is set or `PCRE2_UNSET`.
@@ -103,6 +106,7 @@ struct RegexCache: ~Copyable {
     let first = patterns + Int(image.u32le(record + RegexRecord.offset))
     let pattern = image.extracting(first..<first + Int(image.u32le(record + RegexRecord.length)))
     do throws(Regex.Mistake) {
+      // SAFETY: the pattern lies in the image; the code is freed in deinit.
       let code = unsafe try Regex.compile(pattern, image.u32le(record + RegexRecord.options))
       compiled += 1
       // SAFETY: a code just compiled.

@@ -33,5 +33,6 @@ struct Scratch: ~Copyable {
 
   /// What was appended, as a buffer pointer: valid until the next change, and no longer than this value.
   @unsafe
+  // SAFETY: `count` bytes are initialised.
   var bytes: UnsafeRawBufferPointer { unsafe UnsafeRawBufferPointer(start: memory, count: count) }
 }
