@@ -7,7 +7,7 @@ enum PayloadKind: UInt8 {
   case content = 1
   /// The number of its expression (word 0).
   case regex = 2
-  /// Numbers: what is read (words 0 ... 2, see `NumberRecord`), and by kind: comparison (small 2), value (words 3, 4).
+  /// Numbers: what is read (words 0 ... 2, see `ReadingRecord`), and by kind: comparison (small 2), value (words 3, 4).
   case byteTest = 3
   /// Multiplier (word 3), post_offset (word 4).
   case byteJump = 4
@@ -17,7 +17,7 @@ enum PayloadKind: UInt8 {
   case byteMath = 6
   /// Position (word 0), which is a variable's number when small 2 is 1.
   case dataAt = 7
-  /// A range (words 0, 1).
+  /// A number (`NumberRecord`).
   case length = 8
   /// Encoded bytes (word 0), offset (word 1), the tests of what was decoded: first and count (words 2, 3).
   case base64 = 9
@@ -62,7 +62,7 @@ enum PayloadFlags {
 }
 
 /// How a number is read: words 0 ... 2 of its record.
-enum NumberRecord {
+enum ReadingRecord {
   /// Word 0: count (8 bits), base (8 bits), which numbers are variables (8 bits). Word 1: offset. Word 2: mask.
   static let countIsVariable: UInt32 = 1 << 16
   static let offsetIsVariable: UInt32 = 2 << 16
@@ -179,8 +179,7 @@ extension ImageBuilder {
     case .dataAt(let test):
       let (word, isVariable) = Self.word(test.position)
       return OptionDraft(kind: PayloadKind.dataAt.rawValue, small2: isVariable ? 1 : 0, words: [word])
-    case .length(let test):
-      return OptionDraft(kind: PayloadKind.length.rawValue, words: [test.number.low, test.number.high])
+    case .length(let test): return test.number.draft(PayloadKind.length.rawValue)
     case .base64(let decode):
       return OptionDraft(kind: PayloadKind.base64.rawValue, words: [decode.bytes, decode.offset, 0, 0])
     case .entropy(let test):
@@ -229,14 +228,14 @@ extension ImageBuilder {
     let (count, countIsVariable) = Self.word(reading.count)
     let (offset, offsetIsVariable) = Self.word(reading.offset)
     var head = count & 0xFF | UInt32(reading.base) << 8
-    if countIsVariable { head |= NumberRecord.countIsVariable }
-    if offsetIsVariable { head |= NumberRecord.offsetIsVariable }
+    if countIsVariable { head |= ReadingRecord.countIsVariable }
+    if offsetIsVariable { head |= ReadingRecord.offsetIsVariable }
     var words: [UInt32]
     switch value {
     case .value(let value):
       words = [UInt32(truncatingIfNeeded: value), UInt32(truncatingIfNeeded: value >> 32)]
     case .variable(let variable):
-      head |= NumberRecord.valueIsVariable
+      head |= ReadingRecord.valueIsVariable
       words = [UInt32(variable), 0]
     }
     words = [head, offset, reading.mask] + words

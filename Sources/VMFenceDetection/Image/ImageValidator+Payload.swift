@@ -40,9 +40,9 @@ extension ImageValidator {
     let head = word(0)
     let base = head >> 8 & 0xFF
     try require([0, 8, 10, 16].contains(base), "the base of a number")
-    if head & NumberRecord.countIsVariable != 0 { try require(head & 0xFF < variables, "a variable's number") }
-    if head & NumberRecord.offsetIsVariable != 0 { try require(word(1) < variables, "a variable's number") }
-    if head & NumberRecord.valueIsVariable != 0 {
+    if head & ReadingRecord.countIsVariable != 0 { try require(head & 0xFF < variables, "a variable's number") }
+    if head & ReadingRecord.offsetIsVariable != 0 { try require(word(1) < variables, "a variable's number") }
+    if head & ReadingRecord.valueIsVariable != 0 {
       try require(word(kind == .byteJump ? 4 : 3) < variables, "a variable's number")
     }
     switch kind {

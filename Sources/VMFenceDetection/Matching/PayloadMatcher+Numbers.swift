@@ -20,9 +20,8 @@ extension PayloadMatcher {
     case .dataAt: return outcome(isData(record, flags, cursor, subject, bytes.byteCount, image))
     case .length:
       let isRelative = flags & PayloadFlags.isRelative != 0
-      let length = UInt32(clamping: isRelative ? max(0, bytes.byteCount - cursor) : bytes.byteCount)
-      let low = image.u32le(OptionRecord.word(record, 0))
-      return outcome(low <= length && length <= image.u32le(OptionRecord.word(record, 1)))
+      let length = isRelative ? max(0, bytes.byteCount - cursor) : bytes.byteCount
+      return NumberRecord.matches(record, UInt64(length), image) ? .holds(cursor: cursor) : .fails
     case .base64:
       return decodedMatches(record, flags, cursor, first, depth, subject, bytes, frame, image)
         ? .holds(cursor: cursor) : .fails
@@ -57,7 +56,7 @@ extension PayloadMatcher {
   /// What is compared or calculated with: words 3 and 4, or a variable.
   private func value(_ record: Int, _ image: RawSpan) -> UInt64 {
     let word = image.u32le(OptionRecord.word(record, 3))
-    if image.u32le(OptionRecord.word(record, 0)) & NumberRecord.valueIsVariable != 0 { return variables[Int(word)] }
+    if image.u32le(OptionRecord.word(record, 0)) & ReadingRecord.valueIsVariable != 0 { return variables[Int(word)] }
     return UInt64(image.u32le(OptionRecord.word(record, 4))) << 32 | UInt64(word)
   }
 
@@ -67,10 +66,10 @@ extension PayloadMatcher {
   ) -> ReadNumber? {
     let head = image.u32le(OptionRecord.word(record, 0))
     var count = Int(head & 0xFF)
-    if head & NumberRecord.countIsVariable != 0 { count = variable(head & 0xFF) }
+    if head & ReadingRecord.countIsVariable != 0 { count = variable(head & 0xFF) }
     let base = UInt8(truncatingIfNeeded: head >> 8)
     let word = image.u32le(OptionRecord.word(record, 1))
-    let offset = head & NumberRecord.offsetIsVariable != 0 ? variable(word) : Int(Int32(bitPattern: word))
+    let offset = head & ReadingRecord.offsetIsVariable != 0 ? variable(word) : Int(Int32(bitPattern: word))
     let start = (flags & PayloadFlags.isRelative != 0 ? cursor : 0) + offset
     guard start >= 0, start <= bytes.byteCount, count <= (base == 0 ? 8 : 23) else { return nil }
     // Snort takes what digits there are; Suricata wants all bytes.
@@ -146,7 +145,7 @@ extension PayloadMatcher {
     if !subject.isSuricata { distance &= 0xFFFF_FFFF }
     if flags & PayloadFlags.aligns != 0 { distance = (distance &+ 3) & ~3 }
     let word = image.u32le(OptionRecord.word(record, 4))
-    let isVariable = image.u32le(OptionRecord.word(record, 0)) & NumberRecord.valueIsVariable != 0
+    let isVariable = image.u32le(OptionRecord.word(record, 0)) & ReadingRecord.valueIsVariable != 0
     let postOffset = isVariable ? variable(word) : Int(Int32(bitPattern: word))
     let base =
       flags & PayloadFlags.fromBeginning != 0

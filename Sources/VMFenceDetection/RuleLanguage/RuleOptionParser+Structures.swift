@@ -13,9 +13,8 @@ extension RuleOptionParser {
     guard items.count == 1 else {
       throw RuleProblem(items[1].startIndex, "\(name.shown): \(items[1].shown) is not known", "take it out")
     }
-    if let number = try number(name, items[0], maximum: .max, arrowIncludesEnds: false) {
-      add(.length(LengthTest(number: number, isRelative: isRelative)))
-    }
+    let number = try number(name, items[0], maximum: UInt64(UInt32.max))
+    add(.length(LengthTest(number: number, isRelative: isRelative)))
   }
 
   mutating func base64Decode(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?) throws(RuleProblem) {
