@@ -7,10 +7,10 @@ import VMFenceCore
 struct RegexCache: ~Copyable {
   /// Expressions compiled at the most; others match nothing, and are counted.
   static let compileLimit = 16_384
-  /// Steps of one match (`pcre2_set_match_limit`), its depth, and KiB of its heap.
+  /// Steps of one match (`pcre2_set_match_limit`), its depth, and its heap in KiB.
   static let matchLimit: UInt32 = 100_000
   static let depthLimit: UInt32 = 20_000
-  static let heapLimit_KiB: UInt32 = 4096
+  static let heapLimit: UInt32 = 4096
 
   // SAFETY: codes, context, data and stack come from the library, are used by this value only and freed once, in deinit.
   private var codes: [OpaquePointer?]
@@ -45,7 +45,7 @@ struct RegexCache: ~Copyable {
     if let context = unsafe context {
       unsafe _ = pcre2_set_match_limit_8(context, Self.matchLimit)
       unsafe _ = pcre2_set_depth_limit_8(context, Self.depthLimit)
-      unsafe _ = pcre2_set_heap_limit_8(context, Self.heapLimit_KiB)
+      unsafe _ = pcre2_set_heap_limit_8(context, Self.heapLimit)
       unsafe pcre2_jit_stack_assign_8(context, nil, UnsafeMutableRawPointer(stack))
     }
   }
