@@ -6,6 +6,8 @@ import subprocess
 import tempfile
 import time
 
+import steps
+
 SECONDS = 60
 HOSTILE_SECONDS = 1.0
 HOSTILE_BYTES = 64 << 20
@@ -209,7 +211,7 @@ def run_images(options, path):
 # MARK: Recorded streams
 
 def run_traces(options, path, images):
-    views = views_total = 0
+    views = views_total = right = total = 0
     problems = []
     for name in sorted(os.listdir(path)):
         if not name.endswith(".jsonl") or (options.only and options.only not in name):
@@ -221,17 +223,29 @@ def run_traces(options, path, images):
             eve, listed = os.path.join(temporary, "eve"), os.path.join(temporary, "list")
             command = Command(options.engine, [
                 "replay", "--image", base, "--trace", os.path.join(path, name), "--protect", "/", "/**", "--eve", eve,
-                "--list", listed])
+                "--list", listed, "--verify"])
             if command.crashed or not os.path.exists(listed):
                 problems.append("traces/%s: %s" % (stem, command.crashed or command.errors[:300]))
                 continue
+            events = [json.loads(line)["vmfence"]["file"] for line in read_lines(eve)]
             listing = Listing(read_lines(listed))
         with open(os.path.join(path, stem + ".truth.json"), encoding="utf-8") as file:
-            _, _, wrong = compare_listing(listing, json.load(file))
+            after = json.load(file)
+        _, _, wrong = compare_listing(listing, after)
+        if command.status != 0:
+            wrong.append("exit %d: %s" % (command.status, command.errors[-300:]))
         wrong += ["damage: " + text for text in listing.damages]
         views += 0 if wrong else 1
         problems += ["traces/%s: %s" % (stem, text) for text in wrong]
-    return {"views after traces": [views, views_total]}, problems
+        truth = os.path.join(images, "truth", os.path.basename(base)[:-4] + ".json")
+        before = {"files": []}
+        if os.path.exists(truth):
+            with open(truth, encoding="utf-8") as file:
+                before = json.load(file)
+        trace_right, trace_total, wrong = steps.judge(read_lines(os.path.join(path, name)), events, stem, before, after)
+        right, total = right + trace_right, total + trace_total
+        problems += ["traces/%s: %s" % (stem, text) for text in wrong]
+    return {"views after traces": [views, views_total], "steps and changes of traces": [right, total]}, problems
 
 
 # MARK: Hostile images

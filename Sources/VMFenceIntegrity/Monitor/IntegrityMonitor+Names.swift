@@ -285,7 +285,9 @@ extension IntegrityMonitor {
       }
       outcome.told.insert(item.inode)
     }
-    for item in changes.vanished where !item.isDone && (item.action != nil || item.isDirectory) {
+    // What was in a directory before the directory.
+    let gone = changes.vanished.filter { !$0.isDone && ($0.action != nil || $0.isDirectory) }
+    for item in gone.sorted(by: { $1.path.lexicographicallyPrecedes($0.path) }) {
       outcome.told.insert(item.inode)
       tellGone(item, changes)
     }

@@ -13,7 +13,8 @@ extension IntegrityMonitor {
     switch request.operation {
     case .read: return .allow
     case .flush:
-      if firstChange != nil { settle(at: request.timestamp) }
+      // With a journal the commit block, which the guest writes after a flush, says when things belong together.
+      if firstChange != nil, view?.fileSystem.journal == nil { settle(at: request.timestamp) }
       return .allow
     case .write, .discard, .writeZeroes: break
     }

@@ -56,6 +56,7 @@ extension IntegrityMonitor {
         for path in paths where !names.fresh.contains(path) {
           tell(number, path, node, item, isNamed: names.told.contains(number))
         }
+        if item.written != nil { awaitsTimes.remove(number) }
         if node.settled.kind != node.inode.kind { requestResync("inode \(number) changed its type", at: time) }
       }
       view?.nodes[number]?.settled = node.inode
@@ -140,10 +141,9 @@ extension IntegrityMonitor {
         .link, at: written, path: path, inode: number,
         changes: [.init(attribute: "links", old: String(old.linkCount), new: String(new.linkCount))])
     }
-    let hasTimes = old.modificationTime != new.modificationTime
     let isExplained = batch.count > before || isNamed || awaitsTimes.contains(number)
-    if item.written != nil { awaitsTimes.remove(number) } else if batch.count > before { awaitsTimes.insert(number) }
-    if hasTimes, !isExplained, new.kind != .directory {
+    if batch.count > before, item.written == nil { awaitsTimes.insert(number) }
+    if old.modificationTime != new.modificationTime, !isExplained, new.kind != .directory {
       report(
         .times, at: written, path: path, inode: number,
         changes: [

@@ -39,6 +39,9 @@ struct IntegrityReplay: ParsableCommand {
   @Option(name: .customLong("list"), help: "Write a listing of the disk after the recording, as JSON lines.")
   var list: String?
 
+  @Flag(help: "Compare what the monitor knows at the end with what a fresh reading of the disk finds.")
+  var verify = false
+
   func validate() throws {
     if protected.isEmpty { throw ValidationError("name at least one path: --protect /etc/passwd") }
   }
@@ -71,6 +74,7 @@ struct IntegrityReplay: ParsableCommand {
     Terminal.error.print(
       "requests: \(statistics.requests), on protected blocks: \(statistics.hits), refused: \(statistics.denied), "
         + "events: \(output.count), lost: \(statistics.lostEvents)")
+    if verify { try compare(disk) }
     if let blindness = disk.observer.blindness { throw failure(blindness, blindness.exit) }
     if let failed = disk.failure { throw failure(failed, failed.exit) }
     guard let list else { return }
@@ -78,6 +82,23 @@ struct IntegrityReplay: ParsableCommand {
     let problem = listing.list(disk.overlay, partition: nil)
     try listing.finish()
     if let problem { throw failure(problem, problem.exit) }
+  }
+
+  private func compare(_ disk: borrowing OverlaidDisk<IntegrityMonitor>) throws {
+    let fresh: [FileSystemView.ProtectedFile]
+    do throws(IntegrityError) {
+      let policy = try ProtectionPolicy(protected.map { .init($0) })
+      fresh = try FileSystemView(disk.overlay, policy: policy).protectedFiles
+    } catch { throw failure(error, error.exit) }
+    let known = disk.observer.protectedFiles
+    let same =
+      known.count == fresh.count
+      && zip(known, fresh).allSatisfy { $0.path == $1.path && $0.number == $1.number && $0.inode == $1.inode }
+    guard !same else { return }
+    let error = IntegrityError(
+      .damaged, "the monitor knows \(known.count) files, a fresh reading finds \(fresh.count), or other ones",
+      remedy: "report this, with the image and the recording")
+    throw failure(error, Exit.internalError)
   }
 }
 
