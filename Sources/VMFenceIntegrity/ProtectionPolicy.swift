@@ -21,13 +21,27 @@ public struct ProtectionPolicy: Sendable {
   ///
   /// In a component `*` stands for any bytes and `?` for any one byte; a component `**` stands for any number of
   /// components (at the end, for at least one). Patterns are compared with the bytes that the disk has. A pattern
-  /// that matches a directory protects the directory itself; `/etc/**` protects all that is in it.
+  /// that matches a directory protects the directory itself; `/etc/**` protects all that is in it. A pattern that begins
+  /// with `!` takes what it matches, and all that is below, out of what the others protect.
   public struct Rule: Hashable, Sendable {
     public var pattern: String
     public var action: Action
-    public init(_ pattern: String, action: Action = .alert) {
+    /// Which changes are told. Names that come, go or change are told whatever it says.
+    public var attributes: FileAttributes
+    /// 1 is the most severe.
+    public var severity: Int
+    /// A file that loses its protected name and lives on stays followed, and is told of under the name it had. Without
+    /// this, the name is what is protected: whatever file has it.
+    public var followsObject: Bool
+    public init(
+      _ pattern: String, action: Action = .alert, attributes: FileAttributes = .standard, severity: Int = 2,
+      followsObject: Bool = false
+    ) {
       self.pattern = pattern
       self.action = action
+      self.attributes = attributes
+      self.severity = severity
+      self.followsObject = followsObject
     }
   }
 
@@ -36,6 +50,7 @@ public struct ProtectionPolicy: Sendable {
 
   public let rules: [Rule]
   private let components: [[[UInt8]]]
+  private let excludes: [Bool]
 
   /// - Throws: `badPattern`, naming the pattern.
   public init(_ rules: [Rule]) throws(IntegrityError) {
@@ -46,7 +61,7 @@ public struct ProtectionPolicy: Sendable {
     }
     var components: [[[UInt8]]] = []
     for rule in rules {
-      let bytes = Array(rule.pattern.utf8)
+      let bytes = Array((rule.pattern.hasPrefix("!") ? rule.pattern.dropFirst() : rule.pattern[...]).utf8)
       func bad(_ why: String) -> IntegrityError {
         IntegrityError(
           .badPattern, "protected path \"\(rule.pattern.escapedForDisplay)\": \(why)",
@@ -65,14 +80,44 @@ public struct ProtectionPolicy: Sendable {
       components.append(bytes.count == 1 ? [] : parts)
     }
     self.components = components
+    excludes = rules.map { $0.pattern.hasPrefix("!") }
   }
 
   /// What is to be done for a path from the root; nil when it is not protected.
-  public func action(forPath path: [UInt8]) -> Action? {
+  public func action(forPath path: [UInt8]) -> Action? { protection(forPath: path)?.action }
+
+  /// What the rules that match a path say together: the strongest action, all attributes, the highest severity.
+  public struct Protection: Hashable, Sendable {
+    public var action: Action
+    public var attributes: FileAttributes
+    public var severity: Int
+    public var followsObject: Bool
+  }
+
+  /// What is said of a path from the root; nil when it is not protected.
+  public func protection(forPath path: [UInt8]) -> Protection? {
     var frontier = rootFrontier
     for name in path.split(separator: 0x2F) { frontier = advance(frontier, by: Array(name)) }
-    return action(at: frontier)
+    var result: Protection?
+    for state in frontier.states where isComplete(state) {
+      let rule = rules[Int(state >> 8)]
+      let old = result
+      result = Protection(
+        action: max(old?.action ?? .alert, rule.action),
+        attributes: (old?.attributes ?? []).union(rule.attributes),
+        severity: min(old?.severity ?? .max, rule.severity),
+        followsObject: old?.followsObject ?? false || rule.followsObject)
+    }
+    return result
   }
+
+  private func isComplete(_ state: UInt32) -> Bool { Int(state & 0xFF) == components[Int(state >> 8)].count }
+
+  /// Whether some rule asks for reads.
+  var tellsReads: Bool { rules.contains { $0.attributes.contains(.reads) } }
+
+  /// Whether some rule asks for hashes.
+  var tellsHashes: Bool { rules.contains { $0.attributes.contains(.sha256) } }
 
   /// Whether some rule refuses changes of metadata.
   var deniesMetadata: Bool { rules.contains { $0.action == .denyMetadata } }
@@ -107,13 +152,16 @@ public struct ProtectionPolicy: Sendable {
         add(pattern: pattern, matched: matched + 1, to: &states)
       }
     }
+    // What is excluded, and all that is below, nobody looks at.
+    let isExcluded = states.contains { excludes[Int($0 >> 8)] && isComplete($0) }
+    if isExcluded || states.allSatisfy({ excludes[Int($0 >> 8)] }) { return Frontier(states: []) }
     return Frontier(states: states.sorted())
   }
 
   /// What is to be done for a path with this frontier; nil when it is not protected itself.
   func action(at frontier: Frontier) -> Action? {
     var result: Action?
-    for state in frontier.states where Int(state & 0xFF) == components[Int(state >> 8)].count {
+    for state in frontier.states where isComplete(state) {
       result = max(result ?? .alert, rules[Int(state >> 8)].action)
     }
     return result
@@ -121,7 +169,7 @@ public struct ProtectionPolicy: Sendable {
 
   /// Whether something below a directory with this frontier can match.
   func reachesBelow(_ frontier: Frontier) -> Bool {
-    frontier.states.contains { Int($0 & 0xFF) < components[Int($0 >> 8)].count }
+    frontier.states.contains { !excludes[Int($0 >> 8)] && !isComplete($0) }
   }
 
   /// A `**` that is not the last component may also stand for nothing.

@@ -158,6 +158,10 @@ public struct FileEvent: Sendable, Hashable {
   /// Old and new values as text: `mode`: `0644` → `0666`.
   public var changes: [AttributeChange]
   public var verdict: BlockVerdict
+  /// 1 is the most severe, as with rules' priorities.
+  public var severity: Int
+  /// It falls into an announced window of changes: recorded, and nobody is alerted.
+  public var isAnnounced: Bool
 
   public struct AttributeChange: Sendable, Hashable {
     public var attribute: String
@@ -173,7 +177,7 @@ public struct FileEvent: Sendable, Hashable {
   public init(
     time: Timestamp, incarnation: Incarnation, disk: String, sequence: UInt64, operation: Operation, path: [UInt8],
     oldPath: [UInt8]? = nil, inode: UInt64, offset: UInt64? = nil, length: UInt64? = nil,
-    changes: [AttributeChange] = [], verdict: BlockVerdict = .allow
+    changes: [AttributeChange] = [], verdict: BlockVerdict = .allow, severity: Int = 2, isAnnounced: Bool = false
   ) {
     self.time = time
     self.incarnation = incarnation
@@ -187,6 +191,8 @@ public struct FileEvent: Sendable, Hashable {
     self.length = length
     self.changes = changes
     self.verdict = verdict
+    self.severity = severity
+    self.isAnnounced = isAnnounced
   }
 }
 

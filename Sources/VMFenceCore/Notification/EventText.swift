@@ -43,7 +43,7 @@ extension [UInt8] {
 
 extension JSONLine {
   /// A path of a guest. One that is not UTF-8 comes with replacement characters, and a second member `KEY_hex` that has its bytes.
-  mutating func path(_ key: String, _ bytes: [UInt8]) {
+  package mutating func path(_ key: String, _ bytes: [UInt8]) {
     member(key, String(decoding: bytes, as: UTF8.self))
     guard String(validating: bytes, as: UTF8.self) == nil else { return }
     member(key + "_hex", bytes.prefix(Self.textLimit / 2).map { $0.hexadecimal(width: 2) }.joined())

@@ -204,7 +204,8 @@ extension PolicyRule {
       case (.priority(let limit), .alert(let alert)): alert.rule.priority <= limit
       case (.allAlerts, .alert): true
       case (.platform(let kind), .platform(let alert)): alert.kind == kind
-      case (.files(let operations), .file(let event)): operations.isEmpty || operations.contains(event.operation)
+      case (.files(let operations), .file(let event)):
+        !event.isAnnounced && (operations.isEmpty || operations.contains(event.operation))
       default: false
       }
     }

@@ -45,6 +45,7 @@ extension IntegrityMonitor {
     var outcome = NameOutcome()
     moveDirectories(&changes, &outcome)
     addNames(&changes, &outcome, at: time)
+    keepObjects(changes)
     for item in changes.vanished where !item.isDone {
       view?.removeName(item.name, inode: item.inode, in: item.directory)
     }

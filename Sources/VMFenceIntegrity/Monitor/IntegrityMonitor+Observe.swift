@@ -11,7 +11,9 @@ extension IntegrityMonitor {
     let moment = Moment(sequence: request.sequence, time: request.timestamp)
     now = moment
     switch request.operation {
-    case .read: return .allow
+    case .read:
+      if configuration.policy.tellsReads { tellReads(request, moment) }
+      return .allow
     case .flush:
       // With a journal the commit block, which the guest writes after a flush, says when things belong together.
       if firstChange != nil, view?.fileSystem.journal == nil { settle(at: request.timestamp) }
@@ -47,7 +49,7 @@ extension IntegrityMonitor {
   }
 
   /// Collects what the blocks of a request are, into `hits`.
-  private mutating func findHits(from start: UInt64, to end: UInt64) {
+  mutating func findHits(from start: UInt64, to end: UInt64) {
     hits.removeAll(keepingCapacity: true)
     guard let size = view.map({ UInt64($0.fileSystem.blockSize) }) else { return }
     let first = start / size

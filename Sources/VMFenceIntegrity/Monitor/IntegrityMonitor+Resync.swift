@@ -29,6 +29,7 @@ extension IntegrityMonitor {
     lastKnown.removeAll()
     reportDamage(at: moment, isFinal: true)
     flushBatch()
+    takeHashes()
   }
 
   private static func settledFiles(_ view: FileSystemView) -> [FileSystemView.ProtectedFile] {

@@ -59,6 +59,7 @@ extension IntegrityMonitor {
         if item.written != nil { awaitsTimes.remove(number) }
         if node.settled.kind != node.inode.kind { requestResync("inode \(number) changed its type", at: time) }
       }
+      if giveUpObject(number, node, at: item.written) { continue }
       view?.nodes[number]?.settled = node.inode
       // Data beyond the end of the file wait for the inode that makes the file longer.
       let beyond = item.contents.clamped(to: node.inode.size..<UInt64.max)

@@ -7,12 +7,15 @@ public import VMFenceCore
 /// no requests come, and `finish(at:)` at the end. Used by one thread at a time. A request that touches nothing
 /// protected costs one lookup for each of its blocks and allocates nothing.
 ///
-/// **What is coalesced.** Metadata reach an ext2 disk in any order, so changes are collected and told together at the
-/// next *settling*: at a flush, or when nothing that concerns a protected file has come for `settleDelay`, or
-/// `settleLimit` after the first change. Of each file, what is told is the difference between two settlings: one
+/// **What is coalesced.** With a journal (ext3, ext4), metadata count when the commit block of their transaction passes, and
+/// are told at once, with the contents that were written before. Without one, metadata reach the disk in any order, so
+/// changes are collected and told together at the next *settling*: at a flush, or when nothing that concerns a protected
+/// file has come for `settleDelay`, or `settleLimit` after the first change. Contents that are overwritten in place settle
+/// by these times on either. Of each file, what is told is the difference between two settlings: one
 /// event for its name (create, rename, replace, link, unlink, rmdir), one for each stretch of contents (write), one
 /// for growth (append) or for a changed size without data (truncate), one each for mode, owner, attributes. A change
-/// of times is told only when nothing else explains it. A name that reaches the disk before its inode does, and a
+/// of times is told only when nothing else explains it: also not when the change of contents that it follows was told
+/// before. Without a journal, a name that reaches the disk before its inode does, and a
 /// name that goes while the inode still stands as it was, wait up to `holdLimit` for the inode.
 ///
 /// **What is true.** A write is told with the bytes that differ from what the disk had; when the disk had the same
@@ -35,6 +38,8 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
     public var eventLimit: Int
     /// How many writes to blocks without an owner are remembered.
     public var pendingWriteLimit: Int
+    /// Longer files are not hashed, in bytes.
+    public var hashLimit: UInt64
     /// Keys the table of blocks. Fixed in a replay, random in the daemon.
     public var hashKeyLow: UInt64
     public var hashKeyHigh: UInt64
@@ -43,7 +48,7 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
       incarnation: Incarnation, disk: String, policy: ProtectionPolicy, limits: WalkLimits = WalkLimits(),
       settleDelay: Duration = .milliseconds(10), settleLimit: Duration = .seconds(1),
       holdLimit: Duration = .seconds(2), resyncInterval: Duration = .seconds(1), eventLimit: Int = 4096,
-      pendingWriteLimit: Int = 1024, hashKey: (UInt64, UInt64) = (0, 0)
+      pendingWriteLimit: Int = 1024, hashLimit: UInt64 = 256 << 20, hashKey: (UInt64, UInt64) = (0, 0)
     ) {
       self.incarnation = incarnation
       self.disk = disk
@@ -55,6 +60,7 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
       self.resyncInterval = resyncInterval
       self.eventLimit = eventLimit
       self.pendingWriteLimit = pendingWriteLimit
+      self.hashLimit = hashLimit
       hashKeyLow = hashKey.0
       hashKeyHigh = hashKey.1
     }
@@ -142,6 +148,10 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
   var awaitsTransaction = false
   /// Inodes whose contents were told as changed while their times had not changed yet: these follow.
   var awaitsTimes: Set<UInt32> = []
+  /// Announced windows of changes.
+  var windows: [Window] = []
+  /// The SHA-256 of followed files of which the policy asks for it, as they were told last.
+  var hashes: [UInt32: [UInt8]] = [:]
   /// What is told is only tried: nothing is handed over.
   var isTrial = false
 
@@ -166,6 +176,7 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
     }
     reportDamage(at: Moment(sequence: 0, time: time), isFinal: true)
     flushBatch()
+    takeHashes()
   }
 
   static func makeView(
@@ -177,7 +188,13 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
   }
 
   /// What was told since the last call, in order.
-  public mutating func drainEvents() -> [FileEvent] { queue.drain() }
+  ///
+  /// Where the policy asks for hashes, this reads the files that changed: call it off the path of requests.
+  public mutating func drainEvents() -> [FileEvent] {
+    var events = queue.drain()
+    if configuration.policy.tellsHashes { addHashes(&events) }
+    return events
+  }
 
   public var statistics: Statistics {
     var result = statisticsStorage
@@ -229,7 +246,8 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
   /// Hands the batch over in the order of the requests.
   mutating func flushBatch() {
     if isTrial { return }
-    let ordered = batch.enumerated().sorted { ($0.element.sequence, $0.offset) < ($1.element.sequence, $1.offset) }
+    let told = batch.compactMap { judged($0) }
+    let ordered = told.enumerated().sorted { ($0.element.sequence, $0.offset) < ($1.element.sequence, $1.offset) }
     for (_, event) in ordered { queue.append(event) }
     batch.removeAll(keepingCapacity: true)
   }

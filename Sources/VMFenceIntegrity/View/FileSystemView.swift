@@ -38,6 +38,10 @@ public struct FileSystemView: Sendable {
     var directory: UInt32
     var name: [UInt8]
     var action: ProtectionPolicy.Action
+
+    /// The path that a file had which is followed as an object; stands for the number of a directory.
+    static let formerDirectory = UInt32.max
+    var isFormer: Bool { directory == Self.formerDirectory }
   }
 
   struct Directory: Sendable {
@@ -106,7 +110,7 @@ public struct FileSystemView: Sendable {
   public var protectedFiles: [ProtectedFile] {
     var result: [ProtectedFile] = []
     for (number, node) in nodes {
-      for link in node.links {
+      for link in node.links where !link.isFormer {
         result.append(ProtectedFile(path: path(of: link), number: number, inode: node.inode, action: link.action))
       }
     }

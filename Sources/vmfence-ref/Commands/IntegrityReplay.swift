@@ -24,11 +24,17 @@ struct IntegrityReplay: ParsableCommand {
   @Option(help: "The recording: a .jsonl file, with its data beside it in a .bin file.")
   var trace: String
 
-  @Option(name: .customLong("protect"), parsing: .upToNextOption, help: "Paths or patterns of paths, as /etc/**.")
+  @Option(
+    name: .customLong("protect"), parsing: .upToNextOption,
+    help: "Paths or patterns of paths, as /etc/**; with ! before it, what is left out.")
   var protected: [String]
 
   @Option(help: "Where to write EVE JSON; - for standard output.")
   var eve: String
+
+  @Option(
+    help: "What is told of protected files: attributes and groups as AIDE has them, joined by + and -, as R or p+u+g.")
+  var attributes: String?
 
   @Flag(name: .customLong("deny-data"), help: "Refuse changes of protected contents.")
   var deniesData = false
@@ -48,11 +54,12 @@ struct IntegrityReplay: ParsableCommand {
 
   func run() throws {
     let action: ProtectionPolicy.Action = deniesMetadata ? .denyMetadata : deniesData ? .denyData : .alert
-    var disk: OverlaidDisk<IntegrityMonitor>
+    var disk: OverlaidDisk<DiskMonitor>
     do throws(IntegrityError) {
       let overlay = ImageOverlay(try FileDiskReader(path: image))
-      let policy = try ProtectionPolicy(protected.map { .init($0, action: action) })
-      let monitor = IntegrityMonitor(
+      let wanted = try attributes.map { text throws(IntegrityError) in try FileAttributes(text) } ?? .standard
+      let policy = try ProtectionPolicy(protected.map { .init($0, action: action, attributes: wanted) })
+      let monitor = DiskMonitor(
         overlay, configuration: .init(incarnation: .none, disk: "disk", policy: policy), at: .zero)
       disk = OverlaidDisk(monitor, overlay: overlay)
     } catch { throw failure(error, error.exit) }
@@ -75,26 +82,29 @@ struct IntegrityReplay: ParsableCommand {
       "requests: \(statistics.requests), on protected blocks: \(statistics.hits), refused: \(statistics.denied), "
         + "events: \(output.count), lost: \(statistics.lostEvents)")
     if verify { try compare(disk) }
-    if let blindness = disk.observer.blindness { throw failure(blindness, blindness.exit) }
+    if let blindness = disk.observer.watched.compactMap(\.blindness).first { throw failure(blindness, blindness.exit) }
     if let failed = disk.failure { throw failure(failed, failed.exit) }
     guard let list else { return }
     let listing = ImageListing(hashes: true, output: try LineFile(path: list))
-    let problem = listing.list(disk.overlay, partition: nil)
+    do throws(IntegrityError) {
+      for part in try DiskLayout(disk.overlay).parts { _ = listing.list(part.reader, partition: part.partition) }
+    } catch { throw failure(error, error.exit) }
     try listing.finish()
-    if let problem { throw failure(problem, problem.exit) }
   }
 
-  private func compare(_ disk: borrowing OverlaidDisk<IntegrityMonitor>) throws {
-    let fresh: [FileSystemView.ProtectedFile]
+  private func compare(_ disk: borrowing OverlaidDisk<DiskMonitor>) throws {
+    var fresh: [FileSystemView.ProtectedFile] = []
     do throws(IntegrityError) {
       let policy = try ProtectionPolicy(protected.map { .init($0) })
-      fresh = try FileSystemView(disk.overlay, policy: policy).protectedFiles
+      for part in try DiskLayout(disk.overlay).parts {
+        if let view = try? FileSystemView(part.reader, policy: policy) { fresh += view.protectedFiles }
+      }
     } catch { throw failure(error, error.exit) }
-    let known = disk.observer.protectedFiles
-    let same =
+    let known = disk.observer.watched.flatMap(\.files)
+    let isSame =
       known.count == fresh.count
       && zip(known, fresh).allSatisfy { $0.path == $1.path && $0.number == $1.number && $0.inode == $1.inode }
-    guard !same else { return }
+    guard !isSame else { return }
     let error = IntegrityError(
       .damaged, "the monitor knows \(known.count) files, a fresh reading finds \(fresh.count), or other ones",
       remedy: "report this, with the image and the recording")

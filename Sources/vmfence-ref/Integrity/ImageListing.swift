@@ -110,7 +110,7 @@ final class ImageListing {
       json.member("record", "damage")
       json.member("partition", partition?.number)
       json.member("code", code)
-      if !path.isEmpty { json.path(path) }
+      if !path.isEmpty { json.path("path", path) }
       if inode != 0 { json.member("inode", inode) }
       json.member("message", message)
     }
@@ -129,16 +129,6 @@ final class ImageListing {
       try output.close()
     } else {
       Terminal.output.print("\(files) files, \(damages) damages")
-    }
-  }
-}
-
-extension JSONLine {
-  /// A path of a guest: as text, and in hexadecimal too when it is not UTF-8.
-  mutating func path(_ bytes: [UInt8], key: String = "path") {
-    member(key, String(decoding: bytes, as: UTF8.self))
-    if String(validating: bytes, as: UTF8.self) == nil {
-      member(key + "_hex", bytes.map { $0.hexadecimal(width: 2) }.joined())
     }
   }
 }

@@ -40,7 +40,7 @@ struct ListedFile {
     line.object { json in
       json.member("record", "file")
       json.member("partition", partition?.number)
-      json.path(listing.path)
+      json.path("path", listing.path)
       json.member("inode", listing.number)
       json.member("type", Self.word(inode.kind))
       json.member("mode", Self.mode(inode))
@@ -55,7 +55,7 @@ struct ListedFile {
       json.member("crtime_ns", inode.creationTime?.nanoseconds)
       json.member("blocks512", sectors)
       if let device = inode.device { json.array("device", [device.major, device.minor]) { $0.element($1) } }
-      if let target { json.path(target, key: "target") }
+      if let target { json.path("target", target) }
       let marks = [
         (inode.isEncrypted, "encrypted"), (inode.isCasefolded, "casefolded"), (inode.isVerity, "verity"),
         (inode.hasInlineData, "inline"),

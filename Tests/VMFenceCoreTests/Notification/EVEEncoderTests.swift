@@ -145,7 +145,15 @@ struct EVEEncoderTests {
         == #"{"timestamp":"2026-11-23T04:46:55.123456+0000","event_type":"vmfence_file","host":"host-1","vmfence":{"#
         + aboutFirstPort
         + #","file":{"operation":"chmod","disk":"xvda","path":"/etc/passwd","inode":12,"offset":4,"length":5,"#
-        + #""changes":[{"attribute":"mode","old":"0644","new":"0666"}],"request":9,"verdict":"deny"}}}"#)
+        + #""changes":[{"attribute":"mode","old":"0644","new":"0666"}],"request":9,"verdict":"deny","severity":2}}}"#)
+  }
+
+  @Test("an announced change says so")
+  func announced() {
+    let event = FileEvent(
+      time: moment, incarnation: web, disk: "xvda", sequence: 9, operation: .write, path: [0x2F], inode: 1, severity: 1,
+      isAnnounced: true)
+    #expect(text(encoder().encode(.file(event))).contains(#""severity":1,"announced":true"#))
   }
 
   @Test("a path that is not UTF-8 is shown with replacements and kept in hexadecimal")

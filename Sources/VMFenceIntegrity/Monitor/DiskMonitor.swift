@@ -1,0 +1,173 @@
+public import VMFenceCore
+
+/// Watches a whole disk: an `IntegrityMonitor` for each partition with a file system that can be followed, or one for a
+/// disk that is not divided. Shows each the requests that concern it, in its own terms; events name the partition in
+/// `disk`, as the guest's kernel does (`xvda2`, `nvme0n1p2`).
+///
+/// When the guest writes a partition table that puts partitions elsewhere, that is told as damage, and the partitions are
+/// looked for anew. Used by one thread at a time.
+public struct DiskMonitor: BlockObserver, ~Copyable {
+  private final class Part {
+    var monitor: IntegrityMonitor
+    let start: UInt64
+    let byteCount: UInt64
+    let partition: DiskPartition?
+
+    init(_ monitor: consuming IntegrityMonitor, _ partition: DiskPartition?, byteCount: UInt64) {
+      self.monitor = monitor
+      self.partition = partition
+      start = partition?.start ?? 0
+      self.byteCount = byteCount
+    }
+  }
+
+  /// More partitions than this are not watched.
+  public static let partitionLimit = 32
+
+  private let reader: any DiskReader
+  private let configuration: IntegrityMonitor.Configuration
+  private var parts: [Part] = []
+  private var partitions: [DiskPartition] = []
+  private var own: [FileEvent] = []
+  private var tableIsWritten = false
+  private var requests: UInt64 = 0
+
+  /// - `reader`: must show, at each request, what the requests allowed before have written.
+  /// - `time`: for the events about what is damaged at the start.
+  public init(_ reader: any DiskReader, configuration: IntegrityMonitor.Configuration, at time: Timestamp) {
+    self.reader = reader
+    self.configuration = configuration
+    look(at: time, sequence: 0)
+  }
+
+  private mutating func look(at time: Timestamp, sequence: UInt64) {
+    parts.removeAll()
+    let layout: DiskLayout
+    do throws(IntegrityError) { layout = try DiskLayout(reader) } catch {
+      return report(error.message, at: time, sequence)
+    }
+    for damage in layout.damage.kept.prefix(8) { report(damage.message, at: time, sequence) }
+    partitions = layout.partitions
+    for part in layout.parts.prefix(Self.partitionLimit) {
+      var configuration = configuration
+      if let partition = part.partition {
+        let needsLetter = configuration.disk.last?.isNumber == true
+        configuration.disk += (needsLetter ? "p" : "") + String(partition.number)
+      }
+      let monitor = IntegrityMonitor(part.reader, configuration: configuration, at: time)
+      // A swap partition is no damage.
+      if part.partition != nil, monitor.blindness?.code == .notAFileSystem { continue }
+      parts.append(Part(monitor, part.partition, byteCount: part.reader.byteCount))
+    }
+  }
+
+  public mutating func observe(_ request: BlockRequest, data: RawSpan) -> BlockVerdict {
+    requests += 1
+    if tableIsWritten {
+      tableIsWritten = false
+      lookAtTable(request)
+    }
+    let (end, overflow) = request.offset.addingReportingOverflow(request.length)
+    var verdict = BlockVerdict.allow
+    for part in parts {
+      var own = request
+      guard request.operation != .flush, part.partition != nil else {
+        if part.monitor.observe(request, data: data) == .deny { verdict = .deny }
+        continue
+      }
+      let from = max(request.offset, part.start)
+      let to = min(overflow ? .max : end, part.start + part.byteCount)
+      guard from < to else {
+        // The number counts, or it would look lost.
+        own.operation = .read
+        (own.offset, own.length) = (0, 0)
+        _ = part.monitor.observe(own, data: data.extracting(0..<0))
+        continue
+      }
+      own.offset = from - part.start
+      own.length = to - from
+      let first = Int(clamping: from - request.offset)
+      let isWhole = request.operation == .write && UInt64(data.byteCount) == request.length
+      let bytes = isWhole ? data.extracting(first..<first + Int(to - from)) : data.extracting(0..<0)
+      if part.monitor.observe(own, data: bytes) == .deny { verdict = .deny }
+    }
+    let touchesTable =
+      request.offset < 34 * 512 || end > reader.byteCount &- 34 * 512 || !partitions.isEmpty && request.length > 1 << 30
+    if verdict == .allow, touchesTable, request.operation != .read, request.operation != .flush {
+      tableIsWritten = true
+    }
+    return verdict
+  }
+
+  private mutating func lookAtTable(_ request: BlockRequest) {
+    guard let layout = try? DiskLayout(reader), layout.partitions != partitions else { return }
+    report("the partition table puts partitions elsewhere", at: request.timestamp, request.sequence)
+    for part in parts {
+      part.monitor.finish(at: request.timestamp)
+      own += part.monitor.drainEvents()
+    }
+    look(at: request.timestamp, sequence: request.sequence)
+  }
+
+  public mutating func observeGap(at time: Timestamp, reason: String) {
+    for part in parts { part.monitor.observeGap(at: time, reason: reason) }
+  }
+
+  private mutating func report(_ message: String, at time: Timestamp, _ sequence: UInt64) {
+    guard own.count < 64 else { return }
+    own.append(
+      FileEvent(
+        time: time, incarnation: configuration.incarnation, disk: configuration.disk, sequence: sequence,
+        operation: .damage, path: [], inode: 0, changes: [IntegrityMonitor.damageChange(message)]))
+  }
+
+  // MARK: The owner's side, as of `IntegrityMonitor`
+
+  /// What was told since the last call, in the order of the requests.
+  public mutating func drainEvents() -> [FileEvent] {
+    var events = own
+    own.removeAll()
+    for part in parts { events += part.monitor.drainEvents() }
+    guard parts.count > 1 else { return events }
+    return events.enumerated().sorted { ($0.element.sequence, $0.offset) < ($1.element.sequence, $1.offset) }
+      .map(\.element)
+  }
+
+  public mutating func advance(to time: Timestamp) {
+    for part in parts { part.monitor.advance(to: time) }
+  }
+
+  public mutating func finish(at time: Timestamp) {
+    for part in parts { part.monitor.finish(at: time) }
+  }
+
+  public mutating func expect(_ patterns: [String], from: Timestamp, until: Timestamp) throws(IntegrityError) {
+    for part in parts { try part.monitor.expect(patterns, from: from, until: until) }
+  }
+
+  /// What each watched partition is and holds; the partition is nil for a disk that is not divided.
+  public var watched: [(partition: DiskPartition?, files: [FileSystemView.ProtectedFile], blindness: IntegrityError?)] {
+    parts.map { ($0.partition, $0.monitor.protectedFiles, $0.monitor.blindness) }
+  }
+
+  public var statistics: IntegrityMonitor.Statistics {
+    var sum = IntegrityMonitor.Statistics()
+    for part in parts { sum.add(part.monitor.statistics) }
+    sum.requests = requests
+    return sum
+  }
+}
+
+extension IntegrityMonitor.Statistics {
+  /// All but the requests: each part sees those of all.
+  fileprivate mutating func add(_ other: Self) {
+    hits += other.hits
+    denied += other.denied
+    unchangedWrites += other.unchangedWrites
+    malformed += other.malformed
+    gaps += other.gaps
+    resyncs += other.resyncs
+    damages += other.damages
+    lostEvents += other.lostEvents
+  }
+}

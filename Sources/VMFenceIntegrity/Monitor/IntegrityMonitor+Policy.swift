@@ -1,0 +1,170 @@
+public import VMFenceCore
+
+// What of the events the policy wants to be told, and what it wants to be added.
+extension IntegrityMonitor {
+  /// A time in which changes of some paths are expected.
+  struct Window: Sendable {
+    var policy: ProtectionPolicy
+    var from: Timestamp
+    var until: Timestamp
+  }
+
+  public static var windowLimit: Int { 64 }
+
+  /// Announces changes: what happens to matching paths in this time is told with `isAnnounced`, and no policy acts on it.
+  /// Refusals stay in force.
+  ///
+  /// - Throws: `badPattern`; `tooLarge` with more than `windowLimit` windows that have not ended.
+  public mutating func expect(_ patterns: [String], from: Timestamp, until: Timestamp) throws(IntegrityError) {
+    windows.removeAll { $0.until < from }
+    guard windows.count < Self.windowLimit else {
+      throw IntegrityError(
+        .tooLarge, "\(windows.count) announced windows are open", remedy: "announce fewer patterns in more general form"
+      )
+    }
+    windows.append(Window(policy: try ProtectionPolicy(patterns.map { .init($0) }), from: from, until: until))
+  }
+
+  /// An event as the policy wants it told; nil when it is of no interest.
+  func judged(_ event: FileEvent) -> FileEvent? {
+    let protection =
+      configuration.policy.protection(forPath: event.path)
+      ?? event.oldPath.flatMap { configuration.policy.protection(forPath: $0) }
+    var event = event
+    event.severity = protection?.severity ?? event.severity
+    event.isAnnounced = windows.contains { window in
+      window.from <= event.time && event.time < window.until
+        && ([event.path] + (event.oldPath.map { [$0] } ?? [])).contains { window.policy.action(forPath: $0) != nil }
+    }
+    guard let protection, event.verdict == .allow else { return event }
+    return Self.isOfInterest(&event, protection.attributes) ? event : nil
+  }
+
+  private static func isOfInterest(_ event: inout FileEvent, _ attributes: FileAttributes) -> Bool {
+    switch event.operation {
+    case .create, .replace, .rename, .unlink, .rmdir, .damage, .gap: return true
+    case .read: return attributes.contains(.reads)
+    case .link: return event.changes.isEmpty || attributes.contains(.links)
+    case .chmod: return attributes.contains(.permissions)
+    case .times: return attributes.contains(.modificationTime)
+    case .append: return !attributes.isDisjoint(with: [.size, .sha256, .modificationTime])
+    case .truncate: return !attributes.isDisjoint(with: [.size, .growingSize, .sha256, .modificationTime])
+    case .write:
+      if event.changes.contains(where: { $0.attribute == "target" }) { return attributes.contains(.target) }
+      return !attributes.isDisjoint(with: [.size, .growingSize, .sha256, .modificationTime])
+    case .chown:
+      event.changes.removeAll {
+        !attributes.contains($0.attribute == "uid" ? .user : .group)
+      }
+      return !event.changes.isEmpty
+    case .xattr:
+      event.changes.removeAll {
+        !attributes.contains($0.attribute.contains(" system.posix_acl_") ? .accessControl : .extendedAttributes)
+      }
+      return !event.changes.isEmpty
+    }
+  }
+
+  // MARK: Reads
+
+  mutating func tellReads(_ request: BlockRequest, _ moment: Moment) {
+    let (end, overflow) = request.offset.addingReportingOverflow(request.length)
+    guard view != nil, request.length > 0, !overflow, end <= reader.byteCount else { return }
+    findHits(from: request.offset, to: end)
+    guard let size = view.map({ UInt64($0.fileSystem.blockSize) }) else { return }
+    var ranges: [UInt32: Range<UInt64>] = [:]
+    for (block, use) in hits where use.role == .data {
+      let start = UInt64(use.index) * size
+      let first = max(request.offset, block * size) - block * size
+      let last = min(end, (block + 1) * size) - block * size
+      let old = ranges[use.inode] ?? start + first..<start + last
+      ranges[use.inode] = min(old.lowerBound, start + first)..<max(old.upperBound, start + last)
+    }
+    for (number, range) in ranges.sorted(by: { $0.key < $1.key }) {
+      guard let node = view?.nodes[number] else { continue }
+      let inside = range.clamped(to: 0..<node.inode.size)
+      for link in node.links where !inside.isEmpty {
+        report(
+          .read, at: moment, path: view?.path(of: link) ?? [], inode: number, offset: inside.lowerBound,
+          length: UInt64(inside.count))
+      }
+    }
+    if !ranges.isEmpty { flushBatch() }
+  }
+
+  // MARK: Hashes
+
+  /// Hashes all files of which the policy asks for it.
+  mutating func takeHashes() {
+    guard configuration.policy.tellsHashes else { return }
+    hashes.removeAll()
+    for file in protectedFiles
+    where configuration.policy.protection(forPath: file.path)?.attributes.contains(.sha256) == true {
+      if hashes[file.number] == nil { hashes[file.number] = currentHash(file.number, file.inode) }
+    }
+  }
+
+  private func currentHash(_ number: UInt32, _ inode: ExtInode) -> [UInt8]? {
+    var limit = configuration.hashLimit
+    var damage = DamageLog()
+    return view?.fileSystem.contentHash(
+      of: ExtListing(path: [], number: number, inode: inode), limit: &limit, damage: &damage)
+  }
+
+  /// Adds the hash before and after to the first event of each file whose contents changed. The hash after is that of the
+  /// file as it is now, when this is called.
+  mutating func addHashes(_ events: inout [FileEvent]) {
+    var done: Set<UInt32> = []
+    for index in events.indices {
+      let event = events[index]
+      guard [.create, .write, .append, .truncate, .replace].contains(event.operation), event.verdict == .allow,
+        let number = UInt32(exactly: event.inode), let node = view?.nodes[number], node.inode.kind == .regular,
+        configuration.policy.protection(forPath: event.path)?.attributes.contains(.sha256) == true,
+        done.insert(number).inserted
+      else { continue }
+      let replaced = event.changes.first { $0.attribute == "inode" }.flatMap { UInt32($0.old) }
+      let old = hashes[replaced ?? number]
+      let new = currentHash(number, node.inode)
+      hashes[number] = new
+      if old != new || event.operation == .replace {
+        events[index].changes.append(.init(attribute: "sha256", old: Self.hexadecimal(old), new: Self.hexadecimal(new)))
+      }
+    }
+    if hashes.count > (view?.nodes.count ?? 0) { hashes = hashes.filter { view?.nodes[$0.key] != nil } }
+  }
+
+  private static func hexadecimal(_ hash: [UInt8]?) -> String {
+    (hash ?? []).map { $0.hexadecimal(width: 2) }.joined()
+  }
+
+  // MARK: Files as objects
+
+  /// Goes on following files that lose a protected name where the policy protects the object, too.
+  mutating func keepObjects(_ changes: NameChanges) {
+    guard configuration.policy.rules.contains(where: \.followsObject) else { return }
+    for item in changes.vanished where !item.isDone {
+      guard let action = item.action, let new = item.current, new.isInUse, new.generation == item.settled?.generation,
+        configuration.policy.protection(forPath: item.path)?.followsObject == true,
+        !changes.appeared.contains(where: { $0.inode == item.inode && $0.action != nil })
+      else { continue }
+      let link = FileSystemView.Link(
+        directory: FileSystemView.Link.formerDirectory, name: Array(item.path.dropFirst()), action: action)
+      if view?.nodes[item.inode]?.links.contains(link) == false { view?.nodes[item.inode]?.links.append(link) }
+    }
+  }
+
+  /// Tells the end of a file that was followed as an object, and ceases to follow it.
+  mutating func giveUpObject(_ number: UInt32, _ node: FileSystemView.Node, at moment: Moment?) -> Bool {
+    let former = node.links.filter(\.isFormer)
+    guard !former.isEmpty, !node.inode.isInUse || node.inode.generation != node.settled.generation else { return false }
+    for link in former {
+      report(
+        .unlink, at: moment ?? Moment(sequence: 0, time: .zero), path: view?.path(of: link) ?? [], inode: number,
+        changes: [.init(attribute: "object", old: "", new: "the file that had this name is gone")])
+    }
+    view?.nodes[number]?.links.removeAll(where: \.isFormer)
+    view?.nodes[number]?.settled = node.inode
+    view?.unfollowIfUnused(number)
+    return true
+  }
+}
