@@ -5,12 +5,15 @@ import VMFenceCore
 /// Deterministic: equal requests give equal images. Allocates and takes its time (milliseconds to seconds, with the number
 /// of rules): not for the thread that inspects packets.
 public struct SnortRuleEngine: RuleEngine {
-  public init() {}
+  /// What the operator changes about all rule sets.
+  public var adjustments: RuleAdjustments
+
+  public init(adjustments: RuleAdjustments = RuleAdjustments()) { self.adjustments = adjustments }
 
   public func compile(
     _ request: RuleCompilationRequest
   ) throws(RuleCompilationError) -> RuleCompilation<SnortRules> {
-    let set = RuleSet.parse(request)
+    let set = RuleSet.parse(request, adjustments)
     // A line of configuration may be wrong, too.
     let mistakes = set.diagnostics.count { $0.severity == .error }
     if request.onBadRule == .fail, let first = set.diagnostics.first(where: { $0.severity == .error }) {

@@ -1,4 +1,5 @@
 """From the suites' names of settings to ours. Keyed by setting, never by the name of a case."""
+import os
 
 YES = {"yes": "yes", "true": "yes", "on": "yes", "1": "yes", "no": "no", "false": "no", "off": "no", "0": "no"}
 
@@ -41,7 +42,11 @@ def translate(case):
     options, unknown = [], []
 
     def take(name, value):
-        if name.startswith("vars.address-groups.") or name.startswith("vars.port-groups."):
+        if name == "action-order":
+            options.extend(["--action-order", ",".join(value)])
+        elif name in FILES and os.path.exists(case.expand(str(value))):
+            options.extend([FILES[name], case.expand(str(value))])
+        elif name.startswith("vars.address-groups.") or name.startswith("vars.port-groups."):
             options.extend(["--var", "%s=%s" % (name.rsplit(".", 1)[1], case.expand(str(value)))])
         elif name in TABLE:
             for key, text in TABLE[name](value, case):
@@ -58,6 +63,14 @@ def translate(case):
     if case.options.get("simulate_ips"):
         options.append("--inline")
     return options, unknown
+
+
+# Names of files, and the options that take them; a suite may be without them.
+FILES = {
+    "threshold-file": "--threshold-config",
+    "classification-file": "--definitions",
+    "reference-config-file": "--definitions",
+}
 
 
 def flatten(tree, prefix=""):

@@ -68,7 +68,7 @@ struct Mistake: Sendable, CustomTestStringConvertible {
       remedy: "turns over"),
     .init(.snort2, "ipvar A", 1, 8, "a variable needs a name and a value"),
     .init(.snort2, "include other.rules", 1, 1, "`include` is not followed", remedy: "other.rules"),
-    .init(.snort2, "suppress gen_id 1, sig_id 2", 1, 1, "`suppress` is not supported yet"),
+    .init(.snort2, "suppress gen_id 1, sig_id x", 1, 27, "`x` is no number"),
     .init(.snort2, "config classification: a,b", 1, 24, "is not a classification"),
   ]
 

@@ -45,7 +45,12 @@ public struct Alert: Sendable, Hashable {
   /// The flow's handshake was seen: the addresses are not forged.
   public var isEstablished: Bool
   public var vlan: UInt16
+  /// What the rule itself asked for.
   public var verdict: Verdict
+  /// What became of the packet, for all its rules; nil: what this rule asked for.
+  public var packetVerdict: Verdict?
+  /// The action of the rule that tells the packet's ends, if one does.
+  public var rejectAction: RuleAction?
   public var payloadExcerpt: [UInt8]
   public var origin = PacketOrigin.wire
   /// Whether the match was found in a reassembled stream.

@@ -18,6 +18,8 @@ public struct DroppedPacket: Sendable, Hashable {
   /// The rule that caused it, and whether the ends are told; nil when no rule did.
   public var rule: RuleMetadata?
   public var verdict: Verdict
+  /// The action of the rule that tells the ends, when it is not `rule`.
+  public var rejectAction: RuleAction?
   public var evidence: PacketEvidence?
 
   public init(
@@ -143,13 +145,29 @@ extension JSONLine {
     }
   }
 
-  /// What happened to the packet of an inline alert.
-  mutating func verdict(_ verdict: Verdict, of rule: RuleMetadata?, ipProtocol: UInt8) {
-    let passes = verdict == .pass
-    member("action", passes ? rule?.action == .pass ? "pass" : "alert" : "drop")
-    guard verdict == .reject else { return }
+  /// What there is to say of the rule.
+  mutating func alert(_ rule: RuleMetadata, isBlocked: Bool) {
+    member("action", isBlocked ? "blocked" : "allowed")
+    member("gid", rule.gid)
+    member("signature_id", rule.sid)
+    member("rev", rule.revision)
+    member("signature", rule.message)
+    member("category", rule.classificationText.isEmpty ? rule.classification : rule.classificationText)
+    member("severity", rule.priority)
+    if !rule.metadata.isEmpty {
+      object("metadata") { json in
+        for (key, values) in rule.metadata.sorted(by: { $0.key < $1.key }) {
+          json.array(key, values) { $0.element($1) }
+        }
+      }
+    }
+    if !rule.references.isEmpty { array("references", rule.references) { $0.element($1) } }
+  }
+
+  /// Which end is told that its packet was dropped, and how.
+  mutating func reject(_ action: RuleAction?, _ ipProtocol: UInt8) {
     let target =
-      switch rule?.action {
+      switch action {
       case .rejectDestination: "to_server"
       case .rejectBoth: "both"
       default: "to_client"

@@ -40,7 +40,13 @@ public struct EVEEncoder: Sendable {
   public func encode(_ drop: DroppedPacket) -> [UInt8] {
     line(at: drop.time, "drop", flow: EVEFlow(drop)) { json in
       json.object("drop") { $0.member("reason", drop.reason.eveName) }
-      json.object("verdict") { $0.verdict(drop.verdict, of: drop.rule, ipProtocol: drop.ipProtocol) }
+      if let rule = drop.rule, drop.reason == .rules || drop.reason == .rulesThreshold {
+        json.object("alert") { $0.alert(rule, isBlocked: true) }
+      }
+      json.object("verdict") { json in
+        json.member("action", "drop")
+        if drop.verdict == .reject { json.reject(drop.rejectAction ?? drop.rule?.action, drop.ipProtocol) }
+      }
       json.object("vmfence") { json in
         about(drop.incarnation, addresses: [drop.source, drop.destination], &json)
         json.member("packet", drop.packetID)
@@ -78,26 +84,12 @@ public struct EVEEncoder: Sendable {
     line(at: alert.time, "alert", flow: EVEFlow(alert)) { json in
       json.member("pkt_src", alert.origin.eveName)
       if let tunnel = alert.evidence?.tunnel { json.tunnel(tunnel) }
-      json.object("alert") { json in
-        let rule = alert.rule
-        json.member("action", isInline && alert.verdict != .pass ? "blocked" : "allowed")
-        json.member("gid", rule.gid)
-        json.member("signature_id", rule.sid)
-        json.member("rev", rule.revision)
-        json.member("signature", rule.message)
-        json.member("category", rule.classificationText.isEmpty ? rule.classification : rule.classificationText)
-        json.member("severity", rule.priority)
-        if !rule.metadata.isEmpty {
-          json.object("metadata") { json in
-            for (key, values) in rule.metadata.sorted(by: { $0.key < $1.key }) {
-              json.array(key, values) { $0.element($1) }
-            }
-          }
-        }
-        if !rule.references.isEmpty { json.array("references", rule.references) { $0.element($1) } }
-      }
+      json.object("alert") { $0.alert(alert.rule, isBlocked: isInline && alert.verdict != .pass) }
       json.object("verdict") { json in
-        json.verdict(isInline ? alert.verdict : .pass, of: alert.rule, ipProtocol: alert.ipProtocol)
+        let verdict = alert.packetVerdict ?? alert.verdict
+        let passed = alert.rule.action == .pass ? "pass" : "alert"
+        json.member("action", isInline && verdict != .pass ? "drop" : passed)
+        if verdict == .reject { json.reject(alert.rejectAction ?? alert.rule.action, alert.ipProtocol) }
       }
       json.contents(alert.evidence, excerpt: alert.payloadExcerpt, isInStream: alert.isInStream)
       json.object("vmfence") { json in

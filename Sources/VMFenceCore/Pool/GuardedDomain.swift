@@ -187,6 +187,11 @@ extension Alert {
       direction: record.flags.contains(.toClient) ? .toClient : .toServer,
       isEstablished: record.flags.contains(.established), vlan: record.vlan, verdict: verdict,
       payloadExcerpt: (0..<length).map { record.excerpt[$0] })
+    if record.flags.contains(.rejects) {
+      self.verdict = .reject
+    } else if record.flags.contains(.drops) {
+      self.verdict = .drop
+    }
     origin = record.origin
     isInStream = record.flags.contains(.stream)
   }

@@ -172,12 +172,10 @@ enum RuleRecord {
   // In `moreFlags`:
   /// About addresses only: compared with the first packet of each direction of a flow.
   static let isOncePerDirection: UInt8 = 1
-  /// Compared with packets whose checksums are wrong, too.
+  /// Compared with packets whose checksums are wrong, too; those belong to no flow.
   static let seesBadChecksums: UInt8 = 2
   /// Found in a stream, the verdict is for the rest of the flow.
   static let actsOnStream: UInt8 = 4
-  /// It is compared with packets that cannot be decoded.
-  static let seesMalformed: UInt8 = 8
   static let knownMoreFlags: UInt8 = 7
 }
 

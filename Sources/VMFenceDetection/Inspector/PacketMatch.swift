@@ -12,8 +12,6 @@ struct PacketMatch {
   var verifiesChecksums = false
   /// Only rules about checksums look at it.
   var hasBadChecksum = false
-  /// Its receiver could not take it: only rules about that look at it.
-  var isMalformed = false
 
   enum Source {
     /// A packet that is in no reassembled stream: all rules.

@@ -137,8 +137,7 @@ struct PrefilterPlan {
   }
 
   private static func applies(_ rule: Rule, to packetClass: PacketClass) -> Bool {
-    // What is wrong with a packet may be that it is of no class.
-    let isIP = [.ip, .ether, .any].contains(rule.ipProtocol) || rule.testsDecoding
+    let isIP = [.ip, .ether, .any].contains(rule.ipProtocol)
     return switch packetClass {
     case .tcp: (isIP || rule.ipProtocol == .tcp) && rule.inspects.contains(.packets)
     case .tcpStream: (isIP || rule.ipProtocol == .tcp) && rule.inspects.contains(.streams)

@@ -130,6 +130,8 @@ package struct ParsedRules: Sendable {
   package var dialect: RuleDialect
   /// Rules that could not be used, those in `unsupported` included.
   package var rejected = 0
+  /// Rules that a list of the operator's turned off.
+  package var disabled = 0
   /// Rules without a mistake that need what the engine does not evaluate yet.
   package var unsupported: [UnsupportedRule] = []
   /// The variables that stand after the file, by name.

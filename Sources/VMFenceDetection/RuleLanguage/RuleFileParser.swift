@@ -1,9 +1,14 @@
 import VMFenceCore
 
 /// What rule files define for all rules after: variables and classes.
-struct RuleContext: Sendable {
+struct RuleContext {
   var variables: RuleVariables
   var classes = ClassificationTable()
+  var references = ReferenceTable()
+  /// Lines about rules, wherever those stand.
+  var filters: [RuleFilter] = []
+  /// Which rules are used at all, and which drop.
+  var selectors = RuleSelectors()
 
   init(variables: [String: String]) { self.variables = RuleVariables(variables) }
 }
@@ -64,7 +69,7 @@ package struct RuleFileParser {
 
   private mutating func run() {
     while true {
-      scanner.skipBlanks(acrossLines: true)
+      skipToStatement()
       if scanner.isAtEnd { break }
       let start = scanner.position
       guard result.rules.count < Self.ruleMaximum, patternTotal <= Self.patternTotalMaximum else {
@@ -87,6 +92,28 @@ package struct RuleFileParser {
     if unlisted > 0 {
       result.diagnostics.append(
         Diagnostic(.error, at: SourcePlace(file: scanner.file), "\(unlisted) more mistakes are not listed"))
+    }
+  }
+
+  /// Over blanks and comments; not over a rule that was commented out and is to be used.
+  private mutating func skipToStatement() {
+    guard context.selectors.enablesAny else { return scanner.skipBlanks(acrossLines: true) }
+    while true {
+      while let byte = scanner.peek(), byte == 0x20 || byte == 0x09 || byte == 0x0D || byte == 0x0A {
+        scanner.position += 1
+      }
+      guard scanner.peek() == UInt8(ascii: "#") else { return scanner.skipBlanks(acrossLines: true) }
+      var ahead = scanner
+      while ahead.peek() == UInt8(ascii: "#") { ahead.position += 1 }
+      ahead.skipBlanks(acrossLines: false)
+      let start = ahead.position
+      let isStatement = RuleWords.beginStatement(ahead)
+      scanner.skipLine()
+      guard isStatement,
+        context.selectors.enables(scanner.bytes[start..<scanner.position], file: scanner.file)
+      else { continue }
+      scanner.position = start
+      return
     }
   }
 
@@ -132,10 +159,10 @@ package struct RuleFileParser {
         scanner.skipLine()
         return
       }
-      if RuleWords.filters.contains(text) {
-        throw RuleProblem(
-          start, "`\(text)` is not supported yet", "write `threshold` or `detection_filter` into the rule",
-          rejectsRule: false)
+      if RuleFilterParser.keywords.contains(text) {
+        var parser = try RuleFilterParser(text, statementText())
+        context.filters.append(try parser.parse(&context.variables, at: scanner.place(at: start)))
+        return
       }
     }
     try rule(try action(word, start), start)
@@ -148,6 +175,15 @@ package struct RuleFileParser {
     _ = ahead.name()
     ahead.skipBlanks(acrossLines: false)
     return ahead.peek() == UInt8(ascii: ":")
+  }
+
+  /// The rest of the statement, continued lines included, whose ends become blanks.
+  private mutating func statementText() -> ArraySlice<UInt8> {
+    var text = restOfLine()
+    for index in text.indices where text[index] == 0x5C || text[index] == 0x0A || text[index] == 0x0D {
+      text[index] = 0x20
+    }
+    return text.trimmed
   }
 
   private mutating func action(_ word: ArraySlice<UInt8>, _ start: Int) throws(RuleProblem) -> RuleAction? {
@@ -194,7 +230,7 @@ package struct RuleFileParser {
     let value = rest.drop { $0 != UInt8(ascii: ":") }.dropFirst().trimmed
     switch name.text {
     case "classification": try context.classes.define(value)
-    case "reference": break  // The systems' addresses; references are shown as they are written.
+    case "reference": try context.references.define(value)
     default:
       report(RuleProblem(start, "config \(name.shown) has no effect here", "set it in the configuration"), .warning)
     }
@@ -209,6 +245,7 @@ package struct RuleFileParser {
       &scanner, variables: &context.variables, dialect: dialect, nearest: &nearestWord)
     let scanner = self.scanner
     var options = RuleOptionParser(dialect: dialect, classes: context.classes) { scanner.place(at: $0) }
+    options.references = context.references
     if action == nil || action == .rewrite || action == .react {
       let name = scanner.bytes[start..<actionEnd].text
       options.unsupported.append(RuleFeature(name: "action `\(name)`", offset: start))
@@ -222,6 +259,17 @@ package struct RuleFileParser {
           offset, "the class `\(name.escapedForDisplay)` is not known; its rules get priority 3",
           "define it: `config classification: SHORTNAME,DESCRIPTION,PRIORITY`"), .warning)
     }
+    let text = self.scanner.bytes[start..<self.scanner.position]
+    if context.selectors.disables(options.metadata, file: scanner.file, text) {
+      result.disabled += 1
+      return
+    }
+    var action = action
+    if action == .alert, !options.effects.contains(.noAlert),
+      context.selectors.drops(options.metadata, file: scanner.file, text)
+    {
+      action = .drop
+    }
     options.metadata.action = action ?? .alert
     options.metadata.place = scanner.place(at: start)
     if let first = options.unsupported.first {
@@ -229,16 +277,14 @@ package struct RuleFileParser {
       return
     }
     patternTotal += options.patternBytes
-    var rule =
+    result.rules.append(
       Rule(
         action: options.metadata.action, ipProtocol: head.ipProtocol, source: head.source,
         destination: head.destination, isBidirectional: head.isBidirectional, view: head.view, tests: options.tests,
         effects: options.effects, threshold: options.threshold, detectionFilter: options.detectionFilter,
         activates: options.activates,
         activatedBy: options.activatedBy, count: options.count, metadata: options.metadata, dialect: dialect,
-        head: head.text)
-    rule.widenToMalformed()
-    result.rules.append(rule)
+        head: head.text))
   }
 
   /// Leaves out a rule that is right and cannot be evaluated.

@@ -28,7 +28,7 @@ extension RuleOptionParser {
       guard value.contains(UInt8(ascii: ",")) else {
         throw RuleProblem(value.startIndex, "a reference is TYPE,ID", "for example `reference:cve,2014-6271;`")
       }
-      metadata.references.append(value.split(at: UInt8(ascii: ",")).map(\.text).joined(separator: ","))
+      metadata.references.append(references.resolve(value.split(at: UInt8(ascii: ",")).map(\.text)))
     case "metadata":
       for item in try required(name, value).split(at: UInt8(ascii: ",")) where !item.isEmpty {
         let words = item.split(separator: 0x20, maxSplits: 1).map(\.trimmed.text)

@@ -10,6 +10,7 @@ struct RuleOptionParser {
   let dialect: RuleDialect
   let classes: ClassificationTable
   let place: (Int) -> SourcePlace
+  var references = ReferenceTable()
 
   /// What was collected so far.
   var tests: [RuleTest] = []

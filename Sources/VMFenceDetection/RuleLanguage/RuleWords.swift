@@ -27,11 +27,8 @@ enum RuleWords {
   static let settings: [String: String] = [
     "preprocessor": "the engine has its own decoding", "output": "name the outputs in the configuration",
     "dynamicpreprocessor": "there are no plug-ins", "dynamicengine": "there are no plug-ins",
-    "dynamicdetection": "there are no plug-ins",
+    "dynamicdetection": "there are no plug-ins", "ruletype": "write the action that is meant into the rules",
   ]
-
-  /// Lines that change how rules alert, and that are not evaluated yet.
-  static let filters: Set<String> = ["event_filter", "suppress", "rate_filter", "threshold", "ruletype"]
 
   private static let definitions: Set<String> = ["var", "ipvar", "portvar", "config", "include"]
 

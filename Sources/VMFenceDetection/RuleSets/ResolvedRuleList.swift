@@ -7,7 +7,7 @@ package struct ResolvedRuleList: Sendable {
   package let rules: [Rule]
 
   /// `rules` in the order of their sources.
-  package init(_ rules: [Rule]) {
+  package init(_ rules: [Rule], order: RuleActionOrder? = nil) {
     // Heads keep the order in which they first come, within their action and protocol.
     var heads: [Key: Int] = [:]
     var keys: [Key] = []
@@ -15,7 +15,8 @@ package struct ResolvedRuleList: Sendable {
     keys.reserveCapacity(rules.count)
     for rule in rules {
       var key = Key(
-        action: rule.action.rank(in: rule.dialect), state: states.rank(of: rule), transport: rule.ipProtocol.rawValue,
+        action: rule.action.rank(in: rule.dialect) + (order.map { $0.rank(of: rule.action) * 1000 } ?? 0),
+        state: states.rank(of: rule), transport: rule.ipProtocol.rawValue,
         head: rule.head)
       key.place = heads[key] ?? heads.count
       heads[key] = key.place

@@ -12,20 +12,32 @@ package struct RuleSet: Sendable {
   package var rules: [Rule] { list.rules }
 
   /// Never fails: what is wrong is in `diagnostics`, and whether that is acceptable is the caller's decision.
-  package static func parse(_ request: RuleCompilationRequest) -> RuleSet {
+  package static func parse(
+    _ request: RuleCompilationRequest, _ adjustments: RuleAdjustments = RuleAdjustments()
+  ) -> RuleSet {
     var context = RuleContext(variables: request.variables)
     var rules: [Rule] = []
     var diagnostics: [Diagnostic] = []
     var rejected = 0
+    for (sources, kind) in [
+      (adjustments.enabled, RuleSelectors.Kind.enable), (adjustments.disabled, .disable), (adjustments.dropping, .drop),
+    ] {
+      for source in sources { diagnostics += context.selectors.read(source, as: kind) }
+    }
+    for source in adjustments.definitions { diagnostics += RuleFileParser.parse(source, in: &context).diagnostics }
     for source in request.sources {
       let parsed = RuleFileParser.parse(source, in: &context)
       rules += parsed.rules
       diagnostics += parsed.diagnostics
       rejected += parsed.rejected
     }
+    // Last, so that variables of the rule files are known in them.
+    for source in adjustments.filters { diagnostics += RuleFileParser.parse(source, in: &context).diagnostics }
     rules = newestRevisions(rules, &diagnostics)
+    diagnostics += RuleFilter.apply(context.filters, to: &rules)
     diagnostics += missingActivations(rules)
-    return RuleSet(list: ResolvedRuleList(rules), diagnostics: diagnostics, rejected: rejected)
+    return RuleSet(
+      list: ResolvedRuleList(rules, order: adjustments.actionOrder), diagnostics: diagnostics, rejected: rejected)
   }
 
   /// Each (gid, sid) once: the one with the highest revision, of equal revisions the first.

@@ -1,20 +1,17 @@
 #if Daemon
-import Foundation
 import VMFenceCore
 import VMFenceDetection
 
 /// Compiles the rule sets of a configuration, one for each distinct list of files: domains with equal rules share one
 /// image.
 struct RuleLoading {
-  /// A rule file larger than this is refused.
-  static let byteCountMaximum = 64 << 20
-
   struct Failure: Error {
     var diagnostics: [Diagnostic]
   }
 
   let rules: ScenarioRules
   private(set) var diagnostics: [Diagnostic] = []
+  private var adjustments: RuleAdjustments?
   private var compiled: [[String]: SnortRules] = [:]
   private var reported: Set<Diagnostic> = []
 
@@ -31,8 +28,7 @@ struct RuleLoading {
     if files.isEmpty { return nil }
     let key = files.map(\.path)
     if let known = compiled[key] { return known }
-    var sources: [RuleSource] = []
-    for file in files { sources.append(try Self.read(file.path, dialect: rules.dialect, at: file.place)) }
+    let sources = try RuleFiles.read(all: files, dialect: rules.dialect)
     let result = try compile(sources)
     compiled[key] = result
     return result
@@ -40,8 +36,9 @@ struct RuleLoading {
 
   private mutating func compile(_ sources: [RuleSource]) throws(Failure) -> SnortRules {
     let request = RuleCompilationRequest(sources: sources, variables: rules.variables, onBadRule: rules.onBadRule)
+    if adjustments == nil { adjustments = try rules.adjustments() }
     do throws(RuleCompilationError) {
-      let result = try SnortRuleEngine().compile(request)
+      let result = try SnortRuleEngine(adjustments: adjustments ?? RuleAdjustments()).compile(request)
       note(result.diagnostics)
       return result.rules
     } catch {
@@ -53,23 +50,18 @@ struct RuleLoading {
   private mutating func note(_ found: [Diagnostic]) {
     for diagnostic in found where reported.insert(diagnostic).inserted { diagnostics.append(diagnostic) }
   }
+}
 
-  static func read(_ path: String, dialect: RuleDialect?, at place: SourcePlace? = nil) throws(Failure) -> RuleSource {
-    guard let data = FileManager.default.contents(atPath: path) else {
-      throw Failure(diagnostics: [
-        Diagnostic(
-          at: place, "the rule file `\(path.escapedForDisplay)` cannot be read",
-          remedy: "check the path and its permissions")
-      ])
-    }
-    guard data.count <= byteCountMaximum else {
-      throw Failure(diagnostics: [
-        Diagnostic(
-          at: place,
-          "the rule file `\(path.escapedForDisplay)` has \(data.count) bytes; at most \(byteCountMaximum) are read")
-      ])
-    }
-    return RuleSource(file: path, text: [UInt8](data), dialect: dialect)
+extension ScenarioRules {
+  /// What the operator changes about rules, read from its files.
+  func adjustments() throws(RuleLoading.Failure) -> RuleAdjustments {
+    // Their lines are the same in all dialects that have them.
+    RuleAdjustments(
+      filters: try RuleFiles.read(all: filters, dialect: .suricata),
+      definitions: try RuleFiles.read(all: definitions, dialect: .suricata),
+      enabled: try RuleFiles.read(all: enabled, dialect: nil),
+      disabled: try RuleFiles.read(all: disabled, dialect: nil),
+      dropping: try RuleFiles.read(all: dropping, dialect: nil), actionOrder: actionOrder)
   }
 }
 #endif

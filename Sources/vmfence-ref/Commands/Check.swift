@@ -22,11 +22,7 @@ struct Check: ParsableCommand {
   @Argument(help: "Scenario, configuration or rule files.")
   var files: [String]
 
-  @Option(help: "The rules' dialect: snort2, snort3 or suricata. Detected per file when not given.")
-  var dialect: RuleDialect?
-
-  @Option(name: .customLong("var"), parsing: .singleValue, help: "A rule variable, as NAME=VALUE.")
-  var variables: [RuleVariable] = []
+  @OptionGroup var ruleOptions: RuleOptions
 
   @Flag(help: "The files are configurations of hosts, for `run`.")
   var live = false
@@ -52,10 +48,9 @@ struct Check: ParsableCommand {
 
   private func checkRules(_ path: String) -> [Diagnostic] {
     do throws(RuleLoading.Failure) {
-      let source = try RuleLoading.read(path, dialect: dialect)
-      let names = Dictionary(variables.map { ($0.name, $0.value) }, uniquingKeysWith: { $1 })
+      let (engine, request) = try ruleOptions.request([path], onBadRule: .skip)
       do throws(RuleCompilationError) {
-        return try SnortRuleEngine().compile(RuleCompilationRequest(sources: [source], variables: names)).diagnostics
+        return try engine.compile(request).diagnostics
       } catch { return error.diagnostics.isEmpty ? [error.diagnostic] : error.diagnostics }
     } catch { return error.diagnostics }
   }

@@ -21,17 +21,13 @@ struct Inspect: ParsableCommand {
   @Option(name: .customLong("capture"), parsing: .upToNextOption, help: "Capture files (pcap or pcapng).")
   var captures: [String]
 
-  @Option(parsing: .upToNextOption, help: "Rule files.")
+  @Option(parsing: .upToNextOption, help: "Rule files; `*`, `?` and `[…]` stand for names, in quotes.")
   var rules: [String]
 
   @Option(help: "Where to write EVE JSON; - for standard output.")
   var eve: String?
 
-  @Option(help: "The rules' dialect: snort2, snort3 or suricata. Detected per file when not given.")
-  var dialect: RuleDialect?
-
-  @Option(name: .customLong("var"), parsing: .singleValue, help: "A rule variable, as NAME=VALUE.")
-  var variables: [RuleVariable] = []
+  @OptionGroup var ruleOptions: RuleOptions
 
   @Flag(help: "Inspect packets whose checksums are wrong too.")
   var ignoreChecksums = false
@@ -95,17 +91,15 @@ struct Inspect: ParsableCommand {
   }
 
   private func compile() throws -> SnortRules {
-    var sources: [RuleSource] = []
+    let (engine, request): (SnortRuleEngine, RuleCompilationRequest)
     do throws(RuleLoading.Failure) {
-      for path in rules { sources.append(try RuleLoading.read(path, dialect: dialect)) }
+      (engine, request) = try ruleOptions.request(rules, onBadRule: strict ? .fail : .skip)
     } catch {
       Terminal.error.print(error.diagnostics)
       throw Exit.noInput
     }
     do throws(RuleCompilationError) {
-      let names = Dictionary(variables.map { ($0.name, $0.value) }, uniquingKeysWith: { $1 })
-      let result = try SnortRuleEngine().compile(
-        RuleCompilationRequest(sources: sources, variables: names, onBadRule: strict ? .fail : .skip))
+      let result = try engine.compile(request)
       Terminal.error.print(result.diagnostics)
       Terminal.error.print("rules: \(result.loaded) loaded, \(result.rejected) rejected")
       return result.rules
@@ -113,20 +107,6 @@ struct Inspect: ParsableCommand {
       Terminal.error.print(error.diagnostics)
       throw failure(error, Exit.badData)
     }
-  }
-}
-
-extension RuleDialect: ExpressibleByArgument {}
-
-struct RuleVariable: ExpressibleByArgument {
-  var name: String
-  var value: String
-
-  init?(argument: String) {
-    guard let equals = argument.firstIndex(of: "="), equals != argument.startIndex else { return nil }
-    name = String(argument[..<equals])
-    value = String(argument[argument.index(after: equals)...])
-    if name.hasPrefix("$") { name.removeFirst() }
   }
 }
 

@@ -101,6 +101,8 @@ struct InspectionRun: ~Copyable {
     var alert = Alert(
       record, rule: rule, incarnation: .none, packetID: packets,
       verdict: output.verdictRule == record.ruleIndex ? output.verdict : .pass)
+    alert.packetVerdict = output.verdict
+    alert.rejectAction = rejectAction
     alert.evidence = evidence(record, frame, bytes)
     alerts += 1
     eve?.write(encoder.encode(.alert(alert)))
@@ -119,11 +121,16 @@ struct InspectionRun: ~Copyable {
     return evidence
   }
 
+  private var rejectAction: RuleAction? {
+    output.rejectRule == .max ? nil : rules.metadata(at: Int(output.rejectRule)).action
+  }
+
   private func tellDrop(_ frame: FrameMetadata, _ bytes: RawSpan) {
     guard let eve else { return }
     var drop = DroppedPacket(
       frame, bytes, packetID: packets, reason: output.dropReason,
       rule: output.verdictRule == .max ? nil : rules.metadata(at: Int(output.verdictRule)), verdict: output.verdict)
+    drop.rejectAction = rejectAction
     drop.evidence?.captureFile = captureFile
     drop.evidence?.captureNumber = captured
     eve.write(encoder.encode(drop))

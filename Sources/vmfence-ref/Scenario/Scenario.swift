@@ -1,6 +1,7 @@
 #if Daemon
 import Foundation
 import VMFenceCore
+import VMFenceDetection
 
 /// What a replay needs to know: which domains live how, what was captured, which rules, disks and policy.
 struct Scenario {
@@ -29,7 +30,7 @@ struct LifecycleConfiguration: Sendable, Equatable {
 struct ScenarioRules: Sendable {
   struct File: Sendable {
     var path: String
-    var place: SourcePlace
+    var place: SourcePlace?
   }
   var dialect: RuleDialect?
   var onBadRule: RuleCompilationRequest.OnBadRule = .skip
@@ -37,8 +38,21 @@ struct ScenarioRules: Sendable {
   var common: [File] = []
   var services: [String: [File]] = [:]
   var domains: [String: [File]] = [:]
+  /// `RuleAdjustments`, as files.
+  var filters: [File] = []
+  var definitions: [File] = []
+  var enabled: [File] = []
+  var disabled: [File] = []
+  var dropping: [File] = []
+  var actionOrder: RuleActionOrder?
 
-  var allFiles: [File] { common + services.values.flatMap(\.self) + domains.values.flatMap(\.self) }
+  /// All files that there are, patterns resolved; a pattern that stands for none is itself.
+  var allFiles: [File] {
+    let named = common + services.values.flatMap(\.self) + domains.values.flatMap(\.self)
+    return (named + filters + definitions + enabled + disabled + dropping).flatMap { file in
+      ((try? RuleFiles.expand(file.path, at: file.place)) ?? [file.path]).map { File(path: $0, place: file.place) }
+    }
+  }
 }
 
 struct ScenarioDomain {

@@ -2,6 +2,7 @@
 import Foundation
 import VMFenceConfiguration
 import VMFenceCore
+import VMFenceDetection
 
 extension ScenarioParser {
   /// The steps of one domain must be in order, and the first must bring it into being.
@@ -83,7 +84,7 @@ extension ScenarioParser {
 
   func checkFiles(_ scenario: Scenario) {
     var files: [(String, SourcePlace)] = scenario.captures.map { ($0.path, $0.place) }
-    files += scenario.rules.allFiles.map { ($0.path, $0.place) }
+    files += scenario.rules.allFiles.map { ($0.path, $0.place ?? SourcePlace(file: reader.file)) }
     for disk in scenario.domains.compactMap(\.disk) {
       files.append((disk.image, disk.place))
       if let writes = disk.writes { files.append((writes, disk.place)) }
@@ -125,6 +126,14 @@ struct RulesSection {
       }
     }
     rules.common = files(map, "common")
+    rules.filters = files(map, "threshold-config")
+    rules.definitions = files(map, "definitions")
+    rules.enabled = files(map, "enable-list")
+    rules.disabled = files(map, "disable-list")
+    rules.dropping = files(map, "drop-list")
+    rules.actionOrder = map.value("action-order", expected: "pass, drop, reject and alert in some order") {
+      RuleActionOrder($0)
+    }
     for (section, keyPath) in [
       ("services", \ScenarioRules.services), ("domains", \ScenarioRules.domains),
     ] as [(String, WritableKeyPath<ScenarioRules, [String: [ScenarioRules.File]]>)] {

@@ -1,0 +1,81 @@
+#if Daemon
+internal import Glibc
+import Foundation
+import VMFenceCore
+import VMFenceDetection
+
+/// Reads rule files, and what goes with them.
+enum RuleFiles {
+  /// A file larger than this is refused.
+  static let byteCountMaximum = 64 << 20
+  /// Files that one pattern may stand for.
+  static let patternMaximum = 4096
+
+  static func read(
+    _ path: String, dialect: RuleDialect?, at place: SourcePlace? = nil
+  ) throws(RuleLoading.Failure) -> RuleSource {
+    guard let data = FileManager.default.contents(atPath: path) else {
+      throw RuleLoading.Failure(diagnostics: [
+        Diagnostic(
+          at: place, "the rule file `\(path.escapedForDisplay)` cannot be read",
+          remedy: "check the path and its permissions")
+      ])
+    }
+    guard data.count <= byteCountMaximum else {
+      throw RuleLoading.Failure(diagnostics: [
+        Diagnostic(
+          at: place,
+          "the rule file `\(path.escapedForDisplay)` has \(data.count) bytes; at most \(byteCountMaximum) are read")
+      ])
+    }
+    return RuleSource(file: path, text: [UInt8](data), dialect: dialect)
+  }
+
+  /// All files of all patterns (glob(7)), those of one pattern in the order of their names.
+  static func read(
+    all patterns: [ScenarioRules.File], dialect: RuleDialect?
+  ) throws(RuleLoading.Failure) -> [RuleSource] {
+    var sources: [RuleSource] = []
+    for pattern in patterns {
+      for path in try expand(pattern.path, at: pattern.place) {
+        sources.append(try read(path, dialect: dialect, at: pattern.place))
+      }
+    }
+    return sources
+  }
+
+  /// The files that a path with `*`, `?` or `[…]` stands for; a path without them is itself.
+  static func expand(_ pattern: String, at place: SourcePlace?) throws(RuleLoading.Failure) -> [String] {
+    guard pattern.contains(where: { "*?[".contains($0) }), !FileManager.default.fileExists(atPath: pattern) else {
+      return [pattern]
+    }
+    // SAFETY: all zeros is what glob(3) expects, and what globfree(3) takes for nothing.
+    var found = unsafe glob_t()
+    // SAFETY: `found` is what glob(3) filled, or zeros; nothing of it is used later.
+    defer { unsafe globfree(&found) }
+    // SAFETY: the pattern lives for the call, which writes into `found` alone.
+    let result = unsafe glob(pattern, GLOB_MARK, nil, &found)
+    var paths: [String] = []
+    if result == 0 {
+      // SAFETY: glob(3) set it.
+      let count = Int(unsafe found.gl_pathc)
+      for index in 0..<min(count, patternMaximum + 1) {
+        // SAFETY: glob(3) gives `gl_pathc` strings in `gl_pathv`, which live until globfree(3).
+        if let path = unsafe found.gl_pathv[index] { paths.append(unsafe String(cString: path)) }
+      }
+    }
+    paths.removeAll { $0.hasSuffix("/") }
+    guard !paths.isEmpty, paths.count <= patternMaximum else {
+      throw RuleLoading.Failure(diagnostics: [
+        Diagnostic(
+          at: place,
+          paths.isEmpty
+            ? "no file is called `\(pattern.escapedForDisplay)`"
+            : "`\(pattern.escapedForDisplay)` stands for more than \(patternMaximum) files",
+          remedy: "check the path; `*`, `?` and `[…]` stand for names of files")
+      ])
+    }
+    return paths
+  }
+}
+#endif
