@@ -12,7 +12,7 @@ public struct FlowKey: Hashable, Sendable, BitwiseCopyable {
   public var secondLow: UInt64
   /// From the high bits down: first port, second port, outer and inner VLAN identifiers (16 bits each).
   public var portsAndVLANs: UInt64
-  /// From the low bits up: IP protocol, address family (4 or 6).
+  /// From the low bits up: IP protocol (8 bits), address family (4 or 6; 8 bits), tunnel layer (8 bits; 0 outside of tunnels).
   public var protocolAndFamily: UInt64
 
   /// - Returns: the key, and whether `source` is the first end of it: the packet's direction within the flow.
@@ -69,7 +69,7 @@ public struct FlowKey: Hashable, Sendable, BitwiseCopyable {
       | (a.protocolAndFamily ^ b.protocolAndFamily) == 0
   }
 
-  public var family: IPAddress.Family { protocolAndFamily >> 8 == 6 ? .v6 : .v4 }
+  public var family: IPAddress.Family { protocolAndFamily >> 8 & 0xFF == 6 ? .v6 : .v4 }
   public var ipProtocol: UInt8 { UInt8(truncatingIfNeeded: protocolAndFamily) }
   public var first: IPAddress {
     family == .v4 ? IPAddress(v4: UInt32(truncatingIfNeeded: firstLow)) : IPAddress(v6High: firstHigh, low: firstLow)

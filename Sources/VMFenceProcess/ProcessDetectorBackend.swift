@@ -66,6 +66,11 @@ public struct ProcessDetectorBackend<Rules: CompiledRules>: DetectorBackend {
     rules: Rules, channel: DetectorChannel, configuration: InspectorConfiguration
   ) throws(DetectorError) -> any DetectorHandle<Rules> {
     precondition(channel.down.descriptor >= 0 && channel.up.descriptor >= 0, "a channel made for threads")
+    guard DetectorStart.hasRoom(for: configuration.settings) else {
+      throw DetectorError(
+        .launchFailed, "the inspector's settings have more than \(InspectorConfiguration.settingsCapacity) bytes",
+        remedy: "leave out settings that have their default, or join networks of host-os-policy lists")
+    }
     let image = try images.file(for: rules.image)
     let socket = try DetectorSocket.pair().attach(to: channel, ruleCount: rules.ruleCount)
     DetectorStart(configuration: configuration, options: options).write(to: channel.down)

@@ -34,7 +34,30 @@ TABLE = {
     "detect.prefilter.default": nothing,
     "flow.hash-size": nothing,
     "pcap-file.delete-when-done": nothing,
+    "exception-policy": plain("exception-policy"),
+    "stream.midstream": flag("stream.midstream"),
+    "stream.midstream-policy": plain("stream.midstream-policy"),
+    "stream.async-oneside": flag("stream.async-oneside"),
+    "stream.checksum-validation": flag("stream.checksum-validation"),
+    "stream.inline": lambda value, case: [("stream.inline", YES.get(str(value).lower(), str(value)))],
+    "stream.memcap-policy": plain("stream.memcap-policy"),
+    "stream.reassembly.memcap-policy": plain("stream.reassembly.memcap-policy"),
+    "stream.reassembly.depth": plain("stream.reassembly.depth"),
+    "stream.reassembly.toserver-chunk-size": plain("stream.reassembly.toserver-chunk-size"),
+    "stream.reassembly.toclient-chunk-size": plain("stream.reassembly.toclient-chunk-size"),
+    "stream.reassembly.urgent.policy": plain("stream.reassembly.urgent.policy"),
+    "defrag.memcap-policy": plain("defrag.memcap-policy"),
+    "flow.memcap-policy": plain("flow.memcap-policy"),
+    "packet-alert-max": plain("packet-alert-max"),
 }
+
+# Networks of hosts by their system; an empty list says nothing.
+for system in (
+    "bsd bsd-right first last hpux10 hpux11 irix linux macos old-linux old-solaris solaris vista windows windows2k3"
+).split():
+    TABLE["host-os-policy." + system] = lambda value, case, key="host-os-policy." + system: (
+        [(key, " ".join(value) if isinstance(value, list) else str(value))] if value else []
+    )
 
 
 def translate(case):
@@ -58,6 +81,11 @@ def translate(case):
         take(name, value)
     for name, value in sorted({**case.options.get("set", {}), **case.effective.get("set", {})}.items()):
         take(name, value)
+    # What Suricata does where a case says nothing: inline, exceptions drop; its own configuration file says windows for all hosts.
+    if case.options.get("simulate_ips") and not any(o.startswith("exception-policy=") for o in options):
+        options.extend(["--set", "exception-policy=auto"])
+    if str(case.effective.get("host_os_policy", "")).startswith("windows"):
+        options.extend(["--set", "host-os-policy.default=windows"])
     if case.options.get("checksum") == "none":
         options.append("--ignore-checksums")
     if case.options.get("simulate_ips"):

@@ -5,11 +5,11 @@ import VMFenceDetection
 /// What rules remember of flows and hosts.
 @Suite("State options") struct EngineStateTests {
   private func engine(
-    _ text: String, dialect: RuleDialect = .suricata, isInline: Bool = false
+    _ text: String, dialect: RuleDialect = .suricata, isInline: Bool = false, settings: [String: String] = [:]
   ) throws -> EngineUnderTest {
     let source = RuleSource(file: "test.rules", text: Array(text.utf8), dialect: dialect)
     let result = try SnortRuleEngine().compile(RuleCompilationRequest(sources: [source], onBadRule: .fail))
-    return try EngineUnderTest(result.rules, isInline: isInline)
+    return try EngineUnderTest(result.rules, isInline: isInline, settings: settings)
   }
 
   private func rule(_ sid: Int, _ options: String) -> String {
@@ -102,7 +102,7 @@ import VMFenceDetection
       """
       alert tcp any any -> any any (msg:"1"; content:"set"; flowbits:set,a; sid:1;)
       alert tcp any any -> any any (msg:"2"; content:"x"; flowbits:isset,a; sid:2;)
-      """)
+      """, settings: EngineUnderTest.immediate)
     var connection = Connection()
     _ = engine.inspect(connection.handshake())
     #expect(engine.inspect(connection.fromClient("set")) == [1])
@@ -248,7 +248,7 @@ import VMFenceDetection
     var engine = try engine(
       options.enumerated().map {
         "alert tcp any any -> any any (msg:\"\($0.offset)\"; content:\"hello\"; \($0.element) sid:\($0.offset + 1);)"
-      }.joined(separator: "\n"), dialect: dialect)
+      }.joined(separator: "\n"), dialect: dialect, settings: EngineUnderTest.immediate)
     var connection = Connection()
     _ = engine.inspect(connection.handshake())
     #expect(engine.inspect(connection.fromClient("hello")) == [1, 2])

@@ -52,17 +52,35 @@ struct EngineUnderTest: ~Copyable {
   var now = Timestamp(seconds: 1_700_000_000)
 
   init(
-    _ rules: SnortRules, isInline: Bool = false, flowCapacity: Int = 1024, verifiesChecksums: Bool = false
+    _ rules: SnortRules, isInline: Bool = false, flowCapacity: Int = 1024, verifiesChecksums: Bool = false,
+    settings: [String: String] = [:]
   ) throws {
     self.rules = rules
     inspector = try SnortInspector.make(
       rules: rules,
       configuration: InspectorConfiguration(
-        verifiesChecksums: verifiesChecksums, isInline: isInline, flowCapacity: flowCapacity, hashKey: (1, 2)))
+        verifiesChecksums: verifiesChecksums, isInline: isInline, flowCapacity: flowCapacity, hashKey: (1, 2),
+        settings: settings))
   }
 
-  init(_ text: String, dialect: RuleDialect = .snort2, isInline: Bool = false) throws {
-    try self.init(try compiled(text, dialect: dialect), isInline: isInline)
+  /// Streams are inspected with each segment, so that a packet's alerts are told with the packet; connections are taken up in midstream.
+  static let immediate = ["stream.inline": "yes", "stream.midstream": "yes"]
+
+  init(
+    _ text: String, dialect: RuleDialect = .snort2, isInline: Bool = false, settings: [String: String] = [:]
+  ) throws {
+    try self.init(try compiled(text, dialect: dialect), isInline: isInline, settings: settings)
+  }
+
+  /// What waited for packets that do not come.
+  mutating func finish() -> [UInt32] {
+    var sids: [UInt32] = []
+    while true {
+      output.reset()
+      let more = inspector.finish(into: &output)
+      for index in 0..<output.count { sids.append(rules.metadata(at: Int(output[index].ruleIndex)).sid) }
+      guard more else { return sids }
+    }
   }
 
   mutating func inspect(_ frame: [UInt8], after delay: Duration = .milliseconds(1)) -> [UInt32] {
@@ -141,6 +159,20 @@ struct Frame {
     let field = big16(offset | (more ? 0x2000 : 0))
     frame.replaceSubrange(20..<22, with: field)
     return frame
+  }
+
+  /// A fragment of a datagram: `offset` in units of 8 bytes; `payload` is all that follows the IP headers.
+  func piece(_ ipProtocol: UInt8, offset: Int, more: Bool, id: UInt16) -> [UInt8] {
+    let field = big16(UInt16(offset) << (source.contains(":") ? 3 : 0) | (more ? source.contains(":") ? 1 : 0x2000 : 0))
+    guard source.contains(":") else {
+      var frame = datagram(ipProtocol, payload, checksumAt: nil)
+      frame.replaceSubrange(18..<22, with: big16(id) + field)
+      frame.replaceSubrange(24..<26, with: [0, 0])
+      frame.replaceSubrange(24..<26, with: big16(internetChecksum(Array(frame[14..<34]))))
+      return frame
+    }
+    let header: [UInt8] = [ipProtocol, 0] + field + [0, 0] + big16(id)
+    return with { $0.payload = header + payload }.datagram(44, header + payload, checksumAt: nil)
   }
 
   private func datagram(_ ipProtocol: UInt8, _ segment: [UInt8], checksumAt: Int?) -> [UInt8] {

@@ -34,11 +34,20 @@ public protocol PacketInspector: ~Copyable {
   /// Looks at one frame; adds alerts to `output` and sets its verdict. Allocates nothing in steady state. Never traps on any bytes.
   mutating func inspect(_ frame: FrameMetadata, _ bytes: RawSpan, into output: inout InspectionOutput)
 
+  /// There are no more packets: looks at what waits for some (streams that were not acknowledged). Each call adds the alerts of at most
+  /// one flow; call it, with an empty `output`, until it returns false.
+  mutating func finish(into output: inout InspectionOutput) -> Bool
+
   /// Goes on with other rules from the next packet, keeping flow state.
   mutating func replaceRules(with rules: Rules) throws(RuleCompilationError)
 
   /// Named counters of the engine, for display: flows, evictions, malformed packets … In a fixed order.
   var statistics: [(name: String, value: UInt64)] { get }
+}
+
+extension PacketInspector where Self: ~Copyable {
+  /// Nothing waits.
+  public mutating func finish(into output: inout InspectionOutput) -> Bool { false }
 }
 
 public struct RuleCompilationRequest: Sendable {
@@ -163,14 +172,21 @@ public struct InspectorConfiguration: Hashable, Sendable {
   public var hashKey: (UInt64, UInt64) { (hashKeyLow, hashKeyHigh) }
   public var hashKeyLow: UInt64
   public var hashKeyHigh: UInt64
+  /// What else the engine is told, by the names that it documents. It checks them in `PacketInspector.make`. All names and values
+  /// together have at most `settingsCapacity` bytes, because a detector process is given them in a control page.
+  public var settings: [String: String]
+
+  /// In bytes of UTF-8, with two more for each name and each value.
+  public static let settingsCapacity = 2048
 
   public init(
     verifiesChecksums: Bool = true, isInline: Bool = false, flowCapacity: Int = 65_536,
-    hashKey: (UInt64, UInt64) = (0, 0)
+    hashKey: (UInt64, UInt64) = (0, 0), settings: [String: String] = [:]
   ) {
     self.verifiesChecksums = verifiesChecksums
     self.isInline = isInline
     self.flowCapacity = flowCapacity
+    self.settings = settings
     hashKeyLow = hashKey.0
     hashKeyHigh = hashKey.1
   }
@@ -187,6 +203,8 @@ public struct RuleCompilationError: DescribedError, Hashable {
     /// A rule image is damaged, or of another version or machine.
     public static let badImage = Code("bad-image")
     public static let tooLarge = Code("too-large")
+    /// A setting of the inspector is unknown, or has a value that it cannot have.
+    public static let badSetting = Code("bad-setting")
     public static let inputOutput = Code("input-output")
     public static let failed = Code("failed")
   }

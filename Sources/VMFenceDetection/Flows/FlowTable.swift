@@ -16,6 +16,8 @@ struct FlowTable: ~Copyable {
   private let buckets: Int
   private let placeHash: KeyedHash
   private let nameHash: KeyedHash
+  private let timeouts: FlowTimeouts
+  private var hand = 0
 
   /// How many flows it has room for.
   var places: Int { buckets * Self.bucketPlaces }
@@ -28,52 +30,69 @@ struct FlowTable: ~Copyable {
 
   /// - `capacity`: flows at the most; rounded down to whole buckets, one at least.
   /// - `key`: secret.
-  init(capacity: Int, key: (UInt64, UInt64)) {
+  init(capacity: Int, key: (UInt64, UInt64), timeouts: FlowTimeouts = FlowTimeouts()) {
     buckets = max(1, min(capacity, 1 << 26) / Self.bucketPlaces)
     tags = ZeroedTable(count: buckets * Self.bucketPlaces)
     flows = ZeroedTable(count: buckets * Self.bucketPlaces)
     placeHash = KeyedHash(key: key)
     // A name is shown, a place is not: so they have different keys.
     nameHash = KeyedHash(key: (key.1 ^ 0x6E61_6D65_6F66_666C, key.0 ^ 0x6F77_7300_0000_0001))
+    self.timeouts = timeouts
   }
 
   /// What a packet's flow is, after the packet.
   struct Sighting: BitwiseCopyable {
-    /// For `flow(at:)`, until the next packet.
+    /// For `flows[place]`, until the next packet.
     var place: Int
     var toServer: Bool
     var isEstablished: Bool
     var handshakeSeen: Bool
   }
 
-  /// Finds or makes the packet's flow and follows it.
+  /// Where a packet's flow is.
+  enum Location {
+    case found(Int, isForward: Bool)
+    /// Made for this packet, its sender being the client. An established flow gave way to it, or not.
+    case made(Int, isForward: Bool, evictedEstablished: Bool)
+    /// A flow that is over, or has to give way, has data that was not inspected yet: see to that, `release` it, and look again.
+    case isToEnd(Int)
+  }
+
+  /// Finds or makes the flow of a packet.
   ///
-  /// `packet`: IPv4 or IPv6, no fragment.
-  mutating func see(_ packet: DecodedPacket, at time: Timestamp) -> Sighting {
-    let (key, isForward) = FlowKey.make(packet)
+  /// `packet`: IPv4 or IPv6, no fragment. `layer`: of tunnels, 0 for the outermost.
+  mutating func locate(_ packet: DecodedPacket, layer: Int, at time: Timestamp) -> Location {
+    var (key, isForward) = FlowKey.make(packet)
+    key.protocolAndFamily |= UInt64(truncatingIfNeeded: layer) << 16
     let hash = placeHash.hash(key)
     let now = time.nanoseconds
-    let place: Int
-    if let found = find(key, hash, now) {
-      place = found
-      flows[place].follow(packet, isForward: isForward, at: now)
-    } else {
-      place = makePlace(hash, now)
-      created += 1
-      current += 1
-      tags[place] = Self.tag(hash)
-      flows[place] = Flow(
-        key: key, hash: hash, firstSeen: now, lastSeen: now, pendingAcknowledgement: 0, verdictRule: 0,
-        verdictGeneration: 0, state: .opening, marks: [])
-      flows[place].begin(packet, isForward: isForward)
+    if let place = find(key, hash) {
+      guard isOver(place, now) else {
+        flows[place].lastSeen = max(flows[place].lastSeen, now)
+        return .found(place, isForward: isForward)
+      }
+      if flows[place].hasBuffers { return .isToEnd(place) }
+      expire(place)
     }
-    flows[place].lastSeen = max(flows[place].lastSeen, now)
-    let marks = flows[place].marks
-    let state = flows[place].state
-    return Sighting(
-      place: place, toServer: isForward == marks.contains(.clientIsFirst),
-      isEstablished: state == .established || state == .midstream,
-      handshakeSeen: state == .established && packet.transport == .tcp)
+    let (place, evictsEstablished) = makePlace(hash, now)
+    if tags[place] != 0 {
+      if flows[place].hasBuffers { return .isToEnd(place) }
+      release(place)
+    }
+    if evictsEstablished { evictedEstablished += 1 }
+    created += 1
+    current += 1
+    tags[place] = Self.tag(hash)
+    flows[place] = Flow(
+      key: key, hash: hash, firstSeen: now, lastSeen: now, verdictRule: 0, verdictGeneration: 0,
+      marks: isForward ? .clientIsFirst : [])
+    return .made(place, isForward: isForward, evictedEstablished: evictsEstablished)
+  }
+
+  /// The flow of a packet that some other packet carries (the one that an ICMP error is about); none is made.
+  func lookUp(_ key: FlowKey, at time: Timestamp) -> Int? {
+    guard let place = find(key, placeHash.hash(key)), !isOver(place, time.nanoseconds) else { return nil }
+    return place
   }
 
   subscript(place: Int) -> Flow {
@@ -81,11 +100,38 @@ struct FlowTable: ~Copyable {
     _modify { yield &flows[place] }
   }
 
+  /// Looks at the next place in turn: one whose flow is over though it has data that was not inspected.
+  mutating func nextToEnd(at time: Timestamp) -> Int? {
+    hand = hand + 1 < places ? hand + 1 : 0
+    guard tags[hand] != 0, isOver(hand, time.nanoseconds) else { return nil }
+    if flows[hand].hasBuffers { return hand }
+    expire(hand)
+    return nil
+  }
+
+  /// A flow with data that was not inspected, from place `start` on, whatever its age.
+  func nextWithBuffers(from start: Int) -> Int? {
+    for place in start..<places where tags[place] != 0 && flows[place].hasBuffers { return place }
+    return nil
+  }
+
+  mutating func release(_ place: Int) {
+    if isFree(place) { return }
+    tags[place] = 0
+    current -= 1
+  }
+
+  private mutating func expire(_ place: Int) {
+    expired += 1
+    release(place)
+  }
+
+  private func isFree(_ place: Int) -> Bool { tags[place] == 0 }
+
   /// A name for the flow: equal for both directions, different for each new flow with the same ends. In 1 ..< 2⁵³, so that every
   /// reader of JSON can hold it.
   func name(of place: Int) -> UInt64 {
-    let flow = flows[place]
-    let name = nameHash.hash(flow.hash, UInt64(bitPattern: flow.firstSeen)) & (1 << 53 - 1)
+    let name = nameHash.hash(flows[place].hash, UInt64(bitPattern: flows[place].firstSeen)) & (1 << 53 - 1)
     return name == 0 ? 1 : name
   }
 
@@ -101,16 +147,13 @@ struct FlowTable: ~Copyable {
     return (firstPlace(UInt32(truncatingIfNeeded: hash >> 32)), firstPlace(UInt32(truncatingIfNeeded: mixed >> 32)))
   }
 
-  private mutating func find(_ key: FlowKey, _ hash: UInt64, _ now: Int64) -> Int? {
+  private func find(_ key: FlowKey, _ hash: UInt64) -> Int? {
     let tag = Self.tag(hash)
     let (first, second) = bucketPair(hash)
     for half in 0..<2 {
       let start = half == 0 ? first : second
       for place in start..<start + Self.bucketPlaces where tags[place] == tag && flows[place].key == key {
-        guard isOver(place, now) else { return place }
-        expired += 1
-        release(place)
-        return nil
+        return place
       }
     }
     return nil
@@ -118,20 +161,15 @@ struct FlowTable: ~Copyable {
 
   private func isOver(_ place: Int, _ now: Int64) -> Bool {
     let (age, overflow) = now.subtractingReportingOverflow(flows[place].lastSeen)
-    return overflow ? now > 0 : age > flows[place].timeout
+    return overflow ? now > 0 : age > flows[place].timeout(timeouts)
   }
 
-  private mutating func release(_ place: Int) {
-    tags[place] = 0
-    current -= 1
-  }
-
-  /// A free place for a flow with this hash; makes one free when there is none.
-  private mutating func makePlace(_ hash: UInt64, _ now: Int64) -> Int {
+  /// A place for a flow with this hash: a free one, or that of the flow that gives way.
+  private mutating func makePlace(_ hash: UInt64, _ now: Int64) -> (place: Int, evictsEstablished: Bool) {
     let (first, second) = bucketPair(hash)
     for half in 0..<2 {
       let start = half == 0 ? first : second
-      for place in start..<start + Self.bucketPlaces where tags[place] == 0 { return place }
+      for place in start..<start + Self.bucketPlaces where tags[place] == 0 { return (place, false) }
     }
     var victim = first
     var least = Int.max
@@ -141,8 +179,7 @@ struct FlowTable: ~Copyable {
       for place in start..<start + Self.bucketPlaces {
         if isOver(place, now) {
           expired += 1
-          release(place)
-          return place
+          return (place, false)
         }
         let worth = flows[place].worth
         if worth < least || worth == least && flows[place].lastSeen < oldest {
@@ -151,8 +188,6 @@ struct FlowTable: ~Copyable {
       }
     }
     evicted += 1
-    if flows[victim].isEstablished { evictedEstablished += 1 }
-    release(victim)
-    return victim
+    return (victim, flows[victim].isEstablished)
   }
 }

@@ -18,6 +18,8 @@ enum StateKind: UInt8 {
   case streamSize = 134
   /// `HostSide` (small 1), an address set (word 0).
   case addresses = 135
+  /// `StreamEvent.rawValue` (small 1).
+  case streamEvent = 160
 }
 
 /// Kinds of effects: 192 ... 255.
@@ -61,6 +63,8 @@ extension ImageBuilder {
     case .addresses(let side, let addresses):
       return OptionDraft(
         kind: StateKind.addresses.rawValue, small1: side.rawValue, words: [index(of: addresses)])
+    case .streamEvent(let event):
+      return OptionDraft(kind: StateKind.streamEvent.rawValue, small1: event.rawValue)
     }
   }
 
@@ -163,7 +167,7 @@ struct VariableNames {
     switch test {
     case .flowBits(let test): add(test.bits, group: nil)
     case .flowInteger(let test): add(test.name, test.operand)
-    case .flow, .hostBit, .flowAge, .flowCount, .streamSize, .addresses: break
+    case .flow, .hostBit, .flowAge, .flowCount, .streamSize, .addresses, .streamEvent: break
     }
   }
 

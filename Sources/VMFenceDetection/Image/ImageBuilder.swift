@@ -86,7 +86,8 @@ struct ImageBuilder {
   private static func flags(of rule: Rule) -> UInt8 {
     let dialect = rule.dialect == .suricata ? RuleRecord.isSuricata : 0
     let silent = rule.action == .sdrop || rule.action == .pass ? RuleRecord.isSilent : 0
-    return dialect | silent | (rule.actsOnFlow ? RuleRecord.actsOnFlow : 0)
+    let anchor = rule.tests.contains(where: \.hasFixedPlace) ? RuleRecord.isAnchored : 0
+    return dialect | anchor | silent | (rule.actsOnFlow ? RuleRecord.actsOnFlow : 0)
   }
 
   private mutating func append(_ suppression: RuleSuppression) {

@@ -167,7 +167,9 @@ enum RuleRecord {
   static let wantsStreams: UInt8 = 8
   /// A Suricata rule: in what differs at evaluation, its dialect.
   static let isSuricata: UInt8 = 16
-  static let knownFlags: UInt8 = 31
+  /// A test names a place counted from the payload's beginning: in a stream, from where the data began that was collected last.
+  static let isAnchored: UInt8 = 32
+  static let knownFlags: UInt8 = 63
 
   // In `moreFlags`:
   /// About addresses only: compared with the first packet of each direction of a flow.

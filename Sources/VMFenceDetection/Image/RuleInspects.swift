@@ -27,7 +27,7 @@ extension RuleTest {
     if case .payload(let test) = self { test.buffer.source == .payload } else { false }
   }
 
-  fileprivate var hasFixedPlace: Bool {
+  var hasFixedPlace: Bool {
     guard case .payload(let test) = self, case .content(let content) = test.check else { return false }
     return content.offset != nil || content.depth != nil
   }

@@ -8,10 +8,15 @@ struct PacketMatch {
   var flow: FlowTable.Sighting?
   var timestamp: Timestamp
   var source = Source.packet
+  var origin = PacketOrigin.wire
   /// Whether the packet's checksums are there to be verified, and somebody wants them to.
   var verifiesChecksums = false
   /// Only rules about checksums look at it.
   var hasBadChecksum = false
+  /// What was told of its segment.
+  var events = StreamEvents()
+  /// Of a window: where the bytes begin that were not inspected yet.
+  var fresh = 0
 
   enum Source {
     /// A packet that is in no reassembled stream: all rules.
@@ -20,6 +25,14 @@ struct PacketMatch {
     case segment
     /// A window of a reassembled stream: rules that want streams. `packet` is the one that completed it.
     case stream
+  }
+
+  mutating func noteFragment(_ events: FragmentEvents) {
+    let isV4 = packet.network == .ipv4
+    if events.contains(.overlap) { packet.events.insert(isV4 ? .ipv4FragmentOverlap : .ipv6FragmentOverlap) }
+    if events.contains(.tooLarge) { packet.events.insert(isV4 ? .ipv4FragmentsTooLarge : .ipv6FragmentsTooLarge) }
+    if events.contains(.ignored) { packet.events.insert(isV4 ? .ipv4FragmentIgnored : .ipv6FragmentIgnored) }
+    if events.contains(.badLength), !isV4 { packet.events.insert(.ipv6FragmentLength) }
   }
 
   var isStream: Bool { source == .stream }

@@ -5,14 +5,14 @@ import VMFencePackets
 extension SnortInspector {
   /// Notes that a rule matched; `settle` does what it says.
   mutating func find(
-    _ rule: Int, _ record: Int, _ telling: Telling, _ match: PacketMatch, _ payload: RawSpan, _ image: RawSpan,
-    into output: inout InspectionOutput
+    _ rule: Int, _ record: Int, _ telling: Telling, _ match: PacketMatch, _ payload: RawSpan, _ frame: RawSpan,
+    _ image: RawSpan, into output: inout InspectionOutput
   ) {
     findings.insert(
       Findings.Finding(
         rule: rule, telling: telling, place: match.flow?.place ?? -1,
         flow: match.flow.map { flows[$0.place].identity } ?? 0, priority: image.u8(record + RuleRecord.priority),
-        record: alert(rule, match, payload, &output)))
+        record: alert(rule, match, payload, frame, &output)))
   }
 
   /// Does what the rules say that matched this packet, in their order; the first that passes it silences those after it.
@@ -76,7 +76,7 @@ extension SnortInspector {
   }
 
   /// Alerts of one packet at the most; those of the rules that come first in the list.
-  private var alertLimit: Int { InspectionOutput.capacity }
+  private var alertLimit: Int { settings.alertLimit }
 
   // MARK: Verdicts
 
@@ -186,7 +186,7 @@ extension SnortInspector {
   // MARK: Alerts
 
   private func alert(
-    _ rule: Int, _ match: PacketMatch, _ payload: RawSpan, _ output: inout InspectionOutput
+    _ rule: Int, _ match: PacketMatch, _ payload: RawSpan, _ frame: RawSpan, _ output: inout InspectionOutput
   ) -> AlertRecord {
     let packet = match.packet
     var flags: AlertRecord.Flags = []
@@ -200,9 +200,16 @@ extension SnortInspector {
       flowID: match.flow.map { flows.name(of: $0.place) } ?? 0, source: packet.source, destination: packet.destination,
       sourcePort: packet.sourcePort, destinationPort: packet.destinationPort, ipProtocol: packet.ipProtocol,
       flags: flags, vlan: packet.outerVLAN & 0xFFF)
+    record.origin = match.origin
+    record.layer = match.packet.tunnelDepth
     let count = min(payload.byteCount, AlertRecord.excerptCapacity)
     for index in 0..<count { record.excerpt[index] = payload.u8(index) }
     record.excerptLength = UInt8(truncatingIfNeeded: count)
+    // What the frame as it was captured does not hold.
+    if output.keepsEvidence, match.isStream || match.source == .segment || match.origin == .defragmented {
+      record.payload = output.keep(payload)
+      if match.origin != .wire { record.packet = output.keep(frame) }
+    }
     return record
   }
 }

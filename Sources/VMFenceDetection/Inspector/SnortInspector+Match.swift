@@ -81,9 +81,9 @@ extension SnortInspector {
       else { continue }
       let header = Int(image.u32le(record + RuleRecord.header))
       guard matching.header.matches(header, match.packet, hasTransport: match.hasTransport, image),
-        optionsMatch(record, match, payload, frame, image)
+        windowMatches(record, match, payload, frame, image)
       else { continue }
-      find(rule, record, applyEffects(record, match, image), match, payload, image, into: &output)
+      find(rule, record, applyEffects(record, match, image), match, payload, frame, image, into: &output)
     }
     if matching.payloads.budget < 0 { counters.workLimitHits += 1 }
   }
@@ -98,6 +98,18 @@ extension SnortInspector {
     guard flags & RuleRecord.isOncePerDirection != 0, let flow = match.flow else { return true }
     return !match.isStream
       && !flows[flow.place].marks.contains(flow.toServer ? .clientAddressesSeen : .serverAddressesSeen)
+  }
+
+  /// Whether the rule matches with bytes that were not inspected before: in the new ones alone, or in the window as a whole though not in
+  /// the old ones alone.
+  private mutating func windowMatches(
+    _ record: Int, _ match: PacketMatch, _ payload: RawSpan, _ frame: RawSpan, _ image: RawSpan
+  ) -> Bool {
+    guard match.fresh > 0 else { return optionsMatch(record, match, payload, frame, image) }
+    if optionsMatch(record, match, payload.extracting(match.fresh..<payload.byteCount), frame, image) { return true }
+    return image.u8(record + RuleRecord.flags) & RuleRecord.isAnchored == 0
+      && optionsMatch(record, match, payload, frame, image)
+      && !optionsMatch(record, match, payload.extracting(0..<match.fresh), frame, image)
   }
 
   private mutating func optionsMatch(

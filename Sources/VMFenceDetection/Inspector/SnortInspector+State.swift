@@ -37,6 +37,7 @@ extension SnortInspector {
       guard let side = HostSide(rawValue: small1) else { return false }
       let header = matching.header
       return side.matches(match.packet) { header.hasAddress(word, $0.first, image) }
+    case .streamEvent: return !match.isStream && match.events.contains(small1)
     }
   }
 

@@ -3,12 +3,12 @@ import VMFencePackets
 
 /// Inspects the packets of one domain with Snort and Suricata rules.
 ///
-/// A packet is decoded, its checksums are verified (where nobody has done so), its flow is followed, and the rules whose pattern the
-/// multi-pattern search found, or that have none, are compared with it in their order. The first `pass` rule that matches
-/// silences those after it.
+/// A packet is decoded, its checksums are verified (where nobody has done so), fragments wait until their datagram is whole, its flow
+/// is followed, TCP payload is put together to what its receiver reads, and the rules whose pattern the multi-pattern search found, or that
+/// have none, are compared in their order with the packet and with the stream. The first `pass` rule that matches silences
+/// those after it.
 ///
-/// Each packet is looked at for itself: a pattern that is split over two TCP segments or IP fragments is not seen. Of
-/// fragments only rules for `ip` are compared, with the fragment's own payload.
+/// Passive, a stream is inspected once its receiver acknowledged it; inline, as it arrives.
 ///
 /// Allocates nothing per packet. Used by one thread at a time.
 public struct SnortInspector: PacketInspector, ~Copyable {
@@ -20,7 +20,12 @@ public struct SnortInspector: PacketInspector, ~Copyable {
   /// Made anew with the rules: databases, and what is remembered by rule index.
   var matching: Matching
   let configuration: InspectorConfiguration
+  let settings: EngineSettings
   var flows: FlowTable
+  var fragments: FragmentStore
+  var streams: StreamStore
+  /// Headers for windows of streams that no packet stands for.
+  var pseudoFrame = ByteStore(count: 64)
   var rates: RateTable
   /// What rules remember of flows and of hosts.
   var variables: FlowVariables
@@ -30,6 +35,8 @@ public struct SnortInspector: PacketInspector, ~Copyable {
   var counters = Counters()
   /// Counts rule sets, so that a verdict kept with a flow is not taken for a rule of a later set.
   var generation: UInt32 = 0
+  /// Where `finish` goes on.
+  var finishPlace = 0
 
   /// What belongs to one rule set.
   struct Matching: ~Copyable {
@@ -41,6 +48,8 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     var candidates: CandidateSet
     /// Holds the budget of the packet being compared, too.
     var payloads: PayloadMatcher
+    /// Whether any rule wants reassembled streams.
+    let wantsStreams: Bool
     /// Indices of `dynamic` rules, in order.
     var dynamicRules: [Int] = []
     /// Packets that each rule still logs; empty when no rule is `dynamic`.
@@ -68,6 +77,11 @@ public struct SnortInspector: PacketInspector, ~Copyable {
         }
       }
       if !dynamicRules.isEmpty { remaining = Array(repeating: 0, count: rules.ruleCount) }
+      wantsStreams = rules.image.withBytes { image in
+        (0..<rules.ruleCount).contains {
+          image.u8(records + $0 * RuleRecord.stride + RuleRecord.flags) & RuleRecord.wantsStreams != 0
+        }
+      }
     }
   }
 
@@ -84,19 +98,36 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     var dropped: UInt64 = 0
     var scanOverflows: UInt64 = 0
     var workLimitHits: UInt64 = 0
+    var midstream: UInt64 = 0
+    var invalidSegments: UInt64 = 0
+    var overlapsDifferent: UInt64 = 0
+    var gaps: UInt64 = 0
+    var depthReached: UInt64 = 0
+    var memoryLimitHits: UInt64 = 0
+    var inspectedEarly: UInt64 = 0
+    var streamWindows: UInt64 = 0
+    var exceptions: UInt64 = 0
   }
 
   public static func make(
     rules: SnortRules, configuration: InspectorConfiguration
   ) throws(RuleCompilationError) -> SnortInspector {
-    SnortInspector(rules: rules, matching: try Matching(rules), configuration: configuration)
+    let settings = try EngineSettings(configuration)
+    return SnortInspector(
+      rules: rules, matching: try Matching(rules), configuration: configuration, settings: settings)
   }
 
-  private init(rules: SnortRules, matching: consuming Matching, configuration: InspectorConfiguration) {
+  private init(
+    rules: SnortRules, matching: consuming Matching, configuration: InspectorConfiguration, settings: EngineSettings
+  ) {
     self.rules = rules
     self.matching = matching
     self.configuration = configuration
-    flows = FlowTable(capacity: configuration.flowCapacity, key: configuration.hashKey)
+    self.settings = settings
+    flows = FlowTable(
+      capacity: configuration.flowCapacity, key: configuration.hashKey, timeouts: settings.timeouts)
+    fragments = FragmentStore(settings, key: configuration.hashKey)
+    streams = StreamStore(memory: settings.streamMemory)
     rates = RateTable(key: configuration.hashKey)
     bits = HostBits(key: configuration.hashKey)
     variables = FlowVariables(rules.variableShape, places: flows.places)
@@ -115,8 +146,17 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     [
       ("packets", counters.packets), ("not_ip", counters.notIP), ("malformed", counters.malformed),
       ("bad_checksums", counters.badChecksums), ("fragments", counters.fragments),
+      ("datagrams_rebuilt", fragments.counters.rebuilt), ("datagrams_expired", fragments.counters.expired),
+      ("datagrams_evicted", fragments.counters.evicted), ("fragments_ignored", fragments.counters.ignored),
+      ("fragment_overlaps", fragments.counters.overlaps),
       ("flows", flows.created), ("flows_now", UInt64(flows.current)), ("flows_expired", flows.expired),
       ("flows_evicted", flows.evicted), ("flows_evicted_established", flows.evictedEstablished),
+      ("stream_windows", counters.streamWindows), ("stream_bytes_now", UInt64(streams.usedPages * StreamStore.page)),
+      ("stream_bytes_most", UInt64(streams.mostPages * StreamStore.page)),
+      ("stream_memory_hits", counters.memoryLimitHits), ("stream_inspected_early", counters.inspectedEarly),
+      ("stream_gaps", counters.gaps), ("stream_depth_reached", counters.depthReached),
+      ("stream_midstream", counters.midstream), ("stream_segments_invalid", counters.invalidSegments),
+      ("stream_overlaps_different", counters.overlapsDifferent), ("exception_policy", counters.exceptions),
       ("rates_evicted", rates.evicted), ("host_bits_evicted", bits.evicted), ("findings_lost", findings.lost),
       ("alerts", counters.alerts), ("alerts_lost", counters.alertsLost),
       ("packets_passed", counters.passed), ("packets_bypassed", counters.bypassed),
@@ -132,70 +172,44 @@ public struct SnortInspector: PacketInspector, ~Copyable {
 
   public mutating func inspect(_ frame: FrameMetadata, _ bytes: RawSpan, into output: inout InspectionOutput) {
     counters.packets += 1
+    let (alerts, lost) = (output.count, output.overflow)
+    endOldFlow(at: frame.timestamp, into: &output)
     let packet = DecodedPacket.decode(bytes, linkType: frame.linkType, strippedVLAN: frame.strippedVLAN)
     if !packet.anomalies.isEmpty { counters.malformed += 1 }
-    guard packet.network == .ipv4 || packet.network == .ipv6 else {
-      counters.notIP += 1
-      return
-    }
-    let verifiesChecksums = frame.checksums == .unknown && configuration.verifiesChecksums
-    var hasBadChecksum = false
-    if verifiesChecksums {
-      switch packet.verifyChecksums(in: bytes) {
-      case .correct, .unverifiable: break
-      case .badNetwork, .badTransport:
-        counters.badChecksums += 1
-        hasBadChecksum = true
-      }
-    }
-    if hasBadChecksum, !matching.testsChecksums { return }
-    var sighting: FlowTable.Sighting?
-    if packet.isFragment {
-      counters.fragments += 1
-    } else if !hasBadChecksum {
-      let seen = flows.see(packet, at: frame.timestamp)
-      flows[seen.place].counts.add(bytes: bytes.byteCount, toServer: seen.toServer)
-      sighting = seen
-      if decideByFlow(seen, into: &output) { return }
-    }
-    let payload = bytes.extracting(
-      Int(packet.payloadOffset)..<Int(packet.payloadOffset) + Int(packet.payloadLength))
-    let match = PacketMatch(
-      packet: packet, flow: sighting, timestamp: frame.timestamp, verifiesChecksums: verifiesChecksums,
-      hasBadChecksum: hasBadChecksum)
-    // SAFETY: the image is valid for its length as long as `rules` holds it, which outlasts this call.
-    let image = unsafe UnsafeRawBufferPointer(start: rules.image.baseAddress, count: rules.image.byteCount).bytes
-    let before = output.count
-    let lostBefore = output.overflow
-    evaluate(match, payload, frame: bytes, image: image, into: &output)
-    settle(image, into: &output)
-    if let sighting {
-      flows[sighting.place].marks.insert(sighting.toServer ? .clientAddressesSeen : .serverAddressesSeen)
-    }
-    counters.alerts += UInt64(output.count - before)
-    counters.alertsLost += UInt64(output.overflow - lostBefore)
+    inspectLayers(packet, bytes, PacketContext(frame: frame), into: &output)
+    settle(into: &output)
+    count(alerts, lost, output)
     if output.verdict != .pass { counters.dropped += 1 }
   }
 
-  /// What an earlier packet decided for the whole flow. True: this packet needs no inspection.
-  private mutating func decideByFlow(_ seen: FlowTable.Sighting, into output: inout InspectionOutput) -> Bool {
-    let marks = flows[seen.place].marks
-    if marks.contains(.isPassed) {
-      counters.passed += 1
-      return true
+  public mutating func finish(into output: inout InspectionOutput) -> Bool {
+    guard let place = flows.nextWithBuffers(from: finishPlace) else {
+      finishPlace = 0
+      return false
     }
-    if marks.contains(.isBypassed) {
-      counters.bypassed += 1
-      return true
-    }
-    if marks.contains(.isDropped) {
-      counters.dropped += 1
-      output.verdict = .drop
-      output.dropReason = .flowDrop
-      let flow = flows[seen.place]
-      output.verdictRule = flow.verdictGeneration == generation ? flow.verdictRule : .max
-      return true
-    }
-    return false
+    finishPlace = place + 1
+    let (alerts, lost) = (output.count, output.overflow)
+    endFlow(place, at: Timestamp(nanoseconds: flows[place].lastSeen), into: &output)
+    settle(into: &output)
+    count(alerts, lost, output)
+    return true
   }
+
+  private mutating func settle(into output: inout InspectionOutput) {
+    // SAFETY: the image is valid for its length as long as `rules` holds it, which outlasts this call.
+    let image = unsafe UnsafeRawBufferPointer(start: rules.image.baseAddress, count: rules.image.byteCount).bytes
+    settle(image, into: &output)
+  }
+
+  private mutating func count(_ alerts: Int, _ lost: Int, _ output: borrowing InspectionOutput) {
+    counters.alerts += UInt64(output.count - alerts)
+    counters.alertsLost += UInt64(output.overflow - lost)
+  }
+}
+
+/// Where a packet comes from.
+struct PacketContext {
+  var frame: FrameMetadata
+  /// How many datagrams were put together from fragments to come to it.
+  var depth = 0
 }

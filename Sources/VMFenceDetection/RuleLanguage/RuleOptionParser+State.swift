@@ -8,6 +8,7 @@ extension RuleOptionParser {
     switch text {
     case "flow": try flowOption(name, required(name, value))
     case "threshold", "detection_filter": try rate(text, name, value)
+    case "stream-event" where dialect == .suricata: try streamEvent(name, value)
     case "flowbits": try flowBits(name, required(name, value))
     case "flowint": try flowInteger(name, required(name, value))
     case "xbits": try xbits(name, required(name, value))

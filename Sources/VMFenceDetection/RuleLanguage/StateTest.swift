@@ -14,6 +14,7 @@ package enum StateTest: Hashable, Sendable {
   case streamSize(FlowSide, NumberTest)
   /// The packet's addresses are in the set.
   case addresses(HostSide, AddressSet)
+  case streamEvent(StreamEvent)
 }
 
 /// What a rule does to what is remembered, once all of it matched.

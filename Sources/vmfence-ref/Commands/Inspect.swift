@@ -81,11 +81,10 @@ struct Inspect: ParsableCommand {
 
   private func inspectorConfiguration() throws -> InspectorConfiguration {
     var configuration = InspectorConfiguration(verifiesChecksums: !ignoreChecksums, isInline: inline)
-    for setting in settings {
-      if let problem = setting.apply(to: &configuration) {
-        Terminal.error.print([problem])
-        throw ExitCode.validationFailure
-      }
+    for setting in settings { configuration.settings[setting.name] = setting.value }
+    do throws(RuleCompilationError) { _ = try EngineSettings(configuration) } catch {
+      Terminal.error.print([Diagnostic(.error, error.message, remedy: error.remedy)])
+      throw ExitCode.validationFailure
     }
     return configuration
   }

@@ -2,6 +2,7 @@
 import Foundation
 import VMFenceConfiguration
 import VMFenceCore
+import VMFenceDetection
 
 /// The sections that scenarios and the configurations of hosts share.
 struct SharedSections {
@@ -36,13 +37,33 @@ struct SharedSections {
     return PolicyParser(reader: reader).parse(map)
   }
 
+  /// A daemon begins beside guests that run, and with every restart of a detector: connections that stand already are taken up, unless the
+  /// file says otherwise.
+  private static let engineDefaults = ["stream.midstream": "yes"]
+
   func inspector(_ root: YAMLMapping) -> InspectorConfiguration {
-    guard let map = root.child("inspection") else { return InspectorConfiguration() }
-    let result = InspectorConfiguration(
+    guard let map = root.child("inspection") else { return InspectorConfiguration(settings: Self.engineDefaults) }
+    var result = InspectorConfiguration(
       verifiesChecksums: map.bool("verify-checksums") ?? true, isInline: map.bool("inline") ?? false,
-      flowCapacity: map.integer("flow-capacity", in: 64...4_194_304) ?? 65_536)
+      flowCapacity: map.integer("flow-capacity", in: 64...4_194_304) ?? 65_536, settings: Self.engineDefaults)
+    for (text, node) in map.strings("settings") {
+      if let mistake = add(text, to: &result) { reader.report(at: node, mistake.message, remedy: mistake.remedy) }
+    }
     map.finish()
     return result
+  }
+
+  /// Adds one `NAME=VALUE` of the engine's own settings; what is wrong with it, if anything is.
+  private func add(_ text: String, to configuration: inout InspectorConfiguration) -> RuleCompilationError? {
+    guard let equals = text.firstIndex(of: "=") else {
+      return RuleCompilationError(
+        .badSetting, "settings: `\(text.escapedForDisplay)` has no value", remedy: "write NAME=VALUE")
+    }
+    var changed = configuration
+    changed.settings[String(text[..<equals])] = String(text[text.index(after: equals)...])
+    do throws(RuleCompilationError) { _ = try EngineSettings(changed) } catch { return error }
+    configuration = changed
+    return nil
   }
 
   func lifecycle(_ root: YAMLMapping) -> LifecycleConfiguration {

@@ -49,6 +49,7 @@ struct InspectionRun: ~Copyable {
       for path in paths { merged.add(try CaptureFile.open(path: path, ports: .all(PortID(0)))) }
     } catch { return error }
     let problem = feed(&merged, to: &inspector)
+    finish(&inspector)
     let counts = merged.counters
     bytes += counts.receivedBytes
     skipped += counts.skipped
@@ -68,6 +69,18 @@ struct InspectionRun: ~Copyable {
       }
     } catch {
       return error
+    }
+  }
+
+  /// What waited for packets that do not come.
+  private mutating func finish(_ inspector: inout SnortInspector) {
+    let frame = FrameMetadata(timestamp: last, port: PortID(0), originalLength: 0)
+    while true {
+      output.reset()
+      let more = inspector.finish(into: &output)
+      overflow += UInt64(output.overflow)
+      for index in 0..<output.count { tell(output[index], frame, RawSpan()) }
+      guard more else { return }
     }
   }
 

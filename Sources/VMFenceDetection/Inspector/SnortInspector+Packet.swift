@@ -1,0 +1,259 @@
+import VMFenceCore
+import VMFencePackets
+
+/// The way of one packet, whether a frame's own, a tunnel's, or put together from fragments.
+extension SnortInspector {
+  /// A packet, and the packets in its tunnels, outermost first.
+  ///
+  /// `packet`: decoded from `bytes`.
+  mutating func inspectLayers(
+    _ packet: DecodedPacket, _ bytes: RawSpan, _ context: PacketContext, into output: inout InspectionOutput
+  ) {
+    inspect(packet, bytes, context, into: &output)
+    guard packet.isTunnel else { return }
+    var inner = packet
+    // As deep as decoding goes.
+    while inner.enterTunnel(bytes) { inspect(inner, bytes, context, into: &output) }
+  }
+
+  private mutating func inspect(
+    _ packet: DecodedPacket, _ bytes: RawSpan, _ context: PacketContext, into output: inout InspectionOutput
+  ) {
+    var match = PacketMatch(packet: packet, flow: nil, timestamp: context.frame.timestamp)
+    guard packet.network == .ipv4 || packet.network == .ipv6 else {
+      counters.notIP += 1
+      return
+    }
+    match.origin = packet.origin == .wire && context.depth > 0 ? .defragmented : packet.origin
+    match.verifiesChecksums = context.frame.checksums == .unknown && settings.verifiesChecksums
+    if match.verifiesChecksums {
+      switch packet.verifyChecksums(in: bytes) {
+      case .correct, .unverifiable: break
+      case .badNetwork, .badTransport:
+        counters.badChecksums += 1
+        if matching.testsChecksums { inspectBadChecksum(&match, bytes, context, into: &output) }
+        return
+      }
+    }
+    if packet.isFragment {
+      inspectFragment(&match, bytes, context, into: &output)
+      return
+    }
+    guard let place = followFlow(&match, bytes, context, into: &output) else { return }
+    if packet.transport == .tcp {
+      inspectTCP(&match, place, bytes, into: &output)
+    } else {
+      if let toServer = match.flow?.toServer { flows[place].counts.add(bytes: bytes.byteCount, toServer: toServer) }
+      compare(match, bytes.extracting(Self.payload(packet)), bytes, into: &output)
+      noteAddresses(match)
+    }
+  }
+
+  /// The rules about addresses alone have seen a packet of this direction.
+  mutating func noteAddresses(_ match: PacketMatch) {
+    guard let flow = match.flow else { return }
+    flows[flow.place].marks.insert(flow.toServer ? .clientAddressesSeen : .serverAddressesSeen)
+  }
+
+  static func payload(_ packet: DecodedPacket) -> Range<Int> {
+    Int(packet.payloadOffset)..<Int(packet.payloadOffset) + Int(packet.payloadLength)
+  }
+
+  /// Compares a packet or a window of a stream with the rules.
+  mutating func compare(
+    _ match: PacketMatch, _ payload: RawSpan, _ frame: RawSpan, into output: inout InspectionOutput
+  ) {
+    // SAFETY: the image is valid for its length as long as `rules` holds it, which outlasts this call.
+    let image = unsafe UnsafeRawBufferPointer(start: rules.image.baseAddress, count: rules.image.byteCount).bytes
+    evaluate(match, payload, frame: frame, image: image, into: &output)
+  }
+
+  /// Its receiver takes no notice of it, so it changes nothing that is remembered; rules that are for such packets see it.
+  private mutating func inspectBadChecksum(
+    _ match: inout PacketMatch, _ bytes: RawSpan, _ context: PacketContext, into output: inout InspectionOutput
+  ) {
+    match.hasBadChecksum = true
+    if !match.packet.isFragment {
+      var (key, isForward) = FlowKey.make(match.packet)
+      key.protocolAndFamily |= UInt64(match.packet.tunnelDepth) << 16
+      if let place = flows.lookUp(key, at: context.frame.timestamp) {
+        if decideByFlow(place, into: &output) { return }
+        match.flow = sighting(place, isForward: isForward)
+      }
+    }
+    compare(match, bytes.extracting(Self.payload(match.packet)), bytes, into: &output)
+  }
+
+  // MARK: Fragments
+
+  private mutating func inspectFragment(
+    _ match: inout PacketMatch, _ bytes: RawSpan, _ context: PacketContext, into output: inout InspectionOutput
+  ) {
+    counters.fragments += 1
+    let packet = match.packet
+    guard context.depth < FragmentStore.depthLimit else { return }
+    let outcome = fragments.add(
+      packet, bytes, layer: Int(match.packet.tunnelDepth), depth: context.depth,
+      at: context.frame.timestamp.nanoseconds,
+      policy: settings.policy(of: packet.destination))
+    match.noteFragment(outcome.events)
+    if outcome.events.contains(.ignored),
+      except(settings.fragmentMemoryPolicy, nil, .defragmentMemory, into: &output)
+    {
+      return
+    }
+    compare(match, bytes.extracting(Self.payload(packet)), bytes, into: &output)
+    guard let range = outcome.frame else { return }
+    // SAFETY: the datagram stays where it is until another one is put together at this depth, which this call's are deeper than.
+    let rebuilt = unsafe fragments.rebuilt.bytes(range).bytes
+    var next = context
+    next.depth += 1
+    inspectLayers(decodeRebuilt(rebuilt, packet, context), rebuilt, next, into: &output)
+  }
+
+  /// In a tunnel only the datagram was put together; what is known of the frame around stays known.
+  private func decodeRebuilt(_ bytes: RawSpan, _ fragment: DecodedPacket, _ context: PacketContext) -> DecodedPacket {
+    guard fragment.tunnelDepth > 0 else {
+      return DecodedPacket.decode(
+        bytes, linkType: context.frame.linkType, strippedVLAN: context.frame.strippedVLAN)
+    }
+    var packet = DecodedPacket.decode(bytes, linkType: .raw, strippedVLAN: 0)
+    packet.sourceMAC = fragment.sourceMAC
+    packet.destinationMAC = fragment.destinationMAC
+    packet.outerVLAN = fragment.outerVLAN
+    packet.innerVLAN = fragment.innerVLAN
+    packet.vlanCount = fragment.vlanCount
+    packet.tunnelDepth = fragment.tunnelDepth
+    packet.origin = fragment.origin
+    return packet
+  }
+
+  // MARK: Flows
+
+  /// Finds the packet's flow and follows it, except for TCP; nil when the packet needs no inspection.
+  private mutating func followFlow(
+    _ match: inout PacketMatch, _ bytes: RawSpan, _ context: PacketContext, into output: inout InspectionOutput
+  ) -> Int? {
+    if let related = relatedFlow(match.packet, bytes, context) {
+      if decideByFlow(related.place, into: &output) { return nil }
+      match.flow = sighting(related.place, isForward: related.isForward)
+      return related.place
+    }
+    var location = flows.locate(match.packet, layer: Int(match.packet.tunnelDepth), at: context.frame.timestamp)
+    // Each turn ends one flow; the second finds a place.
+    for _ in 0..<4 {
+      guard case .isToEnd(let old) = location else { break }
+      endFlow(old, at: context.frame.timestamp, into: &output)
+      flows.release(old)
+      location = flows.locate(match.packet, layer: Int(match.packet.tunnelDepth), at: context.frame.timestamp)
+    }
+    switch location {
+    case .isToEnd: return nil
+    case .found(let place, let isForward):
+      if decideByFlow(place, into: &output) { return nil }
+      if match.packet.transport != .tcp, isForward != flows[place].marks.contains(.clientIsFirst) {
+        flows[place].marks.insert(.isAnswered)
+      }
+      match.flow = sighting(place, isForward: isForward)
+      return place
+    case .made(let place, let isForward, let evictedEstablished):
+      if match.packet.transport == .tcp, !settings.hostPolicies.isEmpty || settings.defaultPolicy != .bsd {
+        // What one end sends is put together as the other end does it.
+        flows[place].session.client.policy = settings.policy(of: match.packet.destination)
+        flows[place].session.server.policy = settings.policy(of: match.packet.source)
+      }
+      match.flow = sighting(place, isForward: isForward)
+      if evictedEstablished, except(settings.flowMemoryPolicy, place, .flowMemory, into: &output) { return nil }
+      return place
+    }
+  }
+
+  func sighting(_ place: Int, isForward: Bool) -> FlowTable.Sighting {
+    let session = flows[place].session
+    return FlowTable.Sighting(
+      place: place, toServer: isForward == flows[place].marks.contains(.clientIsFirst),
+      isEstablished: flows[place].isEstablished,
+      handshakeSeen: session.isEstablished && session.marks.contains(.handshakeSeen))
+  }
+
+  /// The flow that an ICMP error is about (RFC 792, RFC 4443 §2.4: it carries the beginning of the packet that caused it), if it is known.
+  private func relatedFlow(
+    _ packet: DecodedPacket, _ bytes: RawSpan, _ context: PacketContext
+  ) -> (place: Int, isForward: Bool)? {
+    let isError: Bool =
+      switch packet.transport {
+      case .icmp: [3, 4, 5, 11, 12].contains(packet.icmpType)
+      case .icmpv6: (1...4).contains(packet.icmpType)
+      default: false
+      }
+    guard isError, packet.payloadLength >= 28 else { return nil }
+    let inner = bytes.extracting(Self.payload(packet))
+    var cause = DecodedPacket.decode(inner, linkType: .raw, strippedVLAN: 0)
+    guard cause.network == packet.network, !cause.isFragment, cause.transportOffset > 0,
+      Int(cause.transportOffset) + 4 <= inner.byteCount
+    else { return nil }
+    if cause.transport == .none, cause.ipProtocol == 6 || cause.ipProtocol == 17 {
+      // The first 8 bytes of a transport header are enough: its ports.
+      cause.transport = cause.ipProtocol == 6 ? .tcp : .udp
+      cause.sourcePort = inner.u16(Int(cause.transportOffset))
+      cause.destinationPort = inner.u16(Int(cause.transportOffset) + 2)
+    }
+    cause.outerVLAN = packet.outerVLAN
+    cause.innerVLAN = packet.innerVLAN
+    var (key, isForward) = FlowKey.make(cause)
+    key.protocolAndFamily |= UInt64(packet.tunnelDepth) << 16
+    guard let place = flows.lookUp(key, at: context.frame.timestamp) else { return nil }
+    // It goes back to whoever sent the cause.
+    return (place, !isForward)
+  }
+
+  /// What an earlier packet decided for the whole flow. True: this packet needs no inspection.
+  mutating func decideByFlow(_ place: Int, into output: inout InspectionOutput) -> Bool {
+    let marks = flows[place].marks
+    if marks.contains(.isPassed) {
+      counters.passed += 1
+      return true
+    }
+    if marks.contains(.isBypassed) {
+      counters.bypassed += 1
+      return true
+    }
+    if marks.contains(.isDropped) {
+      output.verdict = .drop
+      output.dropReason = .flowDrop
+      output.verdictRule = flows[place].verdictGeneration == generation ? flows[place].verdictRule : .max
+      return true
+    }
+    return false
+  }
+
+  // MARK: Exceptions
+
+  /// Does what a policy says; true: the packet needs no further inspection.
+  mutating func except(
+    _ policy: ExceptionPolicy, _ place: Int?, _ reason: DropReason, into output: inout InspectionOutput
+  ) -> Bool {
+    guard policy != .ignore else { return false }
+    counters.exceptions += 1
+    switch policy {
+    case .ignore: return false
+    case .passPacket: return true
+    case .passFlow, .bypass:
+      if let place {
+        flows[place].marks.insert(.isPassed)
+        if policy == .bypass { flows[place].marks.insert(.isBypassed) }
+      }
+      return true
+    case .dropPacket, .dropFlow, .reject:
+      output.verdict = policy == .reject ? .reject : .drop
+      output.verdictRule = .max
+      output.dropReason = reason
+      if let place, policy != .dropPacket {
+        flows[place].marks.insert(.isDropped)
+        flows[place].verdictRule = .max
+        flows[place].verdictGeneration = generation
+      }
+      return true
+    }
+  }
+}

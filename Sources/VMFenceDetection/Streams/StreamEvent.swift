@@ -1,0 +1,70 @@
+/// What is told of TCP segments that are not as they should be: names of the `stream-event` option. (Snort's counterparts are the rules
+/// of generator 129.)
+package enum StreamEvent: UInt8, CaseIterable, Sendable {
+  case ackInWrongDirection, asyncWrongSequence, rightSequenceWrongAck, synAckInWrongDirection
+  case synAckResendOtherAck, synAckResendOtherSequence, synAckToServer, synAckWrongAck
+  case synAckFlood, synFlood, synResendOtherSequence, synToClient, wrongSequenceWrongAck, ackDataInject
+  case fastOpenDataIgnored
+  case fourWaySynAckWrongAck, fourWaySynAckWrongSyn, fourWayWrongSequence, fourWayInvalidAck
+  case closeWaitAckOutOfWindow, closeWaitFinOutOfWindow, closeWaitBeforeLastAck, closeWaitInvalidAck
+  case closingAckWrongSequence, closingInvalidAck
+  case establishedOutOfWindow, establishedBeforeLastAck, establishedSynAckResend, establishedSynAckOtherAck
+  case establishedSynAckOtherSequence, establishedSynAckToServer, establishedSynResend
+  case establishedSynOtherSequence, establishedSynToClient, establishedInvalidAck
+  case finInvalidAck, finWait1AckWrongSequence, finWait1FinWrongSequence, finWait1InvalidAck
+  case finWait2AckWrongSequence, finWait2FinWrongSequence, finWait2InvalidAck
+  case finNoSession, finOutOfWindow, finSyn
+  case lastAckWrongSequence, lastAckInvalidAck, resetNoSession
+  case timeWaitWrongSequence, timeWaitInvalidAck, shutdownSynResend
+  case invalidTimestamp, invalidAck, brokenAck, resetInvalidAck, retransmission, spuriousRetransmission
+  case badWindowUpdate, suspectedResetInject, wrongThread
+  case segmentBeforeBase, noSegment, sequenceGap, overlapDifferentData, depthReached
+  case insertMemoryLimit, insertLimit, insertInvalid, urgentLimit
+
+  /// Names as rules write them, in the order of the cases. `wrong_thread` is Suricata's own and never happens here.
+  package static let names = [
+    "3whs_ack_in_wrong_dir", "3whs_async_wrong_seq", "3whs_right_seq_wrong_ack_evasion",
+    "3whs_synack_in_wrong_direction", "3whs_synack_resend_with_different_ack", "3whs_synack_resend_with_diff_seq",
+    "3whs_synack_toserver_on_syn_recv", "3whs_synack_with_wrong_ack", "3whs_synack_flood", "3whs_syn_flood",
+    "3whs_syn_resend_diff_seq_on_syn_recv", "3whs_syn_toclient_on_syn_recv", "3whs_wrong_seq_wrong_ack",
+    "3whs_ack_data_inject", "3whs_synack_tfo_data_ignored", "4whs_synack_with_wrong_ack",
+    "4whs_synack_with_wrong_syn", "4whs_wrong_seq", "4whs_invalid_ack", "closewait_ack_out_of_window",
+    "closewait_fin_out_of_window", "closewait_pkt_before_last_ack", "closewait_invalid_ack",
+    "closing_ack_wrong_seq", "closing_invalid_ack", "est_packet_out_of_window", "est_pkt_before_last_ack",
+    "est_synack_resend", "est_synack_resend_with_different_ack", "est_synack_resend_with_diff_seq",
+    "est_synack_toserver", "est_syn_resend", "est_syn_resend_diff_seq", "est_syn_toclient", "est_invalid_ack",
+    "fin_invalid_ack", "fin1_ack_wrong_seq", "fin1_fin_wrong_seq", "fin1_invalid_ack", "fin2_ack_wrong_seq",
+    "fin2_fin_wrong_seq", "fin2_invalid_ack", "fin_but_no_session", "fin_out_of_window", "fin_syn",
+    "lastack_ack_wrong_seq", "lastack_invalid_ack", "rst_but_no_session", "timewait_ack_wrong_seq",
+    "timewait_invalid_ack", "shutdown_syn_resend", "pkt_invalid_timestamp", "pkt_invalid_ack", "pkt_broken_ack",
+    "rst_invalid_ack", "pkt_retransmission", "pkt_spurious_retransmission", "pkt_bad_window_update",
+    "suspected_rst_inject", "wrong_thread", "reassembly_segment_before_base_seq", "reassembly_no_segment",
+    "reassembly_seq_gap", "reassembly_overlap_different_data", "reassembly_depth_reached",
+    "reassembly_insert_memcap", "reassembly_insert_limit", "reassembly_insert_invalid",
+    "reassembly_urgent_oob_limit_reached",
+  ]
+
+  var name: String { Self.names[Int(rawValue)] }
+
+  init?(name: some StringProtocol) {
+    guard let index = Self.names.firstIndex(where: { $0 == name }) else { return nil }
+    self.init(rawValue: UInt8(truncatingIfNeeded: index))
+  }
+}
+
+/// The events of one packet.
+struct StreamEvents: BitwiseCopyable {
+  private var low: UInt64 = 0
+  private var high: UInt64 = 0
+
+  var isEmpty: Bool { low | high == 0 }
+
+  mutating func insert(_ event: StreamEvent) {
+    let bit = UInt64(1) << UInt64(event.rawValue % 64)
+    if event.rawValue < 64 { low |= bit } else { high |= bit }
+  }
+
+  func contains(_ number: UInt8) -> Bool {
+    (number < 64 ? low : high) >> UInt64(number % 64) & 1 != 0
+  }
+}

@@ -1,0 +1,235 @@
+import VMFenceCore
+
+extension StreamStore {
+  /// What became of a segment's payload.
+  struct Insertion {
+    enum Result: Equatable {
+      /// It is kept; of what it shares with earlier segments, the policy said whose bytes count.
+      case kept
+      /// All of it lies before what is still open.
+      case isOld
+      /// It does not fit, whatever is given up: too far from what was inspected last, or too many segments.
+      case tooFar
+      case noMemory
+    }
+    var result: Result
+    /// Bytes that both an earlier segment and this one have are different.
+    var isDifferent = false
+    /// Inline: the segment's bytes as they count, in `scratch`, are others than in the packet.
+    var isRewritten = false
+  }
+
+  /// Keeps the payload of a segment.
+  ///
+  /// - `sequence`: of the payload's first byte.
+  /// - `policy`: of the host that receives it. Inline, what came first was let through, so it stays; bytes that were inspected stay in any
+  ///   case.
+  mutating func insert(
+    _ payload: RawSpan, at sequence: UInt32, _ track: inout StreamTrack, policy: OverlapPolicy, isInline: Bool
+  ) -> Insertion {
+    let before = -Int(sequenceDistance(sequence, track.base))
+    let skipped = max(0, before)
+    guard skipped < payload.byteCount else { return Insertion(result: .isOld) }
+    let start = max(0, -before)
+    let end = start + payload.byteCount - skipped
+    if let problem = makeRoom(&track, end) { return Insertion(result: problem) }
+    let block = Int(track.block) - 1
+    let record = Record(start: sequence, length: UInt32(truncatingIfNeeded: payload.byteCount))
+    let position = dataStart(block) + start
+    if start >= Int(blocks[block].highest) {
+      bytes.write(payload.extracting(skipped..<payload.byteCount), at: position)
+      setRecord(block, Int(blocks[block].count), record)
+      blocks[block].count += 1
+      blocks[block].highest = Int32(end)
+      if start == Int(blocks[block].ready) { blocks[block].ready = Int32(end) }
+      return Insertion(result: .kept)
+    }
+    var result = Insertion(result: .kept)
+    scratch.write(payload, at: 0)
+    resolve(block, record, track, policy, isInline, &result)
+    // SAFETY: `scratch` and `bytes` are different memory; the span ends with the statement.
+    bytes.write(unsafe scratch.bytes(skipped..<payload.byteCount).bytes, at: position)
+    addSorted(block, record, track.base)
+    blocks[block].highest = max(blocks[block].highest, Int32(end))
+    if start <= Int(blocks[block].ready), end > Int(blocks[block].ready) { extendReady(block, track.base) }
+    return result
+  }
+
+  /// The payload of the last segment that was inserted, as it counts.
+  @unsafe
+  func rewritten(_ length: Int) -> UnsafeRawBufferPointer {
+    // SAFETY: as `ByteStore.bytes` says, until the next insertion.
+    unsafe scratch.bytes(0..<length)
+  }
+
+  // MARK: Room
+
+  /// Sees to it that the stream has a block with room up to `end`, and for one more record.
+  private mutating func makeRoom(_ track: inout StreamTrack, _ end: Int) -> Insertion.Result? {
+    var records = 1
+    if track.block != 0 {
+      let order = Int(blocks[Int(track.block) - 1].order)
+      records += Int(blocks[Int(track.block) - 1].count)
+      if end <= Self.dataCapacity(order), records <= Self.recordCapacity(order) { return nil }
+    }
+    var order = 0
+    while end > Self.dataCapacity(order) || records > Self.recordCapacity(order) {
+      order += 1
+      if order > Self.orderLimit { return .tooFar }
+    }
+    guard let block = take(order) else { return .noMemory }
+    if track.block != 0 { moveBlock(Int(track.block) - 1, to: block) }
+    track.block = Int32(block) + 1
+    return nil
+  }
+
+  private mutating func moveBlock(_ old: Int, to new: Int) {
+    let count = Int(blocks[old].count)
+    bytes.move(count * Self.recordBytes, from: old * Self.page, to: new * Self.page)
+    bytes.move(Int(blocks[old].highest), from: dataStart(old), to: dataStart(new))
+    blocks[new].count = blocks[old].count
+    blocks[new].ready = blocks[old].ready
+    blocks[new].highest = blocks[old].highest
+    release(old)
+  }
+
+  // MARK: Overlaps
+
+  /// Puts into `scratch`, which holds the new segment, the bytes of earlier ones that count more.
+  private mutating func resolve(
+    _ block: Int, _ new: Record, _ track: StreamTrack, _ policy: OverlapPolicy, _ isInline: Bool,
+    _ result: inout Insertion
+  ) {
+    let data = dataStart(block)
+    let from = Int(sequenceDistance(new.start, track.base))
+    let to = from + Int(new.length)
+    let fixed = Int(sequenceDistance(track.inspected, track.base))
+    for index in 0..<Int(blocks[block].count) {
+      let old = record(block, index)
+      let oldFrom = Int(sequenceDistance(old.start, track.base))
+      if oldFrom >= to { break }
+      let shared = max(from, oldFrom, 0)..<max(max(from, oldFrom, 0), min(to, oldFrom + Int(old.length)))
+      guard !shared.isEmpty, differs(shared, data, from) else { continue }
+      result.isDifferent = true
+      let wins =
+        !isInline
+        && policy.segmentReplaces(
+          start: (from - oldFrom).signum(), end: (to - oldFrom - Int(old.length)).signum())
+      let kept = wins ? shared.lowerBound..<max(shared.lowerBound, min(shared.upperBound, fixed)) : shared
+      guard !kept.isEmpty else { continue }
+      result.isRewritten = true
+      // SAFETY: `scratch` and `bytes` are different memory; the span ends with the statement.
+      scratch.write(
+        unsafe bytes.bytes(data + kept.lowerBound..<data + kept.upperBound).bytes, at: kept.lowerBound - from)
+    }
+  }
+
+  private func differs(_ range: Range<Int>, _ data: Int, _ from: Int) -> Bool {
+    for offset in range where bytes[data + offset] != scratch[offset - from] { return true }
+    return false
+  }
+
+  /// Records are sorted by where they begin.
+  private mutating func addSorted(_ block: Int, _ new: Record, _ base: UInt32) {
+    let count = Int(blocks[block].count)
+    let key = sequenceDistance(new.start, base)
+    var index = count
+    while index > 0 {
+      let other = record(block, index - 1)
+      if other.start == new.start, other.length == new.length { return }
+      if sequenceDistance(other.start, base) <= key { break }
+      index -= 1
+    }
+    if index < count { moveRecords(block, from: index, to: index + 1) }
+    setRecord(block, index, new)
+    blocks[block].count += 1
+  }
+
+  /// How far the bytes reach without a gap.
+  private mutating func extendReady(_ block: Int, _ base: UInt32) {
+    var ready = Int(blocks[block].ready)
+    for index in 0..<Int(blocks[block].count) {
+      let record = record(block, index)
+      let start = Int(sequenceDistance(record.start, base))
+      if start > ready { break }
+      ready = max(ready, start + Int(record.length))
+    }
+    blocks[block].ready = Int32(ready)
+  }
+
+  // MARK: Reading
+
+  /// How many bytes from the track's base are there without a gap.
+  func ready(_ track: StreamTrack) -> Int { track.block == 0 ? 0 : Int(blocks[Int(track.block) - 1].ready) }
+
+  /// Where the first segment behind the gap begins, as distance from the base; nil when there is none.
+  func nextSegment(_ track: StreamTrack, from distance: Int) -> Int? {
+    guard track.block != 0 else { return nil }
+    let block = Int(track.block) - 1
+    for index in 0..<Int(blocks[block].count) {
+      let record = record(block, index)
+      let start = Int(sequenceDistance(record.start, track.base))
+      if start + Int(record.length) > distance { return max(start, distance) }
+    }
+    return nil
+  }
+
+  /// The stretch without gaps around a distance from the base.
+  func stretch(_ track: StreamTrack, around distance: Int) -> Range<Int> {
+    guard track.block != 0 else { return distance..<distance }
+    let block = Int(track.block) - 1
+    var (start, end) = (0, Int(blocks[block].ready))
+    for index in 0..<Int(blocks[block].count) {
+      let record = record(block, index)
+      let from = max(0, Int(sequenceDistance(record.start, track.base)))
+      if from > end {
+        if distance < end { break }
+        (start, end) = (from, from)
+      }
+      end = max(end, Int(sequenceDistance(record.end, track.base)))
+    }
+    return start <= distance && distance < end ? start..<end : distance..<distance
+  }
+
+  /// Where bytes at distances from the base lie in `bytes`. They do not move until the stream is next inserted into or released.
+  func position(_ track: StreamTrack, _ range: Range<Int>) -> Range<Int> {
+    let start = dataStart(Int(track.block) - 1)
+    return start + range.lowerBound..<start + range.upperBound
+  }
+
+  // MARK: Giving back
+
+  /// Forgets all that lies before a sequence number.
+  mutating func release(_ track: inout StreamTrack, before number: UInt32) {
+    let distance = Int(sequenceDistance(number, track.base))
+    guard distance > 0 else { return }
+    guard track.block != 0, distance < Int(blocks[Int(track.block) - 1].highest) else {
+      releaseAll(&track)
+      track.base = number
+      return
+    }
+    let block = Int(track.block) - 1
+    let data = dataStart(block)
+    let rest = Int(blocks[block].highest) - distance
+    bytes.move(rest, from: data + distance, to: data)
+    var kept = 0
+    for index in 0..<Int(blocks[block].count) {
+      let record = record(block, index)
+      guard sequenceDistance(record.end, number) > 0 else { continue }
+      if kept != index { setRecord(block, kept, record) }
+      kept += 1
+    }
+    blocks[block].count = Int32(kept)
+    blocks[block].highest = Int32(rest)
+    let ready = Int(blocks[block].ready)
+    blocks[block].ready = Int32(max(0, ready - distance))
+    track.base = number
+    if ready <= distance { extendReady(block, number) }
+  }
+
+  mutating func releaseAll(_ track: inout StreamTrack) {
+    guard track.block != 0 else { return }
+    release(Int(track.block) - 1)
+    track.block = 0
+  }
+}

@@ -1,0 +1,311 @@
+import VMFencePackets
+
+/// From an established connection to its end.
+extension TCPSession {
+  /// Follows a segment of a known or a new connection.
+  ///
+  /// - `fromClient`: ignored for a new one.
+  /// - `seconds`: packet time.
+  mutating func follow(
+    _ segment: TCPSegment, fromClient: Bool, _ settings: EngineSettings, at seconds: UInt32
+  ) -> TCPStep {
+    var step = TCPStep()
+    marks.remove(.isOver)
+    if !segment.flags.contains(.ack), segment.acknowledgement != 0, !segment.flags.contains(.rst) {
+      step.events.insert(.brokenAck)
+    }
+    switch state {
+    case .none: open(segment, settings, at: seconds, into: &step)
+    case .synSent: followSynSent(segment, fromClient: fromClient, settings, at: seconds, into: &step)
+    case .synReceived: followSynReceived(segment, fromClient: fromClient, settings, at: seconds, into: &step)
+    default: followEstablished(segment, fromClient: fromClient, settings, at: seconds, into: &step)
+    }
+    return step
+  }
+
+  mutating func followEstablished(
+    _ segment: TCPSegment, fromClient: Bool, _ settings: EngineSettings, at seconds: UInt32, into step: inout TCPStep
+  ) {
+    let flags = segment.flags
+    if flags.contains(.syn) {
+      followLateSyn(segment, fromClient: fromClient, at: seconds, &step)
+      return
+    }
+    if flags.contains(.rst) {
+      followReset(segment, fromClient: fromClient, &step)
+      return
+    }
+    marks.insert(fromClient ? .clientSeen : .serverSeen)
+    var (own, other) = fromClient ? (client, server) : (server, client)
+    guard isInTime(segment, own, at: seconds) else {
+      step.events.insert(.invalidTimestamp)
+      return
+    }
+    reopen(fromClient, &step)
+    // Hosts take no segment without it (RFC 9293 §3.10.7.4).
+    guard flags.contains(.ack) else { return }
+    guard isInWindow(segment, own, &step), acknowledgementIsValid(segment, other, &step) else { return }
+    own.note(segment, at: seconds)
+    if segment.length > 0, sequenceDistance(segment.sequence, own.next) < 0 {
+      step.events.insert(.retransmission)
+    }
+    if sequenceDistance(segment.end, own.next) > 0 { own.next = segment.end }
+    Self.acknowledge(segment, by: &own, &other)
+    if flags.contains(.fin) { followFin(segment, fromClient: fromClient, &own, &step) }
+    (client, server) = fromClient ? (own, other) : (other, own)
+    if marks.contains(.oneSided) { advanceOneSided(fromClient, upTo: segment.sequence) }
+    advanceClosing()
+    step.isAccepted = true
+  }
+
+  /// What is sent after the FIN of a connection whose other direction is not seen counts as acknowledged.
+  private mutating func advanceOneSided(_ fromClient: Bool, upTo number: UInt32) {
+    if marks.contains([.clientSeen, .serverSeen]) {
+      marks.remove(.oneSided)
+      return
+    }
+    if fromClient {
+      if sequenceDistance(number, client.acknowledged) > 0 { client.acknowledged = number }
+    } else if sequenceDistance(number, server.acknowledged) > 0 {
+      server.acknowledged = number
+    }
+  }
+
+  // MARK: Validity
+
+  /// RFC 7323 §5: a segment with an older timestamp than the last is not taken, except after 24 days of silence.
+  private func isInTime(_ segment: TCPSegment, _ own: TCPEnd, at seconds: UInt32) -> Bool {
+    guard segment.hasTimestamp, own.marks.contains(.stamps) else { return true }
+    let age = Int32(bitPattern: segment.timestamp &- own.timestamp)
+    return age >= 0 || seconds &- own.timestampTime > 24 * 86_400
+  }
+
+  private func isInWindow(_ segment: TCPSegment, _ own: TCPEnd, _ step: inout TCPStep) -> Bool {
+    let end = segment.end
+    if sequenceDistance(end, own.acknowledged) < 0 {
+      // One byte before what is expected: it asks whether the other end is alive.
+      let asksForLife = segment.length <= 1 && segment.sequence == own.acknowledged &- 1
+      if segment.length > 0 {
+        if !asksForLife { step.events.insert(.spuriousRetransmission) }
+      } else if !asksForLife, !marks.contains(.midstream), !own.stream.marks.contains(.hasGap) {
+        step.events.insert(state == .closeWait ? .closeWaitBeforeLastAck : .establishedBeforeLastAck)
+        return false
+      }
+      return true
+    }
+    if own.marks.contains(.hasEdge), sequenceDistance(end, own.edge) > 0, !marks.contains(.oneSided) {
+      step.events.insert(outOfWindowEvent)
+      return false
+    }
+    if own.marks.contains(.sentFin), segment.length > 0, sequenceDistance(end, own.final) > 0 {
+      // Nothing follows a FIN.
+      step.events.insert(outOfWindowEvent)
+      return false
+    }
+    return true
+  }
+
+  private func acknowledgementIsValid(_ segment: TCPSegment, _ other: TCPEnd, _ step: inout TCPStep) -> Bool {
+    guard sequenceDistance(segment.acknowledgement, other.next) > 0 else { return true }
+    // More than was seen of it: lost by the capture, if its window allowed it.
+    if marks.contains(.oneSided) || !other.marks.contains(.hasEdge) { return true }
+    if sequenceDistance(segment.acknowledgement, other.edge) <= 0, !other.marks.contains(.sentFin) { return true }
+    step.events.insert(.invalidAck)
+    step.events.insert(invalidAckEvent)
+    return false
+  }
+
+  private var outOfWindowEvent: StreamEvent {
+    switch state {
+    case .finWait1: .finWait1AckWrongSequence
+    case .finWait2: .finWait2AckWrongSequence
+    case .closing: .closingAckWrongSequence
+    case .closeWait: .closeWaitAckOutOfWindow
+    case .lastAck: .lastAckWrongSequence
+    case .timeWait: .timeWaitWrongSequence
+    default: .establishedOutOfWindow
+    }
+  }
+
+  private var invalidAckEvent: StreamEvent {
+    switch state {
+    case .finWait1: .finWait1InvalidAck
+    case .finWait2: .finWait2InvalidAck
+    case .closing: .closingInvalidAck
+    case .closeWait: .closeWaitInvalidAck
+    case .lastAck: .lastAckInvalidAck
+    case .timeWait: .timeWaitInvalidAck
+    default: .establishedInvalidAck
+    }
+  }
+
+  // MARK: Acknowledgements
+
+  private static func acknowledge(_ segment: TCPSegment, by own: inout TCPEnd, _ other: inout TCPEnd) {
+    own.window = segment.window << UInt32(own.scale)
+    if sequenceDistance(segment.acknowledgement, other.acknowledged) > 0 {
+      other.acknowledged = segment.acknowledgement
+      // Sent, though not seen.
+      if sequenceDistance(segment.acknowledgement, other.next) > 0 { other.next = segment.acknowledgement }
+    }
+    let edge = segment.acknowledgement &+ own.window
+    if !other.marks.contains(.hasEdge) || sequenceDistance(edge, other.edge) > 0 {
+      other.edge = edge
+      other.marks.insert(.hasEdge)
+    }
+    if other.marks.contains(.sentFin), segment.acknowledgement == other.final &+ 1 {
+      other.marks.insert(.finAcknowledged)
+    }
+  }
+
+  /// Of a handshake, where windows are not scaled yet.
+  func allow(
+    _ other: inout TCPEnd, _ acknowledgement: UInt32, by own: inout TCPEnd, _ segment: TCPSegment, isSyn: Bool
+  ) {
+    own.window = segment.window
+    if sequenceDistance(acknowledgement, other.acknowledged) > 0 { other.acknowledged = acknowledgement }
+    other.edge = acknowledgement &+ segment.window
+    other.marks.insert(.hasEdge)
+  }
+
+  // MARK: SYN on an established connection
+
+  private mutating func followLateSyn(
+    _ segment: TCPSegment, fromClient: Bool, at seconds: UInt32, _ step: inout TCPStep
+  ) {
+    if segment.flags.contains(.ack) {
+      followLateSynAck(segment, fromClient: fromClient, at: seconds, &step)
+      return
+    }
+    if isClosed || marks.contains(.midstream) && segment.length == 0 && !fromClient {
+      step.isNewConnection = true
+      return
+    }
+    if state != .established {
+      step.events.insert(.shutdownSynResend)
+    } else if !fromClient {
+      step.events.insert(.establishedSynToClient)
+    } else {
+      step.events.insert(
+        segment.sequence == client.initial ? .establishedSynResend : .establishedSynOtherSequence)
+    }
+    // Perhaps a new connection, perhaps forged: the other end's answer decides.
+    if segment.sequence != client.initial || !fromClient {
+      alternative = segment.sequence
+      marks.insert(.hasAlternative)
+      if fromClient { marks.remove(.alternativeIsServers) } else { marks.insert(.alternativeIsServers) }
+    }
+  }
+
+  private mutating func followLateSynAck(
+    _ segment: TCPSegment, fromClient: Bool, at seconds: UInt32, _ step: inout TCPStep
+  ) {
+    if marks.contains(.hasAlternative), segment.acknowledgement == alternative &+ 1,
+      fromClient == marks.contains(.alternativeIsServers)
+    {
+      // The answer to a SYN that looked out of place: the old connection is gone.
+      step.isNewConnection = true
+      return
+    }
+    if fromClient {
+      step.events.insert(.establishedSynAckToServer)
+    } else if segment.acknowledgement != client.initial &+ 1 {
+      step.events.insert(.establishedSynAckOtherAck)
+    } else if segment.sequence != server.initial {
+      step.events.insert(.establishedSynAckOtherSequence)
+    } else {
+      step.events.insert(.establishedSynAckResend)
+    }
+  }
+
+  // MARK: The end
+
+  private mutating func followFin(
+    _ segment: TCPSegment, fromClient: Bool, _ own: inout TCPEnd, _ step: inout TCPStep
+  ) {
+    let number = segment.end
+    if own.marks.contains(.sentFin) {
+      if number != own.final {
+        step.events.insert(state == .finWait2 ? .finWait2FinWrongSequence : .finWait1FinWrongSequence)
+      }
+      return
+    }
+    guard sequenceDistance(number, own.next) >= 0 else {
+      step.events.insert(state == .closeWait ? .closeWaitFinOutOfWindow : .finOutOfWindow)
+      return
+    }
+    own.noteFin(segment)
+    switch state {
+    case .established: state = fromClient ? .closeWait : .finWait1
+    case .finWait1, .finWait2: state = .closing
+    case .closeWait: state = .lastAck
+    default: break
+    }
+  }
+
+  private mutating func advanceClosing() {
+    if state == .finWait1, server.marks.contains(.finAcknowledged) { state = .finWait2 }
+    guard client.marks.contains(.finAcknowledged), server.marks.contains(.finAcknowledged),
+      state != .timeWait, state != .closed
+    else { return }
+    state = .timeWait
+    marks.insert(.isOver)
+  }
+
+  /// RFC 9293 §3.10.7.4, RFC 5961 §3: hosts take a reset at exactly the number that they expect; older ones anywhere in the window.
+  mutating func followReset(_ segment: TCPSegment, fromClient: Bool, _ step: inout TCPStep) {
+    let (own, other) = fromClient ? (client, server) : (server, client)
+    let isExact = segment.sequence == own.next || segment.sequence == own.acknowledged
+    let isInWindow: Bool =
+      switch own.policy {
+      case .linux, .oldLinux, .solaris:
+        sequenceDistance(segment.sequence, own.acknowledged) >= 0
+          && (!own.marks.contains(.hasEdge) || sequenceDistance(segment.sequence, own.edge) <= 0)
+      default: isExact
+      }
+    // Of what the capture lost, nobody knows the number.
+    let isValid = isInWindow || marks.contains(.midstream) || own.stream.marks.contains(.hasGap)
+    let ackIsValid =
+      !segment.flags.contains(.ack) || marks.contains(.midstream)
+      || sequenceDistance(segment.acknowledgement, other.next) <= 0
+      || other.marks.contains(.hasEdge) && sequenceDistance(segment.acknowledgement, other.edge) <= 0
+    guard isValid, ackIsValid else {
+      step.events.insert(.resetInvalidAck)
+      return
+    }
+    end(byServer: !fromClient, &step)
+  }
+
+  /// Ends the connection with a reset.
+  mutating func end(byServer: Bool, _ step: inout TCPStep) {
+    if state != .closed { marks.insert(.isOver) }
+    state = .closed
+    marks.insert(byServer ? .serverReset : .clientReset)
+  }
+
+  /// Whoever sent a reset and goes on did not send it: the connection stands.
+  private mutating func reopen(_ fromClient: Bool, _ step: inout TCPStep) {
+    let mark = fromClient ? Marks.clientReset : .serverReset
+    guard state == .closed, marks.contains(mark) else { return }
+    marks.remove(mark)
+    step.events.insert(.suspectedResetInject)
+    if !wasReset { state = .established }
+  }
+}
+
+extension TCPEnd {
+  /// Remembers a segment's timestamp.
+  mutating func note(_ segment: TCPSegment, at seconds: UInt32) {
+    guard segment.hasTimestamp else { return }
+    if marks.contains(.stamps), Int32(bitPattern: segment.timestamp &- timestamp) < 0 { return }
+    marks.insert(.stamps)
+    timestamp = segment.timestamp
+    timestampTime = seconds
+  }
+
+  mutating func noteFin(_ segment: TCPSegment) {
+    final = segment.end
+    next = segment.end &+ 1
+    marks.insert(.sentFin)
+  }
+}

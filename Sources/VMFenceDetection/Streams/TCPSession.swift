@@ -1,0 +1,184 @@
+import VMFenceCore
+import VMFencePackets
+
+/// A TCP connection as both ends see it, as far as it can be told from outside (RFC 9293). All zeros: nothing is known of it.
+struct TCPSession: BitwiseCopyable {
+  var client = TCPEnd()
+  var server = TCPEnd()
+  var state = State.none
+  var marks: Marks = []
+  /// A number from a second SYN or SYN/ACK: the answer to it decides which one counts.
+  var alternative: UInt32 = 0
+
+  enum State: UInt8, BitwiseCopyable {
+    case none
+    case synSent, synReceived, established
+    /// The server, the client sent its FIN first.
+    case finWait1, closeWait
+    /// The server's FIN was acknowledged.
+    case finWait2
+    /// Both sent a FIN; the server or the client first.
+    case closing, lastAck
+    case timeWait, closed
+  }
+
+  struct Marks: OptionSet, BitwiseCopyable {
+    var rawValue: UInt16
+    /// Taken up without its handshake.
+    static let midstream = Marks(rawValue: 1)
+    /// Only one direction is seen; so its data counts as acknowledged.
+    static let oneSided = Marks(rawValue: 2)
+    /// The server answered the SYN with a SYN of its own (split handshake, simultaneous open).
+    static let fourWay = Marks(rawValue: 4)
+    static let hasAlternative = Marks(rawValue: 8)
+    /// `alternative` is the server's.
+    static let alternativeIsServers = Marks(rawValue: 16)
+    static let clientReset = Marks(rawValue: 32)
+    static let serverReset = Marks(rawValue: 64)
+    static let clientSeen = Marks(rawValue: 128)
+    static let serverSeen = Marks(rawValue: 256)
+    /// The last packet made it end; what is buffered is to be looked at.
+    static let isOver = Marks(rawValue: 512)
+    static let handshakeSeen = Marks(rawValue: 1024)
+  }
+
+  var isEstablished: Bool { state.rawValue >= State.established.rawValue }
+  var isClosed: Bool { state == .closed || state == .timeWait }
+  var wasReset: Bool { !marks.isDisjoint(with: [.clientReset, .serverReset]) }
+}
+
+/// One end of a connection, and what it sent.
+struct TCPEnd: BitwiseCopyable {
+  /// The number of its SYN.
+  var initial: UInt32 = 0
+  /// The number after the highest it sent.
+  var next: UInt32 = 0
+  /// The highest number of its that the other end acknowledged.
+  var acknowledged: UInt32 = 0
+  /// Up to where the other end lets it send.
+  var edge: UInt32 = 0
+  /// What it announced last, in bytes.
+  var window: UInt32 = 0
+  /// Of its last segment with one.
+  var timestamp: UInt32 = 0
+  /// Packet time of that, in seconds.
+  var timestampTime: UInt32 = 0
+  /// The number of its FIN.
+  var final: UInt32 = 0
+  var scale: UInt8 = 0
+  var marks: Marks = []
+  /// How its segments are put together: the other end's policy.
+  var policy = OverlapPolicy.bsd
+  var stream = StreamTrack()
+
+  struct Marks: OptionSet, BitwiseCopyable {
+    var rawValue: UInt8
+    static let hasEdge = Marks(rawValue: 1)
+    static let scales = Marks(rawValue: 2)
+    static let stamps = Marks(rawValue: 4)
+    static let sentFin = Marks(rawValue: 8)
+    static let finAcknowledged = Marks(rawValue: 16)
+    static let hasAcknowledged = Marks(rawValue: 32)
+  }
+
+  /// Begins with the number of a SYN.
+  mutating func begin(_ number: UInt32, sent length: UInt32) {
+    initial = number
+    next = number &+ 1 &+ length
+    acknowledged = number &+ 1
+    stream = StreamTrack(at: number &+ 1)
+  }
+}
+
+/// How far what one end sent was put together and looked at. Numbers are sequence numbers.
+struct StreamTrack: BitwiseCopyable {
+  /// Where the connection's data began.
+  var origin: UInt32 = 0
+  /// The first byte that is buffered.
+  var base: UInt32 = 0
+  /// Everything before was inspected.
+  var inspected: UInt32 = 0
+  /// Where the data began that is being collected for inspection.
+  var chunkStart: UInt32 = 0
+  /// The block in the store, plus one; 0 for none.
+  var block: Int32 = 0
+  var marks: Marks = []
+
+  struct Marks: OptionSet, BitwiseCopyable {
+    var rawValue: UInt8
+    /// No more of it is put together: the depth was reached, or a rule or policy said so.
+    static let isOff = Marks(rawValue: 1)
+    static let hasGap = Marks(rawValue: 2)
+    static let isKnown = Marks(rawValue: 4)
+  }
+
+  init() {}
+
+  init(at number: UInt32) {
+    origin = number
+    base = number
+    inspected = number
+    chunkStart = number
+    marks = .isKnown
+  }
+}
+
+/// Differences of sequence numbers (RFC 9293 §3.4).
+@inline(__always) func sequenceDistance(_ a: UInt32, _ b: UInt32) -> Int32 { Int32(bitPattern: a &- b) }
+
+/// What of a TCP segment matters to its connection.
+struct TCPSegment: BitwiseCopyable {
+  var sequence: UInt32
+  var acknowledgement: UInt32
+  var flags: TCPFlags
+  var window: UInt32
+  /// Of its payload.
+  var length: UInt32
+  var hasTimestamp = false
+  var timestamp: UInt32 = 0
+  var echo: UInt32 = 0
+  /// Of a SYN; 255: not given.
+  var scale: UInt8 = 255
+  var hasFastOpen = false
+
+  var end: UInt32 { sequence &+ length }
+  /// After the SYN, if it is one: where its data begins.
+  var dataStart: UInt32 { flags.contains(.syn) ? sequence &+ 1 : sequence }
+
+  /// `packet`: TCP, decoded from `frame`.
+  init(_ packet: DecodedPacket, _ frame: RawSpan) {
+    sequence = packet.tcpSequence
+    acknowledgement = packet.tcpAcknowledgement
+    flags = packet.tcpFlags
+    window = UInt32(packet.tcpWindow)
+    length = UInt32(truncatingIfNeeded: packet.payloadLength)
+    let start = Int(packet.transportOffset)
+    let count = Int(packet.payloadOffset) - start - 20
+    guard count > 0 else { return }
+    // The usual form (RFC 7323 appendix A): two fillers and a timestamp.
+    if count == 12, frame.u32(start + 20) == 0x0101_080A {
+      hasTimestamp = true
+      timestamp = frame.u32(start + 24)
+      echo = frame.u32(start + 28)
+      return
+    }
+    readOptions(frame, at: start)
+  }
+
+  private mutating func readOptions(_ frame: RawSpan, at start: Int) {
+    guard let header = try? TCPHeader(frame, at: start) else { return }
+    var options = header.options
+    while let option = options.next(in: frame) {
+      let at = Int(option.offset)
+      switch (option.kind, option.length) {
+      case (3, 1): scale = min(14, frame.u8(at))
+      case (8, 8):
+        hasTimestamp = true
+        timestamp = frame.u32(at)
+        echo = frame.u32(at + 4)
+      case (34, _): hasFastOpen = true
+      default: break
+      }
+    }
+  }
+}
