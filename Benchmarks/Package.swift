@@ -30,6 +30,14 @@ let package = Package(
         .product(name: "VMFenceCapture", package: "vmfence"),
         .product(name: "VMFenceDetection", package: "vmfence"),
       ], swiftSettings: strict),
+    .executableTarget(
+      name: "integrity",
+      dependencies: [
+        "CBaseline",
+        .product(name: "VMFenceBlock", package: "vmfence"),
+        .product(name: "VMFenceCore", package: "vmfence"),
+        .product(name: "VMFenceIntegrity", package: "vmfence"),
+      ], swiftSettings: strict),
     // The ring between two processes: `ring` is the supervisor, `ring-detector` what it starts.
     .target(
       name: "RingBenchmark",

@@ -26,6 +26,8 @@ let package = Package(
     target("fuzz-decode", "VMFenceCore", "VMFencePackets"),
     target("fuzz-capture", "VMFenceCore", "VMFenceCapture"),
     target("fuzz-ext2", "VMFenceCore", "VMFenceIntegrity"),
+    target("fuzz-journal", "VMFenceCore", "VMFenceIntegrity"),
+    target("fuzz-partitions", "VMFenceCore", "VMFenceIntegrity"),
     target("fuzz-inspect", "VMFenceCore", "VMFenceDetection"),
     target("fuzz-rules", "VMFenceCore", "VMFenceDetection"),
   ]

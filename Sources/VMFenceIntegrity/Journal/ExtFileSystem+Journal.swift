@@ -1,6 +1,12 @@
 internal import VMFenceCore
 
 extension ExtFileSystem {
+  /// The bytes of the disk from the first to the last block of the journal; empty when there is none.
+  var journalSpan: Range<UInt64> {
+    guard let span = journal?.span else { return 0..<0 }
+    return span.lowerBound * UInt64(blockSize)..<span.upperBound * UInt64(blockSize)
+  }
+
   /// Finds the journal and applies what is committed in it.
   mutating func openJournal() {
     guard superblock.features.hasJournal else { return }

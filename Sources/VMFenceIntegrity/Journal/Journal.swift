@@ -153,6 +153,25 @@ struct Journal: Sendable {
 
   /// The block of the journal that a block of the disk is; nil for all others.
   func logicalBlock(_ block: UInt64) -> UInt32? {
+    let low = firstRun(endingAfter: block)
+    guard low < runsByBlock.count, runsByBlock[low].block <= block else { return nil }
+    return runsByBlock[low].fileBlock + UInt32(block - runsByBlock[low].block)
+  }
+
+  /// From its first block on the disk to its last.
+  var span: Range<UInt64> {
+    guard let first = runsByBlock.first, let last = runsByBlock.last else { return 0..<0 }
+    return first.block..<last.block + UInt64(last.count)
+  }
+
+  /// Whether some block of a range is one of the journal.
+  func overlaps(_ range: ClosedRange<UInt64>) -> Bool {
+    let low = firstRun(endingAfter: range.lowerBound)
+    return low < runsByBlock.count && runsByBlock[low].block <= range.upperBound
+  }
+
+  /// The first run, in the order of the disk, that ends behind a block.
+  private func firstRun(endingAfter block: UInt64) -> Int {
     var low = 0
     var high = runsByBlock.count
     while low < high {
@@ -160,23 +179,7 @@ struct Journal: Sendable {
       let run = runsByBlock[middle]
       if run.block + UInt64(run.count) <= block { low = middle + 1 } else { high = middle }
     }
-    guard low < runsByBlock.count, runsByBlock[low].block <= block else { return nil }
-    return runsByBlock[low].fileBlock + UInt32(block - runsByBlock[low].block)
-  }
-
-  /// Whether some block of a range may be one of the journal.
-  func overlaps(_ range: ClosedRange<UInt64>) -> Bool {
-    guard let first = runsByBlock.first, let last = runsByBlock.last, range.upperBound >= first.block,
-      range.lowerBound < last.block + UInt64(last.count)
-    else { return false }
-    var low = 0
-    var high = runsByBlock.count
-    while low < high {
-      let middle = (low + high) / 2
-      let run = runsByBlock[middle]
-      if run.block + UInt64(run.count) <= range.lowerBound { low = middle + 1 } else { high = middle }
-    }
-    return low < runsByBlock.count && runsByBlock[low].block <= range.upperBound
+    return low
   }
 
   /// The block of the log after another; the last is followed by the first.

@@ -3,10 +3,12 @@ internal import VMFenceCore
 // The journal, followed live. What is in it counts from the moment when its commit block passes; what is then written to
 // its place changes nothing any more.
 extension IntegrityMonitor {
+  /// Most requests lie outside of where the journal's blocks are: two comparisons tell.
   func touchesJournal(_ write: WriteInFlight) -> Bool {
-    guard let fileSystem = view?.fileSystem, let journal = fileSystem.journal else { return false }
-    let size = UInt64(fileSystem.blockSize)
-    return journal.overlaps(write.offset / size...(write.end - 1) / size)
+    guard write.offset < journalSpan.upperBound, write.end > journalSpan.lowerBound,
+      let size = view.map({ UInt64($0.fileSystem.blockSize) })
+    else { return false }
+    return view?.fileSystem.journal?.overlaps(write.offset / size...(write.end - 1) / size) == true
   }
 
   /// Looks for commit blocks and for the journal's superblock in a request, and takes over what was committed.

@@ -17,6 +17,7 @@ extension IntegrityMonitor {
     view = nil
     do throws(IntegrityError) {
       view = try Self.makeView(reader, configuration)
+      journalSpan = view?.fileSystem.journalSpan ?? 0..<0
       blindness = nil
     } catch {
       if blindness != error {

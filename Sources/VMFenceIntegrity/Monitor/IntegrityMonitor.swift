@@ -116,6 +116,8 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
   let reader: any DiskReader
   /// Nil while the disk has no file system that can be followed; `blindness` says why.
   var view: FileSystemView?
+  /// The bytes of the disk from the first to the last block of the journal; empty when there is none.
+  var journalSpan: Range<UInt64> = 0..<0
   /// Why nothing is followed; nil when the monitor works.
   public internal(set) var blindness: IntegrityError?
   var statisticsStorage = Statistics()
@@ -169,6 +171,7 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
     hits.reserveCapacity(256)
     do throws(IntegrityError) {
       view = try Self.makeView(reader, configuration)
+      journalSpan = view?.fileSystem.journalSpan ?? 0..<0
     } catch {
       blindness = error
       report(
