@@ -20,6 +20,7 @@ let package = Package(
     .library(name: "VMFenceNftables", targets: ["VMFenceNftables"]),
     .library(name: "VMFenceProcess", targets: ["VMFenceProcess"]),
     .library(name: "VMFenceConfiguration", targets: ["VMFenceConfiguration"]),
+    .library(name: "VMFenceNotification", targets: ["VMFenceNotification"]),
     .library(name: "VMFenceControl", targets: ["VMFenceControl"]),
     .library(name: "VMFenceTestKit", targets: ["VMFenceTestKit"]),
     .library(name: "VMFenceConformance", targets: ["VMFenceConformance"]),
@@ -65,6 +66,7 @@ let package = Package(
       dependencies: ["VMFenceCore", .product(name: "Yams", package: "Yams", condition: .when(traits: ["Daemon"]))],
       swiftSettings: strict),
 
+    .target(name: "VMFenceNotification", dependencies: ["VMFenceCore"], swiftSettings: strict),
     .target(name: "VMFenceControl", dependencies: ["VMFenceCore"], swiftSettings: strict),
 
     // MARK: Programs
@@ -83,6 +85,7 @@ let package = Package(
       dependencies: [
         "VMFenceCore", "VMFencePackets", "VMFenceIntegrity", "VMFenceDetection", "VMFenceCapture", "VMFenceBlock",
         "VMFenceProcess", "VMFenceNftables", "VMFenceTestKit", "VMFenceConfiguration", "VMFenceControl",
+        "VMFenceNotification",
         .product(
           name: "ArgumentParser", package: "swift-argument-parser", condition: .when(traits: ["Daemon"])),
         .product(name: "Yams", package: "Yams", condition: .when(traits: ["Daemon"])),
@@ -134,12 +137,16 @@ let package = Package(
     .testTarget(
       name: "VMFenceConfigurationTests",
       dependencies: ["VMFenceConfiguration", "VMFenceConformance", "VMFenceTestKit"], swiftSettings: strict),
+    .testTarget(name: "VMFenceNotificationTests", dependencies: ["VMFenceNotification"], swiftSettings: strict),
     .testTarget(name: "VMFenceControlTests", dependencies: ["VMFenceControl"], swiftSettings: strict),
     .testTarget(
       name: "VMFenceConformanceTests",
       dependencies: ["VMFenceConformance", "VMFenceTestKit", "VMFenceDetection"], swiftSettings: strict),
     .testTarget(
-      name: "VMFenceRefTests", dependencies: ["vmfence-ref", "vmfence-detector", "VMFenceProcess", "VMFenceControl"],
+      name: "VMFenceRefTests",
+      dependencies: [
+        "vmfence-ref", "vmfence-detector", "VMFenceProcess", "VMFenceControl", "NetworkTestSupport",
+      ],
       swiftSettings: strict),
     .testTarget(name: "VMFenceDiskTests", dependencies: ["vmfence-disk"], swiftSettings: strict),
     .testTarget(name: "HouseTests", swiftSettings: strict),

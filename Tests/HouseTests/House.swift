@@ -45,6 +45,7 @@ enum House {
     "VMFenceProcess": rooms.union(["CLinux"]),
     "VMFenceConfiguration": rooms.union(["Yams", "Foundation"]),
     "VMFenceControl": rooms.union(["Foundation"]),
+    "VMFenceNotification": rooms.union(["Foundation", "FoundationNetworking"]),
     "VMFenceTestKit": rooms,
     "VMFenceConformance": rooms.union(["VMFenceTestKit", "Testing"]),
     "vmfence-detector": rooms.union(["VMFenceDetection", "VMFenceProcess"]),
@@ -53,7 +54,7 @@ enum House {
     ]),
     "vmfence-ref": rooms.union([
       "VMFenceDetection", "VMFenceCapture", "VMFenceBlock", "VMFenceProcess", "VMFenceNftables", "VMFenceTestKit",
-      "VMFenceConfiguration", "VMFenceControl", "ArgumentParser", "Foundation", "Logging",
+      "VMFenceConfiguration", "VMFenceControl", "VMFenceNotification", "ArgumentParser", "Foundation", "Logging",
     ]),
   ]
 

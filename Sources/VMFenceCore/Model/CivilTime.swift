@@ -53,3 +53,8 @@ extension Int64 {
     return remainder < 0 ? (quotient - 1, remainder + divisor) : (quotient, remainder)
   }
 }
+
+extension Timestamp {
+  /// RFC 3339 and RFC 5424 §6.2.3: UTC, to the microsecond.
+  package var rfc5424: String { eveDescription.replacing("+0000", with: "Z") }
+}

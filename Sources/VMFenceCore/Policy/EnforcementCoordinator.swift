@@ -173,6 +173,7 @@ public actor EnforcementCoordinator {
   // MARK: What there is to see
 
   public var measuresInForce: [FirewallMeasure] { updater.measuresInForce }
+  public var measureCounts: MeasureCounts { updater.measureCounts }
   /// The decisions behind them.
   public var decisionsInForce: [Decision] { updater.decisionsInForce }
   public var pending: [Decision] { updater.pending }

@@ -19,6 +19,7 @@ struct MeasureRegister: Sendable {
   private var v6Prefixes = PrefixCounts(width: 128)
 
   var count: Int { entries.count }
+  var blockCounts: (v4: Int, v6: Int) { (v4Prefixes.total, v6Prefixes.total) }
 
   subscript(key: FirewallMeasure.Key) -> Entry? { entries[key] }
 
@@ -125,6 +126,8 @@ struct MeasureRegister: Sendable {
 struct PrefixCounts: Sendable {
   private var counts: [Int]
   private(set) var inUse: [Int] = []
+
+  var total: Int { inUse.reduce(0) { $0 + counts[$1] } }
 
   init(width: Int) { counts = Array(repeating: 0, count: width + 1) }
 

@@ -17,6 +17,12 @@ public struct PolicyExplanation: Sendable, Hashable {
   }
 }
 
+public struct MeasureCounts: Sendable, Hashable {
+  public var all = 0
+  public var v4Blocks = 0
+  public var v6Blocks = 0
+}
+
 extension PolicyUpdater {
   /// Explains what becomes of traffic between `domain` and `address` at `time`.
   public mutating func explain(_ address: IPAddress, for domain: Incarnation, at time: Timestamp) -> PolicyExplanation {
@@ -31,6 +37,13 @@ extension PolicyUpdater {
       decisions: policy.isDryRun ? [] : standing,
       obstacle: obstacle(to: IPNetwork(address), for: directory.entry(for: domain), onHost: false),
       offences: offences)
+  }
+
+  /// How many measures are to be in force, and how many of them are blocks of each family. Costs the same however many stand.
+  public var measureCounts: MeasureCounts {
+    let blocks = register.blockCounts
+    return policy.isDryRun
+      ? MeasureCounts() : MeasureCounts(all: register.count, v4Blocks: blocks.v4, v6Blocks: blocks.v6)
   }
 
   /// The decisions behind the measures in force, in the order of their numbers.

@@ -94,7 +94,10 @@ struct Run: AsyncParsableCommand {
   private static func checkStateDirectory(_ path: String, _ logger: Logger) throws {
     try? FileManager.default.createDirectory(
       atPath: path, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
-    guard FileManager.default.isWritableFile(atPath: path) else {
+    var isFolder: ObjCBool = false
+    // SAFETY: the call writes one value, which lives during it.
+    let exists = unsafe FileManager.default.fileExists(atPath: path, isDirectory: &isFolder)
+    guard exists, isFolder.boolValue, FileManager.default.isWritableFile(atPath: path) else {
       logger.error(
         "the state directory \(path) cannot be written (make it, give it to the user that runs this, or name another)")
       throw Exit.cannotCreate
@@ -125,6 +128,7 @@ struct Run: AsyncParsableCommand {
       _ = updater.restore(restored, at: clock.now)
       coordinator = EnforcementCoordinator(
         updater: updater, log: SystemTimeDecisionLog(log, clock: clock), firewall: firewall.sink,
+        control: configuration.control.isEmpty ? nil : CommandControl(configuration.control, directory: domains),
         events: queue)
     } catch {
       logger.log(error.diagnostics)
@@ -146,7 +150,8 @@ struct Run: AsyncParsableCommand {
     return LiveParts(
       host: host, assigned: assigned, inventory: inventory, clock: clock, directory: domains, coordinator: coordinator,
       decisions: queue,
-      outputs: EventOutputs(file: file, others: [LogEventSink(logger: logger, directory: domains), desk]),
+      outputs: EventOutputs(
+        file: file, encoder: encoder, others: [LogEventSink(logger: logger, directory: domains), desk]),
       mailbox: mailbox, desk: desk, firewall: firewall, logger: logger)
   }
 

@@ -17,7 +17,7 @@ struct Top: ParsableCommand {
   @Option(help: "Seconds between two looks, 0.2 to 60.")
   var interval = 1.0
 
-  @Option(name: .shortAndLong, help: "Looks after which it ends; 0: never.")
+  @Option(name: [.customShort("n"), .long], help: "Looks after which it ends; 0: never.")
   var count = 0
 
   func validate() throws {

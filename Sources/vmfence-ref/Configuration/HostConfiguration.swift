@@ -1,5 +1,7 @@
 #if Daemon
+import VMFenceConfiguration
 import VMFenceCore
+import VMFenceNftables
 
 /// What `run` needs to know of its host.
 struct HostConfiguration: Sendable {
@@ -18,6 +20,15 @@ struct HostConfiguration: Sendable {
     var protectsHost = false
     var quarantineExceptions: [IPNetwork] = []
     var quarantineAllowsDHCP = false
+    /// What guests may not pretend.
+    var antiSpoofing = Set(SpoofingKind.allCases)
+    /// By domains' names: what they may all the same.
+    var antiSpoofingExceptions: [String: Set<SpoofingKind>] = [:]
+  }
+
+  struct Endpoint: Sendable, Equatable {
+    var address: String
+    var port: UInt16
   }
 
   var file: String
@@ -29,11 +40,16 @@ struct HostConfiguration: Sendable {
   var captures: [Capture]
   var policy: Policy
   var firewall: Firewall
+  /// What pauses, resumes and shuts domains down.
+  var control: [CommandControl.Act: [String]]
   var inspector: InspectorConfiguration
   var lifecycle: LifecycleConfiguration
   /// Where decisions and what was set at run time are kept; nil: in memory only.
   var stateDirectory: String?
   var controlSocket: String?
+  var notifications: [NotificationPlace]
+  /// Where metrics are served; nil: nowhere.
+  var metrics: Endpoint?
   /// How often a `stats` event is written for each domain and the host.
   var statisticsInterval: Duration
   /// How long a detector may say nothing of its packets before it is killed.

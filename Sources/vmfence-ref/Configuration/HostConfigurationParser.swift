@@ -2,6 +2,7 @@
 import Foundation
 import VMFenceConfiguration
 import VMFenceCore
+import VMFenceNftables
 
 /// Reads a host's configuration. Everything that is wrong is in the reader's diagnostics; nil when something is.
 struct HostConfigurationParser {
@@ -28,10 +29,13 @@ struct HostConfigurationParser {
       file: reader.file, node: root.string("node") ?? ProcessInfo.processInfo.hostName,
       usesProcesses: sections.usesProcesses(root), inventory: sections.resolve(inventory ?? ""),
       rules: sections.rules(root), captures: root.children("captures").compactMap(capture),
-      policy: sections.policy(root), firewall: firewall(root.child("firewall")), inspector: sections.inspector(root),
+      policy: sections.policy(root), firewall: firewall(root.child("firewall")),
+      control: control(root.child("control")), inspector: sections.inspector(root),
       lifecycle: sections.lifecycle(root),
       stateDirectory: root.string("state-directory").map(sections.resolve),
       controlSocket: root.string("control-socket").map { $0.hasPrefix("@") ? $0 : sections.resolve($0) },
+      notifications: NotificationsSection(reader: reader, resolve: sections.resolve).read(root),
+      metrics: metrics(root.child("metrics")),
       statisticsInterval: root.duration("statistics-every") ?? .seconds(10),
       answerTimeout: root.duration("answer-timeout") ?? .seconds(10))
     root.finish()
@@ -62,8 +66,49 @@ struct HostConfigurationParser {
       IPNetwork($0)
     }
     if let value = map.bool("quarantine-allows-dhcp") { result.quarantineAllowsDHCP = value }
+    if map.has("anti-spoofing") { result.antiSpoofing = spoofing(map, "anti-spoofing") }
+    if let exceptions = map.child("anti-spoofing-exceptions") {
+      for (name, _) in exceptions.entries { result.antiSpoofingExceptions[name] = spoofing(exceptions, name) }
+    }
     map.finish()
     return result
+  }
+
+  private func spoofing(_ map: YAMLMapping, _ key: String) -> Set<SpoofingKind> {
+    let names = SpoofingKind.allCases.map(\.rawValue).joined(separator: ", ")
+    let found = map.values(key, expected: "all, none, or some of \(names)") { text -> Set<SpoofingKind>? in
+      switch text {
+      case "all": Set(SpoofingKind.allCases)
+      case "none": []
+      default: SpoofingKind(rawValue: text).map { [$0] }
+      }
+    }
+    return found.reduce([]) { $0.union($1) }
+  }
+
+  private func control(_ map: YAMLMapping?) -> [CommandControl.Act: [String]] {
+    var result: [CommandControl.Act: [String]] = [:]
+    guard let map else { return result }
+    for act in CommandControl.Act.allCases where map.has(act.rawValue) {
+      let words = map.strings(act.rawValue).map(\.text)
+      if words.first?.hasPrefix("/") != true {
+        reader.report(
+          at: map.raw(act.rawValue), "\(map.name(act.rawValue)) must begin with the absolute path of a program",
+          remedy: "for example [/usr/bin/virsh, suspend, \"{name}\"]")
+      }
+      result[act] = words
+    }
+    CommandControl.Act.allCases.forEach { _ = map.raw($0.rawValue) }
+    map.finish()
+    return result
+  }
+
+  private func metrics(_ map: YAMLMapping?) -> HostConfiguration.Endpoint? {
+    guard let map else { return nil }
+    let address = map.value("address", expected: "an address of this host") { IPAddress($0) == nil ? nil : $0 }
+    let port = map.integer("port", in: 1...65_535)
+    map.finish()
+    return .init(address: address ?? "127.0.0.1", port: UInt16(port ?? 9477))
   }
 
   private func capture(_ map: YAMLMapping) -> HostConfiguration.Capture? {

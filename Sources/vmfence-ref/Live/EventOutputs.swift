@@ -2,6 +2,7 @@
 import Logging
 import Synchronization
 import VMFenceCore
+import VMFenceNotification
 
 /// Keeps events until they are fetched: what the coordinator tells while it is asked something.
 final class EventQueue: EventSink {
@@ -25,18 +26,35 @@ final class EventOutputs {
   }
 
   private let file: EVEFileSink?
+  private let encoder: EVEEncoder
+  /// The log, and the control socket.
   private let others: [any EventSink]
-  private var fileHasProblem = false
-  private var toldLost: UInt64 = 0
+  private var places: [(place: NotificationPlace, sink: DeliverySink)] = []
+  private var toldLost: [String: UInt64] = [:]
+  private var toldProblems: Set<String> = []
+  /// Lost by places that are not used any more.
+  private var pastLost: UInt64 = 0
 
-  init(file: EVEFileSink?, others: [any EventSink]) {
+  init(file: EVEFileSink?, encoder: EVEEncoder, others: [any EventSink]) {
     self.file = file
+    self.encoder = encoder
     self.others = others
+  }
+
+  /// Events go to these places from now on. Those that stay keep what waits for them.
+  func use(_ wanted: [NotificationPlace]) {
+    for (place, sink) in places where !wanted.contains(place) {
+      sink.close()
+      pastLost &+= sink.counters.lost
+    }
+    let kept = places.filter { wanted.contains($0.place) }
+    places = wanted.map { place in (place, kept.first { $0.place == place }?.sink ?? place.open(encoder: encoder)) }
   }
 
   func receive(_ event: Event) async {
     await file?.receive(event)
     for sink in others { await sink.receive(event) }
+    for (_, sink) in places { await sink.receive(event) }
   }
 
   func receive(_ statistics: EVEStatistics) { file?.receive(statistics) }
@@ -44,24 +62,49 @@ final class EventOutputs {
   /// After a rotation.
   func reopen(_ logger: Logger) {
     do throws(NotificationError) { try file?.reopen() } catch { logger.error("\(error.description)") }
+    for (_, sink) in places { sink.reopen() }
   }
 
   /// Events that did not reach where they should have gone.
-  var lost: UInt64 { file?.counters.linesLost ?? 0 }
+  var lost: UInt64 { places.reduce(pastLost &+ (file?.counters.linesLost ?? 0)) { $0 &+ $1.sink.counters.lost } }
 
-  /// What was lost since the last call.
+  /// What was lost since the last call, by place.
   func newLosses() -> [Loss] {
-    let lost = file?.counters.linesLost ?? 0
-    guard lost > toldLost else { return [] }
-    defer { toldLost = lost }
-    return [
-      Loss(message: file?.problem?.message ?? "the event file could not be written for a while", count: lost - toldLost)
-    ]
+    var losses: [Loss] = []
+    func note(_ name: String, _ lost: UInt64, _ problem: String?) {
+      let before = toldLost.updateValue(lost, forKey: name) ?? 0
+      guard lost > before else { return }
+      losses.append(
+        Loss(
+          message: "events did not get to \(name.escapedForDisplay)" + (problem.map { ": \($0)" } ?? ""),
+          count: lost - before))
+    }
+    if let file { note(file.path, file.counters.linesLost, file.problem?.message) }
+    for (_, sink) in places { note(sink.name, sink.counters.lost, sink.problem) }
+    return losses
   }
 
   /// What is wrong with outputs now.
-  var problems: [String] { file?.problem.map { [$0.message] } ?? [] }
+  var problems: [String] {
+    (file?.problem.map { [$0.message] } ?? [])
+      + places.compactMap { _, sink in sink.problem.map { "\(sink.name): \($0) (\(sink.counters.waiting) events wait)" }
+      }
+  }
 
-  func close() async {}
+  /// Tells the log what is wrong with a place, once, and when it is right again.
+  func logProblems(_ logger: Logger) {
+    for (_, sink) in places {
+      let isTold = toldProblems.contains(sink.name)
+      if let problem = sink.problem, !isTold {
+        toldProblems.insert(sink.name)
+        logger.error("events do not get to \(sink.name): \(problem); they wait")
+      } else if sink.problem == nil, isTold {
+        toldProblems.remove(sink.name)
+        logger.notice("events get to \(sink.name) again")
+      }
+    }
+  }
+
+  func close() async { for (_, sink) in places { sink.close() } }
 }
 #endif

@@ -37,14 +37,23 @@ enum HostFirewall: Sendable {
     }
   }
 
-  /// Says which ports each domain has.
-  func update(_ domains: [DomainDescription]) async throws(FirewallError) {
+  /// Says which ports each domain has, and what it may not pretend there.
+  func update(_ domains: [DomainDescription], _ choice: HostConfiguration.Firewall) async throws(FirewallError) {
     guard case .nftables(let sink) = self else { return }
     var ports: [DomainUUID: [NetworkPort]] = [:]
+    var antiSpoofing = AntiSpoofing(choice.antiSpoofing)
     for domain in domains where !domain.runState.isFinal && domain.migration != .migratedAway {
       ports[domain.incarnation.uuid, default: []] += domain.ports
+      antiSpoofing.exceptions[domain.incarnation.uuid] = choice.antiSpoofingExceptions[domain.name]
     }
-    try await sink.update(ports: ports)
+    try await sink.update(ports: ports, antiSpoofing: antiSpoofing)
+  }
+
+  /// Calls `body` for each change that somebody else makes to what is ours, with a sentence about it.
+  func watch(_ body: @escaping @Sendable (String) -> Void) {
+    guard case .nftables(let sink) = self else { return }
+    let changes = sink.changesByOthers()
+    Task { for await change in changes { body(change.description) } }
   }
 }
 #endif

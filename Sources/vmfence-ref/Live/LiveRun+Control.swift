@@ -25,7 +25,7 @@ extension LiveRun {
     return DaemonStatus(
       version: VMFenceVersion.text, node: host.configuration.node,
       uptime: Double((now - started).wholeNanoseconds) / 1e9, firewall: firewall.name,
-      isDryRun: host.configuration.policy.isDryRun, measures: await coordinator.measuresInForce.count,
+      isDryRun: host.configuration.policy.isDryRun, measures: await coordinator.measureCounts.all,
       pending: await coordinator.pending.count, desired: await coordinator.waitingForFirewall.count,
       captureDrops: captures.drops, eventsLost: outputs.lost,
       clockOffset: Double(clock.offset.wholeNanoseconds) / 1e9,

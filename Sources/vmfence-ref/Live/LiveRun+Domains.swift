@@ -6,6 +6,8 @@ import VMFenceCore
 enum LiveMessage: Sendable {
   /// The inventory has something new.
   case inventory
+  /// Somebody else changed the packet filter: who and how, in a sentence.
+  case foreignChange(String)
   /// A reload was prepared, or what stands against it.
   case prepared(PreparedHost?, [Diagnostic])
   /// Rules were compiled for domains that came, with the assignments that they were compiled for.
@@ -25,6 +27,7 @@ extension LiveRun {
     Task {
       for await _ in await inventory.changes() { mailbox.post(.inventory) }
     }
+    firewall.watch { mailbox.post(.foreignChange($0)) }
   }
 
   func refreshInventory(at now: Timestamp) async {
@@ -59,7 +62,7 @@ extension LiveRun {
   private func tellFirewall(_ domains: [DomainDescription]) async {
     guard portsAreStale else { return }
     do throws(FirewallError) {
-      try await firewall.update(domains)
+      try await firewall.update(domains, host.configuration.firewall)
       portsAreStale = false
     } catch { logger.error("the firewall was not told of the domains' ports: \(error.description)") }
   }
@@ -122,6 +125,9 @@ extension LiveRun {
   func take(_ message: LiveMessage, at now: Timestamp) async {
     switch message {
     case .inventory: await refreshInventory(at: now)
+    case .foreignChange(let sentence):
+      if !isReconcileWanted { logger.warning("the packet filter: \(sentence); it is read back") }
+      isReconcileWanted = true
     case .prepared(let prepared, let diagnostics):
       isPreparing = false
       logger.log(diagnostics)
@@ -153,6 +159,8 @@ extension LiveRun {
     }
     host = prepared
     putInForce(prepared.rules, at: now)
+    outputs.use(prepared.configuration.notifications)
+    portsAreStale = true
     await refreshInventory(at: now)
     forgetTable()
     if !fixed.isEmpty {
@@ -174,10 +182,20 @@ extension HostConfiguration {
     [
       ("inventory", inventory == old.inventory), ("detectors", usesProcesses == old.usesProcesses),
       ("inspection", inspector == old.inspector), ("lifecycle", lifecycle == old.lifecycle),
-      ("node", node == old.node), ("firewall", firewall == old.firewall),
-      ("control-socket", controlSocket == old.controlSocket), ("state-directory", stateDirectory == old.stateDirectory),
+      ("node", node == old.node), ("control", control == old.control), ("firewall", firewall.isSame(as: old.firewall)),
+      ("control-socket", controlSocket == old.controlSocket), ("metrics", metrics == old.metrics),
+      ("state-directory", stateDirectory == old.stateDirectory),
       ("answer-timeout", answerTimeout == old.answerTimeout),
     ].filter { !$0.1 }.map(\.0)
+  }
+}
+
+extension HostConfiguration.Firewall {
+  /// Whether nothing is different but what a reload takes over.
+  fileprivate func isSame(as other: Self) -> Bool {
+    var other = other
+    (other.antiSpoofing, other.antiSpoofingExceptions) = (antiSpoofing, antiSpoofingExceptions)
+    return self == other
   }
 }
 #endif

@@ -34,7 +34,9 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   private static var patience: Duration { .milliseconds(10) }
   private static var tickInterval: Duration { .milliseconds(20) }
   private static var slowInterval: Duration { .seconds(1) }
-  private static var reconcileInterval: Duration { .seconds(10) }
+  private static var reconcileInterval: Duration { .seconds(60) }
+  /// Whoever changes our table again and again does not keep us busy with it.
+  private static var reconcilePause: Duration { .milliseconds(200) }
   private static var batch: Int { 1024 }
 
   let logger: Logger
@@ -69,7 +71,10 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   var snapshot: InventorySnapshot?
   /// The firewall is to be told of the domains' ports.
   var portsAreStale = true
-  private var nextReconcile = Timestamp(nanoseconds: .min)
+  private var metrics: MetricsServer?
+  var latency = LatencyHistogram()
+  var isReconcileWanted = false
+  private var lastReconcile: Timestamp
   /// When domains that are known and not in the inventory any more were seen last.
   var gone: [Incarnation: Timestamp] = [:]
 
@@ -79,6 +84,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     logger = parts.logger
     clock = parts.clock
     started = parts.clock.now
+    lastReconcile = parts.clock.now
     directory = parts.directory
     inventory = parts.inventory
     coordinator = parts.coordinator
@@ -118,6 +124,8 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
         throw ReplayFailure(Diagnostic(.error, error.message, remedy: error.remedy), Exit.cannotCreate)
       }
     }
+    outputs.use(host.configuration.notifications)
+    try serveMetrics()
     watchInventory()
     var isReady = false
     while !Signals.isStopRequested {
@@ -130,12 +138,14 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
         noteDrops(at: now)
         await refreshNeverBlock(at: now)
         await coordinator.advance(to: now)
-        await reconcile(at: now)
+        outputs.logProblems(logger)
+        if let metrics { metrics.publish(await metricsText(at: now)) }
       }
       if now >= nextTick {
         nextTick = now + Self.tickInterval
         pool.tick(at: now)
         refreshTable(at: now)
+        await reconcile(at: now)
       }
       if !isReady {
         isReady = true
@@ -164,10 +174,14 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     await stop()
   }
 
-  /// Looks whether the firewall holds what it should, now and then: others may have changed it.
+  /// Looks whether the firewall holds what it should: soon after others changed it, and besides now and then.
   private func reconcile(at now: Timestamp) async {
-    guard now >= nextReconcile else { return }
-    nextReconcile = now + Self.reconcileInterval
+    guard now >= (isReconcileWanted ? lastReconcile + Self.reconcilePause : lastReconcile + Self.reconcileInterval)
+    else {
+      return
+    }
+    isReconcileWanted = false
+    lastReconcile = now
     // What goes wrong is told as an event, and tried again.
     do throws(FirewallError) { try await coordinator.reconcile(at: now) } catch {}
   }
@@ -175,6 +189,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   private func stop() async {
     service.stopping()
     desk.close()
+    metrics?.close()
     for case .question(let question) in mailbox.take() {
       question.answer(.failure(ControlFailure("the daemon stops")))
     }
@@ -187,6 +202,15 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     await outputs.close()
     logger.notice("stopped")
     for line in pool.reports.map(\.summaryLine) { logger.notice("\(line)") }
+  }
+
+  private func serveMetrics() throws(ReplayFailure) {
+    guard let endpoint = host.configuration.metrics else { return }
+    do throws(ControlFailure) {
+      let server = try MetricsServer(address: endpoint.address, port: endpoint.port)
+      server.start()
+      metrics = server
+    } catch { throw ReplayFailure(Diagnostic(.error, error.message, remedy: error.remedy), Exit.cannotCreate) }
   }
 
   private func readCaptures() -> Int {
@@ -259,11 +283,25 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     let events = extra + pool.takeEvents() + sourceAlerts.drain(&dispatcher, at: now)
     extra = []
     for event in events { directory.note(event) }
-    if !events.isEmpty { await coordinator.handle(events, at: now) }
+    if !events.isEmpty { measure(await coordinator.handle(events, at: now), after: events) }
     // A decision is told after what led to it.
     let decided = decisions.take()
     let offset = clock.offset
     for event in events + decided { await outputs.receive(event.shifted(by: offset)) }
+  }
+
+  /// Notes how long it took from the packet to the block in force.
+  private func measure(_ decisions: [Decision], after events: [Event]) {
+    let now = clock.now
+    for decision in decisions where decision.status == .enforced && decision.firewallMeasure != nil {
+      let packet = events.last { event in
+        if case .alert(let alert) = event, alert.incarnation == decision.incarnation {
+          return decision.source.map { $0.contains(alert.source) || $0.contains(alert.destination) } ?? true
+        }
+        return false
+      }
+      if let packet { latency.add(seconds: Double(max(0, (now - packet.time).wholeNanoseconds)) / 1e9) }
+    }
   }
 
   private func writeStatistics(at now: Timestamp) {

@@ -1,0 +1,112 @@
+internal import Foundation
+internal import Glibc
+internal import Synchronization
+internal import VMFenceCore
+
+/// Serves one text to whoever asks for `/metrics` by HTTP: Prometheus's text format, version 0.0.4. One request a connection, a few connections at once, everything bounded;
+/// whoever can connect may read.
+public final class MetricsServer: Sendable {
+  private static let clientLimit = 8
+  private static let requestLimit = 8 << 10
+  private static let patience = Duration.seconds(5)
+
+  private struct State {
+    var text: [UInt8] = []
+    var clients = 0
+    var isClosed = false
+  }
+
+  /// The port that it listens at: the one it was told, or with 0 one that was free.
+  public let port: UInt16
+  private let listener: Int32
+  private let state = Mutex(State())
+
+  /// - `address`: an IPv4 or IPv6 address of this host.
+  public init(address: String, port: UInt16) throws(ControlFailure) {
+    do throws(SystemFailure) {
+      (listener, self.port) = try NetworkSocket.listen(address: address, port: port)
+    } catch {
+      throw ControlFailure(
+        "metrics cannot be served: \(error.description)", remedy: "choose an address of this host and a free port")
+    }
+  }
+
+  /// Begins to serve.
+  public func start() {
+    let thread = Thread { [self] in accept() }
+    thread.name = "vmfence-metrics"
+    thread.start()
+  }
+
+  public func close() { state.withLock { $0.isClosed = true } }
+
+  /// What is served from now on.
+  public func publish(_ text: String) { state.withLock { $0.text = Array(text.utf8) } }
+
+  private var isClosed: Bool { state.withLock { $0.isClosed } }
+
+  private func accept() {
+    while !isClosed {
+      var waited = pollfd(fd: listener, events: Int16(POLLIN), revents: 0)
+      // SAFETY: one structure, as is said.
+      guard unsafe poll(&waited, 1, 500) > 0 else { continue }
+      let client = Glibc.accept(listener, nil, nil)
+      guard client >= 0 else { continue }
+      _ = fcntl(client, F_SETFD, FD_CLOEXEC)
+      _ = fcntl(client, F_SETFL, O_NONBLOCK)
+      let connection = ControlConnection(descriptor: client)
+      let isWelcome = state.withLock { state in
+        guard state.clients < Self.clientLimit else { return false }
+        state.clients += 1
+        return true
+      }
+      guard isWelcome else { continue }
+      let thread = Thread { [self] in
+        serve(connection)
+        state.withLock { $0.clients -= 1 }
+      }
+      thread.name = "vmfence-scrape"
+      thread.start()
+    }
+    Glibc.close(listener)
+  }
+
+  private func serve(_ connection: ControlConnection) {
+    guard let request = head(of: connection) else { return }
+    let words = request.split(separator: " ")
+    let (status, text): (String, [UInt8]) =
+      if words.count != 3 || !words[2].hasPrefix("HTTP/1.") {
+        ("400 Bad Request", Array("this is no HTTP request\n".utf8))
+      } else if words[0] != "GET" && words[0] != "HEAD" {
+        ("405 Method Not Allowed", Array("GET and HEAD only\n".utf8))
+      } else if words[1] != "/metrics" && !words[1].hasPrefix("/metrics?") {
+        ("404 Not Found", Array("there is only /metrics\n".utf8))
+      } else {
+        ("200 OK", state.withLock { $0.text })
+      }
+    let head =
+      "HTTP/1.1 \(status)\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
+      + "Content-Length: \(text.count)\r\nConnection: close\r\n\r\n"
+    _ = connection.write(
+      Array(head.utf8) + (words.first == "HEAD" ? [] : text), patience: Self.patience, while: { !isClosed })
+  }
+
+  /// The request's first line, when its head is whole; nil when it is too long or does not come.
+  private func head(of connection: ControlConnection) -> String? {
+    var first: String?
+    var total = 0
+    let deadline = ContinuousClock.now + Self.patience
+    while ContinuousClock.now < deadline {
+      guard
+        case .line(var line)? = connection.readLine(
+          limit: Self.requestLimit, patience: Self.patience, while: { !isClosed })
+      else { return nil }
+      if line.last == 0x0D { line.removeLast() }
+      total += line.count + 2
+      if total > Self.requestLimit { return nil }
+      if line.isEmpty, first != nil { return first }
+      if first == nil { first = String(decoding: line, as: UTF8.self) }
+    }
+    return nil
+  }
+}

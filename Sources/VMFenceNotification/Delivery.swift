@@ -1,0 +1,62 @@
+public import VMFenceCore
+
+/// Brings lines to where they should go. Used by one thread at a time, which may wait for it.
+public protocol Delivery: AnyObject, Sendable {
+  /// Delivers lines in their order.
+  ///
+  /// - Returns: how many of them are over with, from the first: delivered, or refused for good (which is counted in `refused`).
+  /// - Throws: when the rest should be tried again later.
+  func deliver(_ lines: [[UInt8]]) throws(DeliveryFailure) -> Int
+
+  /// Lines that the other side does not want, and never will.
+  var refused: UInt64 { get }
+
+  /// Lets go of what is open: after a rotation, or at the end.
+  func reset()
+}
+
+/// Why lines were not delivered, for now.
+public struct DeliveryFailure: Error, Sendable, Hashable {
+  public var message: String
+  /// Lines that were delivered before it.
+  public var delivered: Int
+
+  public init(_ message: String, delivered: Int = 0) {
+    self.message = message
+    self.delivered = delivered
+  }
+}
+
+/// Which events a place wants.
+public struct EventFilter: Sendable, Hashable {
+  public enum Kind: String, Sendable, Hashable, CaseIterable {
+    case alert, file, decision, lifecycle, platform
+  }
+
+  public var kinds: Set<Kind>
+  /// Only what concerns this tenant's guests. What concerns the host as a whole is for the provider only.
+  public var tenant: TenantID?
+
+  public init(kinds: Set<Kind> = Set(Kind.allCases), tenant: TenantID? = nil) {
+    self.kinds = kinds
+    self.tenant = tenant
+  }
+
+  public func wants(_ event: Event, _ directory: DomainDirectory) -> Bool {
+    guard kinds.contains(event.kind) else { return false }
+    guard let tenant else { return true }
+    return event.incarnation.flatMap(directory.entry)?.description.tenant == tenant
+  }
+}
+
+extension Event {
+  fileprivate var kind: EventFilter.Kind {
+    switch self {
+    case .alert: .alert
+    case .file: .file
+    case .decision: .decision
+    case .lifecycle: .lifecycle
+    case .platform: .platform
+    }
+  }
+}

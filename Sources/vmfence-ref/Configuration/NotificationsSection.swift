@@ -1,0 +1,125 @@
+#if Daemon
+import Foundation
+import VMFenceConfiguration
+import VMFenceCore
+import VMFenceNotification
+
+/// One place that events go to.
+struct NotificationPlace: Sendable, Equatable {
+  enum Kind: Sendable, Equatable {
+    case eveFile(String)
+    case fastFile(String)
+    case eveSocket(String, UnixSocketDelivery.Kind)
+    case syslog(SyslogDelivery.Target, SyslogFormat.Facility)
+    case webhook(String, headers: [String: String])
+  }
+
+  var kind: Kind
+  var filter: EventFilter
+  var queue: Int
+  /// For people: `syslog udp://192.0.2.1:514`.
+  var name: String
+}
+
+/// Reads `notifications`.
+struct NotificationsSection {
+  let reader: YAMLReader
+  let resolve: (String) -> String
+
+  func read(_ root: YAMLMapping) -> [NotificationPlace] { root.children("notifications").compactMap(place) }
+
+  private func place(_ map: YAMLMapping) -> NotificationPlace? {
+    let facility = map.choice("facility", SyslogFormat.Facility.self) ?? .auth
+    let socket = map.choice("socket", UnixSocketDelivery.Kind.self) ?? .stream
+    var headers: [String: String] = [:]
+    if let child = map.child("headers") { for (key, _) in child.entries { headers[key] = child.string(key) } }
+    let kinds: [(String, (String) -> NotificationPlace.Kind?)] = [
+      ("eve-file", { .eveFile(resolve($0)) }), ("fast-file", { .fastFile(resolve($0)) }),
+      ("eve-socket", { .eveSocket($0.hasPrefix("@") ? $0 : resolve($0), socket) }),
+      ("syslog", { Self.syslog($0).map { .syslog($0, facility) } }),
+      (
+        "webhook",
+        { text in
+          guard let url = URL(string: text), ["http", "https"].contains(url.scheme), url.host?.isEmpty == false else {
+            return nil
+          }
+          return .webhook(text, headers: headers)
+        }
+      ),
+    ]
+    let named = kinds.filter { map.has($0.0) }
+    var found: NotificationPlace.Kind?
+    var name = ""
+    for (key, parse) in named {
+      let expected =
+        key == "syslog"
+        ? "`local`, `local:PATH`, `udp://HOST:PORT` or `tcp://HOST:PORT`"
+        : key == "webhook" ? "an http or https URL" : "a path"
+      found = map.value(key, expected: expected, parse)
+      name = "\(key) \(map.string(key) ?? "")"
+    }
+    let tenant = map.string("tenant").map(TenantID.init)
+    let wanted = map.values(
+      "events", expected: "one of \(EventFilter.Kind.allCases.map(\.rawValue).joined(separator: ", "))",
+      EventFilter.Kind.init(rawValue:))
+    let queue = map.integer("queue", in: 1...1_000_000) ?? 10_000
+    kinds.forEach { _ = map.raw($0.0) }
+    map.finish()
+    guard named.count == 1 else {
+      reader.report(
+        at: map.node, "\(map.path) must name exactly one place",
+        remedy: "one of \(kinds.map(\.0).joined(separator: ", "))")
+      return nil
+    }
+    var filter = EventFilter(tenant: tenant)
+    if case .fastFile = found { filter.kinds = [.alert] }
+    if !wanted.isEmpty { filter.kinds = Set(wanted) }
+    return found.map { NotificationPlace(kind: $0, filter: filter, queue: queue, name: name) }
+  }
+
+  private static func syslog(_ text: String) -> SyslogDelivery.Target? {
+    if text == "local" { return .local(path: "/dev/log") }
+    if text.hasPrefix("local:") { return .local(path: String(text.dropFirst(6))) }
+    guard let url = URL(string: text), let host = url.host, !host.isEmpty, url.path.isEmpty else { return nil }
+    let bare = host.hasPrefix("[") ? String(host.dropFirst().dropLast()) : host
+    switch url.scheme {
+    case "udp": return UInt16(exactly: url.port ?? 514).map { .udp(host: bare, port: $0) }
+    case "tcp": return UInt16(exactly: url.port ?? 601).map { .tcp(host: bare, port: $0) }
+    default: return nil
+    }
+  }
+}
+
+extension NotificationPlace {
+  func open(encoder: EVEEncoder) -> DeliverySink {
+    let directory = encoder.directory
+    let (delivery, format) = parts(encoder)
+    return DeliverySink(
+      name: name, filter: filter, directory: directory, limits: .init(lines: queue), delivery: delivery, format: format)
+  }
+
+  private func parts(_ encoder: EVEEncoder) -> (any Delivery, DeliverySink.Format) {
+    let eve: DeliverySink.Format = { event in
+      var lines = [encoder.encode(event)]
+      if case .alert(let alert) = event, let drop = encoder.encodeDrop(alert) { lines.append(drop) }
+      return lines
+    }
+    switch kind {
+    case .eveFile(let path): return (FileDelivery(path: path), eve)
+    case .fastFile(let path):
+      let fast = FastAlertEncoder(isInline: encoder.isInline)
+      return (
+        FileDelivery(path: path),
+        { event in if case .alert(let alert) = event { [fast.encode(alert)] } else { [] } }
+      )
+    case .eveSocket(let path, let socket): return (UnixSocketDelivery(path: path, kind: socket), eve)
+    case .syslog(let target, let facility):
+      let syslog = SyslogFormat(
+        facility: facility, host: encoder.node, process: getpid(), directory: encoder.directory,
+        isInline: encoder.isInline)
+      return (SyslogDelivery(target), { [syslog.encode($0)] })
+    case .webhook(let url, let headers): return (WebhookDelivery(url: url, headers: headers), eve)
+    }
+  }
+}
+#endif

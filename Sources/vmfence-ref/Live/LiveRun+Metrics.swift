@@ -1,0 +1,81 @@
+#if Daemon
+import Foundation
+import VMFenceControl
+import VMFenceCore
+
+extension LiveRun {
+  /// What Prometheus gets: base units, no label that the network chooses.
+  func metricsText(at now: Timestamp) async -> String {
+    var metrics = MetricsText()
+    metrics.metric("vmfence_build_info", .gauge, "The daemon's version.")
+    metrics.sample(1, [("version", VMFenceVersion.text)])
+    metrics.metric("vmfence_uptime_seconds", .gauge, "Since the daemon's start.")
+    metrics.sample(Double((now - started).wholeNanoseconds) / 1e9)
+    metrics.metric("vmfence_clock_offset_seconds", .gauge, "By how much the system's clock was set since the start.")
+    metrics.sample(Double(clock.offset.wholeNanoseconds) / 1e9)
+    writeDomains(&metrics)
+    await writeMeasures(&metrics)
+    metrics.metric(
+      "vmfence_capture_drops_total", .counter, "Frames that the kernel dropped before the daemon read them.")
+    metrics.sample(captures.drops)
+    metrics.metric("vmfence_events_lost_total", .counter, "Events that did not reach where they should have gone.")
+    metrics.sample(outputs.lost)
+    metrics.metric(
+      "vmfence_enforce_latency_seconds", .histogram, "From the packet that decided to the measure in force.")
+    latency.write(&metrics)
+    return metrics.text
+  }
+
+  private func writeDomains(_ metrics: inout MetricsText) {
+    let reports = pool.reports.filter { $0.automaton?.state != .ended }
+    func write(_ name: String, _ help: String, _ value: (DomainReport) -> UInt64) {
+      metrics.metric(name, .counter, help)
+      for report in reports { metrics.sample(value(report), labels(report)) }
+    }
+    write("vmfence_capture_packets_total", "Packets of the domain.") { $0.counters.packets }
+    write("vmfence_capture_bytes_total", "Bytes of the domain's frames.") { $0.counters.bytes }
+    write("vmfence_inspected_packets_total", "Packets that a detector has answered.") { $0.counters.inspected }
+    write("vmfence_alerts_total", "Alerts.") { $0.counters.alerts }
+    write("vmfence_alerts_lost_total", "Alerts that did not fit into their packet's record.") { $0.counters.alertsLost }
+    write("vmfence_detector_restarts_total", "Detectors that were started again.") { $0.counters.restarts }
+    metrics.metric("vmfence_packets_uninspected_total", .counter, "Packets that no detector has seen, by cause.")
+    for report in reports {
+      let counters = report.counters
+      for (reason, count) in [
+        ("ring_full", counters.droppedFull), ("no_detector", counters.droppedUnguarded),
+        ("domain_ended", counters.droppedAtEnd), ("poison_packet", counters.droppedPoison),
+      ] { metrics.sample(count, labels(report) + [("reason", reason)]) }
+    }
+    metrics.metric("vmfence_ring_waiting_packets", .gauge, "Packets that wait for the domain's detector.")
+    for report in reports { metrics.sample(report.waiting, labels(report)) }
+    metrics.metric("vmfence_vm_state", .gauge, "1 for the state that the domain's detector is in.")
+    for report in reports {
+      metrics.sample(1, labels(report) + [("state", (report.automaton?.state ?? .unguarded).rawValue)])
+    }
+  }
+
+  private func labels(_ report: DomainReport) -> [(String, String)] {
+    [("vm", report.description.name), ("uuid", report.description.incarnation.uuid.description)]
+  }
+
+  private func writeMeasures(_ metrics: inout MetricsText) async {
+    let counts = await coordinator.measureCounts
+    metrics.metric("vmfence_blocks_active", .gauge, "Blocks in force.")
+    metrics.sample(counts.v4Blocks, [("family", "ipv4")])
+    metrics.sample(counts.v6Blocks, [("family", "ipv6")])
+    metrics.metric("vmfence_firewall_desired_elements", .gauge, "Measures that should be in force.")
+    metrics.sample(counts.all)
+    metrics.metric("vmfence_firewall_waiting_decisions", .gauge, "Decisions that the firewall has not taken yet.")
+    metrics.sample(await coordinator.waitingForFirewall.count)
+    metrics.metric("vmfence_pending_decisions", .gauge, "Decisions that wait for an administrator.")
+    metrics.sample(await coordinator.pending.count)
+    let figures = await coordinator.statistics
+    metrics.metric("vmfence_policy_decisions_total", .counter, "Measures and notices that were decided.")
+    metrics.sample(figures.decided)
+    metrics.metric("vmfence_policy_withheld_total", .counter, "Times that something stood against a measure.")
+    metrics.sample(figures.withheld)
+    metrics.metric("vmfence_policy_evictions_total", .counter, "Counts and steps that made room for others.")
+    metrics.sample(figures.countersEvicted &+ figures.offendersEvicted)
+  }
+}
+#endif

@@ -1,0 +1,247 @@
+import Foundation
+import Testing
+import VMFenceCore
+import VMFenceNotification
+
+private func sink(
+  _ delivery: any Delivery, _ filter: EventFilter = EventFilter(), lines: Int = 10_000,
+  format: DeliverySink.Format? = nil
+) -> DeliverySink {
+  let directory = directory()
+  let encoder = EVEEncoder(node: "dom0", directory: directory)
+  return DeliverySink(
+    name: "test", filter: filter, directory: directory,
+    limits: .init(lines: lines, retryFirst: .milliseconds(20), retryMaximum: .milliseconds(100)), delivery: delivery,
+    format: format ?? { [encoder.encode($0)] })
+}
+
+private func wait(_ what: String, until condition: () -> Bool) throws {
+  for _ in 0..<2500 where !condition() { usleep(2_000) }
+  try #require(condition(), "waited in vain: \(what)")
+}
+
+private func sid(_ line: String) -> Int? {
+  struct Line: Decodable {
+    struct Rule: Decodable {
+      var signatureID: Int
+      enum CodingKeys: String, CodingKey { case signatureID = "signature_id" }
+    }
+    var alert: Rule?
+  }
+  return (try? JSONDecoder().decode(Line.self, from: Data(line.utf8)))?.alert?.signatureID
+}
+
+@Suite("Events to unix sockets")
+struct UnixSocketTests {
+  @Test("a stream gets lines in order, and those that came while nobody listened")
+  func stream() async throws {
+    let peer = try Peer(.unixStream)
+    let sink = sink(UnixSocketDelivery(path: peer.path, kind: .stream))
+    for number in 1...50 { await sink.receive(alert(UInt32(number))) }
+    #expect(peer.lines(50).compactMap(sid) == Array(1...50))
+    sink.close()
+    #expect(sink.counters.delivered == 50 && sink.counters.lost == 0 && sink.counters.waiting == 0)
+  }
+
+  @Test("a receiver that goes and comes again loses nothing that it had not been sent")
+  func reconnects() async throws {
+    let first = try Peer(.unixStream)
+    let sink = sink(UnixSocketDelivery(path: first.path, kind: .stream))
+    await sink.receive(alert(1))
+    #expect(first.lines(1).compactMap(sid) == [1])
+    first.leave()
+    await sink.receive(alert(2))
+    await sink.receive(alert(3))
+    try wait("the failure is seen") { sink.problem != nil }
+    #expect(sink.counters.waiting == 2)
+    let path = first.path
+    let listener = try LocalSocket.bind(at: path, .stream, mode: 0o600)
+    defer {
+      close(listener)
+      remove(path)
+    }
+    try wait("the rest is delivered") { sink.counters.waiting == 0 }
+    #expect(sink.problem == nil && sink.counters.lost == 0)
+    sink.close()
+  }
+
+  @Test("a datagram holds one line")
+  func datagram() async throws {
+    let peer = try Peer(.unixDatagram)
+    let sink = sink(UnixSocketDelivery(path: peer.path, kind: .datagram))
+    for number in 1...5 { await sink.receive(alert(UInt32(number))) }
+    #expect(peer.receive { $0.count == 5 }.compactMap(sid) == Array(1...5))
+    sink.close()
+  }
+
+  @Test("nobody there: the queue is bounded, what does not fit is counted, and what is left at the end too")
+  func bounded() async throws {
+    let sink = sink(UnixSocketDelivery(path: "/nonexistent/socket", kind: .stream), lines: 10)
+    for number in 1...25 { await sink.receive(alert(UInt32(number))) }
+    #expect(sink.counters.waiting == 10 && sink.counters.overflowed == 15)
+    try wait("it is told") { sink.problem?.contains("No such file or directory") == true }
+    sink.close(patience: .milliseconds(100))
+    #expect(sink.counters.lost == 25)
+  }
+
+  @Test("a tenant gets what concerns its guests, and nothing of the host")
+  func tenants() async throws {
+    let peer = try Peer(.unixStream)
+    let sink = sink(
+      UnixSocketDelivery(path: peer.path, kind: .stream), EventFilter(tenant: TenantID("globex")))
+    await sink.receive(alert(1, on: guest))
+    await sink.receive(notice())
+    await sink.receive(alert(2, on: other))
+    await sink.receive(alert(3, on: guest))
+    await sink.receive(alert(4, on: other))
+    #expect(peer.lines(2).compactMap(sid) == [2, 4])
+    sink.close()
+  }
+}
+
+@Suite("Events to syslog")
+struct SyslogTests {
+  private func format(_ facility: SyslogFormat.Facility = .auth) -> DeliverySink.Format {
+    let syslog = SyslogFormat(facility: facility, host: "dom0 a", process: 42, directory: directory())
+    return { [syslog.encode($0)] }
+  }
+
+  @Test(
+    "the message is what RFC 5424 says, with the facility that was asked for", arguments: SyslogFormat.Facility.allCases
+  )
+  func message(facility: SyslogFormat.Facility) {
+    let numbers: [SyslogFormat.Facility: Int] = [
+      .kern: 0, .user: 1, .mail: 2, .daemon: 3, .auth: 4, .syslog: 5, .lpr: 6, .news: 7, .uucp: 8, .cron: 9,
+      .authpriv: 10, .ftp: 11, .local0: 16, .local1: 17, .local2: 18, .local3: 19, .local4: 20, .local5: 21,
+      .local6: 22, .local7: 23,
+    ]
+    let line = String(decoding: format(facility)(alert())[0], as: UTF8.self)
+    #expect(
+      line.hasPrefix("<\(numbers[facility]! * 8 + 3)>1 2023-11-14T22:13:20.123456Z dom0a vmfence 42 alert ["), "\(line)"
+    )
+    #expect(line.contains("name=\"we\\\"b\\]\" sid=\"1:7:"), "\(line)")
+    #expect(line.contains("] \u{FEFF}11/14-22:13:20.123456 [**] [1:7:"), "\(line)")
+  }
+
+  @Test("text from outside cannot begin another message")
+  func hostile() {
+    let line = String(decoding: format()(alert(message: "a\n<0>1 - evil \u{1B}[2J"))[0], as: UTF8.self)
+    #expect(!line.contains("\n") && !line.contains("\u{1B}"))
+  }
+
+  @Test("the local daemon gets datagrams")
+  func local() async throws {
+    let peer = try Peer(.unixDatagram)
+    let sink = sink(SyslogDelivery(.local(path: peer.path)), format: format())
+    await sink.receive(alert())
+    await sink.receive(notice())
+    let got = peer.receive { $0.count == 2 }
+    #expect(
+      got.count == 2 && got[0].hasPrefix("<35>1 ") && got[1].contains(" platform [vmfence@32473 kind=\"clock-jump\"]"))
+    sink.close()
+  }
+
+  @Test("UDP: one message a datagram, cut at 8 KiB")
+  func udp() async throws {
+    let peer = try Peer(.udp)
+    let sink = sink(SyslogDelivery(.udp(host: "127.0.0.1", port: peer.port)), format: format())
+    await sink.receive(alert())
+    await sink.receive(alert(message: String(repeating: "x", count: 20_000)))
+    let got = peer.receive { $0.count == 2 }
+    #expect(got.map(\.utf8.count).last == 8_192 && got.first?.hasPrefix("<35>1 ") == true)
+    sink.close()
+  }
+
+  @Test("TCP: the length goes before each message")
+  func tcp() async throws {
+    let peer = try Peer(.tcp)
+    let sink = sink(SyslogDelivery(.tcp(host: "localhost", port: peer.port)), format: format())
+    for number in 1...3 { await sink.receive(alert(UInt32(number))) }
+    var rest = Substring(
+      peer.receive { $0[0].components(separatedBy: "<35>1 ").count == 4 && $0[0].hasSuffix("80") }[0])
+    var messages: [String] = []
+    while let space = rest.firstIndex(of: " "), let length = Int(rest[..<space]) {
+      let bytes = Array(rest[rest.index(after: space)...].utf8)
+      messages.append(String(decoding: bytes.prefix(length), as: UTF8.self))
+      rest = Substring(String(decoding: bytes.dropFirst(length), as: UTF8.self))
+    }
+    #expect(messages.count == 3 && rest.isEmpty && messages.allSatisfy { $0.hasPrefix("<35>1 ") })
+    sink.close()
+  }
+}
+
+@Suite("Events to files")
+struct FileDeliveryTests {
+  @Test("a file that was renamed away is begun anew; every line is in one of the two, whole")
+  func rotation() async throws {
+    let path = NSTemporaryDirectory() + "vmfence-\(UUID().uuidString).json"
+    defer { for name in [path, path + ".1"] { remove(name) } }
+    let sink = sink(FileDelivery(path: path))
+    for number in 1...20 { await sink.receive(alert(UInt32(number))) }
+    try wait("the first half") { sink.counters.delivered == 20 }
+    try FileManager.default.moveItem(atPath: path, toPath: path + ".1")
+    for number in 21...40 { await sink.receive(alert(UInt32(number))) }
+    try wait("the second half") { sink.counters.delivered == 40 }
+    func sids(_ name: String) throws -> [Int] {
+      try String(contentsOfFile: name, encoding: .utf8).split(separator: "\n").map(String.init).compactMap(sid)
+    }
+    #expect(try sids(path + ".1") == Array(1...20))
+    #expect(try sids(path) == Array(21...40))
+    sink.close()
+  }
+
+  @Test("a folder that is not there is told, and the lines wait for it")
+  func missing() async throws {
+    let folder = NSTemporaryDirectory() + "vmfence-\(UUID().uuidString)"
+    defer { try? FileManager.default.removeItem(atPath: folder) }
+    let sink = sink(FileDelivery(path: folder + "/eve.json"))
+    await sink.receive(alert())
+    try wait("it is told") { sink.problem != nil }
+    try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
+    try wait("it is written") { sink.counters.delivered == 1 }
+    sink.close()
+  }
+}
+
+@Suite("Events to a web service")
+struct WebhookTests {
+  private func answer(_ peer: Peer, _ status: String) {
+    peer.send("HTTP/1.1 \(status)\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+    peer.hangUp()
+  }
+
+  @Test("a POST of JSON lines; what fails for now is sent again, in order")
+  func retries() async throws {
+    let peer = try Peer(.tcp)
+    let sink = sink(WebhookDelivery(url: "http://127.0.0.1:\(peer.port)/hook", headers: ["Authorization": "Bearer x"]))
+    await sink.receive(alert(1))
+    let request = peer.receive { $0[0].contains("\"signature_id\":1") && $0[0].hasSuffix("\n") }[0]
+    #expect(request.hasPrefix("POST /hook HTTP/1.1\r\n") && request.contains("Authorization: Bearer x"))
+    #expect(request.contains("application/x-ndjson"))
+    answer(peer, "503 Service Unavailable")
+    try wait("the failure is seen") { sink.problem?.contains("answers 503") == true }
+    await sink.receive(alert(2))
+    _ = peer.receive { $0[0].components(separatedBy: "POST /hook").count == 3 && $0[0].hasSuffix("\n") }
+    answer(peer, "200 OK")
+    try wait("the first is taken") { sink.counters.delivered >= 1 }
+    if sink.counters.delivered < 2 {
+      _ = peer.receive { $0[0].components(separatedBy: "POST /hook").count == 4 && $0[0].hasSuffix("\n") }
+      answer(peer, "204 No Content")
+    }
+    try wait("both are taken") { sink.counters.delivered == 2 }
+    #expect(sink.counters.lost == 0)
+    sink.close()
+  }
+
+  @Test("what the service refuses for good is counted as lost")
+  func refused() async throws {
+    let peer = try Peer(.tcp)
+    let sink = sink(WebhookDelivery(url: "http://127.0.0.1:\(peer.port)/"))
+    await sink.receive(alert(1))
+    _ = peer.receive { $0[0].hasSuffix("\n") && $0[0].contains("\"signature_id\":1") }
+    answer(peer, "400 Bad Request")
+    try wait("it is counted") { sink.counters.refused == 1 }
+    #expect(sink.counters.delivered == 0 && sink.counters.waiting == 0)
+    sink.close()
+  }
+}

@@ -1,0 +1,113 @@
+#if Daemon
+import Foundation
+import NetworkTestSupport
+import Testing
+
+@Suite("The configuration of a host")
+struct HostConfigurationTests {
+  private static let host = """
+    version: 1
+    inventory: inventory.yaml
+    rules: {dialect: snort2, common: a.rules}
+    firewall: {kind: nftables, table: vmfence}
+    notifications:
+      - {syslog: "udp://192.0.2.1:514", facility: local3, tenant: acme}
+    metrics: {port: 9477}
+    policy: policy.yaml
+    """
+  private static let policy = """
+    rules:
+      - name: all
+        when: {classes: [misc-attack]}
+        count: {per: source, at-least: 2, within: 10s}
+        ladder: [{block: 1m}]
+    """
+  private static let inventory = """
+    version: 1
+    domains:
+      - {name: web, uuid: 6e1b4d0a-93c5-4c54-8d0e-5a0c7a1f0001, domid: 1, ports: [{interface: vif1.0, mac: "00:16:3e:00:00:01"}]}
+    """
+
+  private func check(_ replace: String, _ with: String) throws -> Program.Result {
+    let folder = try TemporaryFolder()
+    func write(_ name: String, _ text: String) throws -> String {
+      try folder.write(name, text.replacingOccurrences(of: replace, with: with))
+    }
+    _ = try folder.write(
+      "a.rules", "alert tcp any any -> any any (msg:\"m\"; content:\"x\"; classtype:misc-attack; sid:1;)\n")
+    _ = try write("inventory.yaml", Self.inventory)
+    _ = try write("policy.yaml", Self.policy)
+    return try Program.run("check", "--live", try write("host.yaml", Self.host))
+  }
+
+  @Test("one that is right, and the example, are found right")
+  func right() throws {
+    let result = try check("nothing", "")
+    #expect(result.status == 0, "\(result.output)\(result.errors)")
+    let example = try Program.run("check", "--live", Program.root.appending(path: "Examples/host/host.yaml").path)
+    #expect(example.status == 0, "\(example.output)\(example.errors)")
+  }
+
+  @Test(
+    "what is wrong is said with its file, place and remedy",
+    arguments: [
+      (
+        "inventory: inventory.yaml", "domains: []",
+        ["host.yaml:2:", "domains stand in a file of their own", "inventory is missing"]
+      ),
+      ("kind: nftables", "kind: iptables", ["host.yaml:4:", "`iptables` is not one of nftables, none"]),
+      ("table: vmfence", "table: \"a b\"", ["host.yaml:4:", "is not a name"]),
+      ("udp://192.0.2.1:514", "icmp://192.0.2.1", ["host.yaml:6:", "is not `local`"]),
+      ("facility: local3", "facility: local9", ["host.yaml:6:", "`local9` is not one of kern"]),
+      ("syslog:", "sylog:", ["host.yaml:6:", "did you mean `syslog`?"]),
+      ("port: 9477", "port: 99999", ["host.yaml:7:", "is not a whole number from 1 to 65535"]),
+      (
+        "[misc-attack]", "[misc-atack]",
+        ["policy.yaml:2:", "there is no class 'misc-atack'", "use a class of the rules in use"]
+      ),
+      ("{block: 1m}", "{block: 1m}, {notify: true}", ["policy.yaml:2:", "rule 'all'"]),
+      ("version: 1\ndomains", "version: 3\ndomains", ["inventory.yaml:1:", "`3` is not a whole number"]),
+      (
+        "per: source,", "per: source-network, v4-prefix: 0,",
+        ["policy.yaml:4:", "`0` is not a whole number from 8 to 32"]
+      ),
+      ("rules:\n  - name", "never-block: [0.0.0.0/0]\nrules:\n  - name", ["policy.yaml:", "contradict each other"]),
+      (
+        "rules:\n  - name", "never-block: [10.0.0]\nrules:\n  - name",
+        ["policy.yaml:1:", "`10.0.0` is not an address or network"]
+      ),
+    ])
+  func wrong(replace: String, with: String, says: [String]) throws {
+    let result = try check(replace, with)
+    #expect(result.status == 65)
+    for text in says { #expect(result.output.contains(text), "\(result.output)") }
+  }
+
+  @Test("a state directory that cannot be written is an error before anything is done")
+  func unwritable() throws {
+    let folder = try TemporaryFolder()
+    _ = try folder.write("a.rules", "alert tcp any any -> any any (msg:\"m\"; content:\"x\"; sid:1;)\n")
+    _ = try folder.write("inventory.yaml", Self.inventory)
+    _ = try folder.write("state", "a file")
+    let host = try folder.write(
+      "host.yaml", "version: 1\ninventory: inventory.yaml\nstate-directory: state\nfirewall: {kind: none}\n")
+    let result = try Program.run("run", "--config", host)
+    #expect(result.status == 73 && result.errors.contains("the state directory"), "\(result.errors)")
+  }
+
+  @Test(
+    "a missing capability is named", .enabled(if: NetworkNamespace.isPossible, "needs root, to make a namespace"),
+    arguments: [("net_admin", "CAP_NET_ADMIN"), ("net_raw", "CAP_NET_RAW")])
+  func capability(drop: String, name: String) throws {
+    let folder = try TemporaryFolder()
+    let namespace = try NetworkNamespace("caps")
+    try namespace.run("ip link add vif1.0 type veth peer name eth0; ip link set vif1.0 up")
+    _ = try folder.write("inventory.yaml", Self.inventory)
+    let host = try folder.write("host.yaml", "version: 1\ninventory: inventory.yaml\n")
+    let command =
+      "setpriv --bounding-set -\(drop) --inh-caps -\(drop) \(try Program.path("vmfence-ref")) run --config \(host) 2>&1"
+    let failure = #expect(throws: NetworkNamespace.CommandFailed.self) { try namespace.run("timeout 10 \(command)") }
+    #expect(failure?.status == 77 && failure?.output.contains(name) == true, "\(String(describing: failure))")
+  }
+}
+#endif
