@@ -3,6 +3,10 @@ internal import VMFenceCore
 // The journal, followed live. What is in it counts from the moment when its commit block passes; what is then written to
 // its place changes nothing any more.
 extension IntegrityMonitor {
+  /// With `journal_async_commit` a commit block may come before what it commits. After so many requests to the journal the
+  /// rest has come, or never will: each look costs a reading of the transaction.
+  private static let transactionAttemptLimit = 64
+
   /// Most requests lie outside of where the journal's blocks are: two comparisons tell.
   func touchesJournal(_ write: WriteInFlight) -> Bool {
     guard write.offset < journalSpan.upperBound, write.end > journalSpan.lowerBound,
@@ -13,7 +17,7 @@ extension IntegrityMonitor {
 
   /// Looks for commit blocks and for the journal's superblock in a request, and takes over what was committed.
   mutating func followJournal(_ write: WriteInFlight, _ data: RawSpan, _ moment: Moment) -> BlockVerdict {
-    var isDue = awaitsTransaction
+    var isDue = transactionAttempts > 0
     if write.operation == .write, UInt64(data.byteCount) >= write.end - write.offset {
       for (logical, start) in journalBlocks(in: write) {
         let block = data.extracting(start..<data.byteCount)
@@ -21,6 +25,7 @@ extension IntegrityMonitor {
           takeJournalSuperblock(block, moment)
         } else if block.byteCount >= 12, block.u32(0) == Journal.magic, block.u32(4) == 2 {
           isDue = true
+          transactionAttempts = Self.transactionAttemptLimit
           let expected = view?.fileSystem.journal?.nextSequence ?? 0
           if Int32(bitPattern: block.u32(8) &- expected) > 64 {
             requestResync("the journal goes on with a transaction that was not expected", at: moment.time)
@@ -32,11 +37,11 @@ extension IntegrityMonitor {
     view?.fileSystem.patch = write.patch(data)
     defer { view?.fileSystem.patch = nil }
     let limit = view?.fileSystem.journal?.header.length ?? 0
-    awaitsTransaction = true
+    transactionAttempts -= 1
     while true {
       let position = (view?.fileSystem.journal?.next, view?.fileSystem.journal?.nextSequence ?? 0)
       guard let transaction = view?.fileSystem.nextTransaction(limit: limit) else { break }
-      awaitsTransaction = false
+      transactionAttempts = 0
       if take(transaction, moment) == .deny {
         view?.fileSystem.journal?.next = position.0
         view?.fileSystem.journal?.nextSequence = position.1

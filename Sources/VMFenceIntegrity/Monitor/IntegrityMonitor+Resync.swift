@@ -13,7 +13,7 @@ extension IntegrityMonitor {
     rewritten.removeAll()
     awaitsTimes.removeAll()
     checkpointed.removeAll()
-    awaitsTransaction = false
+    transactionAttempts = 0
     view = nil
     do throws(IntegrityError) {
       view = try Self.makeView(reader, configuration)

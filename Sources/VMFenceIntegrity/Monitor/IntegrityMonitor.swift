@@ -146,8 +146,8 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
   var oldBlock: [UInt8] = []
   /// Blocks whose place will have what the journal has once the request that was seen last is on the disk.
   var checkpointed: [UInt64] = []
-  /// A commit block was seen, and not yet all that it commits.
-  var awaitsTransaction = false
+  /// A commit block was seen, and not yet all that it commits: how many more requests to the journal are looked at for it.
+  var transactionAttempts = 0
   /// Inodes whose contents were told as changed while their times had not changed yet: these follow.
   var awaitsTimes: Set<UInt32> = []
   /// Announced windows of changes.
