@@ -54,5 +54,10 @@ let package = Package(
     .executableTarget(
       name: "ring-detector",
       dependencies: ["RingBenchmark", .product(name: "VMFenceProcess", package: "vmfence")], swiftSettings: strict),
+    .executableTarget(
+      name: "firewall",
+      dependencies: [
+        .product(name: "VMFenceCore", package: "vmfence"), .product(name: "VMFenceNftables", package: "vmfence"),
+      ], swiftSettings: strict),
   ]
 )
