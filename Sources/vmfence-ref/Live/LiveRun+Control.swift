@@ -106,7 +106,10 @@ extension LiveRun {
     for question: LoopQuestion, at now: Timestamp
   ) {
     isPreparing = false
-    guard let selection else {
+    // Whoever names files wants all of them, whatever the configuration does with rules that are wrong.
+    let files = Set(question.request.files ?? [])
+    let isBad = diagnostics.contains { $0.severity == .error && files.contains($0.place?.file ?? "") }
+    guard let selection, !isBad else {
       question.answer(
         .failure(
           ControlFailure(

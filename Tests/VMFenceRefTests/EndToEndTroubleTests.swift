@@ -1,0 +1,146 @@
+#if Daemon
+import Foundation
+import NetworkTestSupport
+import Testing
+import VMFenceControl
+import VMFenceCore
+
+extension EndToEnd {
+  @Suite("What goes wrong", .serialized)
+  struct TroubleTests {
+    @Test("a full disk: measures are taken, marked as unlogged, and logged when there is room again")
+    func fullDisk() throws {
+      let host = try ProtectedHost("full", policy: ProtectedHost.policy.replacingOccurrences(of: "6s", with: "2m"))
+      let state = host.folder.path("state")
+      try NetworkNamespace.shell("mkdir -p \(state); mount -t tmpfs -o size=64k tmpfs \(state)")
+      defer { _ = try? NetworkNamespace.shell("umount -l \(state)") }
+      try host.start()
+      _ = try? NetworkNamespace.shell("cat /dev/zero > \(state)/filler 2>/dev/null || true")
+      host.attack()
+      try LiveRunTests.wait("a block") { host.bans.count == 1 }
+      #expect(!host.fetches(1))
+      #expect(try host.decisions().contains { $0.status == "enforced" && !$0.logged })
+      #expect(try host.platformKinds().contains("log-unwritable"))
+      try FileManager.default.removeItem(atPath: state + "/filler")
+      try LiveRunTests.wait("it is logged") { try host.platformKinds().contains("log-writable") }
+      host.stop(SIGKILL)
+      try host.start()
+      #expect(host.bans.count == 1, "a restart knows of it")
+    }
+
+    @Test("SIGHUP: what is wrong changes nothing; what is right is in force, and no packet is lost for it")
+    func reload() throws {
+      let host = try ProtectedHost("reload")
+      try host.start()
+      _ = try host.folder.write(
+        "policy.yaml", ProtectedHost.policy.replacingOccurrences(of: "web-application-attack", with: "no-such-class"))
+      host.signal(SIGHUP)
+      try LiveRunTests.wait("it is refused") { host.said.contains("nothing was reloaded") }
+      #expect(host.said.contains("there is no class 'no-such-class'") && host.said.contains("policy.yaml:2:"))
+      host.attack()
+      try LiveRunTests.wait("the old policy is in force") { host.bans.count == 1 }
+      #expect(try host.cli("bans", "delete", "10.77.0.99").contains("lift"))
+
+      // The next step would be another; a policy that only tells is put in force while packets flow.
+      _ = try host.folder.write(
+        "policy.yaml",
+        ProtectedHost.policy.replacingOccurrences(
+          of: "{block: 6s, times: 2}, {block-on-host: 1m}", with: "{notify: true}"))
+      _ = try host.folder.write(
+        "guests.rules", ProtectedHost.rules + "alert icmp any any -> any any (msg:\"new\"; itype:8; sid:1000010;)\n")
+      let pinger = try host.network.outside.start("ping -q -i 0.002 -c 1000 10.77.0.2")
+      host.signal(SIGHUP)
+      try LiveRunTests.wait("it is taken over") { host.said.contains("notice: reloaded") }
+      pinger.waitUntilExit()
+      host.attack()
+      try LiveRunTests.wait("the new policy is in force") {
+        try host.decisions().contains { $0.measure == "notify" && $0.status == "enforced" }
+      }
+      #expect(host.bans.isEmpty)
+      try LiveRunTests.wait("the new rules are in force") {
+        let alerts = try EVELine.read(host.folder.path("eve.json"))
+        return alerts.contains { $0.alert?.signatureID == 1_000_010 }
+      }
+      let domains = try host.ask(ControlRequest(.domains), [DomainStatus].self)
+      #expect(domains.allSatisfy { $0.drops == 0 && $0.restarts == 0 }, "\(domains)")
+    }
+
+    @Test("a guest without rules is told of, and guarded once it is given some; guests come and go with the inventory")
+    func rules() throws {
+      let host = try ProtectedHost("rules")
+      try host.start()
+      let inventory = try String(contentsOfFile: host.folder.path("inventory.yaml"), encoding: .utf8)
+      let own = try host.folder.write(
+        "own.rules", "alert tcp any any -> any 80 (msg:\"own\"; content:\"GET /own\"; sid:1000020;)\n")
+      #expect(try host.cli("rules", "set", "web", own).contains("own.rules"))
+      _ = host.fetches(1, path: "/own")
+      try LiveRunTests.wait("the rule that was set") {
+        try EVELine.read(host.folder.path("eve.json")).contains { $0.alert?.signatureID == 1_000_020 }
+      }
+      let bad = try host.folder.write("bad.rules", "alert tcp any any -> any any (msg:\"no end\"; sid:1;\n")
+      let failure = #expect(throws: NetworkNamespace.CommandFailed.self) { try host.cli("rules", "set", "web", bad) }
+      #expect(
+        failure?.output.contains("bad.rules:1:") == true && failure?.output.contains("nothing was changed") == true)
+      #expect(try host.cli("rules", "show", "web").contains("own.rules"))
+
+      _ = try host.folder.write("inventory.yaml", inventory.replacingOccurrences(of: "name: web", with: "nme: web"))
+      try LiveRunTests.wait("it is told") { host.said.contains("the inventory is wrong") }
+      #expect(try host.ask(ControlRequest(.domains), [DomainStatus].self).count == 3)
+      let two = try #require(inventory.range(of: "  - name: files"))
+      _ = try host.folder.write("inventory.yaml", "version: 1\ndomains:\n" + inventory[two.lowerBound...])
+      try LiveRunTests.wait("the first guest is gone") {
+        try host.ask(ControlRequest(.domains), [DomainStatus].self).map(\.name) == ["files", "shell"]
+      }
+      host.stop(SIGKILL)
+      _ = try host.folder.write("inventory.yaml", inventory)
+      try host.start()
+      #expect(try host.cli("rules", "show", "web").contains("set at run time"), "kept over a restart")
+    }
+
+    @Test("a detector that is killed is replaced, and the attack is found all the same")
+    func detectorKilled() throws {
+      let host = try ProtectedHost("killdet")
+      try host.start()
+      let daemon = try #require(host.daemon?.processIdentifier)
+      let detectors = try NetworkNamespace.shell("pgrep -P \(daemon) || true").split(separator: "\n")
+      #expect(detectors.count == 3)
+      for detector in detectors { kill(Int32(detector)!, SIGKILL) }
+      host.attack()
+      try LiveRunTests.wait("a block") { host.bans.count == 1 }
+      try LiveRunTests.wait("it is told") { try host.platformKinds().count { $0 == "detector-died" } == 3 }
+    }
+
+    @Test("systemd is told that the daemon is ready, reloads, lives, and stops")
+    func notify() throws {
+      let host = try ProtectedHost("notify")
+      let path = host.folder.path("notify.sock")
+      let socket = try LocalSocket.bind(at: path, .datagram, mode: 0o600)
+      defer { close(socket) }
+      func said() -> String {
+        var text = ""
+        var buffer = [UInt8](repeating: 0, count: 4096)
+        while true {
+          // SAFETY: the buffer is valid for its count.
+          let count = unsafe buffer.withUnsafeMutableBytes { unsafe recv(socket, $0.baseAddress, $0.count, 0) }
+          guard count > 0 else { return text }
+          text += String(decoding: buffer[..<count], as: UTF8.self) + "\n"
+        }
+      }
+      try host.start(environment: "NOTIFY_SOCKET=\(path) WATCHDOG_USEC=400000")
+      var heard = ""
+      try LiveRunTests.wait("ready and alive") {
+        heard += said()
+        return heard.contains("READY=1") && heard.components(separatedBy: "WATCHDOG=1").count > 3
+      }
+      host.signal(SIGHUP)
+      heard = ""
+      try LiveRunTests.wait("reloaded") {
+        heard += said()
+        return heard.contains("RELOADING=1\nMONOTONIC_USEC=") && heard.contains("READY=1")
+      }
+      host.stop()
+      #expect(said().contains("STOPPING=1"))
+    }
+  }
+}
+#endif
