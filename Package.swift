@@ -19,6 +19,7 @@ let package = Package(
     .library(name: "VMFenceBlock", targets: ["VMFenceBlock"]),
     .library(name: "VMFenceNftables", targets: ["VMFenceNftables"]),
     .library(name: "VMFenceProcess", targets: ["VMFenceProcess"]),
+    .library(name: "VMFenceStore", targets: ["VMFenceStore"]),
     .library(name: "VMFenceConfiguration", targets: ["VMFenceConfiguration"]),
     .library(name: "VMFenceNotification", targets: ["VMFenceNotification"]),
     .library(name: "VMFenceControl", targets: ["VMFenceControl"]),
@@ -60,6 +61,7 @@ let package = Package(
     .target(
       name: "VMFenceBlock", dependencies: ["VMFenceCore", "VMFenceIntegrity", "CLinux"], swiftSettings: strict),
     .target(name: "VMFenceProcess", dependencies: ["VMFenceCore", "CLinux"], swiftSettings: strict),
+    .target(name: "VMFenceStore", dependencies: ["VMFenceCore", "CSQLite"], swiftSettings: strict),
 
     .target(
       name: "VMFenceConfiguration",
@@ -85,7 +87,7 @@ let package = Package(
       dependencies: [
         "VMFenceCore", "VMFencePackets", "VMFenceIntegrity", "VMFenceDetection", "VMFenceCapture", "VMFenceBlock",
         "VMFenceProcess", "VMFenceNftables", "VMFenceTestKit", "VMFenceConfiguration", "VMFenceControl",
-        "VMFenceNotification",
+        "VMFenceNotification", "VMFenceStore",
         .product(
           name: "ArgumentParser", package: "swift-argument-parser", condition: .when(traits: ["Daemon"])),
         .product(name: "Yams", package: "Yams", condition: .when(traits: ["Daemon"])),
@@ -93,6 +95,7 @@ let package = Package(
       ], swiftSettings: strict),
 
     // MARK: System libraries and shims
+    .systemLibrary(name: "CSQLite", pkgConfig: "sqlite3", providers: [.apt(["libsqlite3-dev"])]),
     .systemLibrary(name: "CPcap", pkgConfig: "libpcap", providers: [.apt(["libpcap-dev"])]),
     .systemLibrary(name: "CVectorscan", pkgConfig: "libhs", providers: [.apt(["libvectorscan-dev"])]),
     .systemLibrary(name: "CPcre2", pkgConfig: "libpcre2-8", providers: [.apt(["libpcre2-dev"])]),
@@ -147,6 +150,9 @@ let package = Package(
       dependencies: [
         "vmfence-ref", "vmfence-detector", "VMFenceProcess", "VMFenceControl", "NetworkTestSupport",
       ],
+      swiftSettings: strict),
+    .testTarget(
+      name: "VMFenceStoreTests", dependencies: ["VMFenceStore", "VMFenceConformance", "VMFenceTestKit"],
       swiftSettings: strict),
     .testTarget(name: "VMFenceDiskTests", dependencies: ["vmfence-disk"], swiftSettings: strict),
     .testTarget(name: "HouseTests", swiftSettings: strict),

@@ -41,7 +41,7 @@ struct DiskService {
   private static let idleAfter = Duration.seconds(5)
   private static let statisticsInterval = Duration.seconds(60)
 
-  let clock: SystemTime
+  let clock: SystemClock
   let output: EventOutput
   let incarnation: Incarnation
 

@@ -78,7 +78,7 @@ struct VMFenceDisk: ParsableCommand {
   }
 
   func run() throws {
-    let clock = SystemTime()
+    let clock = SystemClock()
     let incarnation = Incarnation(uuid: DomainUUID(domain) ?? DomainUUID(high: 0, low: 0), domainID: DomainID(domid))
     let policy: ProtectionPolicy
     do throws(IntegrityError) {
@@ -113,7 +113,7 @@ struct VMFenceDisk: ParsableCommand {
     }
   }
 
-  private func sandboxed(_ file: DiskFile, clock: SystemTime) throws -> NBDServer {
+  private func sandboxed(_ file: DiskFile, clock: SystemClock) throws -> NBDServer {
     let listener: NBDListener
     do throws(BlockSourceError) {
       listener = try NBDListener(path: socket, mode: UInt32(socketMode, radix: 8) ?? 0o600)
@@ -140,16 +140,6 @@ struct VMFenceDisk: ParsableCommand {
   static func end(_ code: Int32, _ text: String) -> ExitCode {
     log(text)
     return ExitCode(code)
-  }
-}
-
-/// The system's clock.
-struct SystemTime: TimeSource {
-  var now: Timestamp {
-    var time = timespec()
-    // SAFETY: clock_gettime(2) writes one timespec.
-    unsafe clock_gettime(CLOCK_REALTIME, &time)
-    return Timestamp(seconds: Int64(time.tv_sec), nanoseconds: Int64(time.tv_nsec))
   }
 }
 #endif

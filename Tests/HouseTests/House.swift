@@ -48,13 +48,15 @@ enum House {
     "VMFenceNotification": rooms.union(["Foundation", "FoundationNetworking"]),
     "VMFenceTestKit": rooms,
     "VMFenceConformance": rooms.union(["VMFenceTestKit", "Testing"]),
+    "VMFenceStore": rooms.union(["CSQLite"]),
     "vmfence-detector": rooms.union(["VMFenceDetection", "VMFenceProcess"]),
     "vmfence-disk": rooms.union([
       "VMFenceBlock", "VMFenceProcess", "CLinux", "ArgumentParser", "Foundation",
     ]),
     "vmfence-ref": rooms.union([
       "VMFenceDetection", "VMFenceCapture", "VMFenceBlock", "VMFenceProcess", "VMFenceNftables", "VMFenceTestKit",
-      "VMFenceConfiguration", "VMFenceControl", "VMFenceNotification", "ArgumentParser", "Foundation", "Logging",
+      "VMFenceConfiguration", "VMFenceControl", "VMFenceNotification", "VMFenceStore", "ArgumentParser", "Foundation",
+      "Logging",
     ]),
   ]
 

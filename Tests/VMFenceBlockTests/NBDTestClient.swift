@@ -5,15 +5,6 @@ import VMFenceBlock
 import VMFenceCore
 import VMFenceTestKit
 
-struct SystemClock: TimeSource {
-  var now: Timestamp {
-    var time = timespec()
-    // SAFETY: `time` lives across the call, which fills it.
-    unsafe clock_gettime(CLOCK_REALTIME, &time)
-    return Timestamp(seconds: Int64(time.tv_sec), nanoseconds: Int64(time.tv_nsec))
-  }
-}
-
 struct Entry: Hashable, Sendable {
   var request: BlockRequest
   var data: [UInt8]

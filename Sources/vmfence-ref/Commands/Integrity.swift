@@ -9,7 +9,10 @@ import VMFenceIntegrity
 struct Integrity: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "File integrity as seen from a guest's disk.",
-    subcommands: [IntegrityList.self, IntegrityReplay.self])
+    subcommands: [
+      IntegrityInit.self, IntegrityCheck.self, IntegrityUpdate.self, IntegrityTest.self, IntegrityExpect.self,
+      IntegrityList.self, IntegrityReplay.self,
+    ])
 }
 
 /// How an image file is to be read.

@@ -1,0 +1,147 @@
+public import VMFenceCore
+
+/// What a disk's protected files were when somebody said that they are right. Signed as a whole with an `IntegrityKey`, and
+/// bound to the disk's name and to a generation that rises with each: neither an edited one nor an earlier one passes.
+public struct Baseline: Sendable {
+  /// The name of the disk: whatever the operator calls it, the same each time.
+  public var disk: String
+  /// From 1.
+  public var generation: UInt64
+  public var time: Timestamp
+  /// The patterns of what is protected.
+  public var patterns: [String]
+  /// In the order of their keys.
+  public var entries: [BaselineEntry]
+
+  private static let table = "baseline"
+  static func entryTable(_ disk: String) -> String { "baseline:" + disk }
+
+  /// Writes a new baseline in the place of the one before, as a whole or not at all, and counts it beside the key.
+  ///
+  /// - Throws: `full`, `inputOutput`; then the one before stands. `edited` when the count was tampered with.
+  public static func write(
+    disk: String, patterns: [String], entries: [BaselineEntry], at time: Timestamp, to store: some StateStore,
+    key: IntegrityKey
+  ) throws(BaselineError) -> Baseline {
+    let counter = GenerationFile(key)
+    let stored = try header(of: disk, in: store)?.generation ?? 0
+    let ordered = entries.map { (key: $0.key, entry: $0) }.sorted { $0.key.lexicographicallyPrecedes($1.key) }
+    let baseline = Baseline(
+      disk: disk, generation: max(stored, try counter.generation(of: disk)) + 1, time: time, patterns: patterns,
+      entries: ordered.map(\.entry))
+    var changes: [StateChange] = [.removeRange(table: entryTable(disk), from: [], to: nil)]
+    var hmac = baseline.beginCode(key)
+    for (key, entry) in ordered {
+      let value = entry.encoded
+      hmac.updateField(key)
+      hmac.updateField(value)
+      changes.append(.put(table: entryTable(disk), key: key, value: value))
+    }
+    changes.append(.put(table: table, key: Array(disk.utf8), value: baseline.headerBytes + hmac.code()))
+    do throws(StateStoreError) { try store.commit(changes) } catch { throw BaselineError(error) }
+    try counter.set(baseline.generation, of: disk)
+    return baseline
+  }
+
+  /// Reads a disk's baseline and verifies all of it.
+  ///
+  /// - Throws: `noBaseline`, `edited`, `old`, `inputOutput`.
+  public static func read(
+    disk: String, from store: some StateStore, key: IntegrityKey
+  ) throws(BaselineError) -> Baseline {
+    let counted = try GenerationFile(key).generation(of: disk)
+    guard let header = try header(of: disk, in: store) else {
+      guard counted == 0 else {
+        throw BaselineError(
+          .old, "the baseline of \(disk.escapedForDisplay) was removed: number \(counted) was signed",
+          remedy: "find out who did; restore the store from a copy")
+      }
+      throw BaselineError(
+        .noBaseline, "there is no baseline of \(disk.escapedForDisplay)", remedy: "take one with `integrity init`")
+    }
+    var baseline = Baseline(
+      disk: disk, generation: header.generation, time: header.time, patterns: header.patterns, entries: [])
+    var hmac = baseline.beginCode(key)
+    var isSound = true
+    do throws(StateStoreError) {
+      try store.forEach(in: entryTable(disk)) { record throws(StateStoreError) in
+        hmac.updateField(record.key)
+        hmac.updateField(record.value)
+        if let entry = BaselineEntry(record) { baseline.entries.append(entry) } else { isSound = false }
+      }
+    } catch { throw BaselineError(error) }
+    guard isSound, HMACSHA256.areEqual(hmac.code(), header.code) else {
+      throw BaselineError(
+        .edited, "the baseline of \(disk.escapedForDisplay) is not what was signed: it was edited, or has another key",
+        remedy: "find out who did; restore the store from a copy, and check again")
+    }
+    // More than is counted: the process ended between the two, and only the key's holder can have signed it.
+    guard baseline.generation >= counted else {
+      throw BaselineError(
+        .old,
+        "the baseline of \(disk.escapedForDisplay) is number \(baseline.generation), and number \(counted) was signed: "
+          + "an old one was put back", remedy: "find out who did; restore the store from a later copy")
+    }
+    return baseline
+  }
+
+  // MARK: Header
+
+  private struct Header {
+    var generation: UInt64
+    var time: Timestamp
+    var patterns: [String]
+    var code: [UInt8]
+  }
+
+  /// Version, generation, time, number of patterns, and each with its length; the code follows.
+  private var headerBytes: [UInt8] {
+    var bytes = StateKey.number(1) + StateKey.number(generation) + StateKey.number(UInt64(bitPattern: time.nanoseconds))
+    bytes += StateKey.number(UInt64(patterns.count))
+    for pattern in patterns { bytes += StateKey.number(UInt64(pattern.utf8.count)) + Array(pattern.utf8) }
+    return bytes
+  }
+
+  private func beginCode(_ key: IntegrityKey) -> HMACSHA256 {
+    var hmac = HMACSHA256(key: key.bytes)
+    hmac.updateField(Array("vmfence baseline 1".utf8))
+    hmac.updateField(Array(disk.utf8))
+    hmac.updateField(headerBytes)
+    return hmac
+  }
+
+  private static func header(of disk: String, in store: some StateStore) throws(BaselineError) -> Header? {
+    let bytes: [UInt8]
+    do throws(StateStoreError) {
+      guard let found = try store.value(in: table, for: Array(disk.utf8)) else { return nil }
+      bytes = found
+    } catch { throw BaselineError(error) }
+    guard let header = parse(bytes) else {
+      throw BaselineError(
+        .edited, "the baseline of \(disk.escapedForDisplay) is not what was signed: its header cannot be read",
+        remedy: "find out who did; restore the store from a copy")
+    }
+    return header
+  }
+
+  private static func parse(_ bytes: [UInt8]) -> Header? {
+    bytes.withRawSpan { span in
+      guard span.byteCount >= 64, span.u64(0) == 1, span.u64(24) <= UInt64(bytes.count) else { return nil }
+      var header = Header(
+        generation: span.u64(8), time: Timestamp(nanoseconds: Int64(bitPattern: span.u64(16))), patterns: [], code: [])
+      guard header.generation < UInt64(Int64.max) else { return nil }
+      var position = 32
+      for _ in 0..<span.u64(24) {
+        guard span.byteCount - position >= 8, span.u64(position) <= UInt64(span.byteCount - position - 8) else {
+          return nil
+        }
+        let end = position + 8 + Int(span.u64(position))
+        header.patterns.append(String(decoding: bytes[position + 8..<end], as: UTF8.self))
+        position = end
+      }
+      guard span.byteCount - position == 32 else { return nil }
+      header.code = Array(bytes[position...])
+      return header
+    }
+  }
+}
