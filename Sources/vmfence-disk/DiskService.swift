@@ -12,7 +12,7 @@ protocol DiskWatcher: BlockObserver, ~Copyable {
   var counters: [(name: String, value: UInt64)] { get }
 }
 
-extension IntegrityMonitor: DiskWatcher {
+extension DiskMonitor: DiskWatcher {
   var counters: [(name: String, value: UInt64)] {
     let statistics = statistics
     return [

@@ -104,11 +104,14 @@ struct VMFenceDisk: ParsableCommand {
       try DiskService(clock: clock, output: output, incarnation: incarnation).run(&server, &observer)
     } else {
       var seed = SystemRandomNumberGenerator()
-      var monitor = IntegrityMonitor(
+      var monitor = DiskMonitor(
         server.reader,
         configuration: .init(
           incarnation: incarnation, disk: device, policy: policy, hashKey: (seed.next(), seed.next())), at: clock.now)
-      if let blindness = monitor.blindness { Self.log("nothing is watched: \(blindness)") }
+      for part in monitor.watched {
+        guard let blindness = part.blindness else { continue }
+        Self.log("\(part.partition.map { "partition \($0.number)" } ?? "the disk") is not watched: \(blindness)")
+      }
       try DiskService(clock: clock, output: output, incarnation: incarnation).run(&server, &monitor)
     }
   }

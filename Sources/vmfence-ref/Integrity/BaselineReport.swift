@@ -65,7 +65,7 @@ struct BaselineReport {
         json.member("record", "difference")
         json.member("kind", difference.kind.rawValue)
         if difference.entry.partition != 0 { json.member("partition", difference.entry.partition) }
-        json.path(difference.entry.path)
+        json.path("path", difference.entry.path)
         json.member("announced", announced.covers(difference.entry.path))
         if !difference.changes.isEmpty {
           json.array("changes", difference.changes) { json, change in
