@@ -29,6 +29,8 @@ let package = Package(
     target("fuzz-journal", "VMFenceCore", "VMFenceIntegrity"),
     target("fuzz-partitions", "VMFenceCore", "VMFenceIntegrity"),
     target("fuzz-inspect", "VMFenceCore", "VMFenceDetection"),
+    target("fuzz-defrag", "VMFenceCore", "VMFenceDetection"),
+    target("fuzz-stream", "VMFenceCore", "VMFenceDetection"),
     target("fuzz-rules", "VMFenceCore", "VMFenceDetection"),
   ]
 )

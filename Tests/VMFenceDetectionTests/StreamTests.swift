@@ -270,6 +270,43 @@ import VMFenceDetection
     }
   }
 
+  @Test(
+    "the urgent byte is in the stream or not, as the receiver reads it",
+    arguments: [
+      ("oob", "patient", true), ("inline", "pat!ient", true), ("gap", "patient", false), ("drop", "patient", false),
+    ])
+  func urgent(_ test: (policy: String, text: String, isFound: Bool)) throws {
+    var wire = try Wire(
+      "alert tcp any any -> any any (content:\"\(test.text)\"; sid:1;)",
+      settings: ["stream.reassembly.urgent.policy": test.policy])
+    // The pointer stands in the TCP header's last two bytes; checksums are not verified here.
+    var bytes = wire.segment("pat!", flags: 0x38).tcp
+    bytes[53] = 4
+    wire.send(bytes)
+    wire.send("ient", at: 4)
+    wire.send(bytes)
+    wire.acknowledge(8)
+    #expect(wire.finish() == (test.isFound ? [1] : []))
+  }
+
+  @Test("data of a SYN that the server did not take is no part of the stream")
+  func fastOpen() throws {
+    var engine = try EngineUnderTest(
+      "alert tcp any any -> any any (content:\"attack\"; flow:only_stream; sid:1;)", dialect: .suricata)
+    var connection = Connection()
+    let opening = connection.client.carrying("XXX").with {
+      $0.flags = Frame.syn
+      $0.acknowledgement = 0
+    }
+    _ = engine.inspect(opening.tcp)
+    connection.clientNext &+= 1
+    _ = engine.inspect(connection.fromServer("", flags: Frame.syn | Frame.ack))
+    connection.serverNext += 1
+    _ = engine.inspect(connection.fromClient("", flags: Frame.ack))
+    _ = engine.inspect(connection.fromClient("attack"))
+    #expect(engine.inspect(connection.fromServer("ok")) + engine.finish() == [1])
+  }
+
   @Test("events are told with the segment that caused them")
   func events() throws {
     let names = [

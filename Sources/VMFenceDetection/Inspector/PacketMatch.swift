@@ -15,6 +15,10 @@ struct PacketMatch {
   var hasBadChecksum = false
   /// What was told of its segment.
   var events = StreamEvents()
+  /// Of a window: bytes that the stream lacks before it.
+  var missing: UInt32 = 0
+  /// Inline: the frame's payload is not what came but what counts.
+  var isRewritten = false
   /// Of a window: where the bytes begin that were not inspected yet.
   var fresh = 0
 

@@ -207,9 +207,18 @@ extension SnortInspector {
     record.excerptLength = UInt8(truncatingIfNeeded: count)
     // What the frame as it was captured does not hold.
     if output.keepsEvidence, match.isStream || match.source == .segment || match.origin == .defragmented {
-      record.payload = output.keep(payload)
-      if match.origin != .wire { record.packet = output.keep(frame) }
+      record.payload = keep(payload, missing: match.missing, &output)
+      if match.origin != .wire || match.isRewritten { record.packet = output.keep(frame) }
     }
     return record
+  }
+
+  /// Keeps a payload, and says before it what it lacks.
+  private func keep(_ payload: RawSpan, missing: UInt32, _ output: inout InspectionOutput) -> EvidenceRange {
+    guard missing > 0 else { return output.keep(payload) }
+    let note = Array("[\(missing) bytes missing]".utf8)
+    let first = note.withRawSpan { output.keep($0) }
+    let second = output.keep(payload)
+    return second.length == 0 ? second : EvidenceRange(offset: first.offset, length: first.length + second.length)
   }
 }

@@ -15,8 +15,11 @@ extension SnortInspector {
     let packet = match.packet
     let segment = TCPSegment(packet, frame)
     let isForward = packetIsForward(match)
+    let wasEstablished = match.flow?.isEstablished ?? false
     var step = follow(segment, place, isForward, match.timestamp, into: &output)
-    let seen = sighting(place, isForward: isForward)
+    var seen = sighting(place, isForward: isForward)
+    // The acknowledgement that completes the handshake is a part of it.
+    if segment.length == 0, !wasEstablished { seen.isEstablished = false }
     match.flow = seen
     flows[place].counts.add(bytes: frame.byteCount, toServer: seen.toServer)
     if step.isMidstream || step.isTakenUp {
@@ -36,8 +39,9 @@ extension SnortInspector {
       inspectStream(
         place, ofClient: !fromClient, payload.byteCount > 0 ? .acknowledged : .chunk, match.timestamp, .wire,
         &step.events, into: &output)
-      if step.isAccepted, payload.byteCount > 0 {
-        stored = store(payload, segment, packet, frame, place, fromClient, &step, into: &output)
+      // Data of a SYN is taken by nobody who was not asked to (RFC 7413).
+      if step.isAccepted, payload.byteCount > 0, !segment.flags.contains(.syn) || segment.hasFastOpen {
+        stored = store(payload, segment, place, fromClient, &step, into: &output)
       }
     }
     if !step.isAccepted { counters.invalidSegments += 1 }
@@ -52,20 +56,40 @@ extension SnortInspector {
     into output: inout InspectionOutput
   ) {
     match.source = stored == nil ? .packet : .segment
-    if let stored, stored.isRewritten {
+    if let stored, stored.isRewritten, frame.byteCount <= streams.scratch.count {
       // Inline: what its receiver has of it is what came first.
-      // SAFETY: `scratch` is written to at the next insertion only.
-      compare(match, unsafe streams.rewritten(payload.byteCount).bytes, frame, into: &output)
+      let length = rewriteFrame(frame, match.packet)
+      // SAFETY: `rewritten` is written to for the next such segment only.
+      let bytes = unsafe rewritten.bytes(0..<length).bytes
+      match.isRewritten = true
+      if stored.isKept { inspectInline(match, place, stored.sequence, payload.byteCount, bytes, into: &output) }
+      compare(match, bytes.extracting(Self.payload(match.packet)), bytes, into: &output)
     } else {
+      if settings.isStreamInline, let stored, stored.isKept {
+        inspectInline(match, place, stored.sequence, payload.byteCount, frame, into: &output)
+      }
       compare(match, payload, frame, into: &output)
     }
     noteAddresses(match)
-    guard matching.wantsStreams else { return }
-    if settings.isStreamInline, let stored, stored.isKept {
-      inspectInline(match, place, stored.sequence, payload.byteCount, frame, into: &output)
-    }
     guard flows[place].session.marks.contains(.isOver) else { return }
     endFlow(place, at: match.timestamp, into: &output)
+  }
+
+  /// Puts the segment's bytes as they count into a copy of its frame, and mends the checksum (RFC 1624); returns the copy's length.
+  private mutating func rewriteFrame(_ frame: RawSpan, _ packet: DecodedPacket) -> Int {
+    let range = Self.payload(packet)
+    rewritten.write(frame, at: 0)
+    // SAFETY: `scratch` and `rewritten` are different memory; the span ends with the block.
+    let bytes = unsafe streams.rewritten(range.count).bytes
+    let old = UInt32(~Checksum.internet(frame, from: range.lowerBound, count: range.count))
+    let new = UInt32(~Checksum.internet(bytes))
+    rewritten.write(bytes, at: range.lowerBound)
+    let at = Int(packet.transportOffset) + 16
+    var sum = UInt32(~frame.u16(at)) + (~old & 0xFFFF) + new
+    while sum > 0xFFFF { sum = sum & 0xFFFF + sum >> 16 }
+    rewritten[at] = ~UInt8(truncatingIfNeeded: sum >> 8)
+    rewritten[at + 1] = ~UInt8(truncatingIfNeeded: sum)
+    return frame.byteCount
   }
 
   private func packetIsForward(_ match: PacketMatch) -> Bool {
@@ -81,7 +105,11 @@ extension SnortInspector {
     let seconds = UInt32(truncatingIfNeeded: time.nanoseconds / FlowTimeouts.second)
     let fromClient = isForward == flows[place].marks.contains(.clientIsFirst)
     if flows[place].session.state == .none { guessClient(segment, place, isForward) }
+    let blocks = (flows[place].session.client.stream.block, flows[place].session.server.stream.block)
     var step = flows[place].session.follow(segment, fromClient: fromClient, settings, at: seconds)
+    // A stream that begins anew has nothing any more.
+    if blocks.0 != 0, flows[place].session.client.stream.block == 0 { streams.release(Int(blocks.0) - 1) }
+    if blocks.1 != 0, flows[place].session.server.stream.block == 0 { streams.release(Int(blocks.1) - 1) }
     if step.isNewConnection {
       step = reconnect(segment, place, isForward, time, step.events, into: &output)
     }
@@ -149,30 +177,72 @@ extension SnortInspector {
 
   /// nil: the payload is in no stream.
   private mutating func store(
-    _ payload: RawSpan, _ segment: TCPSegment, _ packet: DecodedPacket, _ frame: RawSpan, _ place: Int,
-    _ fromClient: Bool, _ step: inout TCPStep, into output: inout InspectionOutput
+    _ payload: RawSpan, _ segment: TCPSegment, _ place: Int, _ fromClient: Bool, _ step: inout TCPStep,
+    into output: inout InspectionOutput
   ) -> Stored? {
     var end = fromClient ? flows[place].session.client : flows[place].session.server
-    guard !end.stream.marks.contains(.isOff) else { return nil }
-    if !end.stream.marks.contains(.isKnown) { end.stream = StreamTrack(at: segment.dataStart) }
-    var data = payload
-    if settings.streamDepth > 0, let cut = clip(segment, &end.stream, &step.events) {
-      guard cut > 0 else {
-        setEnd(end, place, fromClient)
-        return nil
-      }
-      data = payload.extracting(0..<min(cut, payload.byteCount))
+    if !end.stream.marks.contains(.isKnown) { end.stream = StreamTrack(at: end.mapped(segment.dataStart)) }
+    setEnd(end, place, fromClient)
+    guard let offset = segment.urgentOffset, settings.urgentPolicy != .inline else {
+      return storeAll(payload, at: end.mapped(segment.dataStart), place, fromClient, &step, into: &output)
     }
-    let sequence = segment.dataStart
-    var insertion = streams.insert(
-      data, at: sequence, &end.stream, policy: end.policy, isInline: settings.isStreamInline)
+    if settings.urgentPolicy == .drop {
+      if settings.isInline { _ = except(.dropPacket, place, .streamUrgent, into: &output) }
+      return nil
+    }
+    let position = segment.dataStart &+ UInt32(truncatingIfNeeded: offset)
+    let before = storeAll(
+      payload.extracting(0..<offset), at: end.mapped(segment.dataStart), place, fromClient, &step, into: &output)
+    end = fromClient ? flows[place].session.client : flows[place].session.server
+    if settings.urgentPolicy == .outOfBand,
+      end.urgentCount == 0 || sequenceDistance(position, end.urgentLast) > 0
+    {
+      end.urgentCount &+= 1
+      end.urgentLast = position
+      setEnd(end, place, fromClient)
+    }
+    let after = storeAll(
+      payload.extracting(offset + 1..<payload.byteCount), at: end.mapped(position &+ 1), place, fromClient, &step,
+      into: &output)
+    return before ?? after
+  }
+
+  /// Keeps bytes from `sequence` on of what one end sent, in parts if they are more than fit a packet on a wire (offloads make such).
+  private mutating func storeAll(
+    _ payload: RawSpan, at sequence: UInt32, _ place: Int, _ fromClient: Bool, _ step: inout TCPStep,
+    into output: inout InspectionOutput
+  ) -> Stored? {
+    let limit = streams.scratch.count
+    var result: Stored?
+    var offset = 0
+    while offset < payload.byteCount {
+      let part = payload.extracting(offset..<min(offset + limit, payload.byteCount))
+      let number = sequence &+ UInt32(truncatingIfNeeded: offset)
+      let stored = store(part, at: number, place, fromClient, &step, into: &output)
+      if result == nil { result = stored }
+      offset += limit
+    }
+    return result
+  }
+
+  /// Keeps bytes from `sequence` on of what one end sent.
+  private mutating func store(
+    _ payload: RawSpan, at sequence: UInt32, _ place: Int, _ fromClient: Bool, _ step: inout TCPStep,
+    into output: inout InspectionOutput
+  ) -> Stored? {
+    guard payload.byteCount > 0 else { return nil }
+    var end = fromClient ? flows[place].session.client : flows[place].session.server
+    guard !end.stream.marks.contains(.isOff) else { return nil }
+    let kept = aboveDepth(payload.byteCount, at: sequence, end.stream, &step.events)
+    guard kept > 0 else { return nil }
+    let data = payload.extracting(0..<kept)
+    let isInline = settings.isStreamInline
+    var insertion = streams.insert(data, at: sequence, &end.stream, policy: end.policy, isInline: isInline)
     setEnd(end, place, fromClient)
     if insertion.result == .noMemory || insertion.result == .tooFar {
-      if insertion.result == .noMemory { counters.memoryLimitHits += 1 }
-      giveRoom(place, fromClient, insertion.result == .tooFar, packet, &step.events, into: &output)
+      giveRoom(place, fromClient, insertion.result, &step.events, into: &output)
       end = fromClient ? flows[place].session.client : flows[place].session.server
-      insertion = streams.insert(
-        data, at: sequence, &end.stream, policy: end.policy, isInline: settings.isStreamInline)
+      insertion = streams.insert(data, at: sequence, &end.stream, policy: end.policy, isInline: isInline)
       setEnd(end, place, fromClient)
     }
     switch insertion.result {
@@ -187,21 +257,21 @@ extension SnortInspector {
       step.events.insert(.overlapDifferentData)
     }
     return Stored(
-      sequence: sequence, isKept: insertion.result == .kept,
-      isRewritten: insertion.isRewritten && settings.isStreamInline)
+      sequence: sequence, isKept: insertion.result == .kept, isRewritten: insertion.isRewritten && isInline)
   }
 
   private mutating func setEnd(_ end: TCPEnd, _ place: Int, _ fromClient: Bool) {
     if fromClient { flows[place].session.client = end } else { flows[place].session.server = end }
   }
 
-  /// How many of the segment's bytes are above the depth; nil: all.
-  private mutating func clip(
-    _ segment: TCPSegment, _ track: inout StreamTrack, _ events: inout StreamEvents
-  ) -> Int? {
-    let begin = Int(sequenceDistance(segment.dataStart, track.origin))
-    guard begin + Int(segment.length) > settings.streamDepth else { return nil }
-    if begin <= settings.streamDepth, sequenceDistance(segment.dataStart, track.inspected) <= 1 << 20 {
+  /// How many of `count` bytes are above the depth.
+  private mutating func aboveDepth(
+    _ count: Int, at sequence: UInt32, _ track: StreamTrack, _ events: inout StreamEvents
+  ) -> Int {
+    let begin = Int(sequenceDistance(sequence, track.origin))
+    guard settings.streamDepth > 0, begin + count > settings.streamDepth else { return count }
+    // The first segment that is cut.
+    if begin <= settings.streamDepth {
       counters.depthReached += 1
       events.insert(.depthReached)
     }
@@ -210,16 +280,16 @@ extension SnortInspector {
 
   /// Makes room for a segment: by giving up what was inspected of other streams, or by inspecting of this one what was not acknowledged.
   private mutating func giveRoom(
-    _ place: Int, _ fromClient: Bool, _ ofThisStream: Bool, _ packet: DecodedPacket, _ events: inout StreamEvents,
+    _ place: Int, _ fromClient: Bool, _ problem: StreamStore.Insertion.Result, _ events: inout StreamEvents,
     into output: inout InspectionOutput
   ) {
-    if ofThisStream {
-      counters.inspectedEarly += 1
-      inspectStream(
-        place, ofClient: fromClient, .all, Timestamp(nanoseconds: flows[place].lastSeen), .wire, &events,
-        into: &output)
+    guard problem == .tooFar else {
+      counters.memoryLimitHits += 1
+      giveUpOverlaps()
       return
     }
-    giveUpOverlaps()
+    counters.inspectedEarly += 1
+    inspectStream(
+      place, ofClient: fromClient, .all, Timestamp(nanoseconds: flows[place].lastSeen), .wire, &events, into: &output)
   }
 }

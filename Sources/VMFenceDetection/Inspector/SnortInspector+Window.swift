@@ -21,12 +21,14 @@ extension SnortInspector {
     let end = ofClient ? flows[place].session.client : flows[place].session.server
     var track = end.stream
     guard track.marks.contains(.isKnown) else { return }
-    if extent == .chunk, Int(sequenceDistance(end.acknowledged, track.inspected)) < chunkSize(track, ofClient) {
+    if extent == .chunk,
+      Int(sequenceDistance(end.mapped(end.acknowledged), track.inspected)) < chunkSize(track, ofClient)
+    {
       return
     }
     // Each turn passes a gap, of which there are fewer than segments, or ends.
     while true {
-      let acknowledged = extent == .all ? Int.max : Int(sequenceDistance(end.acknowledged, track.base))
+      let acknowledged = extent == .all ? Int.max : Int(sequenceDistance(end.mapped(end.acknowledged), track.base))
       guard track.block != 0 || acknowledged > 0 else { break }
       let fresh = Int(sequenceDistance(track.inspected, track.base))
       let to = min(streams.ready(track), acknowledged)
@@ -34,16 +36,18 @@ extension SnortInspector {
         if !settings.isStreamInline {
           inspectWindow(place, ofClient, track, 0..<to, fresh: fresh, time, origin, into: &output)
         }
+        track.missing = 0
         track.inspected = track.base &+ UInt32(truncatingIfNeeded: to)
         streams.release(&track, before: track.inspected &- UInt32(min(Self.overlap, to)))
       }
       // A FIN takes a number too.
-      let final = end.marks.contains(.sentFin) ? Int(sequenceDistance(end.final, track.base)) : Int.max
-      let known = extent == .all ? Int.max : Int(sequenceDistance(end.acknowledged, track.base))
+      let final = end.marks.contains(.sentFin) ? Int(sequenceDistance(end.mapped(end.final), track.base)) : Int.max
+      let known = extent == .all ? Int.max : Int(sequenceDistance(end.mapped(end.acknowledged), track.base))
       guard let next = gapEnd(track, min(known, final), extent) else { break }
       counters.gaps += 1
       events.insert(.sequenceGap)
       track.marks.insert(.hasGap)
+      track.missing = UInt32(truncatingIfNeeded: next - Int(sequenceDistance(track.inspected, track.base)))
       let number = track.base &+ UInt32(truncatingIfNeeded: next)
       streams.release(&track, before: number)
       (track.inspected, track.chunkStart) = (number, number)
@@ -96,7 +100,7 @@ extension SnortInspector {
     }
     // What was let through can be sent again with other bytes until it is acknowledged.
     let end = ofClient ? flows[place].session.client : flows[place].session.server
-    let kept = min(ready, Int(sequenceDistance(end.acknowledged, track.base))) - size
+    let kept = min(ready, Int(sequenceDistance(end.mapped(end.acknowledged), track.base))) - size
     if kept > size { streams.release(&track, before: track.base &+ UInt32(truncatingIfNeeded: kept)) }
     setStream(track, place, ofClient)
   }
@@ -115,6 +119,7 @@ extension SnortInspector {
     match.origin = origin
     match.packet.tunnelDepth = UInt8(truncatingIfNeeded: flows[place].key.protocolAndFamily >> 16)
     match.fresh = fresh
+    match.missing = track.missing
     let position = streams.position(track, window)
     // SAFETY: comparing changes neither the store nor the header.
     compare(

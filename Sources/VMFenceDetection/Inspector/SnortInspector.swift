@@ -26,6 +26,8 @@ public struct SnortInspector: PacketInspector, ~Copyable {
   var streams: StreamStore
   /// Headers for windows of streams that no packet stands for.
   var pseudoFrame = ByteStore(count: 64)
+  /// A frame whose segment counts with other bytes than it came with.
+  var rewritten = ByteStore(count: 65_536)
   var rates: RateTable
   /// What rules remember of flows and of hosts.
   var variables: FlowVariables

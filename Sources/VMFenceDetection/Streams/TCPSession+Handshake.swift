@@ -171,8 +171,7 @@ extension TCPSession {
     if client.next != client.initial &+ 1, segment.acknowledgement == client.initial &+ 1 {
       // The data of the SYN was not taken.
       step.events.insert(.fastOpenDataIgnored)
-      client.next = client.initial &+ 1
-      client.stream.marks.insert(.isKnown)
+      client.begin(client.initial, sent: 0)
     }
     marks.insert(.serverSeen)
     server.begin(segment.sequence, sent: segment.length)
@@ -217,10 +216,7 @@ extension TCPSession {
   private mutating func followLoneClient(
     _ segment: TCPSegment, _ settings: EngineSettings, at seconds: UInt32, into step: inout TCPStep
   ) {
-    guard settings.picksUpOneSide || settings.picksUpMidstream else {
-      step.isMidstream = true
-      return
-    }
+    guard settings.picksUpOneSide || settings.picksUpMidstream else { return }
     guard segment.sequence == client.initial &+ 1 || segment.sequence == client.next else {
       step.events.insert(.asyncWrongSequence)
       return

@@ -70,6 +70,9 @@ struct TCPEnd: BitwiseCopyable {
   /// How its segments are put together: the other end's policy.
   var policy = OverlapPolicy.bsd
   var stream = StreamTrack()
+  /// Urgent bytes that are no part of the stream: how many there were, and the number of the last.
+  var urgentCount: UInt32 = 0
+  var urgentLast: UInt32 = 0
 
   struct Marks: OptionSet, BitwiseCopyable {
     var rawValue: UInt8
@@ -87,10 +90,17 @@ struct TCPEnd: BitwiseCopyable {
     next = number &+ 1 &+ length
     acknowledged = number &+ 1
     stream = StreamTrack(at: number &+ 1)
+    urgentCount = 0
+  }
+
+  /// Where a byte is in the stream, which lacks the urgent ones: a sequence number that counts only what is in it.
+  func mapped(_ number: UInt32) -> UInt32 {
+    guard urgentCount > 0 else { return number }
+    return number &- urgentCount &+ (sequenceDistance(number, urgentLast) <= 0 ? 1 : 0)
   }
 }
 
-/// How far what one end sent was put together and looked at. Numbers are sequence numbers.
+/// How far what one end sent was put together and looked at. Numbers are sequence numbers (`TCPEnd.mapped`).
 struct StreamTrack: BitwiseCopyable {
   /// Where the connection's data began.
   var origin: UInt32 = 0
@@ -100,6 +110,8 @@ struct StreamTrack: BitwiseCopyable {
   var inspected: UInt32 = 0
   /// Where the data began that is being collected for inspection.
   var chunkStart: UInt32 = 0
+  /// Bytes that are missing before the next window.
+  var missing: UInt32 = 0
   /// The block in the store, plus one; 0 for none.
   var block: Int32 = 0
   var marks: Marks = []
@@ -140,6 +152,8 @@ struct TCPSegment: BitwiseCopyable {
   /// Of a SYN; 255: not given.
   var scale: UInt8 = 255
   var hasFastOpen = false
+  /// Where in its payload the urgent byte is; nil when it has none.
+  var urgentOffset: Int?
 
   var end: UInt32 { sequence &+ length }
   /// After the SYN, if it is one: where its data begins.
@@ -153,6 +167,11 @@ struct TCPSegment: BitwiseCopyable {
     window = UInt32(packet.tcpWindow)
     length = UInt32(truncatingIfNeeded: packet.payloadLength)
     let start = Int(packet.transportOffset)
+    if flags.contains(.urg) {
+      // The pointer is to the byte behind it, as nearly all systems read it (RFC 6093 §3).
+      let pointer = Int(frame.u16(start + 18))
+      if pointer > 0, pointer <= Int(length) { urgentOffset = pointer - 1 }
+    }
     let count = Int(packet.payloadOffset) - start - 20
     guard count > 0 else { return }
     // The usual form (RFC 7323 appendix A): two fillers and a timestamp.
