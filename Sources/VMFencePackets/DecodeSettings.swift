@@ -1,56 +1,82 @@
-/// What decoding has to be told: where tunnels are looked for. A flat value without references.
+/// What decoding has to be told: at which UDP ports tunnels are looked for. A flat value without references.
 public struct DecodeSettings: Hashable, Sendable, BitwiseCopyable {
   /// Ports of one kind of tunnel at the most.
   public static let portMaximum = 4
 
-  // Unused places are 0, which is no port.
-  private var vxlan: InlineArray<4, UInt16> = [4789, 0, 0, 0]
-  private var geneve: InlineArray<4, UInt16> = [6081, 0, 0, 0]
-  private var teredo: InlineArray<4, UInt16> = [3544, 0, 0, 0]
+  /// Tunnels in UDP.
+  public enum Tunnel: String, Sendable, CaseIterable { case vxlan, geneve, teredo }
+
+  private var vxlan = TunnelPorts(4789)
+  private var geneve = TunnelPorts(6081)
+  private var teredo = TunnelPorts(3544)
   /// A bit for the last six bits of each port: what has none of them is no tunnel.
   private var mask: UInt64 = 1 << (4789 & 63) | 1 << (6081 & 63) | 1 << (3544 & 63)
 
   /// The ports that IANA gave them: VXLAN 4789, Geneve 6081, Teredo 3544.
   public init() {}
 
-  /// At most `portMaximum` ports of each kind; no ports: not decoded.
-  public init(vxlanPorts: [UInt16], genevePorts: [UInt16], teredoPorts: [UInt16]) {
-    mask = 0
-    for ports in [vxlanPorts, genevePorts, teredoPorts] {
-      precondition(ports.count <= Self.portMaximum, "more tunnel ports than there is room for")
-      for port in ports { mask |= 1 << UInt64(port & 63) }
-    }
-    for index in 0..<Self.portMaximum {
-      vxlan[index] = index < vxlanPorts.count ? vxlanPorts[index] : 0
-      geneve[index] = index < genevePorts.count ? genevePorts[index] : 0
-      teredo[index] = index < teredoPorts.count ? teredoPorts[index] : 0
-    }
+  /// Sets the ports of a kind of tunnel.
+  ///
+  /// - Precondition: at most `portMaximum` ports, none of them 0.
+  public mutating func setPorts(_ ports: [UInt16], of tunnel: Tunnel) {
+    change(tunnel) { $0.setPorts(ports) }
   }
 
-  enum UDPTunnel { case vxlan, geneve, teredo }
+  /// Whether a kind of tunnel is looked for at all; its ports stay.
+  public mutating func setEnabled(_ isEnabled: Bool, _ tunnel: Tunnel) {
+    change(tunnel) { $0.isEnabled = isEnabled }
+  }
+
+  private mutating func change(_ tunnel: Tunnel, _ body: (inout TunnelPorts) -> Void) {
+    switch tunnel {
+    case .vxlan: body(&vxlan)
+    case .geneve: body(&geneve)
+    case .teredo: body(&teredo)
+    }
+    mask = vxlan.mask | geneve.mask | teredo.mask
+  }
 
   /// The kind of tunnel that a port at either end is for.
   @inline(__always)
-  func tunnel(_ source: UInt16, _ destination: UInt16) -> UDPTunnel? {
+  func tunnel(_ source: UInt16, _ destination: UInt16) -> Tunnel? {
     guard mask & (1 << UInt64(source & 63) | 1 << UInt64(destination & 63)) != 0 else { return nil }
     return kind(source, destination)
   }
 
-  private func kind(_ source: UInt16, _ destination: UInt16) -> UDPTunnel? {
-    if has(vxlan, source, destination) { return .vxlan }
-    if has(geneve, source, destination) { return .geneve }
-    return has(teredo, source, destination) ? .teredo : nil
+  private func kind(_ source: UInt16, _ destination: UInt16) -> Tunnel? {
+    if vxlan.has(source, destination) { return .vxlan }
+    if geneve.has(source, destination) { return .geneve }
+    return teredo.has(source, destination) ? .teredo : nil
+  }
+}
+
+/// The ports of one kind of tunnel; unused places are 0.
+private struct TunnelPorts: Hashable, Sendable, BitwiseCopyable {
+  private var ports: (UInt16, UInt16, UInt16, UInt16)
+  var isEnabled = true
+
+  init(_ port: UInt16) { ports = (port, 0, 0, 0) }
+
+  mutating func setPorts(_ new: [UInt16]) {
+    precondition(new.count <= DecodeSettings.portMaximum, "more tunnel ports than there is room for")
+    func port(_ index: Int) -> UInt16 { index < new.count ? new[index] : 0 }
+    ports = (port(0), port(1), port(2), port(3))
   }
 
-  private func has(_ ports: InlineArray<4, UInt16>, _ source: UInt16, _ destination: UInt16) -> Bool {
-    for index in 0..<Self.portMaximum where ports[index] != 0 {
-      if ports[index] == source || ports[index] == destination { return true }
-    }
-    return false
+  private var list: [UInt16] { [ports.0, ports.1, ports.2, ports.3] }
+  var mask: UInt64 { isEnabled ? list.filter { $0 != 0 }.reduce(0) { $0 | 1 << UInt64($1 & 63) } : 0 }
+
+  func has(_ source: UInt16, _ destination: UInt16) -> Bool {
+    isEnabled && (has(source) || has(destination))
   }
 
-  // Whole values are compared and hashed by their ports alone: the mask follows from them.
-  public static func == (a: DecodeSettings, b: DecodeSettings) -> Bool { a.ports == b.ports }
-  public func hash(into hasher: inout Hasher) { hasher.combine(ports) }
-  private var ports: [UInt16] { [vxlan, geneve, teredo].flatMap { kind in (0..<Self.portMaximum).map { kind[$0] } } }
+  private func has(_ port: UInt16) -> Bool {
+    port != 0 && (ports.0 == port || ports.1 == port || ports.2 == port || ports.3 == port)
+  }
+
+  static func == (a: TunnelPorts, b: TunnelPorts) -> Bool { a.list == b.list && a.isEnabled == b.isEnabled }
+  func hash(into hasher: inout Hasher) {
+    hasher.combine(list)
+    hasher.combine(isEnabled)
+  }
 }

@@ -222,7 +222,13 @@ extension DecodedPacket {
     let length = Int(bytes.u16(step.start + 4))
     guard length >= 2 else { return nil }
     let end = Swift.min(step.end, step.start + 6 + length)
-    return pointToPoint(protocol: bytes.u16(step.start + 6), at: step.start + 8, end: end)
+    let number = bytes.u16(step.start + 6)
+    // Control protocols are how a session begins, nothing unusual.
+    if number >= 0x8000 {
+      setPayload(from: step.start + 8, to: end)
+      return nil
+    }
+    return pointToPoint(protocol: number, at: step.start + 8, end: end)
   }
 
   /// RFC 2516 §5: the code, and tags of type and length.

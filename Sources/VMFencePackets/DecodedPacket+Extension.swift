@@ -45,6 +45,11 @@ extension DecodedPacket {
       }
       count += 1
     }
+    // Whatever follows has two bytes at least.
+    if inIPv6, count > 0, layer.ipProtocol != IPProtocol.none, layer.end - layer.offset < 2, !isFragment {
+      flag(.badExtensionHeader, .ipv6ExtensionTruncated)
+      return false
+    }
     if inIPv6, layer.ipProtocol == IPProtocol.none, layer.offset < layer.end { events.insert(.ipv6DataAfterNone) }
     return true
   }

@@ -144,7 +144,7 @@ extension DecodedPacket {
     findTunnel(kind, bytes)
   }
 
-  private mutating func findTunnel(_ kind: DecodeSettings.UDPTunnel, _ bytes: RawSpan) {
+  private mutating func findTunnel(_ kind: DecodeSettings.Tunnel, _ bytes: RawSpan) {
     let start = Int(payloadOffset)
     let end = start + Int(payloadLength)
     switch kind {

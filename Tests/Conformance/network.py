@@ -86,6 +86,8 @@ def holds(event, key, wanted):
         return isinstance(value, str) and value.startswith(wanted)
     if test == "__endswith":
         return isinstance(value, str) and value.endswith(wanted)
+    if wanted is None:
+        return value is MISSING or value is None
     return value is not MISSING and value == wanted and isinstance(value, bool) == isinstance(wanted, bool)
 
 

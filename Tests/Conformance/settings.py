@@ -1,63 +1,25 @@
 """From the suites' names of settings to ours. Keyed by setting, never by the name of a case."""
 import os
 
-YES = {"yes": "yes", "true": "yes", "on": "yes", "1": "yes", "no": "no", "false": "no", "off": "no", "0": "no"}
-
-
-def flag(key):
-    return lambda value, case: [(key, YES.get(str(value).lower(), str(value)))]
-
-
-def plain(key):
-    return lambda value, case: [(key, str(value))]
-
-
-def path(key):
-    return lambda value, case: [(key, case.expand(str(value)))]
-
-
-def words(key):
-    return lambda value, case: [(key, " ".join(value) if isinstance(value, list) else str(value))]
-
-
-def nothing(value, case):
-    """A setting without effect on what is found."""
-    return []
-
-
-# Names of Suricata's configuration, as the cases use them.
-TABLE = {
-    "stats.decoder-events": nothing,
-    "stats.stream-events": nothing,
-    "mpm-algo": nothing,
-    "spm-algo": nothing,
-    "detect.prefilter.default": nothing,
-    "flow.hash-size": nothing,
-    "pcap-file.delete-when-done": nothing,
-    "exception-policy": plain("exception-policy"),
-    "stream.midstream": flag("stream.midstream"),
-    "stream.midstream-policy": plain("stream.midstream-policy"),
-    "stream.async-oneside": flag("stream.async-oneside"),
-    "stream.checksum-validation": flag("stream.checksum-validation"),
-    "stream.inline": lambda value, case: [("stream.inline", YES.get(str(value).lower(), str(value)))],
-    "stream.memcap-policy": plain("stream.memcap-policy"),
-    "stream.reassembly.memcap-policy": plain("stream.reassembly.memcap-policy"),
-    "stream.reassembly.depth": plain("stream.reassembly.depth"),
-    "stream.reassembly.toserver-chunk-size": plain("stream.reassembly.toserver-chunk-size"),
-    "stream.reassembly.toclient-chunk-size": plain("stream.reassembly.toclient-chunk-size"),
-    "stream.reassembly.urgent.policy": plain("stream.reassembly.urgent.policy"),
-    "defrag.memcap-policy": plain("defrag.memcap-policy"),
-    "flow.memcap-policy": plain("flow.memcap-policy"),
-    "packet-alert-max": plain("packet-alert-max"),
+# Names of Suricata's configuration, as the cases use them, which the engine has too.
+SAME = {
+    "exception-policy", "packet-alert-max", "stream.async-oneside", "stream.checksum-validation", "stream.drop-invalid",
+    "stream.inline", "stream.memcap", "stream.memcap-policy", "stream.midstream", "stream.midstream-policy",
+    "stream.reassembly.depth", "stream.reassembly.memcap", "stream.reassembly.memcap-policy",
+    "stream.reassembly.toclient-chunk-size", "stream.reassembly.toserver-chunk-size",
+    "stream.reassembly.urgent.policy", "flow.memcap-policy", "defrag.memcap", "defrag.memcap-policy",
+    "defrag.max-frags", "defrag.timeout", "defrag.trackers", "decoder.vxlan.enabled", "decoder.vxlan.ports",
+    "decoder.geneve.enabled", "decoder.geneve.ports", "decoder.teredo.enabled", "decoder.teredo.ports",
 }
-
-# Networks of hosts by their system; an empty list says nothing.
-for system in (
-    "bsd bsd-right first last hpux10 hpux11 irix linux macos old-linux old-solaris solaris vista windows windows2k3"
-).split():
-    TABLE["host-os-policy." + system] = lambda value, case, key="host-os-policy." + system: (
-        [(key, " ".join(value) if isinstance(value, list) else str(value))] if value else []
-    )
+# Options of `inspect` that take a file, and one that takes words.
+FILES = {
+    "threshold-file": "--threshold-config", "classification-file": "--definitions", "reference-config-file": "--definitions",
+}
+# Settings without effect on what is found: how much is logged, which algorithm searches, how large a table is.
+NOTHING = {
+    "stats.decoder-events", "stats.stream-events", "mpm-algo", "spm-algo", "detect.prefilter.default", "flow.hash-size",
+    "pcap-file.delete-when-done", "pcap-file.checksum-checks", "app-layer.error-policy",
+}
 
 
 def translate(case):
@@ -65,27 +27,37 @@ def translate(case):
     options, unknown = [], []
 
     def take(name, value):
-        if name == "action-order":
-            options.extend(["--action-order", ",".join(value)])
-        elif name in FILES and os.path.exists(case.expand(str(value))):
-            options.extend([FILES[name], case.expand(str(value))])
-        elif name.startswith("vars.address-groups.") or name.startswith("vars.port-groups."):
-            options.extend(["--var", "%s=%s" % (name.rsplit(".", 1)[1], case.expand(str(value)))])
-        elif name in TABLE:
-            for key, text in TABLE[name](value, case):
-                options.extend(["--set", "%s=%s" % (key, text)])
-        else:
+        text = ",".join(map(str, value)) if isinstance(value, list) else case.expand(str(value))
+        if name.startswith("vars.address-groups.") or name.startswith("vars.port-groups."):
+            options.extend(["--var", "%s=%s" % (name.rsplit(".", 1)[1], text)])
+        elif name == "packet-alert-max" and text == "0":
+            # Stands for the default.
+            options.extend(["--set", "packet-alert-max=15"])
+        elif name in SAME or name.startswith("flow-timeouts.") or name.startswith("host-os-policy."):
+            options.extend(["--set", "%s=%s" % (name, text)])
+        elif name in FILES:
+            # Files of the reference engine's own distribution are not at hand.
+            if os.path.exists(text):
+                options.extend([FILES[name], text])
+        elif name == "action-order":
+            options.extend(["--action-order", text])
+        elif name not in NOTHING:
             unknown.append("%s=%s" % (name, value))
 
     for name, value in sorted(flatten(case.effective.get("yaml", {}))):
         take(name, value)
     for name, value in sorted({**case.options.get("set", {}), **case.effective.get("set", {})}.items()):
         take(name, value)
-    # What Suricata does where a case says nothing: inline, exceptions drop; its own configuration file says windows for all hosts.
+    # What Suricata does where a case says nothing: inline, exceptions drop.
     if case.options.get("simulate_ips") and not any(o.startswith("exception-policy=") for o in options):
         options.extend(["--set", "exception-policy=auto"])
-    if str(case.effective.get("host_os_policy", "")).startswith("windows"):
-        options.extend(["--set", "host-os-policy.default=windows"])
+    policies = case.effective.get("host_os_policy")
+    if isinstance(policies, dict):
+        for system, networks in policies.items():
+            if networks:
+                options.extend(["--set", "host-os-policy.%s=%s" % (system, ",".join(networks))])
+    elif policies:
+        options.extend(["--set", "host-os-policy.default=" + policies.split("(")[0]])
     if case.options.get("checksum") == "none":
         options.append("--ignore-checksums")
     if case.options.get("simulate_ips"):

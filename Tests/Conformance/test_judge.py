@@ -32,10 +32,10 @@ class JudgeTests(unittest.TestCase):
         right = [
             ("alert.gid", 1), ("alert.signature_id.__gt", 6), ("alert.signature_id.__lte", 7), ("flag", True),
             ("drop.reason.__startswith", "flow"), ("drop.reason.__endswith", "drop"), ("vlan.__contains", 5),
-            ("has-key", "alert.gid"), ("not-has-key", ["a", "b.c"]), ("vlan.__len", 2),
+            ("has-key", "alert.gid"), ("not-has-key", ["a", "b.c"]), ("vlan.__len", 2), ("absent", None),
         ]
         wrong = [
-            ("alert.gid", True), ("flag", 1), ("flag.__gt", 0), ("absent", None), ("alert.signature_id.__lt", 7),
+            ("alert.gid", True), ("flag", 1), ("flag.__gt", 0), ("alert.gid", None), ("alert.signature_id.__lt", 7),
             ("drop.reason.__find", "x"), ("has-key", ["alert.gid", "x"]), ("not-has-key", "flag"),
         ]
         for key, value in right:
@@ -53,7 +53,8 @@ class JudgeTests(unittest.TestCase):
             {"checksum": "none", "simulate_ips": True, "set": {"mpm-algo": "hs", "not.known": "1"}},
             {"yaml": {"vars": {"address-groups": {"NET": "[10.0.0.0/8]"}}}})
         options, unknown = settings.translate(case)
-        self.assertEqual(options, ["--var", "NET=[10.0.0.0/8]", "--ignore-checksums", "--inline"])
+        self.assertEqual(options, [
+            "--var", "NET=[10.0.0.0/8]", "--set", "exception-policy=auto", "--ignore-checksums", "--inline"])
         self.assertEqual(unknown, ["not.known=1"])
 
     def test_baseline(self):

@@ -369,7 +369,7 @@ struct PayloadTests {
     (.snort3, "byte_math:bytes 1,offset 0;", "is too little"), (.snort2, "isdataat:x;", "no variable"),
     (.snort2, "isdataat:1,absolute;", "is not known"), (.snort2, "pcre:\"/a(/\";", "missing closing parenthesis"),
     (.snort2, "pcre:\"/a/q\";", "is no flag"), (.snort3, "pcre:\"/a/U\";", "is no flag"),
-    (.snort2, "pcre:\"abc\";", "is not /EXPRESSION/"), (.suricata, "pcre:/a/;", "not in quotation marks"),
+    (.snort2, "pcre:\"abc\";", "is not /EXPRESSION/"), (.snort2, "pcre:/a/;", "not in quotation marks"),
     (.snort3, "bufferlen:x;", "is not a test of a number"), (.suricata, "base64_data;", "without `base64_decode`"),
     (.suricata, "base64_decode:lines 3;", "is not known"), (.suricata, "entropy:value > 9;", "is no entropy"),
     (.snort3, "md5:\"90\",length 3;", "is no digest"), (.snort2, "hash:md5;", "before any `protected_content`"),

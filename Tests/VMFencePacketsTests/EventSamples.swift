@@ -39,7 +39,7 @@ enum EventSamples {
     (Frame.ethernet(0x8864, [0x11, 0, 0, 1, 0, 4, 0, 0x21, 0x45, 0]), .pppIPv4TooSmall),
     (Frame.ethernet(0x8864, [0x11, 0, 0, 1, 0, 4, 0, 0x57, 0x60, 0]), .pppIPv6TooSmall),
     (Frame.ethernet(0x8864, [0x11, 0, 0, 1, 0, 4, 0, 0x2F, 0x45, 0]), .pppCompressedTooSmall),
-    (Frame.ethernet(0x8864, [0x11, 0, 0, 1, 0, 4, 0xC0, 0x21, 1, 0]), .pppUnsupported),
+    (Frame.ethernet(0x8864, [0x11, 0, 0, 1, 0, 4, 0x00, 0x2B, 1, 0]), .pppUnsupported),
     (Frame.ethernet(0x8864, [0x11, 0, 0, 1, 0, 4, 0x0F, 0xFF, 1, 0]), .pppWrongType),
     (Frame.ethernet(0x894F, [0, 6, 1]), .nshTooSmall), (Frame.ethernet(0x894F, [0x40, 6, 1, 1] + zeros), .nshVersion),
     (Frame.ethernet(0x894F, [0, 63, 1, 1] + zeros), .nshLength),

@@ -65,10 +65,17 @@ import VMFencePackets
         DecodedPacket.decode($0, linkType: .ethernet, strippedVLAN: 0, settings: settings).isTunnel
       }
     }
-    #expect(!isTunnel(DecodeSettings()))
-    #expect(isTunnel(DecodeSettings(vxlanPorts: [1, 8472], genevePorts: [], teredoPorts: [])))
+    var settings = DecodeSettings()
+    #expect(!isTunnel(settings))
+    settings.setPorts([1, 8472], of: .vxlan)
+    #expect(isTunnel(settings))
+    settings.setEnabled(false, .vxlan)
+    #expect(!isTunnel(settings))
+    settings.setEnabled(true, .vxlan)
+    #expect(isTunnel(settings) && settings != DecodeSettings())
     // The same bits in the mask, another port.
-    #expect(!isTunnel(DecodeSettings(vxlanPorts: [8472 - 64], genevePorts: [], teredoPorts: [])))
+    settings.setPorts([8472 - 64], of: .vxlan)
+    #expect(!isTunnel(settings))
   }
 
   @Test(

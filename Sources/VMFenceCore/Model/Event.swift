@@ -96,6 +96,8 @@ public struct PacketEvidence: Sendable, Hashable {
   public var payload: [UInt8]?
   public var sourceMAC: MACAddress?
   public var destinationMAC: MACAddress?
+  /// Whether the packet was decoded far enough to have addresses.
+  public var hasAddresses = true
   /// The flow's Community ID, by which other systems' logs of it are found (corelight/community-id-spec).
   public var communityID: String?
   /// VLAN identifiers, the outermost first.

@@ -96,12 +96,14 @@ struct EVEFlow {
     json.member("pcap_cnt", evidence?.captureNumber)
     json.member("pcap_filename", evidence?.captureFile)
     if !vlans.isEmpty { json.array("vlan", vlans) { $0.element($1) } }
-    json.member("src_ip", source.description)
-    if hasPorts { json.member("src_port", sourcePort) }
-    json.member("dest_ip", destination.description)
-    if hasPorts { json.member("dest_port", destinationPort) }
-    json.member("proto", ipProtocol.eveProtocolName)
-    json.member("ip_v", source.family.rawValue)
+    if evidence?.hasAddresses != false {
+      json.member("src_ip", source.eveDescription)
+      if hasPorts { json.member("src_port", sourcePort) }
+      json.member("dest_ip", destination.eveDescription)
+      if hasPorts { json.member("dest_port", destinationPort) }
+      json.member("proto", ipProtocol.eveProtocolName)
+      json.member("ip_v", source.family.rawValue)
+    }
     if let icmp = evidence?.icmp {
       json.member("icmp_type", icmp.type)
       json.member("icmp_code", icmp.code)
@@ -120,9 +122,9 @@ struct EVEFlow {
 extension JSONLine {
   mutating func tunnel(_ tunnel: PacketEvidence.Tunnel) {
     object("tunnel") { json in
-      json.member("src_ip", tunnel.source.description)
+      json.member("src_ip", tunnel.source.eveDescription)
       if tunnel.sourcePort != 0 { json.member("src_port", tunnel.sourcePort) }
-      json.member("dest_ip", tunnel.destination.description)
+      json.member("dest_ip", tunnel.destination.eveDescription)
       if tunnel.destinationPort != 0 { json.member("dest_port", tunnel.destinationPort) }
       json.member("proto", tunnel.ipProtocol.eveProtocolName)
       json.member("depth", tunnel.depth)
@@ -174,6 +176,17 @@ extension JSONLine {
       }
     member("reject_target", target)
     array("reject", [ipProtocol == 6 ? "tcp-reset" : "icmp-prohib"]) { $0.element($1) }
+  }
+}
+
+extension IPAddress {
+  /// As EVE writes addresses: those of IPv6 with all their digits.
+  var eveDescription: String {
+    guard family == .v6 else { return description }
+    return (0..<8).map { group in
+      let half = group < 4 ? high : low
+      return UInt16(truncatingIfNeeded: half >> UInt64(48 - group % 4 * 16)).hexadecimal(width: 4)
+    }.joined(separator: ":")
   }
 }
 

@@ -19,6 +19,8 @@ enum HeaderKind: UInt8 {
   case network = 71
   /// Which tag (small 1): its number as a signed byte, `anyTag` or `allTags`; and a number (`NumberRecord`).
   case vlan = 72
+  /// `DecodeEvent` (small 1).
+  case decodeEvent = 73
 
   static let anyTag: UInt8 = 0x40
   static let allTags: UInt8 = 0x41
@@ -64,6 +66,7 @@ extension ImageBuilder {
     case .vlan(.all, let number): number.draft(HeaderKind.vlan.rawValue, small1: HeaderKind.allTags)
     case .vlan(.tag(let tag), let number): number.draft(HeaderKind.vlan.rawValue, small1: UInt8(bitPattern: tag))
     case .network(let isIPv6): OptionDraft(kind: HeaderKind.network.rawValue, small1: isIPv6 ? 6 : 4)
+    case .decodeEvent(let event): OptionDraft(kind: HeaderKind.decodeEvent.rawValue, small1: event.rawValue)
     }
   }
 }

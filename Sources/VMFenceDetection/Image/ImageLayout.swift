@@ -178,7 +178,9 @@ enum RuleRecord {
   static let seesBadChecksums: UInt8 = 2
   /// Found in a stream, the verdict is for the rest of the flow.
   static let actsOnStream: UInt8 = 4
-  static let knownMoreFlags: UInt8 = 7
+  /// It is compared with packets that cannot be decoded.
+  static let seesMalformed: UInt8 = 8
+  static let knownMoreFlags: UInt8 = 15
 }
 
 /// What stands before a rule's parenthesis. Sets are indices, `noIndex` for "any".

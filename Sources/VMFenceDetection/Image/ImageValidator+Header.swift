@@ -1,4 +1,5 @@
 import VMFenceCore
+import VMFencePackets
 
 extension ImageValidator {
   static func validate(
@@ -11,6 +12,7 @@ extension ImageValidator {
     case .field: try require(HeaderField(rawValue: small) != nil, "the field of a header")
     case .checksum: try require(ChecksummedHeader(rawValue: small) != nil, "the header of a checksum")
     case .network: try require(small == 4 || small == 6, "the version of IP")
+    case .decodeEvent: try require(DecodeEvent(rawValue: small) != nil, "an event of decoding")
     case .payloadSize, .ipOption, .sameAddress, .vlan: break
     }
   }

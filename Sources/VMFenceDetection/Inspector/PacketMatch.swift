@@ -13,6 +13,8 @@ struct PacketMatch {
   var verifiesChecksums = false
   /// Only rules about checksums look at it.
   var hasBadChecksum = false
+  /// Its receiver could not take it: only rules about that look at it.
+  var isMalformed = false
   /// What was told of its segment.
   var events = StreamEvents()
   /// Of a window: bytes that the stream lacks before it.

@@ -31,6 +31,9 @@ extension SnortInspector {
         == (image.u8(option + OptionRecord.flags) & OptionRecord.isNegated == 0)
     case .network: return match.packet.network == (small1 == 6 ? .ipv6 : .ipv4)
     case .vlan: return Self.vlanMatches(small1, option, match, image)
+    case .decodeEvent:
+      guard let event = DecodeEvent(rawValue: small1) else { return false }
+      return !match.isStream && match.packet.events.contains(event)
     }
   }
 

@@ -94,6 +94,7 @@ extension SnortInspector {
 
   /// Whether a rule looks at this packet at all.
   private func isDue(_ flags: UInt8, _ match: PacketMatch) -> Bool {
+    if match.isMalformed, flags & RuleRecord.seesMalformed == 0 { return false }
     if match.hasBadChecksum, flags & RuleRecord.seesBadChecksums == 0 { return false }
     guard flags & RuleRecord.isOncePerDirection != 0, let flow = match.flow else { return true }
     return !match.isStream

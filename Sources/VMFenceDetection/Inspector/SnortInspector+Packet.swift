@@ -13,18 +13,22 @@ extension SnortInspector {
     guard packet.isTunnel else { return }
     var inner = packet
     // As deep as decoding goes.
-    while inner.enterTunnel(bytes) { inspect(inner, bytes, context, into: &output) }
+    while inner.enterTunnel(bytes, settings: settings.decoding) { inspect(inner, bytes, context, into: &output) }
   }
 
   private mutating func inspect(
     _ packet: DecodedPacket, _ bytes: RawSpan, _ context: PacketContext, into output: inout InspectionOutput
   ) {
     var match = PacketMatch(packet: packet, flow: nil, timestamp: context.frame.timestamp)
-    guard packet.network == .ipv4 || packet.network == .ipv6 else {
-      counters.notIP += 1
+    match.origin = packet.origin == .wire && context.depth > 0 ? .defragmented : packet.origin
+    // A datagram that ends before its own end is dropped by whoever gets it.
+    match.isMalformed =
+      packet.network == .none && !packet.anomalies.isEmpty || packet.anomalies.contains(.badDatagramLength)
+    if packet.network == .none || packet.network == .arp || match.isMalformed {
+      if packet.network == .none || packet.network == .arp { counters.notIP += 1 }
+      compare(match, bytes.extracting(Self.payload(packet)), bytes, into: &output)
       return
     }
-    match.origin = packet.origin == .wire && context.depth > 0 ? .defragmented : packet.origin
     match.verifiesChecksums = context.frame.checksums == .unknown && settings.verifiesChecksums
     if match.verifiesChecksums {
       switch packet.verifyChecksums(in: bytes) {
@@ -115,9 +119,9 @@ extension SnortInspector {
   private func decodeRebuilt(_ bytes: RawSpan, _ fragment: DecodedPacket, _ context: PacketContext) -> DecodedPacket {
     guard fragment.tunnelDepth > 0 else {
       return DecodedPacket.decode(
-        bytes, linkType: context.frame.linkType, strippedVLAN: context.frame.strippedVLAN)
+        bytes, linkType: context.frame.linkType, strippedVLAN: context.frame.strippedVLAN, settings: settings.decoding)
     }
-    var packet = DecodedPacket.decode(bytes, linkType: .raw, strippedVLAN: 0)
+    var packet = DecodedPacket.decode(bytes, linkType: .raw, strippedVLAN: 0, settings: settings.decoding)
     packet.sourceMAC = fragment.sourceMAC
     packet.destinationMAC = fragment.destinationMAC
     packet.outerVLAN = fragment.outerVLAN

@@ -176,7 +176,8 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     counters.packets += 1
     let (alerts, lost) = (output.count, output.overflow)
     endOldFlow(at: frame.timestamp, into: &output)
-    let packet = DecodedPacket.decode(bytes, linkType: frame.linkType, strippedVLAN: frame.strippedVLAN)
+    let packet = DecodedPacket.decode(
+      bytes, linkType: frame.linkType, strippedVLAN: frame.strippedVLAN, settings: settings.decoding)
     if !packet.anomalies.isEmpty { counters.malformed += 1 }
     inspectLayers(packet, bytes, PacketContext(frame: frame), into: &output)
     settle(into: &output)

@@ -137,7 +137,8 @@ struct PrefilterPlan {
   }
 
   private static func applies(_ rule: Rule, to packetClass: PacketClass) -> Bool {
-    let isIP = [.ip, .ether, .any].contains(rule.ipProtocol)
+    // What is wrong with a packet may be that it is of no class.
+    let isIP = [.ip, .ether, .any].contains(rule.ipProtocol) || rule.testsDecoding
     return switch packetClass {
     case .tcp: (isIP || rule.ipProtocol == .tcp) && rule.inspects.contains(.packets)
     case .tcpStream: (isIP || rule.ipProtocol == .tcp) && rule.inspects.contains(.streams)

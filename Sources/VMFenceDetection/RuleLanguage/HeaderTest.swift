@@ -1,3 +1,5 @@
+import VMFencePackets
+
 /// A test of a packet's headers, or of its size.
 package enum HeaderTest: Hashable, Sendable {
   case tcpFlags(TCPFlagsTest)
@@ -16,6 +18,8 @@ package enum HeaderTest: Hashable, Sendable {
   case network(isIPv6: Bool)
   /// Of a VLAN identifier.
   case vlan(VLANLayer, NumberTest)
+  /// Decoding found this.
+  case decodeEvent(DecodeEvent)
 }
 
 /// Which of a packet's VLAN tags; the outermost is the first.

@@ -35,6 +35,24 @@ extension Rule {
     }
   }
 
+  /// Whether the rule is about what is wrong with packets: it sees those, too, that no other rule is compared with.
+  var testsDecoding: Bool { tests.contains { if case .header(.decodeEvent) = $0 { true } else { false } } }
+
+  /// What such a rule's protocol means for a packet whose transport header cannot be read: the number in the network header.
+  mutating func widenToMalformed() {
+    guard testsDecoding else { return }
+    let number: UInt64
+    switch ipProtocol {
+    case .tcp: number = 6
+    case .udp: number = 17
+    case .sctp: number = 132
+    case .igmp: number = 2
+    case .icmp, .ip, .arp, .ether, .any: return
+    }
+    ipProtocol = .any
+    tests.insert(.header(.field(.ipProtocol, NumberTest(low: number, high: number))), at: 0)
+  }
+
   /// `RuleRecord.moreFlags`.
   var moreFlags: UInt8 {
     var flags: UInt8 = 0
@@ -45,6 +63,7 @@ extension Rule {
     if isAboutChecksums || dialect == .suricata && isAboutHeaders {
       flags |= RuleRecord.seesBadChecksums
     }
+    if testsDecoding || ipProtocol == .any || ipProtocol == .ether { flags |= RuleRecord.seesMalformed }
     if dialect == .suricata { flags |= RuleRecord.actsOnStream }
     return flags
   }

@@ -277,14 +277,16 @@ package struct RuleFileParser {
       return
     }
     patternTotal += options.patternBytes
-    result.rules.append(
+    var rule =
       Rule(
         action: options.metadata.action, ipProtocol: head.ipProtocol, source: head.source,
         destination: head.destination, isBidirectional: head.isBidirectional, view: head.view, tests: options.tests,
         effects: options.effects, threshold: options.threshold, detectionFilter: options.detectionFilter,
         activates: options.activates,
         activatedBy: options.activatedBy, count: options.count, metadata: options.metadata, dialect: dialect,
-        head: head.text))
+        head: head.text)
+    rule.widenToMalformed()
+    result.rules.append(rule)
   }
 
   /// Leaves out a rule that is right and cannot be evaluated.

@@ -161,7 +161,9 @@ extension RuleOptionParser {
     RuleProblem(value.startIndex, "\(name.shown): \(value.shown) is too little", "write \(form)")
   }
 
-  private var offsets: ClosedRange<Int64> { -65_535...65_535 }
+  private var offsets: ClosedRange<Int64> {
+    dialect == .suricata ? Int64(Int32.min)...Int64(Int32.max) : -65_535...65_535
+  }
 
   mutating func byteTest(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?) throws(RuleProblem) {
     let value = try required(name, value)

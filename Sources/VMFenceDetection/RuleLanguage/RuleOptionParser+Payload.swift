@@ -109,6 +109,11 @@ extension RuleOptionParser {
       found = transform
     } else {
       switch text {
+      case "xor" where dialect == .suricata && value?.trimmed.first != UInt8(ascii: "\""):
+        // The key's bytes are taken from the buffer.
+        _ = try required(name, value)
+        refuse("option `xor` with a key from the buffer", at: name.startIndex)
+        return true
       case "xor": found = try xor(name, value)
       case "from_base64": found = .base64(try fromBase64(name, value))
       case "pcrexform":

@@ -24,6 +24,11 @@ extension RuleOptionParser {
     test.isNegated = isNegated
     for index in letters.indices {
       let letter = letters[index]
+      if letter == UInt8(ascii: ","), dialect == .suricata {
+        // Names of variables that captures go to, within the quotation marks.
+        refuse("captures of `pcre`", at: index)
+        break
+      }
       switch letter {
       case UInt8(ascii: "i"): test.options |= Regex.caseless
       case UInt8(ascii: "s"): test.options |= Regex.dotAll
@@ -86,6 +91,7 @@ extension RuleOptionParser {
   func quotedExpression(
     _ name: ArraySlice<UInt8>, _ text: ArraySlice<UInt8>
   ) throws(RuleProblem) -> (ArraySlice<UInt8>, ArraySlice<UInt8>?) {
+    if dialect == .suricata, text.first == UInt8(ascii: "/") { return (text, nil) }
     guard text.first == UInt8(ascii: "\"") else {
       throw RuleProblem(text.startIndex, "\(name.shown): the expression is not in quotation marks", "write \"…\"")
     }

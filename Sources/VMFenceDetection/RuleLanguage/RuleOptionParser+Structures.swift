@@ -208,7 +208,8 @@ extension RuleOptionParser {
   }
 
   mutating func absent(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?) throws(RuleProblem) {
-    guard buffer != .payload else {
+    // A buffer of an application layer has been named where the rule is not supported yet.
+    guard buffer != .payload || !unsupported.isEmpty else {
       throw RuleProblem(name.startIndex, "`absent` without a buffer that can be missing", "name the buffer before it")
     }
     var orElse = false

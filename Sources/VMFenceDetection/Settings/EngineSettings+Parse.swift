@@ -1,4 +1,5 @@
 import VMFenceCore
+import VMFencePackets
 
 extension EngineSettings {
   /// Reads the settings of a configuration.
@@ -59,6 +60,16 @@ extension EngineSettings {
       for network in try setting.networks() { hostPolicies.append(HostPolicy(network: network, policy: policy)) }
       return
     }
+    for tunnel in DecodeSettings.Tunnel.allCases {
+      if setting.name == "decoder.\(tunnel.rawValue).enabled" {
+        decoding.setEnabled(try setting.boolean(), tunnel)
+        return
+      }
+      if setting.name == "decoder.\(tunnel.rawValue).ports" {
+        decoding.setPorts(try setting.ports(), of: tunnel)
+        return
+      }
+    }
     guard let field = Self.timeoutFields[setting.name] else { throw setting.unknown(Self.names) }
     timeouts[keyPath: field] = Int64(try setting.number(in: 0...1_000_000)) * FlowTimeouts.second
   }
@@ -83,7 +94,10 @@ extension EngineSettings {
       "stream.reassembly.memcap-policy", "stream.reassembly.toclient-chunk-size",
       "stream.reassembly.toserver-chunk-size", "stream.reassembly.urgent.policy",
     ]
-    return (single + timeoutFields.keys + OverlapPolicy.names.map { "host-os-policy.\($0.0)" }).sorted()
+    let tunnels = DecodeSettings.Tunnel.allCases.flatMap {
+      ["decoder.\($0.rawValue).enabled", "decoder.\($0.rawValue).ports"]
+    }
+    return (single + tunnels + timeoutFields.keys + OverlapPolicy.names.map { "host-os-policy.\($0.0)" }).sorted()
   }
 }
 
@@ -159,6 +173,18 @@ private struct SettingText {
         throw mistake("addresses or networks (10.0.0.0/8, 2001:db8::/32), with commas between")
       }
       result.append(network)
+    }
+    return result
+  }
+
+  /// Ports with commas or blanks between, brackets around them or not.
+  func ports() throws(RuleCompilationError) -> [UInt16] {
+    var result: [UInt16] = []
+    for part in text.split(whereSeparator: { ", []\t".contains($0) }) {
+      guard let port = UInt16(part), port > 0, result.count < DecodeSettings.portMaximum else {
+        throw mistake("at most \(DecodeSettings.portMaximum) ports, with commas between")
+      }
+      result.append(port)
     }
     return result
   }

@@ -1,4 +1,5 @@
 import VMFenceCore
+import VMFencePackets
 
 /// What an operator can set about flows, fragments and streams: `InspectorConfiguration.settings`, read and checked. Names are those of
 /// the field (Suricata's configuration), with dots between their parts.
@@ -12,6 +13,12 @@ public struct EngineSettings: Sendable, Equatable {
   public var isStreamInline = false
   /// Verdicts act on packets. Not a setting of its own: `InspectorConfiguration.isInline`.
   public var isInline = false
+
+  // MARK: Decoding
+
+  /// `decoder.vxlan.ports`, `decoder.geneve.ports` and `decoder.teredo.ports`: at most four each, with commas between; and
+  /// `decoder.NAME.enabled`.
+  public var decoding = DecodeSettings()
 
   // MARK: Streams
 

@@ -60,10 +60,10 @@ struct Inspect: ParsableCommand {
 
   func run() throws {
     let compiled = try compile()
-    let configuration = try inspectorConfiguration()
+    let (configuration, settings) = try inspectorConfiguration()
     var run = try InspectionRun(
       rules: compiled, isInline: inline, output: eve, showsAlerts: eve != "-",
-      evidence: EvidenceWanted(packet: packet, payload: payload))
+      evidence: EvidenceWanted(packet: packet, payload: payload), decoding: settings.decoding)
     var problem: PacketSourceError?
     for group in separate ? captures.map({ [$0] }) : [captures] {
       var inspector = try inspector(compiled, configuration)
@@ -79,14 +79,13 @@ struct Inspect: ParsableCommand {
     } catch { throw failure(error, Exit.internalError) }
   }
 
-  private func inspectorConfiguration() throws -> InspectorConfiguration {
+  private func inspectorConfiguration() throws -> (InspectorConfiguration, EngineSettings) {
     var configuration = InspectorConfiguration(verifiesChecksums: !ignoreChecksums, isInline: inline)
     for setting in settings { configuration.settings[setting.name] = setting.value }
-    do throws(RuleCompilationError) { _ = try EngineSettings(configuration) } catch {
+    do throws(RuleCompilationError) { return (configuration, try EngineSettings(configuration)) } catch {
       Terminal.error.print([Diagnostic(.error, error.message, remedy: error.remedy)])
       throw ExitCode.validationFailure
     }
-    return configuration
   }
 
   private func compile() throws -> SnortRules {

@@ -4,6 +4,7 @@ import Foundation
 import VMFenceCapture
 import VMFenceCore
 import VMFenceDetection
+import VMFencePackets
 
 /// Captures, inspected one group after the other, and what is told of them.
 struct InspectionRun: ~Copyable {
@@ -14,6 +15,7 @@ struct InspectionRun: ~Copyable {
   private let showsAlerts: Bool
   private let isInline: Bool
   private let wanted: EvidenceWanted
+  private let decoding: DecodeSettings
   /// The file's name when there is one file in the group, and the packets of the group.
   private var captureFile: String?
   private var captured: UInt64 = 0
@@ -28,12 +30,14 @@ struct InspectionRun: ~Copyable {
   private var counters: [(name: String, value: UInt64)] = []
 
   init(
-    rules: SnortRules, isInline: Bool, output path: String?, showsAlerts: Bool, evidence: EvidenceWanted
+    rules: SnortRules, isInline: Bool, output path: String?, showsAlerts: Bool, evidence: EvidenceWanted,
+    decoding: DecodeSettings
   ) throws {
     self.rules = rules
     self.showsAlerts = showsAlerts
     self.isInline = isInline
     wanted = evidence
+    self.decoding = decoding
     output = InspectionOutput(evidenceCapacity: evidence.isEmpty ? 0 : EvidenceWanted.capacity)
     encoder = EVEEncoder(node: "inspect", isInline: isInline, directory: DomainDirectory())
     eve = try path.map(LineFile.init)
@@ -126,7 +130,7 @@ struct InspectionRun: ~Copyable {
 
   private func evidence(_ record: AlertRecord, _ frame: FrameMetadata, _ bytes: RawSpan) -> PacketEvidence? {
     guard eve != nil else { return nil }
-    var evidence = PacketEvidence(frame, bytes, layer: Int(record.layer), wanted)
+    var evidence = PacketEvidence(frame, bytes, layer: Int(record.layer), wanted, decoding)
     evidence.captureFile = captureFile
     evidence.captureNumber = record.origin == .flowTimeout ? nil : captured
     if wanted.contains(.packet), let kept = output.evidence(record.packet) { evidence.packet = kept }
@@ -142,7 +146,8 @@ struct InspectionRun: ~Copyable {
     guard let eve else { return }
     var drop = DroppedPacket(
       frame, bytes, packetID: packets, reason: output.dropReason,
-      rule: output.verdictRule == .max ? nil : rules.metadata(at: Int(output.verdictRule)), verdict: output.verdict)
+      rule: output.verdictRule == .max ? nil : rules.metadata(at: Int(output.verdictRule)), verdict: output.verdict,
+      decoding)
     drop.rejectAction = rejectAction
     drop.evidence?.captureFile = captureFile
     drop.evidence?.captureNumber = captured

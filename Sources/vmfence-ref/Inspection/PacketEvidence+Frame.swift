@@ -24,17 +24,33 @@ struct EvidenceWanted: OptionSet {
 
 extension PacketEvidence {
   /// Decodes the frame once more: only what alerts is looked at so closely.
-  init(_ frame: FrameMetadata, _ bytes: RawSpan, layer: Int, _ wanted: EvidenceWanted) {
+  ///
+  /// - `layer`: which of the packets in the frame is meant, 0 for the outermost.
+  init(_ frame: FrameMetadata, _ bytes: RawSpan, layer: Int, _ wanted: EvidenceWanted, _ settings: DecodeSettings) {
     self.init(linkType: frame.linkType)
-    let packet = DecodedPacket.decode(bytes, linkType: frame.linkType, strippedVLAN: frame.strippedVLAN)
+    var packet = DecodedPacket.decode(
+      bytes, linkType: frame.linkType, strippedVLAN: frame.strippedVLAN, settings: settings)
     if frame.linkType == .ethernet, bytes.byteCount >= 14 {
       sourceMAC = packet.sourceMAC
       destinationMAC = packet.destinationMAC
     }
-    vlans = [packet.outerVLAN, packet.innerVLAN].prefix(Int(packet.vlanCount)).map { $0 & 0xFFF }
+    var first = 0
+    for depth in 0..<layer {
+      let outer = packet
+      guard packet.enterTunnel(bytes, settings: settings) else { break }
+      tunnel = Tunnel(
+        source: outer.source, destination: outer.destination, sourcePort: outer.sourcePort,
+        destinationPort: outer.destinationPort, ipProtocol: outer.ipProtocol, depth: depth + 1)
+      // What is in a tunnel has no link header to show.
+      first = Int(packet.networkOffset)
+      linkType = .rawBSD
+    }
+    vlans = [packet.outerVLAN, packet.innerVLAN, packet.thirdVLAN].prefix(Int(packet.vlanCount)).map { $0 & 0xFFF }
     if packet.transport == .icmp || packet.transport == .icmpv6 { icmp = (packet.icmpType, packet.icmpCode) }
     communityID = packet.communityID
-    if wanted.contains(.packet) { self.packet = Array(copying: bytes, 0..<bytes.byteCount) }
+    // A datagram that was cut off is told as its receiver sees it: as none.
+    hasAddresses = packet.network != .none && !packet.anomalies.contains(.badDatagramLength) || bytes.byteCount == 0
+    if wanted.contains(.packet) { self.packet = Array(copying: bytes, first..<bytes.byteCount) }
     if wanted.contains(.payload) {
       let start = Int(packet.payloadOffset)
       payload = Array(copying: bytes, start..<start + Int(packet.payloadLength))
@@ -55,14 +71,15 @@ extension DecodedPacket {
 extension DroppedPacket {
   init(
     _ frame: FrameMetadata, _ bytes: RawSpan, packetID: UInt64, reason: DropReason, rule: RuleMetadata?,
-    verdict: Verdict
+    verdict: Verdict, _ settings: DecodeSettings
   ) {
-    let packet = DecodedPacket.decode(bytes, linkType: frame.linkType, strippedVLAN: frame.strippedVLAN)
+    let packet = DecodedPacket.decode(
+      bytes, linkType: frame.linkType, strippedVLAN: frame.strippedVLAN, settings: settings)
     self.init(
       time: frame.timestamp, incarnation: .none, packetID: packetID, source: packet.source,
       destination: packet.destination, sourcePort: packet.sourcePort, destinationPort: packet.destinationPort,
       ipProtocol: packet.ipProtocol, reason: reason, rule: rule, verdict: verdict)
-    evidence = PacketEvidence(frame, bytes, layer: 0, [])
+    evidence = PacketEvidence(frame, bytes, layer: 0, [], settings)
   }
 }
 

@@ -87,9 +87,8 @@ struct EVEEncoderTests {
     #expect(line.contains(#""verdict":{"action":"drop","reject_target":"to_client","reject":["tcp-reset"]}"#))
     let drop = text(try #require(encoder(isInline: true).encodeDrop(alert(verdict: .reject))))
     #expect(drop.contains(#""event_type":"drop""#))
-    #expect(
-      drop.contains(
-        #""drop":{"reason":"rules"},"verdict":{"action":"drop","reject_target":"to_client","reject":["tcp-reset"]}"#))
+    #expect(drop.contains(#""drop":{"reason":"rules"},"alert":{"action":"blocked","gid":1"#))
+    #expect(drop.contains(#""verdict":{"action":"drop","reject_target":"to_client","reject":["tcp-reset"]}"#))
     #expect(encoder(isInline: true).encodeDrop(alert()) == nil)
   }
 
@@ -111,6 +110,17 @@ struct EVEEncoderTests {
       #""packet":"AAECAw==","packet_info":{"linktype":1,"linktype_name":"EN10MB"}"#,
       #""tunnel":{"src_ip":"192.0.2.1","src_port":5,"dest_ip":"192.0.2.2","dest_port":4789,"proto":"UDP","depth":1}"#,
     ] { #expect(line.contains(part), "\(part)") }
+  }
+
+  @Test("a packet without addresses has none in its event, and IPv6 has all its digits")
+  func addresses() {
+    var alert = alert()
+    alert.source = IPAddress("2001:db8::1")!
+    #expect(text(encoder().encode(.alert(alert))).contains(#""src_ip":"2001:0db8:0000:0000:0000:0000:0000:0001""#))
+    var evidence = PacketEvidence(linkType: .ethernet)
+    evidence.hasAddresses = false
+    alert.evidence = evidence
+    #expect(!text(encoder().encode(.alert(alert))).contains("src_ip"))
   }
 
   @Test("a drop event tells its reason, and needs no rule", arguments: DropReason.allCases)

@@ -1,0 +1,78 @@
+import Testing
+import VMFenceCore
+import VMFenceDetection
+
+/// Rules about what decoding found, and the packets in tunnels.
+@Suite struct DecodeEventRuleTests {
+  private func sids(_ rules: String, _ frames: [[UInt8]]) throws -> [[UInt32]] {
+    var engine = try EngineUnderTest(rules, dialect: .suricata, settings: EngineUnderTest.immediate)
+    return engine.inspect(frames)
+  }
+
+  private let tcp = Frame(payload: Array("x".utf8)).tcp
+
+  @Test func `a rule about an event sees packets that are not even IP`() throws {
+    let rules = """
+      alert pkthdr any any -> any any (decode-event:ethernet.unknown_ethertype; sid:1;)
+      alert pkthdr any any -> any any (decode-event:decoder.ipv4.pkt_too_small; sid:2;)
+      alert tcp any any -> any any (engine-event:tcp.pkt_too_small; sid:3;)
+      alert tcp any any -> any any (sid:4;)
+      alert ether any any -> any any (sid:5;)
+      """
+    let header = Array(tcp[..<12])
+    var short = Array(tcp[..<40])
+    short.replaceSubrange(16..<18, with: [0, 26])
+    let found = try sids(rules, [header + [0x12, 0x34, 1, 2], header + [8, 0, 0x45], short, tcp])
+    #expect(found[0] == [1, 5] && found[1] == [2, 5] && found[3] == [4, 5], "\(found)")
+  }
+
+  @Test func `a datagram that ends too early is seen by rules about that alone`() throws {
+    let rules = """
+      alert pkthdr any any -> any any (decode-event:ipv4.trunc_pkt; sid:1;)
+      alert tcp any any -> any any (content:"x"; sid:2;)
+      alert ip any any -> any any (sid:3;)
+      """
+    var long = tcp
+    long.replaceSubrange(16..<18, with: [9, 0])
+    #expect(try sids(rules, [long]) == [[1]])
+    #expect(try sids(rules, [tcp]) == [[2, 3]])
+  }
+
+  @Test func `packets in tunnels are inspected after what carries them, with flows of their own`() throws {
+    // IPv4 in IPv4, its checksum not looked at.
+    let inner = Array(tcp[14...])
+    let outer: [UInt8] =
+      [0x45, 0, 0, UInt8(20 + inner.count), 0, 1, 0, 0, 64, 4, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2] + inner
+    let rules = """
+      alert ip 10.0.0.1 any -> 10.0.0.2 any (sid:1;)
+      alert tcp any any -> any 80 (content:"x"; sid:2;)
+      """
+    #expect(try sids(rules, [Array(tcp[..<14]) + outer]) == [[1, 2]])
+    var engine = try EngineUnderTest(rules, dialect: .suricata, settings: EngineUnderTest.immediate)
+    _ = engine.inspect(Array(tcp[..<14]) + outer)
+    #expect(engine.statistic("flows") == 2)
+    #expect(engine.output[1].origin == .ipv4Tunnel && engine.output[1].layer == 1)
+  }
+
+  @Test func `ports of tunnels are settings`() throws {
+    let inner = tcp
+    let payload: [UInt8] = [8, 0, 0, 0, 0, 0, 9, 0] + inner
+    let frame = Frame(destinationPort: 8472, payload: payload).udp
+    let rules = "alert tcp any any -> any 80 (content:\"x\"; sid:2;)"
+    var settings = EngineUnderTest.immediate
+    var plain = try EngineUnderTest(rules, dialect: .suricata, settings: settings)
+    #expect(plain.inspect(frame) == [])
+    settings["decoder.vxlan.ports"] = "[4789, 8472]"
+    var set = try EngineUnderTest(rules, dialect: .suricata, settings: settings)
+    #expect(set.inspect(frame) == [2])
+    settings["decoder.vxlan.enabled"] = "no"
+    var disabled = try EngineUnderTest(rules, dialect: .suricata, settings: settings)
+    #expect(disabled.inspect(frame) == [])
+    for wrong in ["0", "1,2,3,4,5", "x"] {
+      settings["decoder.vxlan.ports"] = wrong
+      #expect(throws: RuleCompilationError.self) {
+        _ = try EngineUnderTest(rules, dialect: .suricata, settings: settings)
+      }
+    }
+  }
+}
