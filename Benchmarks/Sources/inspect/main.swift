@@ -34,7 +34,7 @@ struct AlertKey: Hashable {
 func processorSeconds() -> Double {
   var usage = rusage()
   // SAFETY: the structure is filled in by the call.
-  unsafe _ = getrusage(RUSAGE_SELF, &usage)
+  unsafe _ = getrusage(__rusage_who_t(RUSAGE_SELF.rawValue), &usage)
   func seconds(_ time: timeval) -> Double { Double(time.tv_sec) + Double(time.tv_usec) / 1_000_000 }
   return seconds(usage.ru_utime) + seconds(usage.ru_stime)
 }
@@ -44,7 +44,8 @@ func gzipSeconds(_ path: String) -> Double? {
   let text =
     "gzip -1 -c '\(path.split(separator: "'", omittingEmptySubsequences: false).joined(separator: "'\\''"))' >/dev/null"
   let start = ContinuousClock.now
-  guard system(text) == 0 else { return nil }
+  // SAFETY: a string that ends in zero, for the call.
+  guard unsafe system(text) == 0 else { return nil }
   return Double((ContinuousClock.now - start).wholeNanoseconds) / 1e9
 }
 
@@ -153,6 +154,22 @@ func inspect(
 
 func thousands(_ pass: Pass) -> Int { Int(Double(pass.packets) / Double(pass.time.wholeNanoseconds) * 1_000_000) }
 
+/// Every network is "any"; ports are those that Snort's own defaults name, where a rule set needs them.
+let variables: [String: String] = {
+  var all: [String: String] = [:]
+  for name in ["HOME_NET", "EXTERNAL_NET"] { all[name] = "any" }
+  for name in ["HTTP", "SMTP", "SQL", "TELNET", "DNS", "SSH", "FTP", "SIP", "AIM"] { all["\(name)_SERVERS"] = "any" }
+  all["HTTP_PORTS"] =
+    "[80,81,311,383,591,593,901,1220,1414,1830,2301,2381,2809,3037,3128,3702,4343,4848,5250,6988,7000,7001,7144,7145,7510,7777,7779,8000,8008,8014,8028,8080,8085,8088,8090,8118,8123,8180,8181,8243,8280,8300,8800,8888,8899,9000,9060,9080,9090,9091,9443,9999,11371,34443,34444,41080,50002,55555]"
+  all["SHELLCODE_PORTS"] = "!80"
+  all["ORACLE_PORTS"] = "1024:"
+  all["SSH_PORTS"] = "22"
+  all["FTP_PORTS"] = "[21,2100,3535]"
+  all["SIP_PORTS"] = "[5060,5061,5600]"
+  all["FILE_DATA_PORTS"] = "[$HTTP_PORTS,110,143]"
+  return all
+}()
+
 func run() throws -> Int32 {
   var arguments = Array(CommandLine.arguments.dropFirst())
   var alertsPath: String?
@@ -180,7 +197,7 @@ func run() throws -> Int32 {
   let begin = ContinuousClock.now
   let request = RuleCompilationRequest(
     sources: sources,
-    variables: ["HOME_NET": "any", "EXTERNAL_NET": "any", "HTTP_SERVERS": "any", "HTTP_PORTS": "80"])
+    variables: variables)
   let compilation = try SnortRuleEngine().compile(request)
   let rules = compilation.rules
   print(
@@ -188,7 +205,7 @@ func run() throws -> Int32 {
     "image \(rules.image.byteCount >> 10) KiB")
   let idle = privateMemory()
   var inspector = try SnortInspector.make(
-    rules: rules, configuration: InspectorConfiguration(verifiesChecksums: false, hashKey: (1, 2)))
+    rules: rules, configuration: InspectorConfiguration(verifiesChecksums: true, hashKey: (1, 2)))
   print("an inspector adds \(privateMemory() - idle) KiB of private memory before its first packet")
 
   let reading = try readAlone(path)
