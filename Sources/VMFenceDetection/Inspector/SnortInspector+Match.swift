@@ -74,13 +74,14 @@ extension SnortInspector {
     _ match: PacketMatch, _ payload: RawSpan, _ frame: RawSpan, _ image: RawSpan, into output: inout InspectionOutput
   ) {
     matching.payloads.budget = Self.workLimit
+    let key = HeaderKey(match)
     let records = matching.sections[.rules].offset
     while let rule = matching.candidates.popFirst() {
       let record = records + rule * RuleRecord.stride
       guard isAwake(rule, image.u8(record + RuleRecord.action)), isDue(image.u8(record + RuleRecord.moreFlags), match)
       else { continue }
       let header = Int(image.u32le(record + RuleRecord.header))
-      guard matching.header.matches(header, match.packet, hasTransport: match.hasTransport, image),
+      guard matching.header.matches(header, key, image),
         windowMatches(record, match, payload, frame, image)
       else { continue }
       find(rule, record, applyEffects(record, match, image), match, payload, frame, image, into: &output)

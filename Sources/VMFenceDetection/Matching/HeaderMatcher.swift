@@ -1,6 +1,32 @@
 import VMFenceCore
 import VMFencePackets
 
+/// What heads ask of a packet, taken out of it once: a decoded packet is too long to be handed on for every rule.
+struct HeaderKey: BitwiseCopyable {
+  let source: IPAddress
+  let destination: IPAddress
+  let sourcePort: UInt16
+  let destinationPort: UInt16
+  let network: NetworkLayer
+  let transport: TransportLayer
+  let ipProtocol: UInt8
+  /// Whether the transport header is that of a whole datagram, not of a fragment.
+  let hasTransport: Bool
+  let hasPorts: Bool
+
+  init(_ match: PacketMatch) {
+    source = match.packet.source
+    destination = match.packet.destination
+    sourcePort = match.packet.sourcePort
+    destinationPort = match.packet.destinationPort
+    network = match.packet.network
+    transport = match.packet.transport
+    ipProtocol = match.packet.ipProtocol
+    hasTransport = match.hasTransport
+    hasPorts = hasTransport && (transport == .tcp || transport == .udp || transport == .sctp)
+  }
+}
+
 /// Compares packets with what stands before a rule's parenthesis.
 struct HeaderMatcher: BitwiseCopyable {
   let headers: Int
@@ -19,11 +45,10 @@ struct HeaderMatcher: BitwiseCopyable {
     portRanges = sections[.portRanges].offset
   }
 
-  /// `hasTransport`: whether the transport header is that of a whole datagram, not of a fragment.
-  func matches(_ index: Int, _ packet: DecodedPacket, hasTransport: Bool, _ image: RawSpan) -> Bool {
+  func matches(_ index: Int, _ packet: HeaderKey, _ image: RawSpan) -> Bool {
     let record = headers + index * HeaderRecord.stride
-    let transport = packet.transport
-    let hasPorts = hasTransport && (transport == .tcp || transport == .udp || transport == .sctp)
+    let hasTransport = packet.hasTransport
+    let hasPorts = packet.hasPorts
     if !hasPorts, image.u8(record + HeaderRecord.needsPorts) != 0 { return false }
     switch RuleProtocol(rawValue: image.u8(record + HeaderRecord.ipProtocol)) {
     case .tcp: guard hasTransport, packet.transport == .tcp else { return false }
