@@ -76,6 +76,23 @@ import VMFenceDetection
     }
   }
 
+  @Test("what a SYN carries does not cut the connection; what the stream does after the handshake cuts it")
+  func dropInStream() throws {
+    let text = "drop tcp any any -> any any (msg:\"d\"; content:\"bad\"; sid:1;)"
+    var forged = try engine(text, dialect: .suricata, isInline: true)
+    #expect(forged.inspect(Frame(flags: Frame.syn).carrying("bad").tcp) == [1])
+    #expect(forged.output.verdict == .drop)
+    _ = forged.inspect(Frame(flags: Frame.syn).tcp)
+    #expect(forged.output.verdict == .pass)
+
+    var cut = try engine(text, dialect: .suricata, isInline: true)
+    var connection = Connection()
+    _ = cut.inspect(connection.handshake())
+    #expect(cut.inspect(connection.fromClient("bad")) == [1])
+    #expect(cut.inspect(connection.fromServer("good")) == [])
+    #expect(cut.output.dropReason == .flowDrop)
+  }
+
   @Test("noalert silences a rule that drops all the same; alert makes a pass rule tell, once it passed")
   func telling() throws {
     var engine = try engine(

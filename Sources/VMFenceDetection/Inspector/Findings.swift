@@ -13,6 +13,8 @@ struct Findings {
     /// The flow's place and identity; -1 and 0 for a packet without.
     var place: Int
     var flow: UInt64
+    /// The flow's handshake was seen, or it was picked up without.
+    var isEstablished: Bool
     var priority: UInt8
     var record: AlertRecord
   }

@@ -11,7 +11,8 @@ extension SnortInspector {
     findings.insert(
       Findings.Finding(
         rule: rule, telling: telling, place: match.flow?.place ?? -1,
-        flow: match.flow.map { flows[$0.place].identity } ?? 0, priority: image.u8(record + RuleRecord.priority),
+        flow: match.flow.map { flows[$0.place].identity } ?? 0, isEstablished: match.flow?.isEstablished ?? false,
+        priority: image.u8(record + RuleRecord.priority),
         record: alert(rule, match, payload, frame, &output)))
   }
 
@@ -82,7 +83,8 @@ extension SnortInspector {
 
   private func actsOnFlow(_ finding: Findings.Finding, _ record: Int, _ image: RawSpan) -> Bool {
     if image.u8(record + RuleRecord.flags) & RuleRecord.actsOnFlow != 0 { return true }
-    return finding.record.flags.contains(.stream)
+    // What anybody can send before a handshake must not cut a connection.
+    return finding.isEstablished && finding.record.flags.contains(.stream)
       && image.u8(record + RuleRecord.moreFlags) & RuleRecord.actsOnStream != 0
   }
 
