@@ -40,24 +40,6 @@ def found_by_ends(run):
     return found
 
 
-def variables(home):
-    """The networks and ports that Snort 3's own defaults name. Snort takes connections up in midstream, too."""
-    values = {"HOME_NET": home, "EXTERNAL_NET": "any" if home == "any" else "!$HOME_NET"}
-    for name in "HTTP SMTP SQL TELNET DNS SSH FTP SIP".split():
-        values[name + "_SERVERS"] = "$HOME_NET"
-    values["AIM_SERVERS"] = "any"
-    values["HTTP_PORTS"] = (
-        "[80,81,311,383,591,593,901,1220,1414,1830,2301,2381,2809,3037,3128,3702,4343,4848,5250,6988,7000,7001,7144,7145,"
-        "7510,7777,7779,8000,8008,8014,8028,8080,8085,8088,8090,8118,8123,8180,8181,8243,8280,8300,8800,8888,8899,9000,"
-        "9060,9080,9090,9091,9443,9999,11371,34443,34444,41080,50002,55555]"
-    )
-    values.update({
-        "SHELLCODE_PORTS": "!80", "ORACLE_PORTS": "1024:", "SSH_PORTS": "22", "FTP_PORTS": "[21,2100,3535]",
-        "SIP_PORTS": "[5060,5061,5600]", "FILE_DATA_PORTS": "[$HTTP_PORTS,110,143]",
-    })
-    return [text for name, value in values.items() for text in ("--var", name + "=" + value)]
-
-
 def compare(options, label, rules, home, files):
     """`files`: {capture: [(addresses, variant, Counter of sids)]}; compares the sets of sids per flow."""
     names = sorted(files)
@@ -66,7 +48,7 @@ def compare(options, label, rules, home, files):
 
     def one(name):
         return engine.inspect(
-            options.engine, ["--dialect", "snort3"] + variables(home) + ["--set", "stream.midstream=yes"]
+            options.engine, ["--dialect", "snort3"] + snort3.variables(home) + ["--set", "stream.midstream=yes"]
             + ["--rules", rules, "--capture", unpacked(options, name)], SECONDS)
 
     right, same, total, alerting, found_alerting = 0, 0, 0, 0, 0
