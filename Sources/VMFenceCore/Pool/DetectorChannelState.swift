@@ -93,7 +93,8 @@ struct DetectorChannelState: ~Copyable {
       throw verdicts.violation("a verdict for packet \(record.id) where that of \(slot.id) was due")
     }
     let rules = ruleSet(of: slot)
-    guard record.rule == .max ? record.verdict == .pass : record.rule < rules.count else {
+    // Without a rule: the engine's settings refuse it, or a rule of an earlier set has refused its flow.
+    guard record.rule == .max || record.rule < rules.count else {
       throw verdicts.violation("a verdict by rule \(record.rule), which does not exist")
     }
     if record.alertCount > 0 {

@@ -267,7 +267,8 @@ extension DetectorPool {
   }
 
   private func keepRefused(_ entry: GuardedDomain<Rules>, _ verdict: borrowing PacketVerdict) {
-    guard configuration.keepsRefusedPackets, refusals.hasRoom(), let refused = entry.channel?.refused,
+    guard configuration.keepsRefusedPackets, verdict.rule != .max, refusals.hasRoom(),
+      let refused = entry.channel?.refused,
       let rules = entry.rules(of: verdict.generation)
     else { return }
     refusals.append(

@@ -126,7 +126,8 @@ public struct InspectionOutput: ~Copyable {
   /// Alerts of this packet that did not fit.
   public private(set) var overflow: Int = 0
   public var verdict: Verdict = .pass
-  /// The rule that gave the verdict; `UInt32.max` when it is `pass`.
+  /// The rule that gave the verdict; `UInt32.max` when it is `pass`, and when no rule of this set gave it: the engine's
+  /// settings, or a rule of an earlier set that refused the flow.
   public var verdictRule: UInt32 = .max
   /// The rule that says which ends are told, when the verdict is `reject`; else `UInt32.max`.
   public var rejectRule: UInt32 = .max

@@ -5,7 +5,7 @@ public struct PacketVerdict: Hashable, Sendable, BitwiseCopyable {
   /// The generation of the rules that inspected it: rule indices count in that rule set.
   public var generation: UInt32
   public var verdict: Verdict
-  /// The rule that gave the verdict; `UInt32.max` when it is `pass`.
+  /// The rule that gave the verdict; `UInt32.max` when it is `pass`, and when no rule of this generation gave it.
   public var rule: UInt32
   /// Alerts of this packet that did not fit into its record; saturates at 65,535.
   public var overflow: Int

@@ -103,12 +103,6 @@ struct HostileDetectorTests {
       }
     ),
     (
-      "a drop without a rule",
-      {
-        $0.header(id: 0, verdict: 1); $0.tail(16)
-      }
-    ),
-    (
       "more alerts than a record holds",
       {
         $0.header(id: 0, alerts: 65); $0.tail(16384)
@@ -130,6 +124,17 @@ struct HostileDetectorTests {
     ("an excerpt that is too long", { $0.forgeAlert { $0.set(65 as UInt8, at: $1 + 62) } }),
     ("an alert from an unknown origin", { $0.forgeAlert { $0.set(200 as UInt8, at: $1 + 63) } }),
   ]
+
+  @Test("takes a refusal that no rule of the set gave: settings refuse, too, and so did the rules before")
+  func refusalWithoutRule() throws {
+    let (channel, forger) = try attacked(packets: 1)
+    forger.header(id: 0, verdict: 1)
+    forger.tail(16)
+    let verdicts = try channel.collectAnswers()
+    #expect(verdicts.map(\.verdict) == [.drop])
+    #expect(verdicts.map(\.rule) == [.max])
+    #expect(channel.counters.violations == 0)
+  }
 
   @Test("says that it was violated, and goes on after a new detector", arguments: forgeries.indices)
   func violation(index: Int) throws {
