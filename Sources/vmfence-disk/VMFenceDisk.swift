@@ -58,6 +58,14 @@ struct VMFenceDisk: ParsableCommand {
     help: ArgumentHelp("A path or pattern whose contents may not be changed; may be given again.", valueName: "glob"))
   var deny: [String] = []
 
+  @Option(
+    help: ArgumentHelp(
+      """
+      As --deny, and its name, inode and attributes may not be changed either; may be given again. A refusal stops the \
+      guest's journal: read the operator's guide first.
+      """, valueName: "glob"))
+  var denyMetadata: [String] = []
+
   @Option(help: "Where events go: a file that is appended to, unix:PATH of a listening stream socket, or - (EVE JSON).")
   var eve = "-"
 
@@ -82,7 +90,9 @@ struct VMFenceDisk: ParsableCommand {
     let incarnation = Incarnation(uuid: DomainUUID(domain) ?? DomainUUID(high: 0, low: 0), domainID: DomainID(domid))
     let policy: ProtectionPolicy
     do throws(IntegrityError) {
-      policy = try ProtectionPolicy(protect.map { .init($0) } + deny.map { .init($0, action: .denyData) })
+      policy = try ProtectionPolicy(
+        protect.map { .init($0) } + deny.map { .init($0, action: .denyData) }
+          + denyMetadata.map { .init($0, action: .denyMetadata) })
     } catch { throw Self.end(64, error.description) }
     let file: DiskFile
     do throws(BlockSourceError) { file = try DiskFile(path: disk, isReadOnly: readOnly) } catch {
