@@ -5,21 +5,39 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <pthread.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/uio.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 ptrdiff_t vmfence_read_cached(int fd, void *bytes, size_t count, int64_t offset) {
   struct iovec vector = {bytes, count};
   return preadv2(fd, &vector, 1, offset, RWF_NOWAIT);
+}
+
+int vmfence_is_cached(int fd, int64_t offset, int64_t count) {
+  // linux/mman.h, in the headers since Linux 6.5; the system call has one number on all architectures.
+  struct {
+    uint64_t offset, length;
+  } range = {(uint64_t)offset, (uint64_t)count};
+  struct {
+    uint64_t cached, dirty, writeback, evicted, recently_evicted;
+  } found = {0};
+  if (syscall(451, fd, &range, &found, 0) == -1) return 0;
+  int64_t page = sysconf(_SC_PAGESIZE);
+  return found.cached == (uint64_t)((offset + count - 1) / page - offset / page + 1);
 }
 
 int vmfence_punch_hole(int fd, int64_t offset, int64_t count) {
@@ -123,6 +141,24 @@ ptrdiff_t vmfence_receive(int socket, void *bytes, size_t count, int waits) {
 
 ptrdiff_t vmfence_send(int socket, const void *bytes, size_t count, int waits) {
   return send(socket, bytes, count, MSG_NOSIGNAL | (waits ? 0 : MSG_DONTWAIT));
+}
+
+ptrdiff_t vmfence_send_file(int socket, int fd, int64_t offset, size_t count) {
+  sigset_t broken, before;
+  sigemptyset(&broken);
+  sigaddset(&broken, SIGPIPE);
+  pthread_sigmask(SIG_BLOCK, &broken, &before);
+  off_t position = offset;
+  ptrdiff_t result = sendfile(socket, fd, &position, count);
+  int error = errno;
+  // It was raised in this thread. Whoever blocked it before wants to see it pending.
+  if (result == -1 && error == EPIPE && !sigismember(&before, SIGPIPE)) {
+    struct timespec now = {0, 0};
+    while (sigtimedwait(&broken, NULL, &now) == -1 && errno == EINTR) {}
+  }
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  errno = error;
+  return result;
 }
 
 int vmfence_event_make(void) { return eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK); }

@@ -16,6 +16,10 @@ int vmfence_seccomp_disk(void) {
       ALLOW(pread64),
       ALLOW(preadv2),
       ALLOW(pwrite64),
+      ALLOW(sendfile),
+      ALLOW(rt_sigtimedwait),
+      // cachestat(2), newer than many headers.
+      WHEN(451, SECCOMP_RET_ALLOW),
       ALLOW(futex),
 #if defined(SYS_epoll_wait)
       ALLOW(epoll_wait),

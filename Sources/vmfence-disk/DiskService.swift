@@ -53,8 +53,10 @@ struct DiskService {
     do throws(BlockSourceError) {
       while true {
         let before = clock.now
-        let interval = before - lastRequest < Self.idleAfter ? Self.busyInterval : Self.idleInterval
-        let outcome = try server.deliver(limit: .max, until: before + interval, to: &watcher)
+        let isIdle = before - lastRequest >= Self.idleAfter
+        // The first request after a rest ends it: what it changes is told as soon as at any other time.
+        let outcome = try server.deliver(
+          limit: isIdle ? 1 : .max, until: before + (isIdle ? Self.idleInterval : Self.busyInterval), to: &watcher)
         let now = clock.now
         if outcome.requests > 0 { lastRequest = now }
         watcher.advance(to: now)

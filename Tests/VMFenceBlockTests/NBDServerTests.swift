@@ -160,6 +160,35 @@ import VMFenceTestKit
     _ = try disk.stop()
   }
 
+  /// Large reads of what the page cache has are sent without a copy, and those that the client does not take in time with one.
+  @Test func aSlowClientGetsTheSameAsAFastOne() throws {
+    let size = 256 << 10
+    let disk = try ServedDisk(byteCount: 16 << 20)
+    let slow = try RawClient(disk.socketPath)
+    try slow.enter()
+    let pattern = (0..<size).map { UInt8(truncatingIfNeeded: ($0 &* 2_654_435_761) >> 11) }
+    let content = (0..<64).map { Array(pattern[$0...] + pattern[..<$0]) }
+    for part in 0..<64 { #expect(try slow.ask(1, UInt64(part * size), UInt32(size), data: content[part]).error == 0) }
+    // 16 MiB of answers, which no socket holds; none is read before all are asked for, and a second client was served.
+    for part in 0..<64 { try slow.send(RawClient.request(0, UInt64(part * size), UInt32(size), cookie: UInt64(part))) }
+    let fast = try RawClient(disk.socketPath)
+    try fast.enter()
+    for part in 0..<64 { #expect(try fast.ask(0, UInt64(part * size), UInt32(size)).data == content[part]) }
+    for part in 0..<64 {
+      #expect(
+        try slow.receive(16) == RawClient.big(0x6744_6698, 4) + RawClient.big(0, 4) + RawClient.big(UInt64(part), 8))
+      #expect(try slow.receive(size) == content[part], "part \(part)")
+    }
+    // One that leaves with answers under way costs the others nothing, and raises no signal.
+    do {
+      let leaving = try RawClient(disk.socketPath)
+      try leaving.enter()
+      for part in 0..<64 { try leaving.send(RawClient.request(0, UInt64(part * size), UInt32(size))) }
+    }
+    #expect(try fast.ask(0, 0, UInt32(size)).data == content[0])
+    _ = try disk.stop()
+  }
+
   @Test func moreClientsThanAllowedAreHungUpOn() throws {
     let disk = try ServedDisk(clientLimit: 2)
     let first = try RawClient(disk.socketPath)

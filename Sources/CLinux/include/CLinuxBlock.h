@@ -9,6 +9,9 @@
 // preadv2(RWF_NOWAIT): only what needs no waiting; EAGAIN when nothing does.
 ptrdiff_t vmfence_read_cached(int fd, void *bytes, size_t count, int64_t offset);
 
+// cachestat(2), Linux 6.5: 1 when the page cache has all of the range; 0 when it has not, or when nobody can tell.
+int vmfence_is_cached(int fd, int64_t offset, int64_t count);
+
 // fallocate(2) with FALLOC_FL_KEEP_SIZE and FALLOC_FL_PUNCH_HOLE: reads as zeroes, and its space is given back.
 int vmfence_punch_hole(int fd, int64_t offset, int64_t count);
 // fallocate(2) with FALLOC_FL_KEEP_SIZE and FALLOC_FL_ZERO_RANGE: reads as zeroes, and its space stays.
@@ -35,6 +38,8 @@ int vmfence_unix_accept(int listener, int64_t receive_us, int64_t send_us, int s
 ptrdiff_t vmfence_receive(int socket, void *bytes, size_t count, int waits);
 // send(2) with MSG_NOSIGNAL, and MSG_DONTWAIT unless it `waits`.
 ptrdiff_t vmfence_send(int socket, const void *bytes, size_t count, int waits);
+// sendfile(2) from `offset`, without the signal that it raises when the peer has gone. It waits as vmfence_send does.
+ptrdiff_t vmfence_send_file(int socket, int fd, int64_t offset, size_t count);
 
 // eventfd(2), non-blocking and close-on-exec. Ringing it is allowed in a signal handler.
 int vmfence_event_make(void);

@@ -12,6 +12,11 @@ extension DiskFile {
     max(0, unsafe vmfence_read_cached(descriptor, bytes, count, Int64(offset)))
   }
 
+  /// Whether the page cache has all of the range; false on kernels before 6.5, which cannot tell.
+  func isCached(_ offset: UInt64, _ count: Int) -> Bool {
+    vmfence_is_cached(descriptor, Int64(offset), Int64(count)) != 0
+  }
+
   /// A file that became shorter than it was reads as an input/output error.
   @unsafe func readAll(_ bytes: UnsafeMutableRawPointer, _ count: Int, at offset: UInt64) -> CInt {
     var done = 0

@@ -118,6 +118,20 @@ final class NBDConnection {
     }
   }
 
+  /// Sends a part of the disk from the page cache, without a copy of it.
+  ///
+  /// - Returns: how many bytes the client took within the time that it may keep the others waiting.
+  func send(_ disk: DiskFile, _ offset: UInt64, _ count: Int) -> Int {
+    while true {
+      let result = vmfence_send_file(socket, disk.descriptor, Int64(offset), count)
+      // 0: the disk ends earlier than it did; that is found out when the rest is read.
+      if result >= 0 { return result }
+      if errno == EINTR { continue }
+      if errno != EAGAIN { isBroken = true }
+      return 0
+    }
+  }
+
   func flushIfLarge() { if output.count >= Self.batchBytes { flush() } }
 
   /// Appends the answer to a request that carries no data.
@@ -163,6 +177,14 @@ final class NBDConnection {
   /// How long the header before the data of a read is, in bytes.
   func readHeaderSize() -> Int {
     session?.isStructured == true ? NBD.structuredHeaderSize + 8 : NBD.simpleReplySize
+  }
+
+  func appendReadHeader(_ request: NBDRequest) {
+    let size = readHeaderSize()
+    // SAFETY: room for it is reserved, and filled before it is in the queue.
+    let place = unsafe UnsafeMutableRawBufferPointer(start: output.reserve(size), count: size)
+    unsafe writeReadHeader(place, cookie: request.cookie, offset: request.offset, length: request.length)
+    output.commit(size)
   }
 
   /// Writes that header.
