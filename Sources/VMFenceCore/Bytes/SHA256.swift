@@ -1,5 +1,5 @@
-/// SHA-256 as in FIPS 180-4, for contents of files. For what is read from disk, not for secrets: its time depends on the
-/// length only, but nothing is wiped.
+/// SHA-256 as in FIPS 180-4, in place: nothing is allocated until somebody wants the digest as an array. For what is read from a disk or
+/// the network, not for secrets: its time depends on the length only, but nothing is wiped.
 package struct SHA256: Sendable {
   package static let digestSize = 32
   private static let blockSize = 64
@@ -8,7 +8,7 @@ package struct SHA256: Sendable {
     0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19,
   ]
   /// Bytes that do not fill a block yet: the first `pendingCount` of these.
-  private var pending = [UInt8](repeating: 0, count: blockSize)
+  private var pending = InlineArray<64, UInt8>(repeating: 0)
   private var pendingCount = 0
   private var length: UInt64 = 0
 
@@ -34,7 +34,7 @@ package struct SHA256: Sendable {
       for index in 0..<position { pending[pendingCount + index] = bytes.u8(index) }
       pendingCount += position
       guard pendingCount == Self.blockSize else { return }
-      pending.withRawSpan { Self.compress($0, count: 1, into: &state) }
+      Self.compress(pending, into: &state)
       pendingCount = 0
     }
     let blocks = (bytes.byteCount - position) / Self.blockSize
@@ -49,26 +49,31 @@ package struct SHA256: Sendable {
     }
   }
 
-  /// The digest of everything given so far.
-  package func digest() -> [UInt8] {
+  /// The digest of everything given so far, as eight words, the first byte in the highest bits of the first.
+  package func words() -> InlineArray<8, UInt32> {
     var copy = self
     let bits = length &* 8
     copy.pending[pendingCount] = 0x80
     for index in pendingCount + 1..<max(pendingCount + 1, Self.blockSize) { copy.pending[index] = 0 }
     if pendingCount + 1 > Self.blockSize - 8 {
-      copy.pending.withRawSpan { Self.compress($0, count: 1, into: &copy.state) }
+      Self.compress(copy.pending, into: &copy.state)
       for index in 0..<Self.blockSize { copy.pending[index] = 0 }
     }
     for index in 0..<8 { copy.pending[56 + index] = UInt8(truncatingIfNeeded: bits >> UInt64(56 - index * 8)) }
-    copy.pending.withRawSpan { Self.compress($0, count: 1, into: &copy.state) }
-    var result: [UInt8] = []
-    result.reserveCapacity(Self.digestSize)
-    for index in 0..<8 {
-      for shift in [24, 16, 8, 0] as [UInt32] {
-        result.append(UInt8(truncatingIfNeeded: copy.state[index] >> shift))
-      }
-    }
-    return result
+    Self.compress(copy.pending, into: &copy.state)
+    return copy.state
+  }
+
+  /// The digest of everything given so far: 32 bytes.
+  package func digest() -> [UInt8] {
+    let words = words()
+    return (0..<Self.digestSize).map { UInt8(truncatingIfNeeded: words[$0 / 4] >> UInt32(24 - $0 % 4 * 8)) }
+  }
+
+  package static func words(of bytes: RawSpan) -> InlineArray<8, UInt32> {
+    var hash = SHA256()
+    hash.update(bytes)
+    return hash.words()
   }
 
   package static func digest(of bytes: [UInt8]) -> [UInt8] {
@@ -79,6 +84,11 @@ package struct SHA256: Sendable {
 
   @inline(__always)
   private static func rotate(_ word: UInt32, _ by: UInt32) -> UInt32 { word &>> by | word &<< (32 &- by) }
+
+  private static func compress(_ block: InlineArray<64, UInt8>, into state: inout InlineArray<8, UInt32>) {
+    // SAFETY: UInt8 has no padding, so every byte of the array is initialised.
+    compress(unsafe block.span.bytes, count: 1, into: &state)
+  }
 
   /// - Precondition: `bytes` has `count` blocks of 64 bytes.
   private static func compress(_ bytes: RawSpan, count: Int, into state: inout InlineArray<8, UInt32>) {
