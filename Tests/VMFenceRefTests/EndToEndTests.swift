@@ -62,9 +62,11 @@ extension EndToEnd {
       _ = try host.folder.write("words", (0..<40).map { "word\($0)" }.joined(separator: "\n"))
       let words = host.folder.path("words")
       _ = try? host.network.outside.run("timeout 15 nmap -n -Pn -sS -p 1-200 10.77.0.1")
-      _ = try? host.network.outside.run("timeout 10 hydra -I -q -t 2 -l admin -P \(words) ftp://10.77.0.2")
+      // It leaves a file where it runs.
+      let hydra = "cd \(host.folder.path(".")); timeout 10 hydra -I -q -t 2 -l admin -P \(words)"
+      _ = try? host.network.outside.run("\(hydra) ftp://10.77.0.2")
       try LiveRunTests.wait("the guesser of FTP passwords is blocked") { host.bans.contains { $0.domain == "files" } }
-      _ = try? host.network.outside.run("timeout 10 hydra -I -q -t 2 -l admin -P \(words) ssh://10.77.0.3")
+      _ = try? host.network.outside.run("\(hydra) ssh://10.77.0.3")
       try LiveRunTests.wait("the guesser of SSH passwords is blocked") {
         try host.decisions().contains { $0.policy == "attacks" && $0.reason.contains("1:1000003") }
       }

@@ -189,9 +189,6 @@ final class ProtectedHost {
       kill(daemon.processIdentifier, SIGKILL)
       daemon.waitUntilExit()
     }
-    for namespace in [network.host, network.vm1, network.vm2, vm3, network.outside] {
-      _ = try? NetworkNamespace.shell("ip netns pids \(namespace.name) | xargs -r kill -9")
-    }
   }
 }
 

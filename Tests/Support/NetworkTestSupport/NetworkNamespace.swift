@@ -27,7 +27,8 @@ public final class NetworkNamespace: Sendable {
   }
 
   deinit {
-    _ = try? Self.shell("ip netns del \(name)")
+    // What a test started there and did not end, since it failed, say.
+    _ = try? Self.shell("ip netns pids \(name) | xargs -r kill -9; ip netns del \(name)")
   }
 
   public struct CommandFailed: Error, CustomStringConvertible {
