@@ -24,15 +24,8 @@ public final class ControlServer: Sendable {
   public let path: String
   private let limits: Limits
   private let handler: Handler
-  private let listener: Int32
-  private let state = Mutex(State())
-
-  private struct State {
-    var clients = 0
-    var followers: [ObjectIdentifier: Follower] = [:]
-    var isClosed = false
-    var refused: UInt64 = 0
-  }
+  private let listener: ConnectionListener
+  private let followers = Mutex<[ObjectIdentifier: Follower]>([:])
 
   /// - Throws: `ControlFailure` when the socket cannot be made.
   public init(path: String, limits: Limits = Limits(), handler: @escaping Handler) throws(ControlFailure) {
@@ -40,7 +33,8 @@ public final class ControlServer: Sendable {
     self.limits = limits
     self.handler = handler
     do throws(SystemFailure) {
-      listener = try LocalSocket.bind(at: path, .stream, mode: 0o600)
+      listener = ConnectionListener(
+        try LocalSocket.bind(at: path, .stream, mode: 0o600), limit: limits.clients, name: "vmfence-control")
     } catch {
       throw ControlFailure(
         "the control socket cannot be made: \(error.description)",
@@ -51,71 +45,34 @@ public final class ControlServer: Sendable {
 
   /// Begins to answer.
   public func start() {
-    let thread = Thread { [self] in accept() }
-    thread.name = "vmfence-control"
-    thread.start()
+    let refusal = Self.answer(
+      .failure(
+        ControlFailure(
+          "\(limits.clients) clients are served already", remedy: "try again, or end one that follows alerts")))
+    listener.start(sendAway: { _ = $0.write(refusal, patience: Duration.zero) { true } }, serve: serve)
   }
 
   /// Ends the socket and all clients, within a second.
   public func close() {
-    let wasClosed = state.withLock { state in
-      defer { state.isClosed = true }
-      return state.isClosed
-    }
     // SAFETY: the path is handed over as a string that ends in zero and lives during the call.
-    if !wasClosed { _ = unsafe unlink(path) }
+    if listener.close() { _ = unsafe unlink(path) }
   }
 
   /// Clients that were sent away because there were too many.
-  public var refused: UInt64 { state.withLock { $0.refused } }
+  public var refused: UInt64 { listener.refused }
 
-  public var hasFollowers: Bool { state.withLock { !$0.followers.isEmpty } }
+  public var hasFollowers: Bool { followers.withLock { !$0.isEmpty } }
 
   /// Hands a line to whoever follows: alerts, and to those who asked for all, everything.
   public func publish(_ line: [UInt8], isAlert: Bool) {
-    state.withLock { state in
-      for follower in state.followers.values where isAlert || follower.wantsAll { follower.add(line) }
+    followers.withLock { followers in
+      for follower in followers.values where isAlert || follower.wantsAll { follower.add(line) }
     }
   }
 
-  private var isClosed: Bool { state.withLock { $0.isClosed } }
+  private var isClosed: Bool { listener.isClosed }
 
   // MARK: Clients
-
-  private func accept() {
-    while !isClosed {
-      var waited = pollfd(fd: listener, events: Int16(POLLIN), revents: 0)
-      // SAFETY: one structure, as is said.
-      guard unsafe poll(&waited, 1, 500) > 0 else { continue }
-      let client = Glibc.accept(listener, nil, nil)
-      guard client >= 0 else { continue }
-      _ = fcntl(client, F_SETFD, FD_CLOEXEC)
-      _ = fcntl(client, F_SETFL, O_NONBLOCK)
-      let isWelcome = state.withLock { state in
-        guard state.clients < limits.clients else {
-          state.refused += 1
-          return false
-        }
-        state.clients += 1
-        return true
-      }
-      let connection = ControlConnection(descriptor: client)
-      guard isWelcome else {
-        _ = connection.write(
-          Self.answer(.failure(ControlFailure("\(limits.clients) clients are served already", remedy: "try again"))),
-          patience: Duration.zero
-        ) { true }
-        continue
-      }
-      let thread = Thread { [self] in
-        serve(connection)
-        state.withLock { $0.clients -= 1 }
-      }
-      thread.name = "vmfence-client"
-      thread.start()
-    }
-    Glibc.close(listener)
-  }
 
   private func serve(_ connection: ControlConnection) {
     while let line = connection.readLine(limit: limits.request, patience: limits.patience, while: { !isClosed }) {
@@ -185,8 +142,8 @@ public final class ControlServer: Sendable {
   private func follow(_ connection: ControlConnection, wantsAll: Bool) {
     guard let follower = try? Follower(capacity: limits.backlog, wantsAll: wantsAll) else { return }
     let key = ObjectIdentifier(follower)
-    state.withLock { $0.followers[key] = follower }
-    defer { state.withLock { $0.followers[key] = nil } }
+    followers.withLock { $0[key] = follower }
+    defer { followers.withLock { $0[key] = nil } }
     guard connection.write(Array("{\"ok\":true}\n".utf8), patience: limits.patience, while: { !isClosed }) else {
       return
     }

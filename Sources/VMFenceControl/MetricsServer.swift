@@ -10,21 +10,17 @@ public final class MetricsServer: Sendable {
   private static let requestLimit = 8 << 10
   private static let patience = Duration.seconds(5)
 
-  private struct State {
-    var text: [UInt8] = []
-    var clients = 0
-    var isClosed = false
-  }
-
   /// The port that it listens at: the one it was told, or with 0 one that was free.
   public let port: UInt16
-  private let listener: Int32
-  private let state = Mutex(State())
+  private let listener: ConnectionListener
+  private let text = Mutex<[UInt8]>([])
 
   /// - `address`: an IPv4 or IPv6 address of this host.
   public init(address: String, port: UInt16) throws(ControlFailure) {
     do throws(SystemFailure) {
-      (listener, self.port) = try NetworkSocket.listen(address: address, port: port)
+      let (descriptor, port) = try NetworkSocket.listen(address: address, port: port)
+      self.port = port
+      listener = ConnectionListener(descriptor, limit: Self.clientLimit, name: "vmfence-metrics")
     } catch {
       throw ControlFailure(
         "metrics cannot be served: \(error.description)", remedy: "choose an address of this host and a free port")
@@ -32,44 +28,14 @@ public final class MetricsServer: Sendable {
   }
 
   /// Begins to serve.
-  public func start() {
-    let thread = Thread { [self] in accept() }
-    thread.name = "vmfence-metrics"
-    thread.start()
-  }
+  public func start() { listener.start(serve: serve) }
 
-  public func close() { state.withLock { $0.isClosed = true } }
+  public func close() { listener.close() }
 
   /// What is served from now on.
-  public func publish(_ text: String) { state.withLock { $0.text = Array(text.utf8) } }
+  public func publish(_ text: String) { self.text.withLock { $0 = Array(text.utf8) } }
 
-  private var isClosed: Bool { state.withLock { $0.isClosed } }
-
-  private func accept() {
-    while !isClosed {
-      var waited = pollfd(fd: listener, events: Int16(POLLIN), revents: 0)
-      // SAFETY: one structure, as is said.
-      guard unsafe poll(&waited, 1, 500) > 0 else { continue }
-      let client = Glibc.accept(listener, nil, nil)
-      guard client >= 0 else { continue }
-      _ = fcntl(client, F_SETFD, FD_CLOEXEC)
-      _ = fcntl(client, F_SETFL, O_NONBLOCK)
-      let connection = ControlConnection(descriptor: client)
-      let isWelcome = state.withLock { state in
-        guard state.clients < Self.clientLimit else { return false }
-        state.clients += 1
-        return true
-      }
-      guard isWelcome else { continue }
-      let thread = Thread { [self] in
-        serve(connection)
-        state.withLock { $0.clients -= 1 }
-      }
-      thread.name = "vmfence-scrape"
-      thread.start()
-    }
-    Glibc.close(listener)
-  }
+  private var isClosed: Bool { listener.isClosed }
 
   private func serve(_ connection: ControlConnection) {
     guard let request = head(of: connection) else { return }
@@ -82,7 +48,7 @@ public final class MetricsServer: Sendable {
       } else if words[1] != "/metrics" && !words[1].hasPrefix("/metrics?") {
         ("404 Not Found", Array("there is only /metrics\n".utf8))
       } else {
-        ("200 OK", state.withLock { $0.text })
+        ("200 OK", self.text.withLock { $0 })
       }
     let head =
       "HTTP/1.1 \(status)\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
