@@ -107,8 +107,9 @@ struct FlowTests {
         return contains("GET /7003")(frame)
       })
     let packet = refused(seen)
-    let outcome = try await sink.refuse([packet, packet], resets: sender)
-    #expect(outcome.cut == 1 && outcome.reset == 1 && outcome.notReset == 0)
+    var refusals = FlowRefusals(sink, resets: sender)
+    let outcome = try await refusals.act(on: [packet, packet])
+    #expect(outcome.cut == 1 && outcome.reset == 1 && outcome.notReset == 0 && outcome.packets == [packet.name])
     #expect(await eventually { connection.error(of: "client") == "Connection reset by peer" }, "the client goes on")
     #expect(await eventually { connection.error(of: "server") == "Connection reset by peer" }, "the server goes on")
     #expect(throws: FirewallError.self) { try sender.send(try #require(TCPReset(packet)), bridge: "nobridge") }

@@ -49,6 +49,8 @@ public struct Alert: Sendable, Hashable {
   public var verdict: Verdict
   /// What became of the packet, for all its rules; nil: what this rule asked for.
   public var packetVerdict: Verdict?
+  /// Beside the path: whether the flow of its packet was cut behind it, since a rule refused the packet.
+  public var isFlowCut = false
   /// The action of the rule that tells the packet's ends, if one does.
   public var rejectAction: RuleAction?
   public var payloadExcerpt: [UInt8]

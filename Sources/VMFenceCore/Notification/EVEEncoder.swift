@@ -9,15 +9,12 @@ public struct EVEEncoder: Sendable {
   public var node: String
   /// Whether verdicts act on the packets themselves. If not, an alert of a `drop` rule says `allowed`, since the packet went through.
   public var isInline: Bool
-  /// Whether the flow of a packet that a rule dropped or rejected is cut behind it, for a detector beside the path.
-  public var cutsFlows: Bool
   /// Where the words about a domain come from.
   public let directory: DomainDirectory
 
-  public init(node: String, isInline: Bool = false, cutsFlows: Bool = false, directory: DomainDirectory) {
+  public init(node: String, isInline: Bool = false, directory: DomainDirectory) {
     self.node = node
     self.isInline = isInline
-    self.cutsFlows = cutsFlows
     self.directory = directory
   }
 
@@ -100,7 +97,7 @@ public struct EVEEncoder: Sendable {
           json.member("rule_verdict", alert.verdict == .drop ? "drop" : "reject")
           json.member("inline", isInline)
           // From where on the verdict held: this packet, or those after it in its flow.
-          if isInline || cutsFlows { json.member("verdict_from", isInline ? "inline" : "next-packet") }
+          if isInline || alert.isFlowCut { json.member("verdict_from", isInline ? "inline" : "next-packet") }
         }
       }
     }

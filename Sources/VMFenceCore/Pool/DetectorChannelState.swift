@@ -11,8 +11,10 @@ struct DetectorChannelState: ~Copyable {
   var alerts: [AlertRecord] = []
   /// Whether the head of a packet whose verdict is not `pass` is kept.
   var keepsRefused = false
-  /// That of the record that was taken last, if it was refused.
+  /// That of the record that was taken last, if it was refused or came behind a packet that was rejected.
   private(set) var refused: (frame: FrameMetadata, head: [UInt8])?
+  /// How many packets are still kept behind the one that was rejected last.
+  private var following = 0
   var tally = DetectorChannelCounters()
   private var failure: DetectorError?
   /// The rule sets that packets in the ring may have been inspected with, oldest first: how many rules each has.
@@ -112,9 +114,14 @@ struct DetectorChannelState: ~Copyable {
   }
 
   private mutating func keepRefused(_ slot: PacketSlot, _ verdict: Verdict) {
-    guard verdict != .pass else {
-      refused = nil
-      return
+    if verdict == .reject {
+      following = RefusedPacket.following
+    } else if verdict == .pass {
+      guard following > 0 else {
+        refused = nil
+        return
+      }
+      following -= 1
     }
     let head = packets.withBytes(of: slot) { bytes in
       bytes.extracting(0..<min(bytes.byteCount, RefusedPacket.headBytes)).copiedBytes()

@@ -249,6 +249,8 @@ extension DetectorPool {
     if verdict.verdict != .pass {
       entry.counters.droppedByRule &+= 1
       keepRefused(entry, verdict)
+    } else if entry.rejecting != nil {
+      keepFollowing(entry, verdict)
     }
     entry.counters.alertsLost &+= UInt64(verdict.overflow)
     guard !alerts.isEmpty else { return }
@@ -271,10 +273,22 @@ extension DetectorPool {
       let refused = entry.channel?.refused,
       let rules = entry.rules(of: verdict.generation)
     else { return }
+    let rule = rules.metadata(at: Int(verdict.rule))
+    if verdict.verdict == .reject { entry.rejecting = (rule, RefusedPacket.following) }
     refusals.append(
       RefusedPacket(
-        incarnation: entry.incarnation, verdict: verdict.verdict, rule: rules.metadata(at: Int(verdict.rule)),
+        incarnation: entry.incarnation, packetID: verdict.id, verdict: verdict.verdict, rule: rule,
         frame: refused.frame, head: refused.head))
+  }
+
+  private func keepFollowing(_ entry: GuardedDomain<Rules>, _ verdict: borrowing PacketVerdict) {
+    guard let rejecting = entry.rejecting else { return }
+    entry.rejecting = rejecting.left > 1 ? (rejecting.rule, rejecting.left - 1) : nil
+    guard let kept = entry.channel?.refused, refusals.hasRoom() else { return }
+    refusals.append(
+      RefusedPacket(
+        incarnation: entry.incarnation, packetID: verdict.id, verdict: .pass, rule: rejecting.rule, frame: kept.frame,
+        head: kept.head))
   }
 
   /// Waits until the detector has answered everything that was published.

@@ -207,9 +207,10 @@ public final class DetectorPool<Backend: DetectorBackend> {
   /// slot, packet and their order within it. After a `drain` this order is the same however fast the detectors were.
   public func takeEvents() -> [Event] { events.take() }
 
-  /// The packets that rules refused since the last call, in the order of their verdicts, when `keepsRefusedPackets` is set.
+  /// The packets that rules refused since the last call, and the first behind each that was rejected, in the order of their verdicts, when
+  /// `keepsRefusedPackets` is set.
   public func takeRefusedPackets() -> [RefusedPacket] { refusals.take() }
-  /// Refused packets that nobody took in time, beyond 4,096.
+  /// Those of them that nobody took in time, beyond 4,096.
   public var refusedPacketsLost: UInt64 { refusals.lost }
 
   /// Sleeps until a detector has something to say or has died, or one of `descriptors` is readable, at the most `patience` of real time.

@@ -29,6 +29,8 @@ final class GuardedDomain<Rules: CompiledRules> {
   /// When it last was seen to answer, or to have nothing to do.
   var lastProgress = Timestamp(nanoseconds: .min)
   var inspectedAtProgress: UInt64 = 0
+  /// The rule that rejected a packet last, while the packets behind it are kept.
+  var rejecting: (rule: RuleMetadata, left: Int)?
   /// Drops that an alert has told of, and when it did.
   var reportedDrops: UInt64 = 0
   var lastDropReport: Timestamp?

@@ -1,19 +1,43 @@
 /// A packet that a rule said to drop or to reject, as the supervisor put it into the ring: what acts on its flow needs no word of the detector's for
-/// addresses and sequence numbers.
+/// addresses and sequence numbers. Or one of the first that came behind a rejected one: the ends of a connection may have gone on
+/// meanwhile, and these packets tell what they expect by now.
 public struct RefusedPacket: Hashable, Sendable {
   /// How much of a packet is kept: the headers, and some options.
   public static let headBytes = 256
+  /// How many packets of a domain are kept behind one that was rejected.
+  public static let following = 64
+
+  /// Which packet it is.
+  public struct Name: Hashable, Sendable {
+    public var incarnation: Incarnation
+    /// As in `Alert.packetID`.
+    public var packetID: UInt64
+
+    public init(_ incarnation: Incarnation, _ packetID: UInt64) {
+      self.incarnation = incarnation
+      self.packetID = packetID
+    }
+  }
+
+  public var name: Name { Name(incarnation, packetID) }
 
   public var incarnation: Incarnation
-  /// `drop` or `reject`.
+  /// As in `Alert.packetID`.
+  public var packetID: UInt64
+  /// `drop` or `reject`; `pass` for a packet that was let through behind a rejected one, of whatever flow.
   public var verdict: Verdict
+  /// The rule that refused it, or the one that it came behind.
   public var rule: RuleMetadata
   public var frame: FrameMetadata
   /// The first bytes of the frame, `headBytes` at most.
   public var head: [UInt8]
 
-  public init(incarnation: Incarnation, verdict: Verdict, rule: RuleMetadata, frame: FrameMetadata, head: [UInt8]) {
+  public init(
+    incarnation: Incarnation, packetID: UInt64 = 0, verdict: Verdict, rule: RuleMetadata, frame: FrameMetadata,
+    head: [UInt8]
+  ) {
     self.incarnation = incarnation
+    self.packetID = packetID
     self.verdict = verdict
     self.rule = rule
     self.frame = frame

@@ -63,44 +63,6 @@ public final class ResetSender: Sendable {
   }
 }
 
-extension NftablesSink {
-  /// What became of refused packets.
-  public struct RefusalOutcome: Hashable, Sendable {
-    /// Flows that were cut anew or for longer.
-    public var cut = 0
-    /// Connections that were sent resets.
-    public var reset = 0
-    /// Connections that should have been: no bridge is known for the domain, or it took no frame.
-    public var notReset = 0
-  }
-
-  /// Acts on packets that rules refused, by `DetectorPool.takeRefusedPackets()`: cuts their flows in one transaction, and then, for `reject`, resets
-  /// TCP connections at both ends, each connection once.
-  ///
-  /// - `resets`: nil sends none.
-  public func refuse(
-    _ packets: [RefusedPacket], resets: ResetSender?, for duration: Duration = .seconds(60)
-  ) async throws(FirewallError) -> RefusalOutcome {
-    var outcome = RefusalOutcome()
-    // The last packet of a flow knows best what its ends expect.
-    var last: [FlowCut: RefusedPacket] = [:]
-    for packet in packets { if let flow = FlowCut(packet) { last[flow.identity] = packet } }
-    outcome.cut = try await cut(last.values.compactMap { FlowCut($0) }, for: duration)
-    guard let resets else { return outcome }
-    for packet in last.values where packet.verdict == .reject {
-      guard let reset = TCPReset(packet) else { continue }
-      do throws(FirewallError) {
-        let bridge = contents.withLock { $0.bridges[packet.incarnation.uuid] }
-        try resets.send(reset, bridge: bridge ?? "")
-        outcome.reset += 1
-      } catch {
-        outcome.notReset += 1
-      }
-    }
-    return outcome
-  }
-}
-
 extension FixedWidthInteger {
   /// The bytes in the machine's own order.
   fileprivate var hostBytes: [UInt8] {

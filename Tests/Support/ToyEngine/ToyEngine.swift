@@ -19,6 +19,7 @@ package struct ToyRules: CompiledRules {
     case signalParent
     /// Fills memory until it is refused; the flow identifier is the number of whole mebibytes.
     case allocate
+    case reject
   }
 
   package let rules: [(action: Action, byte: UInt8)]
@@ -90,9 +91,9 @@ package struct ToyInspector: PacketInspector, ~Copyable {
     record.excerptLength = UInt8(length)
     switch action {
     case .alert: output.append(record)
-    case .drop:
+    case .drop, .reject:
       output.append(record)
-      output.verdict = .drop
+      output.verdict = action == .drop ? .drop : .reject
       output.verdictRule = index
     case .flood: for _ in 0..<100 { output.append(record) }
     case .crash: abort()

@@ -79,10 +79,9 @@ struct EVEEncoderTests {
   func dropInline() throws {
     let line = text(encoder(isInline: true).encode(.alert(alert(verdict: .reject))))
     #expect(line.contains(#""inline":true,"verdict_from":"inline""#))
-    var cutting = encoder(isInline: false)
-    cutting.cutsFlows = true
-    #expect(
-      text(cutting.encode(.alert(alert(verdict: .reject)))).contains(#""inline":false,"verdict_from":"next-packet""#))
+    var cut = alert(verdict: .reject)
+    cut.isFlowCut = true
+    #expect(text(encoder().encode(.alert(cut))).contains(#""inline":false,"verdict_from":"next-packet""#))
     #expect(line.contains(#""action":"blocked""#))
     #expect(line.contains(#""verdict":{"action":"drop","reject_target":"to_client","reject":["tcp-reset"]}"#))
     let drop = text(try #require(encoder(isInline: true).encodeDrop(alert(verdict: .reject))))

@@ -92,6 +92,24 @@ struct DetectorPoolTests {
     #expect(rig.pool.takeRefusedPackets().count == 4_096 && rig.pool.refusedPacketsLost == 4)
   }
 
+  @Test("keeps the first packets behind one that was rejected, of the same domain only, and knows which packet each is")
+  func behindRejected() throws {
+    let rig = PoolRig([1: ToyRules([(.reject, 8), (.drop, 9)])], .init(keepsRefusedPackets: true))
+    try rig.happen(.create(web), at: 0)
+    rig.send([9], to: web, at: 1)
+    rig.send([1], to: web, at: 1)
+    rig.send([8], to: web, at: 2)
+    rig.send([2], to: web, at: 3, count: RefusedPacket.following + 5)
+    rig.drain()
+    let kept = rig.pool.takeRefusedPackets()
+    #expect(kept.prefix(3).map(\.verdict) == [.drop, .reject, .pass] && kept.prefix(3).map(\.packetID) == [0, 2, 3])
+    #expect(kept.count == 2 + RefusedPacket.following && kept.dropFirst(2).allSatisfy { $0.head == [2] })
+    #expect(kept.last?.rule.message == "reject on byte 8")
+    rig.send([2], to: web, at: 4)
+    rig.drain()
+    #expect(rig.pool.takeRefusedPackets().isEmpty)
+  }
+
   @Test("keeps none of them when it is not told to")
   func noRefusedPackets() throws {
     let rig = PoolRig()

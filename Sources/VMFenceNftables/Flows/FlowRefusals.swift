@@ -1,0 +1,106 @@
+public import VMFenceCore
+
+/// Acts on packets that rules refused, by `DetectorPool.takeRefusedPackets()`: cuts their flows, and resets the TCP connections of those that were
+/// rejected at both of their ends. For a detector beside the path: the refused packet has passed, what follows it does not.
+///
+/// An end takes a reset only with the very sequence number that it expects. Between the rejected packet and the cut the connection may have gone on, so
+/// the packets that came behind it are followed for a second, and resets are made from each of them. A reset that is not exact is ignored.
+public struct FlowRefusals: Sendable {
+  /// What came of one call.
+  public struct Outcome: Hashable, Sendable {
+    /// Flows that were cut anew or for longer.
+    public var cut = 0
+    /// Connections that were sent resets; each counts once.
+    public var reset = 0
+    /// Connections that should have been: no bridge is known for the domain, or it took no frame.
+    public var notReset = 0
+    /// Refused packets that say of no flow that could be cut: later fragments, what is not IP.
+    public var withoutFlow = 0
+    /// The refused packets whose flows are cut now.
+    public var packets: Set<RefusedPacket.Name> = []
+  }
+
+  /// Connections that are followed at a time; more get only the resets made from the rejected packets themselves.
+  static let followed = 256
+  static let followingTime = Duration.seconds(1)
+
+  private let sink: NftablesSink
+  private let resets: ResetSender?
+  private let duration: Duration
+  /// Rejected connections with the times of the packets that were rejected last.
+  private var rejected: [FlowCut: Timestamp] = [:]
+
+  /// - `resets`: nil sends none.
+  /// - `duration`: how long a flow is cut.
+  public init(_ sink: NftablesSink, resets: ResetSender?, for duration: Duration = .seconds(60)) {
+    self.sink = sink
+    self.resets = resets
+    self.duration = duration
+  }
+
+  /// All flows are cut in one transaction of the kernel; then resets are sent.
+  ///
+  /// - Throws: what `NftablesSink.cut` throws; then no flow of these is cut, and nothing was sent.
+  public mutating func act(on packets: [RefusedPacket]) async throws(FirewallError) -> Outcome {
+    var outcome = Outcome()
+    var cuts: [FlowCut: FlowCut] = [:]
+    // In the order of their packets: what came last knows best what the ends expect.
+    var connections: [(flow: FlowCut, packet: RefusedPacket)] = []
+    var new: Set<FlowCut> = []
+    for packet in packets {
+      guard let flow = FlowCut(packet) else {
+        if packet.verdict != .pass { outcome.withoutFlow += 1 }
+        continue
+      }
+      let identity = flow.identity
+      if packet.verdict != .pass {
+        cuts[identity] = flow
+        outcome.packets.insert(packet.name)
+      }
+      let isKnown = isFollowed(identity, at: packet.frame.timestamp)
+      if packet.verdict == .reject {
+        if !isKnown { new.insert(identity) }
+        follow(identity, from: packet.frame.timestamp)
+      }
+      if isKnown || packet.verdict == .reject { connections.append((identity, packet)) }
+    }
+    outcome.cut = try await sink.cut(Array(cuts.values), for: duration)
+    send(connections, new, &outcome)
+    return outcome
+  }
+
+  private func isFollowed(_ flow: FlowCut, at time: Timestamp) -> Bool {
+    guard let since = rejected[flow] else { return false }
+    return since <= time && time - since <= Self.followingTime
+  }
+
+  private mutating func follow(_ flow: FlowCut, from time: Timestamp) {
+    if rejected.count >= Self.followed, rejected[flow] == nil {
+      rejected = rejected.filter { time - $0.value <= Self.followingTime }
+      guard rejected.count < Self.followed else { return }
+    }
+    rejected[flow] = time
+  }
+
+  private func send(
+    _ connections: [(flow: FlowCut, packet: RefusedPacket)], _ new: Set<FlowCut>, _ outcome: inout Outcome
+  ) {
+    guard let resets else { return }
+    var sent: Set<FlowCut> = []
+    var failed: Set<FlowCut> = []
+    for (flow, packet) in connections {
+      guard let reset = TCPReset(packet) else { continue }
+      do throws(FirewallError) {
+        try resets.send(reset, bridge: sink.bridge(of: packet.incarnation.uuid) ?? "")
+        sent.insert(flow)
+      } catch { failed.insert(flow) }
+    }
+    outcome.reset = sent.intersection(new).count
+    outcome.notReset = failed.subtracting(sent).intersection(new).count
+  }
+}
+
+extension NftablesSink {
+  /// The bridge that a domain's ports are plugged into, as far as it was told.
+  func bridge(of domain: DomainUUID) -> String? { contents.withLock { $0.bridges[domain] } }
+}
