@@ -48,30 +48,14 @@ final class LogFile: Sendable {
         .full, "the decision log \(path.escapedForDisplay) has \(size) bytes, and \(limit) are allowed",
         at: SourcePlace(file: path), remedy: "raise the limit, or move the log away")
     }
-    var bytes = [UInt8](repeating: 0, count: size)
-    var done = 0
-    while done < size {
-      // SAFETY: the buffer is valid for its count during the call, and pread(2) writes no more than that.
-      let count = unsafe bytes[done...].withUnsafeMutableBytes { buffer in
-        unsafe pread(descriptor, buffer.baseAddress, buffer.count, off_t(done))
-      }
-      if count < 0, errno == EINTR { continue }
-      guard count > 0 else { throw Self.error("read", path, count < 0 ? errno : EIO) }
-      done += count
+    do throws(SystemFailure) { return try FileBytes.read(descriptor, count: size) } catch {
+      throw Self.error("read", path, error.number)
     }
-    return bytes
   }
 
   func write(_ bytes: [UInt8], at offset: Int) throws(DecisionLogError) {
-    var done = 0
-    while done < bytes.count {
-      // SAFETY: the buffer is valid for its count during the call, and pwrite(2) only reads it.
-      let count = unsafe bytes[done...].withUnsafeBytes { buffer in
-        unsafe pwrite(descriptor, buffer.baseAddress, buffer.count, off_t(offset + done))
-      }
-      if count < 0, errno == EINTR { continue }
-      guard count > 0 else { throw Self.error("write", path, count < 0 ? errno : ENOSPC) }
-      done += count
+    do throws(SystemFailure) { try FileBytes.write(bytes, descriptor, at: offset) } catch {
+      throw Self.error("write", path, error.number)
     }
   }
 
