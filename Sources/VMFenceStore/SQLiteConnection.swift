@@ -26,10 +26,18 @@ internal import VMFenceCore
         remedy: "make the directory, or choose another file")
     }
     close(file)
+    return try open(name: path, SQLITE_OPEN_READWRITE)
+  }
+
+  /// A database that is gone with the process.
+  static func openInMemory() throws(StateStoreError) -> SQLiteConnection {
+    try open(name: ":memory:", SQLITE_OPEN_READWRITE | SQLITE_OPEN_MEMORY)
+  }
+
+  private static func open(name path: String, _ flags: Int32) throws(StateStoreError) -> SQLiteConnection {
     var handle: OpaquePointer?
     // SAFETY: SQLite sets `handle`, also when it fails, and then it is to be closed.
-    let code = unsafe sqlite3_open_v2(
-      path, &handle, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE, nil)
+    let code = unsafe sqlite3_open_v2(path, &handle, flags | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE, nil)
     guard code == SQLITE_OK, let opened = unsafe handle else {
       unsafe sqlite3_close_v2(handle)
       throw failure(code, "cannot open the store", path)
@@ -51,52 +59,55 @@ internal import VMFenceCore
     guard code == SQLITE_OK else { throw failure(code, "the store failed") }
   }
 
-  mutating func number(_ text: String) throws(StateStoreError) -> Int64 {
-    let statement = unsafe try prepared(text)
-    // SAFETY: the statement is ours; the column is read while its row stands.
-    defer { unsafe sqlite3_reset(statement) }
-    let code = unsafe sqlite3_step(statement)
-    guard code == SQLITE_ROW else { throw failure(code, "cannot read the store") }
-    return unsafe sqlite3_column_int64(statement, 0)
-  }
-
-  mutating func apply(_ change: StateChange) throws(StateStoreError) {
-    switch change {
-    case .put(let table, let key, let value):
-      try run("INSERT OR REPLACE INTO record VALUES (?1, ?2, ?3)", table, [key, value])
-    case .remove(let table, let key): try run(#"DELETE FROM record WHERE "table" = ?1 AND key = ?2"#, table, [key])
-    case .removeRange(let table, let start, let end):
-      let upper = end == nil ? "" : " AND key < ?3"
-      try run(
-        #"DELETE FROM record WHERE "table" = ?1 AND key >= ?2"# + upper, table, [start] + (end.map { [$0] } ?? []))
+  /// Does what `body` does, all of it or nothing.
+  mutating func transaction(
+    _ body: (inout SQLiteConnection) throws(StateStoreError) -> Void
+  ) throws(StateStoreError) {
+    try execute("BEGIN IMMEDIATE")
+    do throws(StateStoreError) {
+      try body(&self)
+      try execute("COMMIT")
+    } catch {
+      // After some errors SQLite has rolled back by itself, and then this fails.
+      try? execute("ROLLBACK")
+      throw error
     }
   }
 
-  private mutating func run(_ text: String, _ table: String, _ blobs: [[UInt8]]) throws(StateStoreError) {
+  /// The first column of the first row.
+  mutating func number(_ text: String, _ values: [SQLiteValue] = []) throws(StateStoreError) -> Int64 {
+    var result: Int64?
+    try rows(text, values) { row in
+      result = row.integer(0)
+      return false
+    }
+    guard let result else { throw failure(SQLITE_DONE, "cannot read the store") }
+    return result
+  }
+
+  /// Runs a statement without results.
+  mutating func run(_ text: String, _ values: [SQLiteValue]) throws(StateStoreError) {
     // SAFETY: the statement is ours.
     let statement = unsafe try prepared(text)
     defer { unsafe sqlite3_reset(statement) }
-    unsafe try bind(statement, table, blobs)
+    unsafe try bind(statement, values)
     let code = unsafe sqlite3_step(statement)
     guard code == SQLITE_DONE else { throw failure(code, "cannot write to the store") }
   }
 
-  mutating func records(
-    in table: String, from start: [UInt8], to end: [UInt8]?, limit: Int
-  ) throws(StateStoreError) -> [StateRecord] {
-    let upper = end == nil ? "" : " AND key < ?3"
-    let text = #"SELECT key, value FROM record WHERE "table" = ?1 AND key >= ?2"# + upper + " ORDER BY key LIMIT ?4"
+  /// Shows rows until there are none, or `body` says false.
+  mutating func rows(
+    _ text: String, _ values: [SQLiteValue], _ body: (SQLiteRow) throws(StateStoreError) -> Bool
+  ) throws(StateStoreError) {
     // SAFETY: the statement is ours; columns are copied while their row stands.
     let statement = unsafe try prepared(text)
     defer { unsafe sqlite3_reset(statement) }
-    unsafe try bind(statement, table, [start] + (end.map { [$0] } ?? []))
-    unsafe sqlite3_bind_int64(statement, 4, Int64(limit))
-    var result: [StateRecord] = []
+    unsafe try bind(statement, values)
     while true {
       let code = unsafe sqlite3_step(statement)
-      if code == SQLITE_DONE { return result }
+      if code == SQLITE_DONE { return }
       guard code == SQLITE_ROW else { throw failure(code, "cannot read the store") }
-      result.append(StateRecord(key: unsafe Self.column(statement, 0), value: unsafe Self.column(statement, 1)))
+      guard unsafe try body(SQLiteRow(statement)) else { return }
     }
   }
 
@@ -112,23 +123,23 @@ internal import VMFenceCore
     return unsafe made
   }
 
-  @unsafe private func bind(
-    _ statement: OpaquePointer, _ table: String, _ blobs: [[UInt8]]
-  ) throws(StateStoreError) {
-    // SAFETY: SQLite copies what is bound before the call returns.
-    var code = unsafe vmfence_bind_text(statement, 1, table)
-    for (index, blob) in blobs.enumerated() where code == SQLITE_OK {
-      code = unsafe blob.withUnsafeBytes {
-        unsafe vmfence_bind_blob(statement, Int32(index + 2), $0.baseAddress, Int32(clamping: $0.count))
-      }
+  @unsafe private func bind(_ statement: OpaquePointer, _ values: [SQLiteValue]) throws(StateStoreError) {
+    var code = SQLITE_OK
+    for (index, value) in values.enumerated() where code == SQLITE_OK {
+      let place = Int32(index + 1)
+      // SAFETY: SQLite copies what is bound before the call returns.
+      code =
+        switch value {
+        case .null: unsafe sqlite3_bind_null(statement, place)
+        case .integer(let number): unsafe sqlite3_bind_int64(statement, place, number)
+        case .text(let text): unsafe vmfence_bind_text(statement, place, text)
+        case .blob(let bytes):
+          unsafe bytes.withUnsafeBytes {
+            unsafe vmfence_bind_blob(statement, place, $0.baseAddress, Int32(clamping: $0.count))
+          }
+        }
     }
     guard code == SQLITE_OK else { throw failure(code, "cannot use the store") }
-  }
-
-  @unsafe private static func column(_ statement: OpaquePointer, _ index: Int32) -> [UInt8] {
-    // SAFETY: the blob is valid until the next step, for as many bytes as SQLite says; it is copied here.
-    guard let bytes = unsafe sqlite3_column_blob(statement, index) else { return [] }
-    return unsafe Array(UnsafeRawBufferPointer(start: bytes, count: Int(sqlite3_column_bytes(statement, index))))
   }
 
   private func failure(_ code: Int32, _ what: String) -> StateStoreError { Self.failure(code, what, path) }
@@ -148,5 +159,41 @@ internal import VMFenceCore
     default: (kind, remedy) = (.inputOutput, "check the disk that it lies on")
     }
     return StateStoreError(kind, "\(what): \(reason)", at: SourcePlace(file: path), remedy: remedy)
+  }
+}
+
+/// What a statement is given for one of its parameters.
+enum SQLiteValue {
+  case null
+  case integer(Int64)
+  /// Cut at its first zero character.
+  case text(String)
+  case blob([UInt8])
+}
+
+/// A row of a result, while it stands.
+@safe struct SQLiteRow {
+  // SAFETY: valid within `SQLiteConnection.rows`, which makes it.
+  private let statement: OpaquePointer
+
+  @unsafe init(_ statement: OpaquePointer) { unsafe self.statement = statement }
+
+  /// 0 for NULL.
+  func integer(_ column: Int32) -> Int64 {
+    // SAFETY: the row stands.
+    unsafe sqlite3_column_int64(statement, column)
+  }
+
+  func isNull(_ column: Int32) -> Bool {
+    // SAFETY: the row stands.
+    unsafe sqlite3_column_type(statement, column) == SQLITE_NULL
+  }
+
+  func text(_ column: Int32) -> String { String(decoding: bytes(column), as: UTF8.self) }
+
+  func bytes(_ column: Int32) -> [UInt8] {
+    // SAFETY: the blob is valid until the next step, for as many bytes as SQLite says; it is copied here.
+    guard let bytes = unsafe sqlite3_column_blob(statement, column) else { return [] }
+    return unsafe Array(UnsafeRawBufferPointer(start: bytes, count: Int(sqlite3_column_bytes(statement, column))))
   }
 }

@@ -45,15 +45,23 @@ public final class SQLiteStore: StateStore {
 
   public func commit(_ changes: [StateChange]) throws(StateStoreError) {
     try connection.withLock { connection throws(StateStoreError) in
-      try connection.execute("BEGIN IMMEDIATE")
-      do throws(StateStoreError) {
-        for change in changes { try connection.apply(change) }
-        try connection.execute("COMMIT")
-      } catch {
-        // After some errors SQLite has rolled back by itself, and then this fails.
-        try? connection.execute("ROLLBACK")
-        throw error
+      try connection.transaction { connection throws(StateStoreError) in
+        for change in changes { try Self.apply(change, connection: &connection) }
       }
+    }
+  }
+
+  private static func apply(_ change: StateChange, connection: inout SQLiteConnection) throws(StateStoreError) {
+    switch change {
+    case .put(let table, let key, let value):
+      try connection.run("INSERT OR REPLACE INTO record VALUES (?1, ?2, ?3)", [.text(table), .blob(key), .blob(value)])
+    case .remove(let table, let key):
+      try connection.run(#"DELETE FROM record WHERE "table" = ?1 AND key = ?2"#, [.text(table), .blob(key)])
+    case .removeRange(let table, let start, let end):
+      let upper = end == nil ? "" : " AND key < ?3"
+      try connection.run(
+        #"DELETE FROM record WHERE "table" = ?1 AND key >= ?2"# + upper,
+        [.text(table), .blob(start)] + (end.map { [.blob($0)] } ?? []))
     }
   }
 
@@ -61,8 +69,17 @@ public final class SQLiteStore: StateStore {
     in table: String, from start: [UInt8], to end: [UInt8]?, limit: Int
   ) throws(StateStoreError) -> [StateRecord] {
     guard limit > 0 else { return [] }
+    let upper = end == nil ? "" : " AND key < ?4"
+    let text = #"SELECT key, value FROM record WHERE "table" = ?1 AND key >= ?2"# + upper + " ORDER BY key LIMIT ?3"
     return try connection.withLock { connection throws(StateStoreError) in
-      try connection.records(in: table, from: start, to: end, limit: limit)
+      var result: [StateRecord] = []
+      try connection.rows(
+        text, [.text(table), .blob(start), .integer(Int64(limit))] + (end.map { [.blob($0)] } ?? [])
+      ) { row in
+        result.append(StateRecord(key: row.bytes(0), value: row.bytes(1)))
+        return true
+      }
+      return result
     }
   }
 }

@@ -76,13 +76,16 @@ final class TemporaryFolder {
     try store.commit([.put(table: "t", key: [1], value: [3])])
     #expect(try store.value(in: "t", for: [1]) == [3], "and there is room for less")
   }
+}
 
-  private func run(_ arguments: String...) -> Int32 {
-    let process = Process()
-    process.executableURL = URL(filePath: "/usr/bin/env")
-    process.arguments = arguments
-    guard (try? process.run()) != nil else { return -1 }
-    process.waitUntilExit()
-    return process.terminationStatus
-  }
+/// Runs a command.
+///
+/// - Returns: its status.
+func run(_ arguments: String...) -> Int32 {
+  let process = Process()
+  process.executableURL = URL(filePath: "/usr/bin/env")
+  process.arguments = arguments
+  guard (try? process.run()) != nil else { return -1 }
+  process.waitUntilExit()
+  return process.terminationStatus
 }

@@ -72,6 +72,15 @@ extension Decision.Measure {
     }
   }
 
+  /// Whom it blocks, or blocked until it was lifted.
+  public var network: IPNetwork? {
+    switch self {
+    case .block(let network), .blockOnHost(let network): return network
+    case .lift(let key): if case .block(let network) = key.kind { return network } else { return nil }
+    case .notify, .quarantine, .rateLimit, .pause, .shutDown: return nil
+    }
+  }
+
   func encodeDetails(_ json: inout JSONLine) {
     switch self {
     case .notify, .quarantine, .pause, .shutDown: break
