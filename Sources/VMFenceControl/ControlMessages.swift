@@ -32,6 +32,7 @@ public struct ControlRequest: Codable, Sendable, Hashable {
   public var files: [String]?
   /// How many entries at the most.
   public var limit: Int?
+  /// `follow`: every event; `bans`: those that are over, too.
   public var all: Bool?
 
   public init(
@@ -128,8 +129,12 @@ public struct DaemonStatus: Codable, Sendable, Hashable {
   public var pending: Int
   /// Decided, and not taken by the firewall yet.
   public var desired: Int
+  /// Of packets that rules refused: flows that were `cut` and `not_cut`, connections `reset` and `not_reset`.
+  public var flows: [String: UInt64]
   public var captureDrops: UInt64
   public var eventsLost: UInt64
+  /// Of the history: `alerts` and `decisions` that it holds, alerts that were `forgotten` to make room, what was `skipped`, `bytes`.
+  public var history: [String: UInt64]
   /// How far the system's clock was set since the start, in seconds.
   public var clockOffset: Double
   /// What is wrong now: the inventory, outputs.
@@ -140,7 +145,8 @@ public struct DaemonStatus: Codable, Sendable, Hashable {
 
   public init(
     version: String, node: String, uptime: Double, firewall: String, isDryRun: Bool, measures: Int, pending: Int,
-    desired: Int, captureDrops: UInt64, eventsLost: UInt64, clockOffset: Double, problems: [String],
+    desired: Int, flows: [String: UInt64], captureDrops: UInt64, eventsLost: UInt64, history: [String: UInt64],
+    clockOffset: Double, problems: [String],
     needRules: [String], policy: [String: UInt64]
   ) {
     self.version = version
@@ -151,8 +157,10 @@ public struct DaemonStatus: Codable, Sendable, Hashable {
     self.measures = measures
     self.pending = pending
     self.desired = desired
+    self.flows = flows
     self.captureDrops = captureDrops
     self.eventsLost = eventsLost
+    self.history = history
     self.clockOffset = clockOffset
     self.problems = problems
     self.needRules = needRules
@@ -209,10 +217,14 @@ public struct Explanation: Codable, Sendable, Hashable {
   public var neverBlocked: String?
   /// Where it stands on the ladders of the policy: `rule: next step …`.
   public var ladders: [String]
+  /// What stood between them before, or was withheld, as far as the history goes; the youngest last.
+  public var past: [DecisionStatus]
+  /// The last alerts between them, a line each.
+  public var alerts: [String]
 
   public init(
     domain: String, address: String, isBlocked: Bool, decisions: [DecisionStatus], neverBlocked: String?,
-    ladders: [String]
+    ladders: [String], past: [DecisionStatus], alerts: [String]
   ) {
     self.domain = domain
     self.address = address
@@ -220,6 +232,8 @@ public struct Explanation: Codable, Sendable, Hashable {
     self.decisions = decisions
     self.neverBlocked = neverBlocked
     self.ladders = ladders
+    self.past = past
+    self.alerts = alerts
   }
 }
 

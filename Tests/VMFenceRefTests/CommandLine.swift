@@ -99,6 +99,14 @@ struct EVELine: Decodable {
     struct Platform: Decodable { var kind: String }
     var vm: VM?
     var platform: Platform?
+    var ruleVerdict: String?
+    var verdictFrom: String?
+
+    enum CodingKeys: String, CodingKey {
+      case vm, platform
+      case ruleVerdict = "rule_verdict"
+      case verdictFrom = "verdict_from"
+    }
   }
   var timestamp: String
   var eventType: String

@@ -8,11 +8,13 @@ import VMFenceCore
 extension EndToEnd {
   @Suite("What goes wrong", .serialized)
   struct TroubleTests {
-    @Test("a full disk: measures are taken, marked as unlogged, and logged when there is room again")
+    @Test(
+      "a full disk: attacks are found and measures taken, marked as unlogged; log and history catch up when there is room again"
+    )
     func fullDisk() throws {
       let host = try ProtectedHost("full", policy: ProtectedHost.policy.replacingOccurrences(of: "6s", with: "2m"))
       let state = host.folder.path("state")
-      try NetworkNamespace.shell("mkdir -p \(state); mount -t tmpfs -o size=64k tmpfs \(state)")
+      try NetworkNamespace.shell("mkdir -p \(state); mount -t tmpfs -o size=1m tmpfs \(state)")
       defer { _ = try? NetworkNamespace.shell("umount -l \(state)") }
       try host.start()
       _ = try? NetworkNamespace.shell("cat /dev/zero > \(state)/filler 2>/dev/null || true")
@@ -21,8 +23,12 @@ extension EndToEnd {
       #expect(!host.fetches(1))
       #expect(try host.decisions().contains { $0.status == "enforced" && !$0.logged })
       #expect(try host.platformKinds().contains("log-unwritable"))
+      try LiveRunTests.wait("it is told") { host.said.contains("the history is not written") }
+      #expect(try host.cli("status").contains("problem: the history is not written"))
       try FileManager.default.removeItem(atPath: state + "/filler")
       try LiveRunTests.wait("it is logged") { try host.platformKinds().contains("log-writable") }
+      try LiveRunTests.wait("the history is written again") { host.said.contains("the history is written again") }
+      #expect(try host.cli("alerts").components(separatedBy: "password file").count == 4, "nothing was lost meanwhile")
       host.stop(SIGKILL)
       try host.start()
       #expect(host.bans.count == 1, "a restart knows of it")

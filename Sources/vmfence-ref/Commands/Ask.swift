@@ -58,7 +58,11 @@ struct Status: ParsableCommand {
         "vmfence \(status.version) on \(status.node), up \(Duration.seconds(status.uptime).display)",
         "measures: \(status.measures) in force by \(status.firewall)\(status.isDryRun ? " (dry run)" : ""), "
           + "\(status.pending) pending, \(status.desired) not taken yet",
+        "flows of packets that rules refused: "
+          + status.flows.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }.joined(separator: ", "),
         "lost: \(status.captureDrops) frames by captures, \(status.eventsLost) events",
+        "history: "
+          + status.history.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }.joined(separator: ", "),
         "policy: "
           + status.policy.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }.joined(separator: ", "),
       ]
@@ -99,7 +103,16 @@ struct Domains: ParsableCommand {
 struct Alerts: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "The last alerts, or all that come.",
-    discussion: "With --json, or --all, events are EVE JSON, one a line.")
+    discussion: """
+      The last ones come from the history in the daemon's state directory, so those of earlier runs are among them. With --json, or --all,
+      events are EVE JSON, one a line.
+
+      EXAMPLES
+        vmfence-ref alerts --limit 100
+        vmfence-ref alerts --domain web --address 203.0.113.7
+        vmfence-ref alerts --follow --json | jq .alert.signature
+        vmfence-ref alerts --follow --all
+      """)
   @OptionGroup var control: ControlOptions
 
   @Flag(help: "Go on with what comes.")
@@ -108,13 +121,28 @@ struct Alerts: ParsableCommand {
   @Flag(help: "With --follow: every event, not only alerts.")
   var all = false
 
-  @Option(help: "How many of the last ones.")
+  @Option(help: "How many of the last ones, 1 to 200000.")
   var limit = 20
+
+  @Option(help: "Of this domain only, by name or UUID; not with --follow.")
+  var domain: String?
+
+  @Option(help: "Only what this address sent or received; not with --follow.")
+  var address: String?
+
+  func validate() throws {
+    guard (1...200_000).contains(limit) else { throw ValidationError("--limit is from 1 to 200000") }
+    guard !follow || domain == nil && address == nil else {
+      throw ValidationError("--follow tells of everything that comes: leave --domain and --address out")
+    }
+    guard follow || !all else { throw ValidationError("--all is for --follow") }
+  }
 
   func run() throws {
     let client = try control.client()
     do throws(ControlFailure) {
-      let last = try client.ask(ControlRequest(.alerts, limit: limit), [EVEAlert].self)
+      let last = try client.ask(
+        ControlRequest(.alerts, domain: domain, address: address, limit: limit), [EVEAlert].self)
       if !(follow && all) { last.forEach(show) }
       guard follow else { return }
       try client.follow(all: all) { line in
@@ -140,12 +168,7 @@ struct Alerts: ParsableCommand {
       if let data = try? encoder.encode(alert) { Terminal.output.print(String(decoding: data, as: UTF8.self)) }
       return
     }
-    func end(_ address: String, _ port: Int?) -> String { port.map { "\(address):\($0)" } ?? address }
-    Terminal.output.print(
-      "\(alert.timestamp) \(alert.vmfence?.vm?.name ?? "-") [\(alert.alert.gid):\(alert.alert.signatureID)] "
-        .escapedForDisplay + "\(alert.alert.signature) (priority \(alert.alert.severity)) ".escapedForDisplay
-        + "\(alert.proto) \(end(alert.sourceAddress, alert.sourcePort)) -> \(end(alert.destinationAddress, alert.destinationPort))"
-        .escapedForDisplay)
+    Terminal.output.print(alert.line.escapedForDisplay)
   }
 }
 
@@ -170,6 +193,16 @@ struct EVEAlert: Codable {
     }
     var vm: VM?
   }
+  /// On one line, for people; not escaped.
+  var line: String {
+    func end(_ address: String, _ port: Int?) -> String {
+      port.map { address.contains(":") ? "[\(address)]:\($0)" : "\(address):\($0)" } ?? address
+    }
+    return "\(timestamp) \(vmfence?.vm?.name ?? "-") [\(alert.gid):\(alert.signatureID)] \(alert.signature) "
+      + "(priority \(alert.severity)) \(proto) \(end(sourceAddress, sourcePort)) -> "
+      + end(destinationAddress, destinationPort)
+  }
+
   var timestamp: String
   var sourceAddress: String
   var sourcePort: Int?
@@ -191,7 +224,14 @@ struct EVEAlert: Codable {
 /// `vmfence-ref why`
 struct Why: ParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "What stands between a domain and an address: which rule, which decision, until when.")
+    abstract: "What stands between a domain and an address: which rule, which decision, until when.",
+    discussion: """
+      Besides what stands there now: what stood there before, and the last alerts, as far as the history goes.
+
+      EXAMPLES
+        vmfence-ref why web 203.0.113.7
+        vmfence-ref why web 2001:db8::7 --json | jq .isBlocked
+      """)
   @OptionGroup var control: ControlOptions
 
   @Argument(help: "The domain's name or UUID.")
@@ -216,7 +256,12 @@ struct Why: ParsableCommand {
           "  since \(decision.since)" + (decision.expires.map { ", until \($0)" } ?? ", until it is taken back"))
       }
       if let obstacle = found.neverBlocked { lines.append("never blocked: \(obstacle)".escapedForDisplay) }
-      return lines + found.ladders.map { "ladder of \($0)".escapedForDisplay }
+      lines += found.ladders.map { "ladder of \($0)".escapedForDisplay }
+      lines += found.past.map { decision in
+        "before: \(decision.measure) \(decision.network ?? ""), \(decision.status), decision \(decision.id) at \(decision.since), "
+          .escapedForDisplay + "because \(decision.reason)".escapedForDisplay
+      }
+      return lines + found.alerts.map { "alert: \($0)".escapedForDisplay }
     }
   }
 }

@@ -55,9 +55,10 @@ struct Bans: ParsableCommand {
     @OptionGroup var control: ControlOptions
     @Option(help: "Of this domain only.") var domain: String?
     @Option(help: "How many, the youngest.") var limit: Int?
+    @Flag(help: "Those that are over or were withheld, too, as far as the history goes.") var past = false
 
     func run() throws {
-      try control.ask(ControlRequest(.bans, domain: domain, limit: limit), DecisionStatus.table)
+      try control.ask(ControlRequest(.bans, domain: domain, limit: limit, all: past), DecisionStatus.table)
     }
   }
 

@@ -134,8 +134,7 @@ struct Run: AsyncParsableCommand {
       logger.log(error.diagnostics)
       throw Exit.badData
     }
-    let encoder = EVEEncoder(
-      node: configuration.node, isInline: configuration.inspector.isInline, directory: domains)
+    let encoder = EVEEncoder(node: configuration.node, directory: domains)
     let file: EVEFileSink?
     do throws(NotificationError) {
       file = try eve.map { path throws(NotificationError) in try EVEFileSink(path: path, encoder: encoder) }
@@ -145,14 +144,18 @@ struct Run: AsyncParsableCommand {
     }
     logger.notice("measures are carried out by \(firewall.name)")
     let mailbox = try Mailbox<LiveMessage>()
+    let history = try HistoryRecorder.open(
+      stateDirectory: configuration.stateDirectory, encoder: encoder, logger: logger)
+    history.project(restored)
     let desk = ControlDesk(
-      coordinator: coordinator, directory: domains, clock: clock, encoder: encoder, mailbox: mailbox)
+      coordinator: coordinator, directory: domains, clock: clock, encoder: encoder, mailbox: mailbox, history: history)
     return LiveParts(
       host: host, assigned: assigned, inventory: inventory, clock: clock, directory: domains, coordinator: coordinator,
       decisions: queue,
       outputs: EventOutputs(
-        file: file, encoder: encoder, others: [LogEventSink(logger: logger, directory: domains), desk]),
-      mailbox: mailbox, desk: desk, firewall: firewall, logger: logger)
+        file: file, encoder: encoder, others: [history, LogEventSink(logger: logger, directory: domains), desk],
+        stateDirectory: configuration.stateDirectory, logger: logger),
+      mailbox: mailbox, desk: desk, history: history, firewall: firewall, logger: logger)
   }
 
   private func openLog(_ configuration: HostConfiguration, _ logger: Logger) throws -> (any DecisionLog, [Decision]) {

@@ -16,6 +16,8 @@ struct HostConfiguration: Sendable {
     enum Kind: String, Sendable, CaseIterable { case nftables, none }
     var kind = Kind.nftables
     var table = "vmfence"
+    /// Where the kernel can: nobody else may change the table while the daemon runs.
+    var ownsTable = true
     /// Blocks also stand between a source and this host's own addresses on a bridge.
     var protectsHost = false
     var quarantineExceptions: [IPNetwork] = []

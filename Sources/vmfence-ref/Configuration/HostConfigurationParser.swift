@@ -39,6 +39,12 @@ struct HostConfigurationParser {
       statisticsInterval: root.duration("statistics-every") ?? .seconds(10),
       answerTimeout: root.duration("answer-timeout") ?? .seconds(10))
     root.finish()
+    if configuration.inspector.isInline {
+      reader.report(
+        at: root.child("inspection")?.raw("inline"),
+        "inspection.inline: `run` captures beside the path and cannot hold a packet",
+        remedy: "leave it out: flows of rules that drop or reject are cut from the next packet on")
+    }
     for file in configuration.rules.allFiles where !FileManager.default.isReadableFile(atPath: file.path) {
       reader.report(
         Diagnostic(
@@ -61,6 +67,7 @@ struct HostConfigurationParser {
     {
       result.table = table
     }
+    if let value = map.bool("own-table") { result.ownsTable = value }
     if let value = map.bool("protects-host") { result.protectsHost = value }
     result.quarantineExceptions = map.values("quarantine-exceptions", expected: "an address or network") {
       IPNetwork($0)

@@ -1,5 +1,6 @@
 #if Daemon
 import Foundation
+import Logging
 import VMFenceConfiguration
 import VMFenceCore
 import VMFenceNotification
@@ -26,7 +27,19 @@ struct NotificationsSection {
   let reader: YAMLReader
   let resolve: (String) -> String
 
-  func read(_ root: YAMLMapping) -> [NotificationPlace] { root.children("notifications").compactMap(place) }
+  func read(_ root: YAMLMapping) -> [NotificationPlace] {
+    var places: [NotificationPlace] = []
+    for map in root.children("notifications") {
+      guard let place = place(map) else { continue }
+      if places.contains(where: { $0.name == place.name && $0.filter == place.filter }) {
+        reader.report(
+          at: map.node, "\(map.path) gets the same events as one before it",
+          remedy: "name each place once, or other events for it")
+      }
+      places.append(place)
+    }
+    return places
+  }
 
   private func place(_ map: YAMLMapping) -> NotificationPlace? {
     let facility = map.choice("facility", SyslogFormat.Facility.self) ?? .auth
@@ -91,11 +104,34 @@ struct NotificationsSection {
 }
 
 extension NotificationPlace {
-  func open(encoder: EVEEncoder) -> DeliverySink {
+  /// - `stateDirectory`: where what waits for a web service is kept.
+  func open(encoder: EVEEncoder, stateDirectory: String?, logger: Logger) -> DeliverySink {
     let directory = encoder.directory
     let (delivery, format) = parts(encoder)
     return DeliverySink(
-      name: name, filter: filter, directory: directory, limits: .init(lines: queue), delivery: delivery, format: format)
+      name: name, filter: filter, directory: directory, limits: .init(lines: queue),
+      spool: stateDirectory.flatMap { spool(in: $0, logger) }, delivery: delivery, format: format)
+  }
+
+  /// Only web services have one: the other places are on this host, or have a protocol without acknowledgement.
+  private func spool(in stateDirectory: String, _ logger: Logger) -> (file: SpoolFile, lines: [[UInt8]])? {
+    guard case .webhook = kind else { return nil }
+    let folder = stateDirectory + "/spool"
+    // The same place has the same file after a restart.
+    let kinds = filter.kinds.map(\.rawValue).sorted().joined(separator: ",")
+    let identity = SHA256.digest(of: Array("\(name)\n\(filter.tenant?.name ?? "")\n\(kinds)".utf8))
+    let path = "\(folder)/webhook-\(identity.prefix(8).map { $0.hexadecimal(width: 2) }.joined())"
+    try? FileManager.default.createDirectory(
+      atPath: folder, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+    do throws(DeliveryFailure) {
+      let (file, lines, damage) = try SpoolFile.open(path: path)
+      if let damage { logger.warning("the spool \(path) of \(name.escapedForDisplay): \(damage)") }
+      if !lines.isEmpty { logger.notice("\(lines.count) events wait for \(name.escapedForDisplay) from before") }
+      return (file, lines)
+    } catch {
+      logger.error("\(error.message); events wait for \(name.escapedForDisplay) in memory only")
+      return nil
+    }
   }
 
   private func parts(_ encoder: EVEEncoder) -> (any Delivery, DeliverySink.Format) {

@@ -3,6 +3,7 @@ import Foundation
 import Synchronization
 import VMFenceControl
 import VMFenceCore
+import VMFenceStore
 
 /// A question that only the daemon's loop can answer, and where the answer goes.
 struct LoopQuestion: Sendable {
@@ -12,8 +13,8 @@ struct LoopQuestion: Sendable {
 
 /// Answers what comes over the control socket: what the coordinator knows at once, the rest through the loop.
 final class ControlDesk: EventSink {
-  /// Alerts that are remembered for who asks later.
-  private static let memory = 1024
+  /// Past decisions, and alerts, that an explanation has.
+  private static let pastExplained = 5
   private static let listDefault = 10_000
   private static let listMaximum = 200_000
   /// The longest ban that a person may set.
@@ -24,18 +25,19 @@ final class ControlDesk: EventSink {
   private let clock: SteadyClock
   private let encoder: EVEEncoder
   private let mailbox: Mailbox<LiveMessage>
-  private let recent = Mutex<[Event]>([])
+  private let history: HistoryRecorder
   private let server = Mutex<ControlServer?>(nil)
 
   init(
     coordinator: EnforcementCoordinator, directory: DomainDirectory, clock: SteadyClock, encoder: EVEEncoder,
-    mailbox: Mailbox<LiveMessage>
+    mailbox: Mailbox<LiveMessage>, history: HistoryRecorder
   ) {
     self.coordinator = coordinator
     self.directory = directory
     self.clock = clock
     self.encoder = encoder
     self.mailbox = mailbox
+    self.history = history
   }
 
   /// Begins to answer at `path`.
@@ -51,14 +53,8 @@ final class ControlDesk: EventSink {
   func close() { server.withLock { $0?.close() } }
 
   func receive(_ event: Event) async {
-    let isAlert = if case .alert = event { true } else { false }
-    if isAlert {
-      recent.withLock { recent in
-        recent.append(event)
-        if recent.count > 2 * Self.memory { recent.removeFirst(recent.count - Self.memory) }
-      }
-    }
     if let server = server.withLock({ $0 }), server.hasFollowers {
+      let isAlert = if case .alert = event { true } else { false }
       server.publish(encoder.encode(event), isAlert: isAlert)
     }
   }
@@ -69,12 +65,13 @@ final class ControlDesk: EventSink {
     switch request.verb {
     case .status, .domains, .rulesShow, .rulesSet: return try await askLoop(request)
     case .follow: throw ControlFailure("following is not answered in one line")
-    case .alerts: return recentAlerts(request)
+    case .alerts: return try await recentAlerts(request)
     case .bans:
       let decisions = await coordinator.decisionsInForce.filter { $0.firewallMeasure != nil }
-      let wanted = try request.domain.map { name throws(ControlFailure) in try find(name).incarnation.uuid }
+      let wanted = try uuid(of: request)
+      let past = request.all == true ? try await pastBans(request, wanted) : []
       let shown = decisions.filter { wanted == nil || $0.incarnation?.uuid == wanted }
-      return Self.encode(shown.suffix(limit(request)).map(describe))
+      return Self.encode(past + shown.suffix(limit(request)).map(describe))
     case .pending: return Self.encode(await coordinator.pending.map(describe))
     case .approve, .deny: return try await settle(request)
     case .why: return try await explain(request)
@@ -94,10 +91,44 @@ final class ControlDesk: EventSink {
     min(max(1, request.limit ?? Self.listDefault), Self.listMaximum)
   }
 
-  private func recentAlerts(_ request: ControlRequest) -> [UInt8] {
-    let events = recent.withLock { $0.suffix(min(limit(request), Self.memory)) }
-    let lines = events.map(encoder.encode)
+  private func uuid(of request: ControlRequest) throws(ControlFailure) -> DomainUUID? {
+    try request.domain.map { name throws(ControlFailure) in try find(name).incarnation.uuid }
+  }
+
+  private func address(of request: ControlRequest) throws(ControlFailure) -> IPAddress? {
+    guard let text = request.address else { return nil }
+    guard let address = IPAddress(text) else {
+      throw ControlFailure(
+        "`\(text.escapedForDisplay)` is no address", remedy: "192.0.2.7 or 2001:db8::7, for example")
+    }
+    return address
+  }
+
+  private func recall<Result: Sendable>(
+    _ body: @escaping @Sendable (HistoryStore) throws(StateStoreError) -> Result
+  ) async throws(ControlFailure) -> Result {
+    do throws(StateStoreError) { return try await history.ask(body) } catch { throw ControlFailure(error) }
+  }
+
+  private func recentAlerts(_ request: ControlRequest) async throws(ControlFailure) -> [UInt8] {
+    let (vm, address, limit) = (try uuid(of: request), try address(of: request), limit(request))
+    let lines = try await recall { store throws(StateStoreError) in
+      try store.lastAlerts(limit, of: vm, with: address)
+    }
     return Array("[".utf8) + Array(lines.joined(separator: Array(",".utf8))) + Array("]".utf8)
+  }
+
+  /// Blocks, rate limits and quarantines that are over, were withheld or were taken back.
+  private func pastBans(
+    _ request: ControlRequest, _ vm: DomainUUID?
+  ) async throws(ControlFailure) -> [DecisionStatus] {
+    let (limit, inForce) = (limit(request), Set(await coordinator.decisionsInForce.map(\.id)))
+    let past = try await recall { store throws(StateStoreError) in
+      try store.lastDecisions(limit, about: vm) {
+        $0.measure != "notify" && !inForce.contains($0.id) && $0.status != .pending
+      }
+    }
+    return past.map(describe)
   }
 
   private func settle(_ request: ControlRequest) async throws(ControlFailure) -> [UInt8] {
@@ -111,13 +142,20 @@ final class ControlDesk: EventSink {
   }
 
   private func explain(_ request: ControlRequest) async throws(ControlFailure) -> [UInt8] {
-    guard let text = request.address, let address = IPAddress(text) else {
-      throw ControlFailure(
-        "`\((request.address ?? "").escapedForDisplay)` is no address", remedy: "192.0.2.7, for example")
+    guard let address = try address(of: request) else {
+      throw ControlFailure("the address is missing", remedy: "give `domain` and `address`")
     }
     let domain = try find(request.domain ?? "")
     let found = await coordinator.explain(address, for: domain.incarnation, at: clock.now)
     let now = clock.now
+    let (vm, count) = (domain.incarnation.uuid, Self.pastExplained)
+    let standing = Set(found.decisions.map(\.id))
+    let (past, alerts) = try await recall { store throws(StateStoreError) in
+      let past = try store.lastDecisions(count, about: vm) { decision in
+        !standing.contains(decision.id) && (decision.network ?? decision.source)?.contains(address) == true
+      }
+      return (past, try store.lastAlerts(count, of: vm, with: address))
+    }
     return Self.encode(
       Explanation(
         domain: domain.name, address: address.description, isBlocked: !found.decisions.isEmpty,
@@ -126,7 +164,9 @@ final class ControlDesk: EventSink {
           "\(offence.decision.policy): step \(offence.decision.step + 1) was \(offence.decision.measure.name) "
             + "(decision \(offence.decision.id), \(offence.decision.status.rawValue)); "
             + "forgotten in \((offence.forgottenAt - now).display)"
-        }))
+        },
+        past: past.map(describe),
+        alerts: alerts.compactMap { try? JSONDecoder().decode(EVEAlert.self, from: Data($0)).line }))
   }
 
   private func network(_ request: ControlRequest) throws(ControlFailure) -> IPNetwork {
@@ -183,19 +223,23 @@ final class ControlDesk: EventSink {
 
   private func describe(_ decision: Decision) -> DecisionStatus {
     let shown = decision.shifted(by: clock.offset)
-    var network: String?
-    switch decision.measure {
-    case .block(let blocked), .blockOnHost(let blocked): network = blocked.description
-    case .lift(let key): if case .block(let lifted) = key.kind { network = lifted.description }
-    default: break
-    }
     let name = decision.incarnation.map { directory.entry(for: $0)?.description.name ?? $0.uuid.description }
     let isOnHost = if case .blockOnHost = decision.measure { true } else { false }
     return DecisionStatus(
-      id: decision.id, measure: decision.measure.name, network: network, domain: isOnHost ? nil : name,
+      id: decision.id, measure: decision.measure.name, network: decision.measure.network?.description,
+      domain: isOnHost ? nil : name,
       status: decision.status.rawValue, policy: decision.policy, reason: decision.reason, trigger: decision.trigger,
       step: decision.step, since: shown.time.rfc3339, expires: shown.expires?.rfc3339,
       remaining: decision.expires.map { Double(($0 - clock.now).wholeNanoseconds / 1_000_000) / 1e3 })
+  }
+
+  /// A decision as the history has it. Its times are the system's already.
+  private func describe(_ decision: HistoryDecision) -> DecisionStatus {
+    DecisionStatus(
+      id: decision.id, measure: decision.measure, network: decision.network?.description,
+      domain: decision.vm.map { decision.name ?? $0.description }, status: decision.status.rawValue,
+      policy: decision.policy, reason: decision.reason, trigger: decision.trigger, step: decision.step,
+      since: decision.time.rfc3339, expires: decision.expires?.rfc3339, remaining: nil)
   }
 
   static func encode(_ value: some Encodable) -> [UInt8] {

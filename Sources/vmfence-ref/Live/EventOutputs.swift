@@ -29,13 +29,19 @@ final class EventOutputs {
   private let encoder: EVEEncoder
   /// The log, and the control socket.
   private let others: [any EventSink]
+  private let stateDirectory: String?
+  private let logger: Logger
   private var places: [(place: NotificationPlace, sink: DeliverySink)] = []
   private var toldLost: [String: UInt64] = [:]
   private var toldProblems: Set<String> = []
   /// Lost by places that are not used any more.
   private var pastLost: UInt64 = 0
 
-  init(file: EVEFileSink?, encoder: EVEEncoder, others: [any EventSink]) {
+  init(
+    file: EVEFileSink?, encoder: EVEEncoder, others: [any EventSink], stateDirectory: String?, logger: Logger
+  ) {
+    self.stateDirectory = stateDirectory
+    self.logger = logger
     self.file = file
     self.encoder = encoder
     self.others = others
@@ -48,7 +54,10 @@ final class EventOutputs {
       pastLost &+= sink.counters.lost
     }
     let kept = places.filter { wanted.contains($0.place) }
-    places = wanted.map { place in (place, kept.first { $0.place == place }?.sink ?? place.open(encoder: encoder)) }
+    places = wanted.map { place in
+      let sink = kept.first { $0.place == place }?.sink
+      return (place, sink ?? place.open(encoder: encoder, stateDirectory: stateDirectory, logger: logger))
+    }
   }
 
   func receive(_ event: Event) async {
@@ -60,7 +69,7 @@ final class EventOutputs {
   func receive(_ statistics: EVEStatistics) { file?.receive(statistics) }
 
   /// After a rotation.
-  func reopen(_ logger: Logger) {
+  func reopen() {
     do throws(NotificationError) { try file?.reopen() } catch { logger.error("\(error.description)") }
     for (_, sink) in places { sink.reopen() }
   }
@@ -92,7 +101,7 @@ final class EventOutputs {
   }
 
   /// Tells the log what is wrong with a place, once, and when it is right again.
-  func logProblems(_ logger: Logger) {
+  func logProblems() {
     for (_, sink) in places {
       let isTold = toldProblems.contains(sink.name)
       if let problem = sink.problem, !isTold {

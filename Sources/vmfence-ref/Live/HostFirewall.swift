@@ -18,7 +18,7 @@ enum HostFirewall: Sendable {
           .init(
             table: choice.table,
             quarantineExceptions: .init(networks: choice.quarantineExceptions, allowsDHCP: choice.quarantineAllowsDHCP),
-            protectsHost: choice.protectsHost)))
+            protectsHost: choice.protectsHost, holdsTable: choice.ownsTable)))
     }
   }
 

@@ -21,15 +21,24 @@ extension LiveRun {
 
   private func status(at now: Timestamp) async -> DaemonStatus {
     let figures = await coordinator.statistics
+    let (kept, recorded) = (history.figures, history.counters)
     let unguarded = pool.reports.filter { $0.automaton?.state == .unguarded }.map(\.description)
     return DaemonStatus(
       version: VMFenceVersion.text, node: host.configuration.node,
       uptime: Double((now - started).wholeNanoseconds) / 1e9, firewall: firewall.name,
       isDryRun: host.configuration.policy.isDryRun, measures: await coordinator.measureCounts.all,
       pending: await coordinator.pending.count, desired: await coordinator.waitingForFirewall.count,
-      captureDrops: captures.drops, eventsLost: outputs.lost,
+      flows: [
+        "cut": flowCuts.counters.cut, "reset": flowCuts.counters.reset, "not_cut": flowCuts.counters.notCut,
+        "not_reset": flowCuts.counters.notReset,
+      ], captureDrops: captures.drops, eventsLost: outputs.lost,
+      history: [
+        "alerts": kept.alerts, "decisions": kept.decisions, "forgotten": kept.forgotten, "bytes": kept.bytes,
+        "skipped": recorded.skipped,
+      ],
       clockOffset: Double(clock.offset.wholeNanoseconds) / 1e9,
-      problems: toldProblems.map(\.description) + outputs.problems,
+      problems: toldProblems.map(\.description) + outputs.problems
+        + (history.problem.map { ["the history is not written: \($0)"] } ?? []),
       needRules: unguarded.filter { rules.selection.rules(for: $0) == nil }.map(\.name),
       policy: [
         "events": figures.events, "counted": figures.counted, "suppressed": figures.suppressed,

@@ -104,7 +104,7 @@ extension LiveRun {
     }
     isPreparing = true
     service.reloading()
-    outputs.reopen(logger)
+    outputs.reopen()
     let (path, assigned, mailbox) = (host.configuration.file, assigned, mailbox)
     jobs.async {
       let result = PreparedHost.load(path: path, assigned: assigned)

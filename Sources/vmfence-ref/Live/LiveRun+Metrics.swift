@@ -20,6 +20,16 @@ extension LiveRun {
     metrics.sample(captures.drops)
     metrics.metric("vmfence_events_lost_total", .counter, "Events that did not reach where they should have gone.")
     metrics.sample(outputs.lost)
+    let (kept, recorded) = (history.figures, history.counters)
+    metrics.metric("vmfence_history_alerts", .gauge, "Alerts in the history.")
+    metrics.sample(kept.alerts)
+    metrics.metric("vmfence_history_bytes", .gauge, "The history's size.")
+    metrics.sample(kept.bytes)
+    metrics.metric(
+      "vmfence_history_forgotten_total", .counter, "Alerts that made room for younger ones in the history.")
+    metrics.sample(kept.forgotten)
+    metrics.metric("vmfence_history_skipped_total", .counter, "Alerts and decisions that the history did not take.")
+    metrics.sample(recorded.skipped)
     metrics.metric(
       "vmfence_enforce_latency_seconds", .histogram, "From the packet that decided to the measure in force.")
     latency.write(&metrics)
@@ -69,6 +79,15 @@ extension LiveRun {
     metrics.sample(await coordinator.waitingForFirewall.count)
     metrics.metric("vmfence_pending_decisions", .gauge, "Decisions that wait for an administrator.")
     metrics.sample(await coordinator.pending.count)
+    let flows = flowCuts.counters
+    metrics.metric(
+      "vmfence_flows_cut_total", .counter, "Flows that were cut because a rule refused a packet of theirs.")
+    metrics.sample(flows.cut)
+    metrics.metric("vmfence_flows_not_cut_total", .counter, "Refused packets whose flows could not be cut.")
+    metrics.sample(flows.notCut)
+    metrics.metric(
+      "vmfence_connections_reset_total", .counter, "Connections that rules rejected and both ends were told.")
+    metrics.sample(flows.reset)
     let figures = await coordinator.statistics
     metrics.metric("vmfence_policy_decisions_total", .counter, "Measures and notices that were decided.")
     metrics.sample(figures.decided)

@@ -21,6 +21,7 @@ struct LiveParts {
   var outputs: EventOutputs
   var mailbox: Mailbox<LiveMessage>
   var desk: ControlDesk
+  var history: HistoryRecorder
   var firewall: HostFirewall
   var logger: Logger
 }
@@ -51,7 +52,9 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   let rules: RulesInForce
   let outputs: EventOutputs
   let desk: ControlDesk
+  let history: HistoryRecorder
   let firewall: HostFirewall
+  let flowCuts: FlowCuts
   var host: PreparedHost
   var assigned: RuleAssignments
   /// A reload or a compilation that is under way.
@@ -65,6 +68,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   var dispatcher: Dispatcher
   private var membership: UInt64?
   private var extra: [Event] = []
+  private var isHistoryBroken = false
   private var sourceAlerts = SourceAlertPace()
   var hostAddresses = HostAddresses()
   var toldProblems: [Diagnostic] = []
@@ -92,7 +96,9 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     outputs = parts.outputs
     mailbox = parts.mailbox
     desk = parts.desk
+    history = parts.history
     firewall = parts.firewall
+    flowCuts = FlowCuts(parts.firewall, logger: parts.logger)
     captures = Captures(logger: parts.logger)
     let configuration = parts.host.configuration
     var random = SystemRandomNumberGenerator()
@@ -106,7 +112,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
       configuration: .init(
         lifecycle: .init(
           blockedAfter: configuration.lifecycle.blockedAfter, stuckAfter: configuration.lifecycle.stuckAfter),
-        inspector: inspector, answerTimeout: answerTimeout), at: parts.clock.now
+        inspector: inspector, answerTimeout: answerTimeout, keepsRefusedPackets: true), at: parts.clock.now
     ) { rules.selection.rules(for: $0) }
     dispatcher = Dispatcher(publisher)
   }
@@ -138,7 +144,8 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
         noteDrops(at: now)
         await refreshNeverBlock(at: now)
         await coordinator.advance(to: now)
-        outputs.logProblems(logger)
+        outputs.logProblems()
+        logHistoryProblem()
         if let metrics { metrics.publish(await metricsText(at: now)) }
       }
       if now >= nextTick {
@@ -200,6 +207,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     inventory.close()
     writeStatistics(at: now)
     await outputs.close()
+    history.close()
     logger.notice("stopped")
     for line in pool.reports.map(\.summaryLine) { logger.notice("\(line)") }
   }
@@ -247,6 +255,18 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   /// The dispatch table is to be built anew at the next tick.
   func forgetTable() { membership = nil }
 
+  /// Tells the log once when the history is not written, and once when it is again.
+  private func logHistoryProblem() {
+    let problem = history.problem
+    if let problem, !isHistoryBroken {
+      logger.error("the history is not written, alerts and decisions wait for it: \(problem)")
+    } else if problem == nil, isHistoryBroken {
+      logger.notice(
+        "the history is written again; \(history.counters.skipped) alerts and decisions found no room in it")
+    }
+    isHistoryBroken = problem != nil
+  }
+
   // MARK: Events
 
   func note(_ event: Event) { extra.append(event) }
@@ -260,6 +280,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
             message: "the capture on \(interface.escapedForDisplay) lost packets because it was not read in time",
             count: count)))
     }
+    if let failure = flowCuts.newFailures(at: now) { note(.platform(failure)) }
     for loss in outputs.newLosses() {
       note(
         .platform(
@@ -280,8 +301,12 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   }
 
   private func tell(at now: Timestamp) async {
-    let events = extra + pool.takeEvents() + sourceAlerts.drain(&dispatcher, at: now)
+    // Flows first: each packet that they still carry counts.
+    let cut = await flowCuts.act(
+      on: pool.takeRefusedPackets(), lost: pool.refusedPacketsLost, isDryRun: host.configuration.policy.isDryRun)
+    var events = extra + pool.takeEvents() + sourceAlerts.drain(&dispatcher, at: now)
     extra = []
+    if !cut.isEmpty { for index in events.indices { events[index].noteCut(cut) } }
     for event in events { directory.note(event) }
     if !events.isEmpty { measure(await coordinator.handle(events, at: now), after: events) }
     // A decision is told after what led to it.

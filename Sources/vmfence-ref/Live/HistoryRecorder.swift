@@ -1,0 +1,223 @@
+#if Daemon
+import Foundation
+import Logging
+import Synchronization
+import VMFenceCore
+import VMFenceStore
+
+/// Keeps alerts and decisions in the history, by a bounded queue and a thread of its own, so that a slow or full disk holds nobody up. What does not fit
+/// into the queue, in a flood say, is skipped and counted: the history is for looking things up, other places get every event. Safe to use from any
+/// thread.
+final class HistoryRecorder: EventSink {
+  struct Limits: Sendable {
+    /// Alerts and decisions that wait.
+    var alerts = 8_192
+    var decisions = 65_536
+    /// What is written in one transaction, and how long nothing more is written then: the rate that a flood is kept at.
+    var batch = 1_024
+    var pace = Duration.milliseconds(50)
+    /// After a failure.
+    var retry = Duration.seconds(1)
+  }
+
+  struct Counters: Sendable, Hashable {
+    var recorded: UInt64 = 0
+    var skipped: UInt64 = 0
+    var waiting = 0
+  }
+
+  private struct State {
+    var alerts: [Event] = []
+    var decisions: [Decision] = []
+    var counters = Counters()
+    var problem: String?
+    var figures = HistoryStore.Figures()
+    var questions: [@Sendable (HistoryStore) -> Void] = []
+    /// Batches that were written since there are questions.
+    var rounds = 0
+    var isClosing = false
+  }
+
+  private let store: HistoryStore
+  private let encoder: EVEEncoder
+  private let limits: Limits
+  private let state = Mutex(State())
+  private let news = Bell()
+  private let end = Bell()
+
+  init(_ store: HistoryStore, encoder: EVEEncoder, limits: Limits = Limits()) {
+    self.store = store
+    self.encoder = encoder
+    self.limits = limits
+    let thread = Thread { [self] in while turn() {} }
+    thread.name = "vmfence-history"
+    thread.start()
+  }
+
+  /// Opens the history in the state directory; in memory when there is none, or when it cannot be opened.
+  static func open(stateDirectory: String?, encoder: EVEEncoder, logger: Logger) throws -> HistoryRecorder {
+    do throws(StateStoreError) {
+      let (store, begunAnew) = try HistoryStore.open(path: stateDirectory.map { $0 + "/" + fileName })
+      if let begunAnew { logger.warning("the history was begun anew: \(begunAnew)") }
+      return HistoryRecorder(store, encoder: encoder)
+    } catch {
+      logger.error("\(error.description); alerts are remembered in memory only")
+      return HistoryRecorder(try HistoryStore.open(path: nil).store, encoder: encoder)
+    }
+  }
+
+  static let fileName = "history.db"
+
+  func receive(_ event: Event) async {
+    let isFirst = state.withLock { state in
+      let isFirst = state.alerts.isEmpty && state.decisions.isEmpty
+      switch event {
+      case .alert where state.alerts.count < limits.alerts: state.alerts.append(event)
+      case .decision(let decision) where state.decisions.count < limits.decisions: state.decisions.append(decision)
+      case .alert, .decision: state.counters.skipped &+= 1
+      case .file, .lifecycle, .platform: return false
+      }
+      return isFirst
+    }
+    if isFirst { news.ring() }
+  }
+
+  /// What the decision log held at the start: the projection of it is made again.
+  func project(_ decisions: [Decision]) {
+    state.withLock { $0.decisions = decisions + $0.decisions }
+    news.ring()
+  }
+
+  /// Answers from the store, with all that was received before.
+  func ask<Result: Sendable>(
+    _ body: @escaping @Sendable (HistoryStore) throws(StateStoreError) -> Result
+  ) async throws(StateStoreError) -> Result {
+    let result: Swift.Result<Result, StateStoreError> = await withCheckedContinuation { continuation in
+      let isOpen = state.withLock { state in
+        if !state.isClosing {
+          state.questions.append { store in
+            do throws(StateStoreError) {
+              let answer = try body(store)
+              continuation.resume(returning: .success(answer))
+            } catch { continuation.resume(returning: .failure(error)) }
+          }
+        }
+        return !state.isClosing
+      }
+      if isOpen {
+        news.ring()
+      } else {
+        continuation.resume(returning: .failure(StateStoreError(.busy, "the daemon stops")))
+      }
+    }
+    return try result.get()
+  }
+
+  var counters: Counters {
+    state.withLock { state in
+      var result = state.counters
+      result.waiting = state.alerts.count + state.decisions.count
+      return result
+    }
+  }
+
+  /// What the store held when there was nothing more to write last.
+  var figures: HistoryStore.Figures { state.withLock { $0.figures } }
+
+  /// Why nothing is written, as long as that is so.
+  var problem: String? { state.withLock { $0.problem } }
+
+  /// Writes what waits, within `patience`; what is left then is counted as skipped.
+  func close(patience: Duration = .seconds(2)) {
+    state.withLock { $0.isClosing = true }
+    news.ring()
+    end.wait(upTo: patience)
+  }
+
+  // MARK: The thread's side
+
+  /// - Returns: whether to go on.
+  private func turn() -> Bool {
+    let (alerts, decisions, isClosing) = state.withLock { state in
+      (
+        Array(state.alerts.prefix(limits.batch)), Array(state.decisions.prefix(4 * limits.batch)), state.isClosing
+      )
+    }
+    var isStuck = false
+    if !alerts.isEmpty || !decisions.isEmpty { isStuck = !write(alerts, decisions) }
+    // In a flood what was there when somebody asked is written first, and no more.
+    let (isBehind, isAnswerDue) = state.withLock { state in
+      state.rounds = state.questions.isEmpty ? 0 : state.rounds + 1
+      let isBehind = !state.alerts.isEmpty || !state.decisions.isEmpty
+      return (isBehind, !isBehind || isStuck || state.rounds > limits.alerts / limits.batch)
+    }
+    if isAnswerDue { answer() }
+    if isClosing, !isBehind || isStuck {
+      finish()
+      return false
+    }
+    wait(isStuck ? limits.retry : limits.pace) { !$0.questions.isEmpty || $0.isClosing }
+    if !isBehind {
+      look()
+      wait(.seconds(60)) {
+        !$0.alerts.isEmpty || !$0.decisions.isEmpty || !$0.questions.isEmpty || $0.isClosing
+      }
+    }
+    return true
+  }
+
+  private func write(_ alerts: [Event], _ decisions: [Decision]) -> Bool {
+    let rows = alerts.compactMap { event in
+      if case .alert(let alert) = event { HistoryAlert(alert, eve: encoder.encode(event)) } else { nil }
+    }
+    let names = decisions.map { decision in
+      HistoryDecision(
+        decision, name: decision.incarnation.flatMap(encoder.directory.entry)?.description.name)
+    }
+    do throws(StateStoreError) {
+      try store.append(rows, names)
+      state.withLock { state in
+        state.alerts.removeFirst(alerts.count)
+        state.decisions.removeFirst(decisions.count)
+        state.counters.recorded &+= UInt64(alerts.count + decisions.count)
+        state.problem = nil
+      }
+      return true
+    } catch {
+      state.withLock { $0.problem = error.description }
+      return false
+    }
+  }
+
+  private func look() {
+    guard let figures = try? store.figures() else { return }
+    state.withLock { $0.figures = figures }
+  }
+
+  private func answer() {
+    let questions = state.withLock { state in
+      defer { (state.questions, state.rounds) = ([], 0) }
+      return state.questions
+    }
+    for question in questions { question(store) }
+  }
+
+  private func wait(_ time: Duration, until condition: (borrowing State) -> Bool) {
+    let deadline = ContinuousClock.now + time
+    while !state.withLock({ condition($0) }) {
+      let left = ContinuousClock.now.duration(to: deadline)
+      guard left > .zero else { return }
+      news.wait(upTo: left)
+    }
+  }
+
+  private func finish() {
+    answer()
+    state.withLock { state in
+      state.counters.skipped &+= UInt64(state.alerts.count + state.decisions.count)
+      (state.alerts, state.decisions) = ([], [])
+    }
+    end.ring()
+  }
+}
+#endif
