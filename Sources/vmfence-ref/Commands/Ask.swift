@@ -49,7 +49,15 @@ struct ControlOptions: ParsableArguments {
 
 /// `vmfence-ref status`
 struct Status: ParsableCommand {
-  static let configuration = CommandConfiguration(abstract: "How the daemon does.")
+  static let configuration = CommandConfiguration(
+    abstract: "How the daemon does.",
+    discussion: """
+      What it carries out measures with, what waits, what was lost, and what is wrong now.
+
+      EXAMPLES
+        vmfence-ref status
+        vmfence-ref status --json | jq .problems
+      """)
   @OptionGroup var control: ControlOptions
 
   func run() throws {
@@ -79,7 +87,13 @@ struct Status: ParsableCommand {
 
 /// `vmfence-ref domains`
 struct Domains: ParsableCommand {
-  static let configuration = CommandConfiguration(abstract: "The domains and their detectors.")
+  static let configuration = CommandConfiguration(
+    abstract: "The domains and their detectors.",
+    discussion: """
+      EXAMPLES
+        vmfence-ref domains
+        vmfence-ref domains --json | jq '.[] | select(.drops > 0)'
+      """)
   @OptionGroup var control: ControlOptions
 
   func run() throws {

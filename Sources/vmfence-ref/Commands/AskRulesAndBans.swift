@@ -8,7 +8,13 @@ import VMFenceCore
 /// `vmfence-ref rules`
 struct Rules: ParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "The rules of a domain.", subcommands: [Show.self, Set.self], defaultSubcommand: Show.self)
+    abstract: "The rules of a domain.",
+    discussion: """
+      EXAMPLES
+        vmfence-ref rules show web
+        vmfence-ref rules set web /etc/vmfence/rules/web.rules local.rules
+        vmfence-ref rules set web                        as configured again
+      """, subcommands: [Show.self, Set.self], defaultSubcommand: Show.self)
 
   struct Show: ParsableCommand {
     static let configuration = CommandConfiguration(abstract: "Which rules a domain has.")
@@ -48,7 +54,15 @@ struct Rules: ParsableCommand {
 /// `vmfence-ref bans`
 struct Bans: ParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "Measures in force.", subcommands: [List.self, Add.self, Delete.self], defaultSubcommand: List.self)
+    abstract: "Measures in force.",
+    discussion: """
+      EXAMPLES
+        vmfence-ref bans list --domain web
+        vmfence-ref bans list --past --limit 50          those that are over, too
+        vmfence-ref bans add 203.0.113.0/24 --for 4h     for all guests of the host
+        vmfence-ref bans add 2001:db8::7 --domain web --for 1d
+        vmfence-ref bans delete 203.0.113.0/24
+      """, subcommands: [List.self, Add.self, Delete.self], defaultSubcommand: List.self)
 
   struct List: ParsableCommand {
     static let configuration = CommandConfiguration(abstract: "List blocks, rate limits and quarantines.")
@@ -95,6 +109,12 @@ struct Bans: ParsableCommand {
 struct Pending: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Measures that wait for an administrator: pausing and shutting down.",
+    discussion: """
+      EXAMPLES
+        vmfence-ref pending list
+        vmfence-ref pending approve 42
+        vmfence-ref pending deny 42
+      """,
     subcommands: [List.self, Approve.self, Deny.self], defaultSubcommand: List.self)
 
   struct List: ParsableCommand {

@@ -9,8 +9,13 @@ import VMFenceCore
 struct Top: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "The domains as they are, again and again: state, rates, drops, alerts, measures.",
-    discussion:
-      "Rates are over the time between two looks. Ends with Ctrl-C. Where there is no terminal, nothing is redrawn.")
+    discussion: """
+      Rates are over the time between two looks. Ends with Ctrl-C. Where there is no terminal, nothing is redrawn.
+
+      EXAMPLES
+        vmfence-ref top --interval 5
+        vmfence-ref top -n 1 --json
+      """)
 
   @OptionGroup var control: ControlOptions
 

@@ -13,8 +13,18 @@ struct VMFenceRef: AsyncParsableCommand {
         vmfence-ref replay Examples/quickstart/scenario.yaml --eve out.json
         vmfence-ref inspect --capture web.pcap --rules web.rules --eve -
         vmfence-ref check Examples/quickstart/scenario.yaml
+        vmfence-ref check --live host.yaml
+        vmfence-ref run --config host.yaml --eve /var/log/vmfence/eve.json
         vmfence-ref integrity list disk.img
         vmfence-ref dfa --format mermaid
+
+      A DAEMON THAT RUNS (over its control socket: --socket PATH or VMFENCE_SOCKET; --json on each)
+        vmfence-ref status
+        vmfence-ref alerts --follow
+        vmfence-ref why web 203.0.113.7
+        vmfence-ref bans add 203.0.113.0/24 --for 4h
+        vmfence-ref rules set web local.rules
+        vmfence-ref pending approve 42
 
       EXIT CODES
         0   done, and nothing was wrong
