@@ -43,6 +43,28 @@ struct EnforcementTests {
     #expect(network.pings(from: network.outside, guest, as: source), "the block outlives its removal")
   }
 
+  @Test(
+    "a block stops address resolution between the source and the guest too, and between nobody else",
+    arguments: ["10.77.0.99", "10.77.0.98/31"])
+  func blocksARP(blocked: String) async throws {
+    let (network, sink) = try await open("arp")
+    /// Whether `address` is found by ARP alone.
+    func resolves(_ address: String, from namespace: NetworkNamespace, as own: String) -> Bool {
+      namespace.succeeds("ip neigh flush dev eth0; busybox arping -q -f -c 2 -w 2 -I eth0 -s \(own) \(address)")
+    }
+    #expect(resolves("10.77.0.1", from: network.outside, as: "10.77.0.99"), "the network of the test works")
+    try await sink.change(add: [block(blocked, for: vm1)])
+    #expect(!resolves("10.77.0.1", from: network.outside, as: "10.77.0.99"), "the source still finds the guest")
+    #expect(!resolves("10.77.0.99", from: network.vm1, as: "10.77.0.1"), "the guest still finds the source")
+    #expect(resolves("10.77.0.2", from: network.outside, as: "10.77.0.99"), "another guest is not found")
+    #expect(resolves("10.77.0.2", from: network.vm1, as: "10.77.0.1"), "the guest does not find another")
+    try await sink.change(remove: [block(blocked, for: vm1).key])
+    try await sink.change(add: [block(blocked)])
+    #expect(!resolves("10.77.0.2", from: network.outside, as: "10.77.0.99"), "a block on the host does not stop it")
+    try await sink.change(remove: [block(blocked).key])
+    #expect(resolves("10.77.0.1", from: network.outside, as: "10.77.0.99"), "it outlives the block")
+  }
+
   @Test("a block on the host concerns all guests, and not the host itself unless that is wished")
   func blocksOnHost() async throws {
     let (network, sink) = try await open("host")

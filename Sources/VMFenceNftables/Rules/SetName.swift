@@ -80,21 +80,30 @@ struct BlockSet: Hashable, Sendable {
   }
 
   var chain: String { "block\(digit)" }
+  static let arpChain = "blockarp"
 
-  /// Both directions: what comes from a network to the scope, and what goes from the scope to it.
+  /// Both directions: what comes from a network to the scope, and what goes from the scope to it; of IPv4 address resolution too, as neighbour discovery
+  /// is IPv6 itself.
   var rules: [RuleSpecification] {
     let addressRegister = Register(isHost ? 0 : 4)
     let bytes = family.bitWidth / 8
     let mask = (0..<bytes).map { index in
       UInt8(truncatingIfNeeded: 0xFF00 >> Swift.min(8, Swift.max(0, Int(prefix) - 8 * index)))
     }
-    return [true, false].map { isSource in
+    func rule(_ chain: String, isSource: Bool, _ address: Expression) -> RuleSpecification {
       var expressions: [Expression] = []
       if !isHost { expressions.append(.meta(isSource ? .outputInterface : .inputInterface, Register(0))) }
-      expressions.append(.address(family, isSource: isSource, addressRegister))
+      expressions.append(address)
       if !isSingle { expressions.append(.mask(addressRegister, mask)) }
       expressions += [.lookup(Register(0), set: name), .verdict(.drop)]
       return RuleSpecification(chain, "\(name) \(isSource ? "from" : "to")", expressions)
     }
+    let rules = [true, false].map { rule(chain, isSource: $0, .address(family, isSource: $0, addressRegister)) }
+    guard family == .v4 else { return rules }
+    // RFC 826 in Ethernet and IPv4: the sender's protocol address, and the target's.
+    return rules
+      + [true, false].map {
+        rule(Self.arpChain, isSource: $0, .payload(.network, offset: $0 ? 14 : 24, length: 4, addressRegister))
+      }
   }
 }

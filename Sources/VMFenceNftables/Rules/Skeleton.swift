@@ -26,6 +26,7 @@ struct Skeleton {
   init(_ configuration: NftablesSink.Configuration, blockSets: [BlockSet]) {
     chains = [
       ChainSpecification(name: "quarantine"), ChainSpecification(name: "block4"), ChainSpecification(name: "block6"),
+      ChainSpecification(name: BlockSet.arpChain),
       ChainSpecification(
         name: SpoofingRules.chain, base: .init(hook: .prerouting, priority: SpoofingRules.priority)),
       ChainSpecification(name: "prerouting", base: .init(hook: .prerouting, priority: Self.priority)),
@@ -77,7 +78,10 @@ struct Skeleton {
           chain, "quarantine from", [.meta(.inputInterface, Register(0)), .verdictMap(Register(0), set: quarantined)]))
     }
     guard blocks else { return rules }
-    for (type, name) in [(Expression.ipv4EtherType, "block4"), (Expression.ipv6EtherType, "block6")] {
+    for (type, name) in [
+      (Expression.ipv4EtherType, "block4"), (Expression.ipv6EtherType, "block6"),
+      (Expression.arpEtherType, BlockSet.arpChain),
+    ] {
       rules.append(RuleSpecification(chain, name, Expression.isEtherType(type) + [.verdict(.jump(name))]))
     }
     return rules
