@@ -79,6 +79,7 @@ struct FlowTests {
     let flow = try #require(FlowCut(refused(seen, .drop)))
     #expect(try await sink.cut([flow, flow], for: .seconds(2)) == 1)
     #expect(try await sink.cut([flow], for: .seconds(2)) == 0, "a flow that is cut is cut again")
+    #expect(try network.host.run("nft list table bridge vmfence").contains(source), "nft(8) can list it")
     try await Task.sleep(for: .milliseconds(150))
     let (cut, other) = (first.received, second.received)
     try await Task.sleep(for: .milliseconds(600))

@@ -53,9 +53,13 @@ public struct FlowCut: Hashable, Sendable {
         key.append(interface: interface)
         key.append(isSwapped ? destination : source)
         key.append(isSwapped ? source : destination)
-        key.append(ipProtocol: ipProtocol)
-        key.append(transportPort: isSwapped ? destinationPort : sourcePort)
-        key.append(transportPort: isSwapped ? sourcePort : destinationPort)
+        if FlowRules.withPorts.contains(ipProtocol) {
+          key.append(transportPort: isSwapped ? destinationPort : sourcePort)
+          key.append(transportPort: isSwapped ? sourcePort : destinationPort)
+        } else {
+          key.append(transportPort: UInt16(ipProtocol) << 8)
+          key.append(transportPort: 0)
+        }
         return key
       }
     }

@@ -37,11 +37,6 @@ struct ElementKey: Sendable {
     pad()
   }
 
-  mutating func append(ipProtocol: UInt8) {
-    append(ipProtocol)
-    pad()
-  }
-
   private mutating func append(big value: UInt64, bytes: Int) {
     for index in (0..<bytes).reversed() { append(UInt8(truncatingIfNeeded: value >> UInt64(8 * index))) }
   }

@@ -26,7 +26,7 @@ struct SetSpecification: Hashable, Sendable {
 
   /// A part of a key, with nft(8)'s number for its type, by which it prints the elements.
   enum Field: Sendable {
-    case interface, v4, v6, mac, ipProtocol, transportPort
+    case interface, v4, v6, mac, transportPort
 
     var nftType: UInt32 {
       switch self {
@@ -34,7 +34,6 @@ struct SetSpecification: Hashable, Sendable {
       case .v4: 7
       case .v6: 8
       case .mac: 9
-      case .ipProtocol: 12
       case .transportPort: 13
       }
     }
@@ -44,7 +43,6 @@ struct SetSpecification: Hashable, Sendable {
       case .interface, .v6: 16
       case .v4: 4
       case .mac: 6
-      case .ipProtocol: 1
       case .transportPort: 2
       }
     }
