@@ -175,6 +175,7 @@ public struct DecisionStatus: Codable, Sendable, Hashable {
   public var network: String?
   /// A domain's name; nil for the whole host.
   public var domain: String?
+  /// As events have it; `over` for what was in force once.
   public var status: String
   public var policy: String
   public var reason: String

@@ -124,6 +124,9 @@ public final class DeliverySink: EventSink {
     }
   }
 
+  /// Whether what waits is in a file, too.
+  public var keepsSpool: Bool { spool != nil }
+
   /// Why nothing is delivered, as long as that is so.
   public var problem: String? { state.withLock { $0.problem ?? $0.spoolProblem } }
 

@@ -49,7 +49,10 @@ public final class SpoolFile {
       throw DeliveryFailure("\(path.escapedForDisplay) is no spool: move it away")
     }
     let (lines, damage) = spool.scan(bytes)
-    if damage != nil { _ = ftruncate(descriptor, off_t(spool.end)) }
+    if damage != nil {
+      _ = ftruncate(descriptor, off_t(spool.end))
+      try spool.write(header(first: spool.first), at: 0)
+    }
     return (spool, lines, damage)
   }
 

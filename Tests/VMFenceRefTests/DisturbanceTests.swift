@@ -24,7 +24,7 @@ extension EndToEnd {
       try host.network.host.run(command)
       try LiveRunTests.wait("it is said") { host.said.contains("the packet filter: nft (process ") }
       try LiveRunTests.wait("the block stands again") {
-        try host.network.host.run("nft list set bridge vmfence block4").contains("10.77.0.99")
+        host.network.host.succeeds("nft list set bridge vmfence block4 | grep -q 10.77.0.99")
       }
       #expect(!host.fetches(1) && host.fetches(2))
       try LiveRunTests.wait("it is told") { try host.platformKinds().contains("firewall-drift") }
@@ -32,46 +32,6 @@ extension EndToEnd {
       let ban = try #require(host.bans.first)
       #expect((ban.remaining ?? 0) < 300, "with the time that it had left")
     }
-
-    private static let faketime = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
-
-    @Test(
-      "the system's clock jumps: measures last as long as they should, detectors live, alerts have the new time, a restart finds it right",
-      .enabled(if: FileManager.default.isReadableFile(atPath: faketime), "needs faketime (scripts/setup tests)"),
-      arguments: [3 * 86_400, -3 * 86_400])
-    func clockJump(seconds: Int) throws {
-      let host = try ProtectedHost("clock", policy: ProtectedHost.policy.replacingOccurrences(of: "6s", with: "12s"))
-      // The daemon's own clock only: what the whole machine has is none of a test's business.
-      let file = try host.folder.write("clock", "+0")
-      try host.start(
-        environment:
-          "LD_PRELOAD=\(Self.faketime) FAKETIME_TIMESTAMP_FILE=\(file) FAKETIME_NO_CACHE=1 FAKETIME_DONT_FAKE_MONOTONIC=1 "
-          + "FAKETIME_DONT_RESET=1")
-      host.attack()
-      try LiveRunTests.wait("a block") { host.bans.count == 1 }
-      let before = try #require(host.bans.first)
-      _ = try host.folder.write("clock", "\(seconds > 0 ? "+" : "")\(seconds)")
-      try LiveRunTests.wait("the jump is told") { try host.platformKinds().contains("clock-jump") }
-      let after = try #require(host.bans.first)
-      #expect(after.id == before.id && (after.remaining ?? 0) > 0 && (after.remaining ?? 0) <= (before.remaining ?? 0))
-      #expect(!host.fetches(1))
-      let shift = try rfc3339(#require(after.expires)).timeIntervalSince(rfc3339(#require(before.expires)))
-      #expect(abs(shift - Double(seconds)) < 60, "people are shown the system's time")
-      host.attack(2, from: "10.77.0.98")
-      try LiveRunTests.wait("attacks are found and blocked") { host.bans.contains { $0.network == "10.77.0.98" } }
-      host.stop(SIGKILL)
-      try host.start(
-        environment:
-          "LD_PRELOAD=\(Self.faketime) FAKETIME_TIMESTAMP_FILE=\(file) FAKETIME_NO_CACHE=1 FAKETIME_DONT_FAKE_MONOTONIC=1 "
-          + "FAKETIME_DONT_RESET=1")
-      #expect(host.bans.contains { $0.network == "10.77.0.98" && ($0.remaining ?? 100) <= 12 })
-      try LiveRunTests.wait("the blocks end on time") { host.bans.isEmpty }
-      #expect(host.fetches(1))
-      let domains = try host.ask(ControlRequest(.domains), [DomainStatus].self)
-      #expect(domains.allSatisfy { $0.restarts == 0 }, "\(domains)")
-    }
-
-    private func rfc3339(_ text: String) throws -> Date { try Date(text, strategy: .iso8601) }
   }
 }
 #endif

@@ -35,7 +35,7 @@ extension EndToEnd {
           }
           """
         _ = try host.folder.write("talk.pl", script)
-        _ = try host.network.vm1.start("busybox nc -lk -p 7000 -e /bin/sh \(host.folder.path("echo.sh"))")
+        _ = try host.network.vm1.start("busybox nc -ll -p 7000 -e /bin/sh \(host.folder.path("echo.sh"))")
         try host.start()
         try LiveRunTests.wait("the echo server") { host.network.vm1.succeeds("ss -tln | grep -q :7000") }
       }

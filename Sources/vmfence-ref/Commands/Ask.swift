@@ -158,6 +158,7 @@ struct Alerts: ParsableCommand {
       let last = try client.ask(
         ControlRequest(.alerts, domain: domain, address: address, limit: limit), [EVEAlert].self)
       if !(follow && all) { last.forEach(show) }
+      if last.isEmpty, !follow, !control.json { Terminal.error.print("no alerts") }
       guard follow else { return }
       try client.follow(all: all) { line in
         if control.json || all {

@@ -47,7 +47,9 @@ struct Rules: ParsableCommand {
       "\(status.domain): \(status.state), \(status.rules) rules\(status.isAssigned ? ", set at run time" : "")"
         .escapedForDisplay
     ]
-      + status.files.map { "  \($0)".escapedForDisplay }
+      + (status.files.isEmpty
+        ? ["  none: it is not guarded; give it some: vmfence-ref rules set \(status.domain) FILE".escapedForDisplay]
+        : status.files.map { "  \($0)".escapedForDisplay })
   }
 }
 
@@ -83,10 +85,14 @@ struct Bans: ParsableCommand {
     @Option(help: "For this domain only; otherwise for all of the host.") var domain: String?
     @Option(name: .customLong("for"), help: "For how long: 10m, 4h, 1d.") var duration: String
 
-    func run() throws {
-      guard let time = Duration(configuration: duration) else {
+    func validate() throws {
+      guard Duration(configuration: duration) != nil else {
         throw ValidationError("`\(duration)` is not a duration with its unit, such as 10m, 4h or 1d")
       }
+    }
+
+    func run() throws {
+      let time = Duration(configuration: duration) ?? .zero
       try control.ask(
         ControlRequest(.banAdd, domain: domain, network: network, duration: Double(time.wholeNanoseconds) / 1e9),
         DecisionStatus.table)

@@ -233,11 +233,12 @@ final class ControlDesk: EventSink {
       remaining: decision.expires.map { Double(($0 - clock.now).wholeNanoseconds / 1_000_000) / 1e3 })
   }
 
-  /// A decision as the history has it. Its times are the system's already.
+  /// A decision of the past, as the history has it: what was enforced is not any more. Its times are the system's already.
   private func describe(_ decision: HistoryDecision) -> DecisionStatus {
     DecisionStatus(
       id: decision.id, measure: decision.measure, network: decision.network?.description,
-      domain: decision.vm.map { decision.name ?? $0.description }, status: decision.status.rawValue,
+      domain: decision.vm.map { decision.name ?? $0.description },
+      status: decision.status == .enforced ? "over" : decision.status.rawValue,
       policy: decision.policy, reason: decision.reason, trigger: decision.trigger, step: decision.step,
       since: decision.time.rfc3339, expires: decision.expires?.rfc3339, remaining: nil)
   }

@@ -1,4 +1,5 @@
 #if Daemon
+import Foundation
 import Logging
 import Synchronization
 import VMFenceCore
@@ -34,8 +35,8 @@ final class EventOutputs {
   private var places: [(place: NotificationPlace, sink: DeliverySink)] = []
   private var toldLost: [String: UInt64] = [:]
   private var toldProblems: Set<String> = []
-  /// Lost by places that are not used any more.
-  private var pastLost: UInt64 = 0
+  /// Places that are not used any more, and may still be losing what waited.
+  private var former: [DeliverySink] = []
 
   init(
     file: EVEFileSink?, encoder: EVEEncoder, others: [any EventSink], stateDirectory: String?, logger: Logger
@@ -50,8 +51,9 @@ final class EventOutputs {
   /// Events go to these places from now on. Those that stay keep what waits for them.
   func use(_ wanted: [NotificationPlace]) {
     for (place, sink) in places where !wanted.contains(place) {
-      sink.close()
-      pastLost &+= sink.counters.lost
+      former.append(sink)
+      // With a spool nothing is lost, and whoever goes on with it waits for this.
+      if sink.keepsSpool { sink.close(patience: .milliseconds(200)) } else { Thread.detachNewThread { sink.close() } }
     }
     let kept = places.filter { wanted.contains($0.place) }
     places = wanted.map { place in
@@ -75,7 +77,9 @@ final class EventOutputs {
   }
 
   /// Events that did not reach where they should have gone.
-  var lost: UInt64 { places.reduce(pastLost &+ (file?.counters.linesLost ?? 0)) { $0 &+ $1.sink.counters.lost } }
+  var lost: UInt64 {
+    (places.map(\.sink) + former).reduce(file?.counters.linesLost ?? 0) { $0 &+ $1.counters.lost }
+  }
 
   /// What was lost since the last call, by place.
   func newLosses() -> [Loss] {
