@@ -98,6 +98,42 @@ import VMFencePackets
     #expect(engine.inspect(second) == [1])
   }
 
+  @Test("as many datagrams wait at the same time as there is room for, wherever the secret key puts them")
+  func manyWaiting() throws {
+    let bytes = datagram
+    var engine = try EngineUnderTest(rule, settings: ["defrag.trackers": "4096"])
+    let ids = (1...500).map { UInt16($0) }
+    for id in ids {
+      _ = engine.inspect(Frame().with { $0.payload = Array(bytes[..<16]) }.piece(17, offset: 0, more: true, id: id))
+    }
+    var found = 0
+    for id in ids.reversed() {
+      found +=
+        engine.inspect(
+          Frame().with { $0.payload = Array(bytes[16...]) }.piece(17, offset: 2, more: false, id: id)
+        ).count
+    }
+    #expect(found == 500)
+    #expect(engine.statistic("datagrams_evicted") == 0)
+  }
+
+  @Test("when bytes run out, other datagrams give way, not the newest")
+  func bytesRunOut() throws {
+    let bytes = datagram
+    var engine = try EngineUnderTest(rule, settings: ["defrag.trackers": "4096", "defrag.memcap": "128kb"])
+    for id in 1...400 {
+      _ = engine.inspect(
+        Frame().with { $0.payload = Array(repeating: 1, count: 512) }.piece(17, offset: 0, more: true, id: UInt16(id)))
+    }
+    #expect((engine.statistic("datagrams_evicted") ?? 0) >= 200)
+    #expect(engine.statistic("fragments_ignored") == 0)
+    _ = engine.inspect(Frame().with { $0.payload = Array(bytes[..<16]) }.piece(17, offset: 0, more: true, id: 999))
+    #expect(
+      engine.inspect(Frame().with { $0.payload = Array(bytes[16...]) }.piece(17, offset: 2, more: false, id: 999)) == [
+        1
+      ])
+  }
+
   @Test("pieces that reach beyond the largest datagram are told of, and never put together")
   func tooLarge() throws {
     var engine = try EngineUnderTest("alert udp any any -> any any (sid:1;)")

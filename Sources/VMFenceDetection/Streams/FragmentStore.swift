@@ -123,7 +123,7 @@ struct FragmentStore: ~Copyable {
 
   /// The place of the datagram with this key, new or not.
   mutating func place(for key: FlowKey, at now: Int64) -> Int {
-    let start = Int((hash.hash(key) >> 32) * UInt64(buckets) >> 32) * Self.bucketPlaces
+    let start = Int(((hash.hash(key) >> 32) * UInt64(buckets)) >> 32) * Self.bucketPlaces
     var free: Int?
     var oldest = start
     for place in start..<start + Self.bucketPlaces {
@@ -181,7 +181,7 @@ struct FragmentStore: ~Copyable {
       looks += 1
       // An order that depends on the secret key.
       hand = hand &* 6_364_136_223_846_793_005 &+ 1_442_695_040_888_963_407
-      let victim = Int((hand >> 33) * UInt64(datagrams.count) >> 31)
+      let victim = Int(((hand >> 33) * UInt64(datagrams.count)) >> 31)
       guard victim != place, datagrams[victim].isUsed else { continue }
       counters.evicted += 1
       release(victim)
