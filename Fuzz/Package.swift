@@ -31,6 +31,7 @@ let package = Package(
     target("fuzz-inspect", "VMFenceCore", "VMFenceDetection"),
     target("fuzz-defrag", "VMFenceCore", "VMFenceDetection"),
     target("fuzz-stream", "VMFenceCore", "VMFenceDetection"),
+    target("fuzz-state", "VMFenceCore", "VMFenceDetection"),
     target("fuzz-rules", "VMFenceCore", "VMFenceDetection"),
   ]
 )

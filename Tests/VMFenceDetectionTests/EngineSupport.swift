@@ -53,13 +53,13 @@ struct EngineUnderTest: ~Copyable {
 
   init(
     _ rules: SnortRules, isInline: Bool = false, flowCapacity: Int = 1024, verifiesChecksums: Bool = false,
-    settings: [String: String] = [:]
+    hashKey: (UInt64, UInt64) = (1, 2), settings: [String: String] = [:]
   ) throws {
     self.rules = rules
     inspector = try SnortInspector.make(
       rules: rules,
       configuration: InspectorConfiguration(
-        verifiesChecksums: verifiesChecksums, isInline: isInline, flowCapacity: flowCapacity, hashKey: (1, 2),
+        verifiesChecksums: verifiesChecksums, isInline: isInline, flowCapacity: flowCapacity, hashKey: hashKey,
         settings: settings))
   }
 

@@ -7,7 +7,9 @@ struct InspectTests {
   private let capture = Program.quickstart.appending(path: "captures/vif1.0.pcapng").path
   private let rules = Program.quickstart.appending(path: "rules/http.rules").path
 
-  private func events(_ arguments: String...) throws -> [[String: Any]] {
+  private func events(_ arguments: String...) throws -> [[String: Any]] { try events(arguments) }
+
+  private func events(_ arguments: [String]) throws -> [[String: Any]] {
     let folder = try TemporaryFolder()
     let result = try Program.run(
       ["inspect"] + arguments + ["--rules", rules, "--dialect", "snort2", "--eve", folder.path("eve.json")])
@@ -43,6 +45,45 @@ struct InspectTests {
     let numbers = once.compactMap { $0["pcap_cnt"] as? Int }
     #expect(!numbers.isEmpty)
     #expect(twice.compactMap { $0["pcap_cnt"] as? Int } == numbers + numbers)
+  }
+
+  /// The blocks of a pcapng file: those before the packets, and a packet each.
+  private func blocks(_ path: String) throws -> (head: Data, packets: [Data]) {
+    var rest = try Data(contentsOf: URL(filePath: path))[...]
+    var (head, packets) = (Data(), [Data]())
+    while rest.count >= 12 {
+      func number(_ offset: Int) -> Int {
+        (0..<4).reduce(0) { $0 | Int(rest[rest.startIndex + offset + $1]) << (8 * $1) }
+      }
+      let block = rest.prefix(number(4))
+      if number(0) == 6 { packets.append(Data(block)) } else if packets.isEmpty { head.append(block) }
+      rest = rest.dropFirst(max(12, number(4)))
+    }
+    return (head, packets)
+  }
+
+  @Test("a capture cut in two gives the same alerts, when the second half goes on with the state after the first")
+  func cutInTwo() throws {
+    let folder = try TemporaryFolder()
+    let (head, packets) = try blocks(capture)
+    let (first, second, state) = (folder.path("1.pcapng"), folder.path("2.pcapng"), folder.path("state"))
+    func sids(_ arguments: String...) throws -> [Int] {
+      try events(arguments).compactMap { ($0["alert"] as? [String: Any])?["signature_id"] as? Int }
+    }
+    let whole = try sids("--capture", capture)
+    #expect(whole.count > 2)
+    for cut in stride(from: 1, to: packets.count, by: max(1, packets.count / 12)) {
+      try (head + packets[..<cut].joined()).write(to: URL(filePath: first))
+      try (head + packets[cut...].joined()).write(to: URL(filePath: second))
+      let before = try sids("--capture", first, "--save-state", state)
+      let after = try sids("--capture", second, "--load-state", state)
+      #expect(before + after == whole, "after \(cut) packets")
+    }
+    try Data("VMFSTATE but no more".utf8).write(to: URL(filePath: state))
+    let damaged = try Program.run("inspect", "--capture", second, "--rules", rules, "--load-state", state)
+    #expect(damaged.status == 65, "\(damaged.errors)")
+    let missing = try Program.run("inspect", "--capture", second, "--rules", rules, "--load-state", state + "x")
+    #expect(missing.status == 66, "\(missing.errors)")
   }
 
   @Test("settings are checked", arguments: ["no-such=1", "stream.checksum-validation=perhaps", "novalue"])

@@ -41,6 +41,22 @@ public protocol PacketInspector: ~Copyable {
   /// Goes on with other rules from the next packet, keeping flow state.
   mutating func replaceRules(with rules: Rules) throws(RuleCompilationError)
 
+  /// What it remembers of flows, streams, fragments and rules, for `restoreState` of another inspector or another process. Changes nothing.
+  ///
+  /// - `now`: packet time; the saved times are relative to it.
+  /// - `limit`: bytes at the most. What matters least is left out, and counted in the report.
+  func saveState(at now: Timestamp, limit: Int) -> SavedEngineState
+
+  /// Goes on with a saved state instead of what it remembers now, whatever rules that came from: what these rules do not know is
+  /// dropped, and counted.
+  ///
+  /// `bytes` may come from a process that an attacker owns, or another host: they are checked whole before anything changes.
+  ///
+  /// - `now`: packet time here, to which the saved times become relative, so that what remained of a timeout remains. nil: the clock
+  ///   is the one of the saved state.
+  /// - Throws: when the bytes are not a state; nothing has changed then.
+  mutating func restoreState(_ bytes: [UInt8], at now: Timestamp?) throws(EngineStateError) -> EngineStateReport
+
   /// Named counters of the engine, for display: flows, evictions, malformed packets … In a fixed order.
   var statistics: [(name: String, value: UInt64)] { get }
 }

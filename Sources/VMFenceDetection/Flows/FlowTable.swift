@@ -115,6 +115,26 @@ struct FlowTable: ~Copyable {
     return nil
   }
 
+  /// Whether there is a flow at a place.
+  func isUsed(_ place: Int) -> Bool { !isFree(place) }
+
+  /// Puts in a flow of a saved state, under this table's own key. nil: a flow with its key is there, or no place is free.
+  mutating func adopt(_ flow: Flow) -> Int? {
+    var flow = flow
+    flow.hash = placeHash.hash(flow.key)
+    guard find(flow.key, flow.hash) == nil else { return nil }
+    let (first, second) = bucketPair(flow.hash)
+    for start in [first, second] {
+      for place in start..<start + Self.bucketPlaces where isFree(place) {
+        tags[place] = Self.tag(flow.hash)
+        flows[place] = flow
+        current += 1
+        return place
+      }
+    }
+    return nil
+  }
+
   mutating func release(_ place: Int) {
     if isFree(place) { return }
     tags[place] = 0

@@ -54,6 +54,29 @@ public struct SnortRules: CompiledRules {
     }
   }
 
+  /// Generator (high 32 bits) and signature (low) of a rule: what it is called in saved states.
+  func identifier(at index: Int) -> UInt64 {
+    image.withBytes { bytes in
+      let record = sections[.rules].offset + index * RuleRecord.stride
+      return UInt64(bytes.u32le(record + RuleRecord.gid)) << 32 | UInt64(bytes.u32le(record + RuleRecord.sid))
+    }
+  }
+
+  /// The hashes of the names of all bits that its rules keep with hosts.
+  var hostBitNames: Set<UInt64> {
+    image.withBytes { bytes in
+      var names: Set<UInt64> = []
+      let kinds = [StateKind.hostBit.rawValue, EffectKind.hostBit.rawValue]
+      for index in 0..<sections[.options].count {
+        let option = sections[.options].offset + index * OptionRecord.stride
+        if kinds.contains(bytes.u8(option + OptionRecord.kind)) {
+          names.insert(bytes.u64le(OptionRecord.word(option, 0)))
+        }
+      }
+      return names
+    }
+  }
+
   /// Where the group's database lies in the image; nil for a group without patterns.
   func databaseOffset(ofGroup group: Int) -> Int? {
     image.withBytes { bytes in

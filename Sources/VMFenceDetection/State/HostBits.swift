@@ -33,7 +33,7 @@ struct HostBits: ~Copyable {
   static let capacity = 32_768
   private static let bucketPlaces = 8
 
-  private var entries = ZeroedTable<Entry>(count: capacity)
+  private(set) var entries = ZeroedTable<Entry>(count: capacity)
   private let placeHash: KeyedHash
   private(set) var evicted: UInt64 = 0
 
@@ -50,9 +50,13 @@ struct HostBits: ~Copyable {
   /// Sets the bit for `lifetime` nanoseconds from now on.
   mutating func set(_ name: UInt64, of subject: Subject, at time: Timestamp, lifetime: Int64) {
     let (sum, overflow) = time.nanoseconds.addingReportingOverflow(lifetime)
-    let expires = overflow ? Int64.max : sum
-    let place = find(name, subject) ?? free(name, subject, time.nanoseconds)
-    entries[place] = Entry(name: name, expires: expires, subject: subject)
+    adopt(Entry(name: name, expires: overflow ? Int64.max : sum, subject: subject), at: time)
+  }
+
+  /// Puts in a bit with the time that it has.
+  mutating func adopt(_ entry: Entry, at time: Timestamp) {
+    let place = find(entry.name, entry.subject) ?? free(entry.name, entry.subject, time.nanoseconds)
+    entries[place] = entry
   }
 
   mutating func unset(_ name: UInt64, of subject: Subject) {

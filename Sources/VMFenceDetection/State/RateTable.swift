@@ -4,9 +4,24 @@ import VMFenceCore
 /// `detection_filter` and `rate_filter`. Fixed capacity, placed by a secret key; when a bucket is full, the count whose window
 /// began first gives way.
 struct RateTable: ~Copyable {
+  /// What a count is about.
+  struct Name: Equatable, BitwiseCopyable {
+    /// Generator (high) and signature.
+    var rule: UInt64
+    /// From the low bits up, 8 each: address family, `RuleThreshold.Track`, `RuleThreshold.Kind`.
+    var kinds: UInt64
+    /// Two addresses, or 0 and the identity of a flow.
+    var firstHigh: UInt64
+    var firstLow: UInt64
+    var secondHigh: UInt64
+    var secondLow: UInt64
+
+    var isOfFlow: Bool { kinds >> 8 & 0xFF == UInt64(RuleThreshold.Track.byFlow.rawValue) }
+  }
+
   struct Entry: BitwiseCopyable {
-    /// 128 bits of keyed hash stand for rule and subject; both 0 is "free".
-    var name: UInt64
+    var name: Name
+    /// The name's keyed hash; 0: the place is free.
     var place: UInt64
     /// Nanoseconds, packet time. For a `rate_filter` in effect: when it began.
     var windowStart: Int64
@@ -62,16 +77,14 @@ struct RateTable: ~Copyable {
   static let capacity = 16_384
   private static let bucketPlaces = 8
 
-  private var entries = ZeroedTable<Entry>(count: capacity)
+  private(set) var entries = ZeroedTable<Entry>(count: capacity)
   private var portSets = PortSets()
   private let placeHash: KeyedHash
-  private let nameHash: KeyedHash
   private(set) var evicted: UInt64 = 0
 
   /// `key`: secret.
   init(key: (UInt64, UInt64)) {
     placeHash = KeyedHash(key: (key.0 ^ 0x7261_7465_706C_6163, key.1))
-    nameHash = KeyedHash(key: (key.1 ^ 0x7261_7465_6E61_6D65, key.0))
   }
 
   /// Counts one match, and says whether it comes through; for a `rate_filter`, whether its action is in effect.
@@ -183,23 +196,53 @@ struct RateTable: ~Copyable {
     let rule = UInt64(subject.gid) << 32 | UInt64(subject.sid)
     let kinds =
       UInt64(limit.kind.rawValue) << 16 | UInt64(limit.track.rawValue) << 8 | UInt64(first.family.rawValue)
-    let place = placeHash.hash(rule, kinds, first.high, first.low, second.high, second.low) | 1
-    let name = nameHash.hash(rule, kinds, first.high, first.low, second.high, second.low)
+    return entry(
+      of: Name(
+        rule: rule, kinds: kinds, firstHigh: first.high, firstLow: first.low, secondHigh: second.high,
+        secondLow: second.low), now)
+  }
 
+  /// The entry with this name; made, if there is none.
+  private mutating func entry(of name: Name, _ now: Int64) -> Int {
+    let place =
+      placeHash.hash(
+        name.rule, name.kinds, name.firstHigh, name.firstLow, name.secondHigh, name.secondLow) | 1
     let start = Int(truncatingIfNeeded: place >> 32) % (Self.capacity / Self.bucketPlaces) * Self.bucketPlaces
     var victim = start
     for index in start..<start + Self.bucketPlaces {
-      let entry = entries[index]
-      if entry.place == place, entry.name == name { return index }
-      if entry.place == 0 {
+      if entries[index].place == place, entries[index].name == name { return index }
+      if entries[index].place == 0 {
         victim = index
         break
       }
-      if entry.windowStart < entries[victim].windowStart { victim = index }
+      if entries[index].windowStart < entries[victim].windowStart { victim = index }
     }
     if entries[victim].place != 0 { evicted += 1 }
     entries[victim] = Entry(name: name, place: place, windowStart: now, count: 0, other: 0, isActive: false, ports: 0)
     return victim
+  }
+
+  // MARK: Saved states
+
+  /// The distinct ports that an entry counted.
+  func ports(of index: Int) -> [UInt16] {
+    portSets.belongs(entries[index].ports, to: index) ? portSets.members(entries[index].ports) : []
+  }
+
+  /// Takes over a count of a saved state; false: there is no room for it, or its name is there already.
+  mutating func adopt(_ entry: Entry, ports: [UInt16]) -> Bool {
+    let before = evicted
+    let index = self.entry(of: entry.name, entry.windowStart)
+    guard evicted == before else { return false }
+    let place = entries[index].place
+    entries[index] = entry
+    entries[index].place = place
+    entries[index].ports = 0
+    if !ports.isEmpty {
+      entries[index].ports = portSets.take(for: index)
+      for port in ports { _ = portSets.insert(port, into: entries[index].ports) }
+    }
+    return true
   }
 }
 
@@ -229,6 +272,11 @@ private struct PortSets: ~Copyable {
     guard set > 0 else { return }
     let start = (Int(set) - 1) * Self.words
     for word in start..<start + Self.words { bits[word] = 0 }
+  }
+
+  func members(_ set: UInt16) -> [UInt16] {
+    let start = (Int(set) - 1) * Self.words
+    return (0...UInt16.max).filter { bits[start + Int($0 >> 6)] >> UInt64($0 & 63) & 1 != 0 }
   }
 
   /// Whether the port was not there yet.

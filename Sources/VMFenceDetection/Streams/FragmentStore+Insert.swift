@@ -112,6 +112,14 @@ extension FragmentStore {
     if range.lowerBound == 0, datagrams[place].header == 0 {
       guard keepHeader(frame, layout, packet, place) else { return false }
     }
+    guard append(frame.extracting(layout.data), at: range.lowerBound, place) else { return false }
+    if !packet.moreFragments { datagrams[place].end = max(datagrams[place].end, Int32(range.upperBound)) }
+    return true
+  }
+
+  /// Adds the bytes of a fragment to those that wait for their datagram.
+  mutating func append(_ data: RawSpan, at offset: Int, _ place: Int) -> Bool {
+    let range = offset..<offset + data.byteCount
     let needed = (range.count + Self.chunk - 1) / Self.chunk
     guard let list = takeChunks(needed, sparing: place) else { return false }
     let fragment = Int(list) - 1
@@ -119,8 +127,7 @@ extension FragmentStore {
     var copied = 0
     while chunk != 0 {
       let part = min(Self.chunk, range.count - copied)
-      let from = layout.data.lowerBound + copied
-      bytes.write(frame.extracting(from..<from + part), at: (Int(chunk) - 1) * Self.chunk)
+      bytes.write(data.extracting(copied..<copied + part), at: (Int(chunk) - 1) * Self.chunk)
       copied += part
       chunk = nextChunk[Int(chunk) - 1]
     }
@@ -136,7 +143,6 @@ extension FragmentStore {
     datagrams[place].last = Int32(fragment)
     datagrams[place].count += 1
     datagrams[place].highest = max(datagrams[place].highest, Int32(range.upperBound))
-    if !packet.moreFragments { datagrams[place].end = max(datagrams[place].end, Int32(range.upperBound)) }
     if datagrams[place].bitmap != 0 {
       mark(range, place)
     } else {
@@ -159,7 +165,7 @@ extension FragmentStore {
     return true
   }
 
-  private func overlaps(_ range: Range<Int>, _ place: Int) -> Bool {
+  func overlaps(_ range: Range<Int>, _ place: Int) -> Bool {
     guard range.lowerBound < Int(datagrams[place].highest) else { return false }
     var fragment = datagrams[place].first
     while fragment != Self.none {
@@ -172,7 +178,7 @@ extension FragmentStore {
   // MARK: What arrived
 
   /// Two chunks with a bit for each unit, set for what is there. The second is the next of the first.
-  private mutating func makeBitmap(_ place: Int) -> Bool {
+  mutating func makeBitmap(_ place: Int) -> Bool {
     guard let list = takeChunks(2, sparing: place) else { return false }
     datagrams[place].bitmap = list
     datagrams[place].units = 0

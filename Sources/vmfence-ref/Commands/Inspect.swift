@@ -16,6 +16,8 @@ struct Inspect: ParsableCommand {
         vmfence-ref inspect --capture web.pcap --rules web.rules --eve alerts.json
         vmfence-ref inspect --capture a.pcapng --capture b.pcap --rules all.rules --dialect suricata --eve - | jq .alert
         vmfence-ref inspect --capture web.pcap --rules web.rules --var 'HOME_NET=[10.0.0.0/8,!10.9.0.0/16]' --inline
+        vmfence-ref inspect --capture first.pcap --rules web.rules --save-state engine.state
+        vmfence-ref inspect --capture second.pcap --rules web.rules --load-state engine.state
       """)
 
   @Option(name: .customLong("capture"), parsing: .upToNextOption, help: "Capture files (pcap or pcapng).")
@@ -50,12 +52,22 @@ struct Inspect: ParsableCommand {
   @Flag(help: "Inspect each capture by itself, with a new engine, instead of merging them by time.")
   var separate = false
 
+  @Option(help: "Go on with what an engine remembered that --save-state wrote to this file.")
+  var loadState: String?
+
+  @Option(help: "At the end write to this file what the engine remembers, instead of inspecting what still waits.")
+  var saveState: String?
+
   @Flag(help: "Load nothing if any rule is wrong, instead of going on without it.")
   var strict = false
 
   func validate() throws {
     if captures.isEmpty { throw ValidationError("name at least one capture: --capture FILE") }
     if rules.isEmpty { throw ValidationError("name at least one rule file: --rules FILE") }
+    if separate, loadState != nil || saveState != nil {
+      throw ValidationError(
+        "--separate begins with a new engine for each capture: leave out --load-state and --save-state")
+    }
   }
 
   func run() throws {
@@ -67,7 +79,13 @@ struct Inspect: ParsableCommand {
     var problem: PacketSourceError?
     for group in separate ? captures.map({ [$0] }) : [captures] {
       var inspector = try inspector(compiled, configuration)
-      problem = run.inspect(group, with: &inspector) ?? problem
+      if let loadState { try restore(loadState, &inspector) }
+      problem = run.inspect(group, with: &inspector, keepsWaiting: saveState != nil) ?? problem
+      if let saveState {
+        let state = inspector.saveState(at: run.last, limit: StateFile.limit)
+        try StateFile.write(state.bytes, to: saveState)
+        Terminal.error.print("state saved: \(state.report)")
+      }
     }
     try run.finish()
     if let problem { throw failure(problem, problem.code == .inputOutput ? Exit.noInput : Exit.badData) }
@@ -77,6 +95,13 @@ struct Inspect: ParsableCommand {
     do throws(RuleCompilationError) {
       return try SnortInspector.make(rules: rules, configuration: configuration)
     } catch { throw failure(error, Exit.internalError) }
+  }
+
+  private func restore(_ path: String, _ inspector: inout SnortInspector) throws {
+    let bytes = try StateFile.read(path)
+    do throws(EngineStateError) {
+      Terminal.error.print("state restored: \(try inspector.restoreState(bytes, at: nil))")
+    } catch { throw failure(error, Exit.badData) }
   }
 
   private func inspectorConfiguration() throws -> (InspectorConfiguration, EngineSettings) {

@@ -26,7 +26,7 @@ struct InspectionRun: ~Copyable {
   private var overflow: UInt64 = 0
   private var skipped: UInt64 = 0
   private var first: Timestamp?
-  private var last = Timestamp.zero
+  private(set) var last = Timestamp.zero
   private var counters: [(name: String, value: UInt64)] = []
 
   init(
@@ -43,9 +43,12 @@ struct InspectionRun: ~Copyable {
     eve = try path.map(LineFile.init)
   }
 
-  /// Inspects captures, merged by time, with an engine that has seen nothing yet. Returns what was wrong with a capture; the
-  /// frames before were inspected.
-  mutating func inspect(_ paths: [String], with inspector: inout SnortInspector) -> PacketSourceError? {
+  /// Inspects captures, merged by time. Returns what was wrong with a capture; the frames before were inspected.
+  ///
+  /// `keepsWaiting`: what waits for more packets goes on waiting.
+  mutating func inspect(
+    _ paths: [String], with inspector: inout SnortInspector, keepsWaiting: Bool = false
+  ) -> PacketSourceError? {
     captureFile = paths.count == 1 ? paths.first : nil
     captured = 0
     var merged = MergedCapture()
@@ -53,7 +56,7 @@ struct InspectionRun: ~Copyable {
       for path in paths { merged.add(try CaptureFile.open(path: path, ports: .all(PortID(0)))) }
     } catch { return error }
     let problem = feed(&merged, to: &inspector)
-    finish(&inspector)
+    if !keepsWaiting { finish(&inspector) }
     let counts = merged.counters
     bytes += counts.receivedBytes
     skipped += counts.skipped
