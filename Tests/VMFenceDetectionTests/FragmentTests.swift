@@ -117,6 +117,52 @@ import VMFencePackets
     #expect(engine.statistic("datagrams_evicted") == 0)
   }
 
+  @Test("long pieces over each other, in any order, are read as the first or the last of them says", arguments: 1...12)
+  func longOverlaps(_ seed: UInt64) throws {
+    var random = SeededGenerator(seed: seed)
+    let length = 8 * Int.random(in: 100...400, using: &random)
+    // Enough to cover everything, and some more, each with other bytes.
+    var ranges: [Range<Int>] = []
+    var end = 0
+    while end < length {
+      let next = min(length, end + 8 * Int.random(in: 20...180, using: &random))
+      ranges.append(8 * Int.random(in: 0...end / 8, using: &random)..<next)
+      end = next
+    }
+    for _ in 0..<6 {
+      let start = 8 * Int.random(in: 0..<length / 8, using: &random)
+      ranges.append(start..<min(length, start + 8 * Int.random(in: 1...150, using: &random)))
+    }
+    // What is whole is no fragment.
+    ranges = ranges.flatMap { $0 == 0..<length ? [0..<400, 400..<length] : [$0] }
+    ranges.shuffle(using: &random)
+    let pieces = ranges.map { range in (range, range.map { _ in UInt8.random(in: 0x30...0x7A, using: &random) }) }
+    for (system, isFirst) in [("first", true), ("last", false)] {
+      var whole = [UInt8](repeating: 0, count: length)
+      var isThere = [Bool](repeating: false, count: length)
+      // The datagram is whole, and put together, as soon as nothing is missing: what comes later is another one's.
+      var arrived = 0
+      for (range, bytes) in pieces {
+        for (place, byte) in zip(range, bytes) where !isFirst || !isThere[place] {
+          (whole[place], isThere[place]) = (byte, true)
+        }
+        arrived += 1
+        if isThere.allSatisfy(\.self) { break }
+      }
+      let text = whole.map { String($0, radix: 16) }.joined(separator: " ")
+      var engine = try EngineUnderTest(
+        "alert ip any any -> any any (content:\"|\(text)|\"; dsize:\(length); sid:1;)",
+        settings: ["host-os-policy.default": system])
+      var found: [UInt32] = []
+      for (range, bytes) in pieces.prefix(arrived) {
+        found += engine.inspect(
+          Frame().with { $0.payload = bytes }.piece(
+            253, offset: range.lowerBound / 8, more: range.upperBound < length, id: 5))
+      }
+      #expect(found == [1], "\(system): \(ranges)")
+    }
+  }
+
   @Test("when bytes run out, other datagrams give way, not the newest")
   func bytesRunOut() throws {
     let bytes = datagram

@@ -245,7 +245,9 @@ extension FragmentStore {
     var chunk = Int(fragment)
     var position = begin
     while position < range.upperBound {
-      let part = max(position, range.lowerBound)..<min(position + Self.chunk, range.upperBound)
+      // Nothing, when the range begins behind this chunk.
+      let end = min(position + Self.chunk, range.upperBound)
+      let part = max(position, min(range.lowerBound, end))..<end
       if !part.isEmpty {
         let from = chunk * Self.chunk + part.lowerBound - position
         // SAFETY: `bytes` and `rebuilt` are different memory; the span ends with the statement.
