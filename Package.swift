@@ -18,6 +18,7 @@ let package = Package(
     .library(name: "VMFenceCapture", targets: ["VMFenceCapture"]),
     .library(name: "VMFenceBlock", targets: ["VMFenceBlock"]),
     .library(name: "VMFenceNftables", targets: ["VMFenceNftables"]),
+    .library(name: "VMFenceGuest", targets: ["VMFenceGuest"]),
     .library(name: "VMFenceProcess", targets: ["VMFenceProcess"]),
     .library(name: "VMFenceStore", targets: ["VMFenceStore"]),
     .library(name: "VMFenceConfiguration", targets: ["VMFenceConfiguration"]),
@@ -28,6 +29,7 @@ let package = Package(
     .executable(name: "vmfence-ref", targets: ["vmfence-ref"]),
     .executable(name: "vmfence-detector", targets: ["vmfence-detector"]),
     .executable(name: "vmfence-disk", targets: ["vmfence-disk"]),
+    .executable(name: "vmfence-guest", targets: ["vmfence-guest"]),
   ],
   traits: [
     .trait(name: "Daemon", description: "What vmfence-ref needs from other packages: argument parsing, YAML, logging."),
@@ -58,6 +60,7 @@ let package = Package(
     .target(
       name: "VMFenceNftables", dependencies: ["VMFenceCore", "VMFencePackets", "CNftables"],
       swiftSettings: strict),
+    .target(name: "VMFenceGuest", dependencies: ["VMFenceCore"], swiftSettings: strict),
     .target(
       name: "VMFenceBlock", dependencies: ["VMFenceCore", "VMFenceIntegrity", "CLinux"], swiftSettings: strict),
     .target(name: "VMFenceProcess", dependencies: ["VMFenceCore", "CLinux"], swiftSettings: strict),
@@ -75,6 +78,8 @@ let package = Package(
     .executableTarget(
       name: "vmfence-detector", dependencies: ["VMFenceCore", "VMFenceDetection", "VMFenceProcess"],
       swiftSettings: strict),
+    .executableTarget(
+      name: "vmfence-guest", dependencies: ["VMFenceCore", "VMFenceGuest"], swiftSettings: strict),
     .executableTarget(
       name: "vmfence-disk",
       dependencies: [
@@ -127,6 +132,9 @@ let package = Package(
     .testTarget(
       name: "VMFenceNftablesTests",
       dependencies: ["VMFenceNftables", "VMFenceConformance", "VMFenceTestKit", "NetworkTestSupport"],
+      swiftSettings: strict),
+    .testTarget(
+      name: "VMFenceGuestTests", dependencies: ["VMFenceGuest", "vmfence-guest", "NetworkTestSupport"],
       swiftSettings: strict),
     .testTarget(
       name: "VMFenceBlockTests", dependencies: ["VMFenceBlock", "VMFenceIntegrity", "VMFenceConformance", "CLinux"],

@@ -42,6 +42,7 @@ enum House {
     "VMFenceCapture": rooms.union(["CPcap", "CLinux"]),
     "VMFenceBlock": rooms.union(["CLinux"]),
     "VMFenceNftables": rooms.union(["CNftables", "CLinux"]),
+    "VMFenceGuest": rooms,
     "VMFenceProcess": rooms.union(["CLinux"]),
     "VMFenceConfiguration": rooms.union(["Yams", "Foundation"]),
     "VMFenceControl": rooms.union(["Foundation"]),
@@ -50,6 +51,7 @@ enum House {
     "VMFenceConformance": rooms.union(["VMFenceTestKit", "Testing"]),
     "VMFenceStore": rooms.union(["CSQLite"]),
     "vmfence-detector": rooms.union(["VMFenceDetection", "VMFenceProcess"]),
+    "vmfence-guest": rooms.union(["VMFenceGuest"]),
     "vmfence-disk": rooms.union([
       "VMFenceBlock", "VMFenceProcess", "CLinux", "ArgumentParser", "Foundation",
     ]),

@@ -164,20 +164,3 @@ enum Question: UInt32 {
     return unsafe vmfence_nft_ask(descriptor, family.rawValue, table, question, set, sequence) == 0
   }
 }
-
-extension NetlinkMessage {
-  /// What an error message says; nil when it is an acknowledgement (struct nlmsgerr: a negative errno in host order, the header of
-  /// the message it is about, and with `extended` attributes, of which 1 is a text).
-  func error(in bytes: RawSpan) throws(NetlinkError) -> NetlinkError? {
-    guard payload.count >= 4 else { throw .malformed("an error without a number") }
-    let number = Int32(bitPattern: bytes.hostU32(payload.lowerBound))
-    guard number != 0 else { return nil }
-    var words = ""
-    if flags & Flag.extended != 0, flags & Flag.capped != 0, payload.count >= 4 + Self.headerBytes {
-      try NetlinkAttribute.forEach(in: bytes, payload.dropFirst(4 + Self.headerBytes)) { attribute in
-        if attribute.type == 1 { words = attribute.text(bytes) }
-      }
-    }
-    return .refused(number < 0 && number > Int32.min ? -number : number, words)
-  }
-}

@@ -1,0 +1,188 @@
+internal import Glibc
+import VMFenceCore
+import VMFenceGuest
+
+/// The command line. Every function returns an exit code of sysexits.h, or throws `Failure`.
+enum GuestCommand {
+  struct Failure: Error {
+    var code: Int32
+    var diagnostic: Diagnostic
+
+    init(_ code: Int32, _ message: String, at place: SourcePlace? = nil, remedy: String = "") {
+      self.code = code
+      diagnostic = Diagnostic(.error, at: place, message, remedy: remedy)
+    }
+
+    init(_ code: Int32, _ error: some DescribedError, at place: SourcePlace? = nil) {
+      self.init(code, error.message, at: error.place ?? place, remedy: error.remedy)
+    }
+  }
+
+  static let usage = """
+    usage: vmfence-guest apply FILE [--check] [--allow-older] [--uuid UUID]
+           vmfence-guest show [--json]
+           vmfence-guest remove
+           vmfence-guest --help | --version
+
+    Enforces, in a guest, the policy that the host's VMFence made for it: in nftables, in the table inet vmfence_guest,
+    as one transaction. Nothing of anybody else's is touched.
+
+      apply FILE      puts the policy of a file ('-': standard input) in force in the place of the one before
+        --check         says what is in the file and changes nothing; needs no permission
+        --allow-older   takes a policy that is older than the one in force, too
+        --uuid UUID     this guest's UUID; /sys/hypervisor/uuid when not given
+      show            what is in force, with the time that is left, and what was dropped
+        --json          as one line of JSON
+      remove          takes the policy out of force
+
+    exit codes
+      0 done · 64 the command line is wrong · 65 the policy is wrong, older, or another guest's · 66 the file cannot be read
+      69 the kernel lacks something, or the table is somebody else's · 70 the packet filter failed · 73 the output cannot be written
+      77 a permission is missing
+
+    """
+
+  static func run(_ arguments: [String]) -> Int32 {
+    do throws(Failure) {
+      try command(arguments)
+      return 0
+    } catch {
+      Output.write("vmfence-guest: \(error.diagnostic)\n", to: 2)
+      return error.code
+    }
+  }
+
+  private static func command(_ arguments: [String]) throws(Failure) {
+    let options = try Options(arguments)
+    switch options.words.first {
+    case "apply":
+      guard options.words.count == 2 else { throw wrong("apply needs one FILE") }
+      try options.allow(["check", "allow-older", "uuid"])
+      try apply(options.words[1], options)
+    case "show":
+      guard options.words.count == 1 else { throw wrong("show takes no file") }
+      try options.allow(["json"])
+      try show(json: options.flags.contains("json"))
+    case "remove":
+      guard options.words.count == 1 else { throw wrong("remove takes no file") }
+      try options.allow([])
+      try remove()
+    case nil where options.flags.contains("help"): try say(usage)
+    case nil where options.flags.contains("version"): try say("\(VMFenceVersion.text)\n")
+    case nil: throw wrong("a command is needed")
+    case let word?: throw wrong("there is no command '\(word.escapedForDisplay)'")
+    }
+  }
+
+  static func wrong(_ message: String) -> Failure {
+    Failure(64, message, remedy: "see vmfence-guest --help")
+  }
+
+  static func say(_ text: String) throws(Failure) {
+    guard Output.write(text, to: 1) else {
+      throw Failure(73, "standard output cannot be written: \(describeError(errno))")
+    }
+  }
+
+  // MARK: apply
+
+  private static func apply(_ file: String, _ options: Options) throws(Failure) {
+    let place = SourcePlace(file: file)
+    let bytes = try Input.read(file, atMost: GuestPolicy.byteLimit)
+    let policy: GuestPolicy
+    do throws(GuestPolicyError) {
+      policy = try GuestPolicy(bytes)
+    } catch {
+      throw Failure(65, error, at: place)
+    }
+    if let own = try Identity.uuid(options.uuid), own != policy.domain {
+      throw Failure(
+        65, "a policy for guest \(policy.domain), and this is \(own)", at: place, remedy: "take this guest's own policy"
+      )
+    }
+    let now = SystemClock().now
+    if options.flags.contains("check") {
+      return try say(Listing.text(policy, at: now))
+    }
+    do throws(GuestFirewallError) {
+      var firewall = try GuestFirewall()
+      let result = try firewall.apply(policy, at: now, allowsOlder: options.flags.contains("allow-older"))
+      let over = result.over == 0 ? "" : ", \(result.over) were over"
+      try? say("policy \(policy.version) is in force: \(result.standing) measures\(over)\n")
+    } catch {
+      throw failure(error)
+    }
+  }
+
+  // MARK: show and remove
+
+  private static func show(json: Bool) throws(Failure) {
+    let policy: PolicyInForce?
+    do throws(GuestFirewallError) {
+      var firewall = try GuestFirewall()
+      policy = try firewall.inForce()
+    } catch {
+      throw failure(error)
+    }
+    try say(json ? Listing.json(policy) : Listing.text(policy))
+  }
+
+  private static func remove() throws(Failure) {
+    let wasThere: Bool
+    do throws(GuestFirewallError) {
+      var firewall = try GuestFirewall()
+      wasThere = try firewall.remove()
+    } catch {
+      throw failure(error)
+    }
+    try say(wasThere ? "no policy is in force any more\n" : "no policy was in force\n")
+  }
+
+  private static func failure(_ error: GuestFirewallError) -> Failure {
+    switch error.code {
+    case .permissionDenied: Failure(77, error)
+    case .unsupported, .foreign: Failure(69, error)
+    case .stale: Failure(65, error)
+    default: Failure(70, error)
+    }
+  }
+}
+
+/// The words and options of a command line.
+struct Options {
+  private(set) var words: [String] = []
+  private(set) var flags: Set<String> = []
+  private(set) var uuid: String?
+
+  private static let known: Set<String> = ["check", "allow-older", "json", "help", "version"]
+
+  init(_ arguments: [String]) throws(GuestCommand.Failure) {
+    var rest = arguments[...]
+    while let argument = rest.popFirst() {
+      guard argument.hasPrefix("-"), argument != "-" else {
+        words.append(argument)
+        continue
+      }
+      let name = String(argument.drop { $0 == "-" })
+      if argument == "--uuid" {
+        guard let value = rest.popFirst() else { throw GuestCommand.wrong("--uuid needs a UUID") }
+        uuid = value
+      } else if argument == "-h" {
+        flags.insert("help")
+      } else if argument.hasPrefix("--"), Self.known.contains(name) {
+        flags.insert(name)
+      } else {
+        throw GuestCommand.wrong("there is no option '\(argument.escapedForDisplay)'")
+      }
+    }
+    if flags.contains("help") { words = [] }
+  }
+
+  /// Says so when an option is given that is none of the command's.
+  func allow(_ names: Set<String>) throws(GuestCommand.Failure) {
+    let given = uuid == nil ? flags : flags.union(["uuid"])
+    for name in given.subtracting(names).sorted() {
+      throw GuestCommand.wrong("--\(name) is no option of '\(words[0])'")
+    }
+  }
+}
