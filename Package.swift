@@ -18,6 +18,7 @@ let package = Package(
     .library(name: "VMFenceCapture", targets: ["VMFenceCapture"]),
     .library(name: "VMFenceBlock", targets: ["VMFenceBlock"]),
     .library(name: "VMFenceNftables", targets: ["VMFenceNftables"]),
+    .library(name: "VMFenceChannel", targets: ["VMFenceChannel"]),
     .library(name: "VMFenceGuest", targets: ["VMFenceGuest"]),
     .library(name: "VMFenceProcess", targets: ["VMFenceProcess"]),
     .library(name: "VMFenceStore", targets: ["VMFenceStore"]),
@@ -60,6 +61,7 @@ let package = Package(
     .target(
       name: "VMFenceNftables", dependencies: ["VMFenceCore", "VMFencePackets", "CNftables"],
       swiftSettings: strict),
+    .target(name: "VMFenceChannel", dependencies: ["VMFenceCore"], swiftSettings: strict),
     .target(name: "VMFenceGuest", dependencies: ["VMFenceCore"], swiftSettings: strict),
     .target(
       name: "VMFenceBlock", dependencies: ["VMFenceCore", "VMFenceIntegrity", "CLinux"], swiftSettings: strict),
@@ -133,6 +135,7 @@ let package = Package(
       name: "VMFenceNftablesTests",
       dependencies: ["VMFenceNftables", "VMFenceConformance", "VMFenceTestKit", "NetworkTestSupport"],
       swiftSettings: strict),
+    .testTarget(name: "VMFenceChannelTests", dependencies: ["VMFenceChannel"], swiftSettings: strict),
     .testTarget(
       name: "VMFenceGuestTests", dependencies: ["VMFenceGuest", "vmfence-guest", "NetworkTestSupport"],
       swiftSettings: strict),

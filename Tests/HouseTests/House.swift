@@ -42,6 +42,7 @@ enum House {
     "VMFenceCapture": rooms.union(["CPcap", "CLinux"]),
     "VMFenceBlock": rooms.union(["CLinux"]),
     "VMFenceNftables": rooms.union(["CNftables", "CLinux"]),
+    "VMFenceChannel": rooms,
     "VMFenceGuest": rooms,
     "VMFenceProcess": rooms.union(["CLinux"]),
     "VMFenceConfiguration": rooms.union(["Yams", "Foundation"]),

@@ -45,7 +45,7 @@ internal import Synchronization
   deinit { release() }
 
   /// The 64-bit word at `offset`.
-  func word(_ offset: Int) -> SharedWord {
+  package func word(_ offset: Int) -> SharedWord {
     precondition(offset >= 0 && offset % 8 == 0 && offset <= byteCount - 8, "a word outside its region")
     // SAFETY: inside the region and aligned; `Atomic<UInt64>` has the layout of UInt64, and zeroed memory is one.
     return unsafe SharedWord(
@@ -61,7 +61,7 @@ internal import Synchronization
 }
 
 /// A word that both sides see. Its holder keeps the region alive.
-@safe struct SharedWord {
+@safe package struct SharedWord {
   // SAFETY: points into a region that the holder of this value keeps mapped.
   private let pointer: UnsafeMutablePointer<Atomic<UInt64>>
 
@@ -69,15 +69,29 @@ internal import Synchronization
   init(_ pointer: UnsafeMutablePointer<Atomic<UInt64>>) { unsafe self.pointer = pointer }
 
   @inline(__always)
-  func loadAcquiring() -> UInt64 {
+  package func loadAcquiring() -> UInt64 {
     // SAFETY: mapped for as long as the holder lives; atomic, so the other side may write meanwhile.
     unsafe pointer.pointee.load(ordering: .acquiring)
   }
 
   @inline(__always)
-  func storeReleasing(_ value: UInt64) {
+  package func storeReleasing(_ value: UInt64) {
     // SAFETY: as above.
     unsafe pointer.pointee.store(value, ordering: .releasing)
+  }
+
+  /// Fetches the word exactly once, whoever writes it meanwhile; says nothing about other words.
+  @inline(__always)
+  package func loadOnce() -> UInt64 {
+    // SAFETY: as above.
+    unsafe pointer.pointee.load(ordering: .relaxed)
+  }
+
+  /// Stores the word; when others see it is up to a later `storeReleasing`.
+  @inline(__always)
+  package func storeOnce(_ value: UInt64) {
+    // SAFETY: as above.
+    unsafe pointer.pointee.store(value, ordering: .relaxed)
   }
 }
 
