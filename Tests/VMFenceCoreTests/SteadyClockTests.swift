@@ -41,6 +41,26 @@ struct SteadyClockTests {
     #expect(clock.look() == nil && clock.offset == .zero)
   }
 
+  @Test("a pause between the readings of both clocks is no jump")
+  func paused() {
+    let monotonic = Mutex<Int64>(0)
+    let isSlow = Mutex(false)
+    let clock = SteadyClock(
+      system: {
+        monotonic.withLock { Timestamp(seconds: 1_000, nanoseconds: $0) }
+      },
+      monotonic: {
+        monotonic.withLock { time in
+          if isSlow.withLock({ $0 }) { time += 500_000_000 }
+          return time
+        }
+      })
+    isSlow.withLock { $0 = true }
+    for _ in 0..<10 { #expect(clock.look() == nil) }
+    isSlow.withLock { $0 = false }
+    #expect(clock.look() == nil && clock.offset == .zero)
+  }
+
   @Test("a log keeps the system's time, and moves along with it when it is compacted")
   func log() throws {
     let hands = Hands()

@@ -32,6 +32,71 @@ extension EndToEnd {
       let ban = try #require(host.bans.first)
       #expect((ban.remaining ?? 0) < 300, "with the time that it had left")
     }
+
+    private static let faketime = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
+
+    /// A clock for the daemon alone: what the whole machine has is none of a test's business. The library keeps its state in memory that faketime(1) makes, and
+    /// lets go of with its child; when it had to make it itself, it would move the environment, by which Swift finds a program's arguments.
+    private final class FakeClock {
+      private let keeper = Process()
+      private let file: String
+      private(set) var environment = ""
+
+      init(_ folder: TemporaryFolder) throws {
+        file = try folder.write("clock", "+0")
+        keeper.executableURL = URL(filePath: "/usr/bin/faketime")
+        keeper.arguments = ["-m", "-f", "+0", "/bin/sh", "-c", "echo $FAKETIME_SHARED; exec sleep 600"]
+        let output = Pipe()
+        keeper.standardOutput = output
+        try keeper.run()
+        let shared = String(decoding: output.fileHandleForReading.availableData, as: UTF8.self)
+          .trimmingCharacters(in: .whitespacesAndNewlines)
+        try #require(shared.contains("faketime_shm"))
+        environment =
+          "LD_PRELOAD=\(faketime) 'FAKETIME_SHARED=\(shared)' FAKETIME_TIMESTAMP_FILE=\(file) FAKETIME_NO_CACHE=1 "
+          + "FAKETIME_DONT_FAKE_MONOTONIC=1 DONT_FAKE_MONOTONIC=1"
+      }
+
+      func set(_ seconds: Int) throws {
+        try Data("\(seconds > 0 ? "+" : "")\(seconds)\n".utf8).write(to: URL(filePath: file), options: .atomic)
+      }
+
+      deinit {
+        _ = try? NetworkNamespace.shell("pkill -9 -P \(keeper.processIdentifier) || true")
+        keeper.waitUntilExit()
+      }
+    }
+
+    @Test(
+      "the daemon's clock jumps: measures last as long as they should, detectors live, people see the new time, a restart finds it right",
+      .enabled(if: FileManager.default.isReadableFile(atPath: faketime), "needs faketime (scripts/setup tests)"),
+      arguments: [3 * 86_400, -3 * 86_400])
+    func clockJump(seconds: Int) throws {
+      let host = try ProtectedHost("clock", policy: ProtectedHost.policy.replacingOccurrences(of: "6s", with: "15s"))
+      let clock = try FakeClock(host.folder)
+      try host.start(environment: clock.environment)
+      host.attack()
+      try LiveRunTests.wait("a block") { host.bans.count == 1 }
+      let before = try #require(host.bans.first)
+      try clock.set(seconds)
+      try LiveRunTests.wait("the jump is told") { try host.platformKinds().contains("clock-jump") }
+      let after = try #require(host.bans.first)
+      #expect(after.id == before.id && (after.remaining ?? 0) > 0 && (after.remaining ?? 0) <= (before.remaining ?? 0))
+      #expect(!host.fetches(1))
+      let shift = try rfc3339(#require(after.expires)).timeIntervalSince(rfc3339(#require(before.expires)))
+      #expect(abs(shift - Double(seconds)) < 10, "people are shown the system's time")
+      host.attack(2, from: "10.77.0.98")
+      try LiveRunTests.wait("attacks are found and blocked") { host.bans.contains { $0.network == "10.77.0.98" } }
+      host.stop(SIGKILL)
+      try host.start(environment: clock.environment)
+      #expect(host.bans.contains { $0.network == "10.77.0.98" && ($0.remaining ?? 100) <= 15 })
+      try LiveRunTests.wait("the blocks end on time") { host.bans.isEmpty }
+      #expect(host.fetches(1))
+      let domains = try host.ask(ControlRequest(.domains), [DomainStatus].self)
+      #expect(domains.allSatisfy { $0.restarts == 0 }, "\(domains)")
+    }
+
+    private func rfc3339(_ text: String) throws -> Date { try Date(text, strategy: .iso8601) }
   }
 }
 #endif

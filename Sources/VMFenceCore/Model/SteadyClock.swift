@@ -38,11 +38,22 @@ public final class SteadyClock: TimeSource {
   /// How far the system's clock is ahead, as of the last `look`.
   public var offset: Duration { .nanoseconds(offsetNanoseconds.load(ordering: .relaxed)) }
 
+  /// How long reading both clocks may take to be believed: whoever is put to sleep in between would see a jump that there was not.
+  private static let readingTime: Int64 = 10_000_000
+
   /// Compares with the system's clock.
   ///
-  /// - Returns: by how much it was set since the last time; nil when it was not.
+  /// - Returns: by how much it was set since the last time; nil when it was not, or the clocks could not be read at one moment.
   public func look() -> Duration? {
-    let ahead = (system() - now).wholeNanoseconds
+    let before = monotonic()
+    let systemTime = system()
+    let after = monotonic()
+    guard after - before <= Self.readingTime else { return nil }
+    return note(systemTime - (start + .nanoseconds(after - startMonotonic)))
+  }
+
+  private func note(_ difference: Duration) -> Duration? {
+    let ahead = difference.wholeNanoseconds
     let before = offsetNanoseconds.load(ordering: .relaxed)
     let jump = Duration.nanoseconds(ahead &- before)
     guard jump > Self.tolerance || jump < .zero - Self.tolerance else { return nil }

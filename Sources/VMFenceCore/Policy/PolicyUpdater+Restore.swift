@@ -1,11 +1,15 @@
 // Going on after a restart: the decision log is the memory.
 
 extension PolicyUpdater {
-  /// Takes over what a log says, oldest first, as it stands at `time`. A decision that comes again under its number replaces itself.
+  /// Takes over what a log says, oldest first, as it stands at `time`. A decision that comes again under its number replaces itself. One that is
+  /// younger than `time` was taken before the system's clock was set back: it counts from `time` on, so that its measure lasts its whole time again, and no
+  /// longer.
   ///
   /// - Returns: the decisions that follow: what ran out in the meantime is lifted.
   public mutating func restore(_ decisions: [Decision], at time: Timestamp) -> [Decision] {
-    for decision in decisions { restore(decision) }
+    for decision in decisions {
+      restore(decision.time > time ? decision.shifted(by: time - decision.time) : decision)
+    }
     return advance(to: time)
   }
 

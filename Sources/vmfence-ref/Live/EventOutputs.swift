@@ -72,7 +72,7 @@ final class EventOutputs {
 
   /// After a rotation.
   func reopen() {
-    do throws(NotificationError) { try file?.reopen() } catch { logger.error("\(error.description)") }
+    do throws(NotificationError) { try file?.reopen() } catch { logger.log([error.diagnostic]) }
     for (_, sink) in places { sink.reopen() }
   }
 

@@ -32,7 +32,7 @@ final class FlowCuts {
     let resets: ResetSender?
     do throws(FirewallError) { resets = try ResetSender.open() } catch {
       resets = nil
-      logger.warning("\(error.description): flows of rules that reject are cut, and their ends not told")
+      logger.warning("\(error.message): flows of rules that reject are cut, and their ends not told")
     }
     refusals = FlowRefusals(sink, resets: resets)
   }

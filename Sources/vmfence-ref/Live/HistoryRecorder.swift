@@ -61,7 +61,7 @@ final class HistoryRecorder: EventSink {
       if let begunAnew { logger.warning("the history was begun anew: \(begunAnew)") }
       return HistoryRecorder(store, encoder: encoder)
     } catch {
-      logger.error("\(error.description); alerts are remembered in memory only")
+      logger.error("\(error.message); alerts are remembered in memory only")
       return HistoryRecorder(try HistoryStore.open(path: nil).store, encoder: encoder)
     }
   }
@@ -184,7 +184,7 @@ final class HistoryRecorder: EventSink {
       }
       return true
     } catch {
-      state.withLock { $0.problem = error.description }
+      state.withLock { $0.problem = error.message }
       return false
     }
   }

@@ -36,7 +36,7 @@ extension LiveRun {
       if snapshot?.domains != look.domains { take(look, at: now) }
       snapshot = look
       await tellFirewall(look.domains)
-    } catch { logger.error("\(error.description)") }
+    } catch { logger.log([error.diagnostic]) }
     let problems = inventory.problems
     if problems != toldProblems {
       logger.log(problems)
@@ -64,7 +64,7 @@ extension LiveRun {
     do throws(FirewallError) {
       try await firewall.update(domains, host.configuration.firewall)
       portsAreStale = false
-    } catch { logger.error("the firewall was not told of the domains' ports: \(error.description)") }
+    } catch { logger.error("the firewall was not told of the domains' ports: \(error.message)") }
   }
 
   private func forgetGone(at now: Timestamp) {
@@ -82,7 +82,7 @@ extension LiveRun {
     guard isFirst || addresses != hostAddresses else { return }
     hostAddresses = addresses
     do throws(PolicyError) { try await apply(host.configuration.policy, at: now) } catch {
-      logger.error("\(error.description)")
+      logger.log([error.diagnostic])
     }
   }
 

@@ -248,7 +248,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     membership = pool.membershipGeneration
     do throws(DispatchError) {
       publisher.publish(try captures.ports.table(pool.members, key: hashKey))
-    } catch { logger.error("\(error.description)") }
+    } catch { logger.log([error.diagnostic]) }
     extra += dispatcher.refresh(at: now).map { Event.platform($0) }
   }
 

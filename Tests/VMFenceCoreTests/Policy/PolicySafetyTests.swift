@@ -220,4 +220,14 @@ struct PolicySafetyTests {
     #expect(compacted.pending == after.pending)
     #expect(compacted.liveDecisions == after.liveDecisions)
   }
+
+  @Test("a log from the future, after the clock was set back, makes no measure last longer than it was decided for")
+  func restoreFromFuture() throws {
+    var before = try updater(rule(ladder: [LadderStep(.block, for: .seconds(60))]))
+    let log = before.handle(alert(), times: 3, at: at(86_400))
+    var after = try updater(rule(ladder: [LadderStep(.block, for: .seconds(60))]))
+    _ = after.restore(log, at: at(0))
+    #expect(after.measuresInForce.map(\.expires) == [at(60)])
+    #expect(after.advance(to: at(60)).map(\.status) == [.expired])
+  }
 }
