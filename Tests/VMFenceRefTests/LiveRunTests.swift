@@ -15,9 +15,9 @@ struct LiveRunTests {
     try #require(process.terminationStatus == 0, "\(command)")
   }
 
-  /// Waits until `condition` holds, 20 seconds at the most.
+  /// Waits until `condition` holds, a minute at the most.
   static func wait(_ what: String, until condition: () throws -> Bool) throws {
-    let deadline = Date(timeIntervalSinceNow: 20)
+    let deadline = Date(timeIntervalSinceNow: 60)
     while try !condition() {
       try #require(Date() < deadline, "waited in vain: \(what)")
       usleep(20_000)
