@@ -23,9 +23,8 @@ int vmfence_nft_socket(int listens, int buffer) {
   if (fd < 0) return -1;
   struct sockaddr_nl address = {.nl_family = AF_NETLINK};
   int on = 1;
-  int group = NFNLGRP_NFTABLES;
   if (bind(fd, (struct sockaddr *)&address, sizeof address) != 0 ||
-      (listens && setsockopt(fd, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, &group, sizeof group) != 0)) {
+      (listens && vmfence_nft_listen(fd, 1) != 0)) {
     int error = errno;
     close(fd);
     errno = error;
@@ -57,6 +56,12 @@ int vmfence_nft_ignore(int fd, uint32_t author) {
   return setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program);
 }
 
+int vmfence_nft_listen(int fd, int listens) {
+  int group = NFNLGRP_NFTABLES;
+  return setsockopt(
+    fd, SOL_NETLINK, listens ? NETLINK_ADD_MEMBERSHIP : NETLINK_DROP_MEMBERSHIP, &group, sizeof group);
+}
+
 int vmfence_nft_send_buffer(int fd, size_t bytes) {
   // The kernel doubles what is asked for, and keeps books about the buffer's own needs in it.
   int size = bytes > (size_t)(1 << 29) ? 1 << 29 : (int)bytes;
@@ -81,6 +86,10 @@ void vmfence_nft_batch_free(struct vmfence_nft_batch *batch) {
   if (batch->rule != NULL) nftnl_rule_free(batch->rule);
   free(batch->bytes);
   free(batch);
+}
+
+void vmfence_put_u64(struct nlmsghdr *message, uint16_t type, uint64_t value) {
+  mnl_attr_put_u64(message, type, __builtin_bswap64(value));
 }
 
 int vmfence_copy_name(char *destination, size_t capacity, const char *name) {
@@ -231,18 +240,6 @@ void vmfence_nft_add_chain(
   nftnl_chain_free(chain);
 }
 
-static struct nftnl_expr *set_expression(enum vmfence_nft_set_kind kind) {
-  if (kind == VMFENCE_NFT_SET_COUNTED) return nftnl_expr_alloc("counter");
-  struct nftnl_expr *limit = nftnl_expr_alloc("limit");
-  if (limit == NULL) return NULL;
-  nftnl_expr_set_u64(limit, NFTNL_EXPR_LIMIT_RATE, 1);
-  nftnl_expr_set_u64(limit, NFTNL_EXPR_LIMIT_UNIT, 1);
-  nftnl_expr_set_u32(limit, NFTNL_EXPR_LIMIT_BURST, 5);
-  nftnl_expr_set_u32(limit, NFTNL_EXPR_LIMIT_TYPE, NFT_LIMIT_PKTS);
-  nftnl_expr_set_u32(limit, NFTNL_EXPR_LIMIT_FLAGS, NFT_LIMIT_F_INV);
-  return limit;
-}
-
 void vmfence_nft_add_set(
   struct vmfence_nft_batch *batch, const char *name, enum vmfence_nft_set_kind kind, int has_timeouts,
   uint32_t key_type, const uint8_t *fields, uint32_t field_count) {
@@ -269,8 +266,11 @@ void vmfence_nft_add_set(
     flags |= NFT_SET_MAP;
     nftnl_set_set_u32(set, NFTNL_SET_DATA_TYPE, NFT_DATA_VERDICT);
     nftnl_set_set_u32(set, NFTNL_SET_DATA_LEN, 0);
-  } else if (kind != VMFENCE_NFT_SET_PLAIN) {
-    struct nftnl_expr *expression = set_expression(kind);
+  } else if (kind == VMFENCE_NFT_SET_LIMITS) {
+    flags |= NFT_SET_OBJECT;
+    nftnl_set_set_u32(set, NFTNL_SET_OBJ_TYPE, NFT_OBJECT_LIMIT);
+  } else if (kind == VMFENCE_NFT_SET_COUNTED) {
+    struct nftnl_expr *expression = nftnl_expr_alloc("counter");
     if (expression == NULL) batch->error = ENOMEM;
     else nftnl_set_add_expr(set, expression);
   }
@@ -299,11 +299,45 @@ void vmfence_nft_flush_set(struct vmfence_nft_batch *batch, const char *name) {
   vmfence_finish_message(batch, message);
 }
 
+// MARK: Limits
+
+static struct nlmsghdr *put_object(struct vmfence_nft_batch *batch, uint16_t type, uint16_t flags, const char *name) {
+  if (strlen(name) >= NFT_OBJ_MAXNAMELEN) batch->error = ENAMETOOLONG;
+  struct nlmsghdr *message = vmfence_put_message(batch, type, flags);
+  if (message == NULL) return NULL;
+  mnl_attr_put_strz(message, NFTA_OBJ_TABLE, batch->table);
+  mnl_attr_put_strz(message, NFTA_OBJ_NAME, name);
+  mnl_attr_put_u32(message, NFTA_OBJ_TYPE, htonl(NFT_OBJECT_LIMIT));
+  return message;
+}
+
+void vmfence_nft_add_limit(struct vmfence_nft_batch *batch, const char *name, uint64_t rate) {
+  struct nlmsghdr *message = put_object(batch, NFT_MSG_NEWOBJ, NLM_F_CREATE, name);
+  if (message == NULL) return;
+  uint32_t burst = rate < 5 ? 5 : rate > 0xFFFFFFFF ? 0xFFFFFFFF : (uint32_t)rate;
+  struct nlattr *data = mnl_attr_nest_start(message, NFTA_OBJ_DATA);
+  vmfence_put_u64(message, NFTA_LIMIT_RATE, rate);
+  vmfence_put_u64(message, NFTA_LIMIT_UNIT, 1);
+  mnl_attr_put_u32(message, NFTA_LIMIT_BURST, htonl(burst));
+  mnl_attr_put_u32(message, NFTA_LIMIT_TYPE, htonl(NFT_LIMIT_PKTS));
+  mnl_attr_put_u32(message, NFTA_LIMIT_FLAGS, htonl(NFT_LIMIT_F_INV));
+  mnl_attr_nest_end(message, data);
+  vmfence_finish_message(batch, message);
+}
+
+void vmfence_nft_delete_limit(struct vmfence_nft_batch *batch, const char *name) {
+  struct nlmsghdr *message = put_object(batch, NFT_MSG_DELOBJ, 0, name);
+  if (message != NULL) vmfence_finish_message(batch, message);
+}
+
 // MARK: Questions
 
 int vmfence_nft_ask(
   int fd, uint8_t family, const char *table, enum vmfence_nft_question question, const char *set, uint32_t sequence) {
-  static const uint16_t types[] = {NFT_MSG_GETTABLE, NFT_MSG_GETCHAIN, NFT_MSG_GETRULE, NFT_MSG_GETSET, NFT_MSG_GETSETELEM};
+  static const uint16_t types[] = {
+    NFT_MSG_GETTABLE, NFT_MSG_GETCHAIN, NFT_MSG_GETRULE, NFT_MSG_GETSET, NFT_MSG_GETSETELEM,
+    NFT_MSG_GETOBJ, NFT_MSG_GETGEN,
+  };
   char bytes[1024];
   if (strlen(table) >= NFT_TABLE_MAXNAMELEN || (set != NULL && strlen(set) >= NFT_SET_MAXNAMELEN)) {
     errno = ENAMETOOLONG;
@@ -311,13 +345,13 @@ int vmfence_nft_ask(
   }
   struct nlmsghdr *message = mnl_nlmsg_put_header(bytes);
   message->nlmsg_type = (uint16_t)((NFNL_SUBSYS_NFTABLES << 8) | types[question]);
-  message->nlmsg_flags = NLM_F_REQUEST | (question == VMFENCE_NFT_TABLE ? 0 : NLM_F_DUMP);
+  message->nlmsg_flags = NLM_F_REQUEST | (question == VMFENCE_NFT_TABLE || question == VMFENCE_NFT_GENERATION ? 0 : NLM_F_DUMP);
   message->nlmsg_seq = sequence;
   struct nfgenmsg *general = mnl_nlmsg_put_extra_header(message, sizeof *general);
   *general = (struct nfgenmsg){.nfgen_family = family, .version = NFNETLINK_V0};
   // The table's name is attribute 1 of every kind of message; the set's is 2 of those about elements. The kernel does not filter
   // chains by table.
-  if (question != VMFENCE_NFT_CHAINS) mnl_attr_put_strz(message, 1, table);
+  if (question != VMFENCE_NFT_CHAINS && question != VMFENCE_NFT_GENERATION) mnl_attr_put_strz(message, 1, table);
   if (set != NULL) mnl_attr_put_strz(message, NFTA_SET_ELEM_LIST_SET, set);
   struct sockaddr_nl kernel = {.nl_family = AF_NETLINK};
   ssize_t sent;

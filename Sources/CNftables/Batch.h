@@ -42,6 +42,7 @@ struct vmfence_nft_batch {
 struct nlmsghdr *vmfence_put_message(struct vmfence_nft_batch *batch, uint16_t type, uint16_t flags);
 // The message is whole.
 void vmfence_finish_message(struct vmfence_nft_batch *batch, struct nlmsghdr *message);
+void vmfence_put_u64(struct nlmsghdr *message, uint16_t type, uint64_t value);
 int vmfence_copy_name(char *destination, size_t capacity, const char *name);
 
 #endif

@@ -110,6 +110,13 @@ void vmfence_nft_lookup_verdict(struct vmfence_nft_batch *batch, uint32_t source
   nftnl_expr_set_u32(expression, NFTNL_EXPR_LOOKUP_DREG, NFT_REG_VERDICT);
 }
 
+void vmfence_nft_lookup_limit(struct vmfence_nft_batch *batch, uint32_t source, const char *set) {
+  struct nftnl_expr *expression = append(batch, "objref");
+  if (expression == NULL) return;
+  nftnl_expr_set_u32(expression, NFTNL_EXPR_OBJREF_SET_SREG, source);
+  nftnl_expr_set_str(expression, NFTNL_EXPR_OBJREF_SET_NAME, set);
+}
+
 void vmfence_nft_counter(struct vmfence_nft_batch *batch) { append(batch, "counter"); }
 
 void vmfence_nft_verdict(struct vmfence_nft_batch *batch, enum vmfence_nft_verdict verdict, const char *chain) {

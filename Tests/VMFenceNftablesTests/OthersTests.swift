@@ -1,7 +1,8 @@
 import NetworkTestSupport
 import Testing
 import VMFenceCore
-import VMFenceNftables
+
+@testable import VMFenceNftables
 
 /// What others do to our table, and what we do when it is not ours.
 @Suite("Others at the packet filter", .enabled(if: NetworkNamespace.isPossible, "\(NetworkNamespace.reason)"))
@@ -120,6 +121,51 @@ struct OthersTests {
     #expect(try network.run("nft list chain bridge vmfence forward").contains("jump block4"))
   }
 
+  @Test("a process that holds the table is named")
+  func holder() async throws {
+    let other = try network.start(
+      "sh -c \"(echo 'add table bridge vmfence { flags owner; }'; exec sleep 600) | nft -i\"")
+    defer { _ = try? NetworkNamespace.shell("ip netns pids \(network.name) | xargs -r kill -9") }
+    _ = other
+    guard await eventually({ network.succeeds("nft list table bridge vmfence") }) else {
+      Issue.record("nft makes no table that it owns")
+      return
+    }
+    let error = #expect(throws: FirewallError.self) { try open(.init()) }
+    #expect(error?.code == .permissionDenied)
+    let message = error?.message ?? ""
+    #expect(message.contains(/another process owns table bridge vmfence: nft \(process \d+\)/), "\(message)")
+    #expect(error?.remedy.contains("another table") == true)
+  }
+
+  @Test(
+    "a kernel without nftables, or without netfilter, is called that",
+    arguments: [
+      (SystemCallRefusal.netlinkSocket, 93, "no netfilter"), (.netlinkSocket, 97, "no netfilter"),
+      (.netlinkSocket, 1, "cannot open the packet filter"), (.netlinkSocket, 12, "no room"),
+    ] as [(SystemCallRefusal, Int32, String)])
+  func otherKernel(refusal: SystemCallRefusal, number: Int32, words: String) throws {
+    // A filter for one thread's system calls (seccomp(2)) stands for the other kernel.
+    let error = try onThread(refusing: refusal, with: number) { () -> FirewallError? in
+      do throws(FirewallError) {
+        _ = try NftablesSink.open()
+        return nil
+      } catch { return error }
+    }
+    #expect(error?.message.contains(words) == true, "\(String(describing: error))")
+    #expect(error?.remedy.isEmpty == false)
+    #expect(number != 93 || error?.code == .unsupported)
+  }
+
+  @Test("what the kernel says of families that it has not is called that")
+  func withoutBridgeFamily() {
+    for number in [95, 93, 97] as [Int32] {
+      let error = FirewallError(.refused(number, ""), during: "open the packet filter", table: "vmfence")
+      #expect(error.code == .unsupported && error.message.contains("no nftables for bridges"))
+      #expect(error.remedy.contains("CONFIG_NF_TABLES_BRIDGE"))
+    }
+  }
+
   @Test("without the permission the capability is named")
   func permission() throws {
     // The network namespace belongs to the first user namespace; a process in another one has no power over it.
@@ -127,7 +173,8 @@ struct OthersTests {
       try network.inside { try withoutNetworkAdministration { try NftablesSink.open() } }
     }
     #expect(error?.code == .permissionDenied)
-    #expect(error?.message.contains("CAP_NET_ADMIN") == true)
+    #expect(error?.message.contains("lacks the capability CAP_NET_ADMIN") == true)
+    #expect(error?.remedy.contains("AmbientCapabilities") == true)
   }
 
   @Test("every comment is printable, whatever it was")

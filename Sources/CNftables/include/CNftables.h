@@ -17,6 +17,8 @@ int vmfence_nft_socket(int listens, int buffer);
 uint32_t vmfence_nft_port(int fd);
 // Lets the kernel drop what `author` changed instead of queueing it (a socket filter). 0, or -1 with errno.
 int vmfence_nft_ignore(int fd, uint32_t author);
+// Joins or leaves those who are told of changes of nf_tables. 0, or -1 with errno.
+int vmfence_nft_listen(int fd, int listens);
 // Makes room for messages of `bytes` (SO_SNDBUFFORCE needs CAP_NET_ADMIN in the first user namespace).
 int vmfence_nft_send_buffer(int fd, size_t bytes);
 
@@ -52,7 +54,7 @@ enum vmfence_nft_set_kind {
   VMFENCE_NFT_SET_COUNTED = 1,
   // Each element has a verdict.
   VMFENCE_NFT_SET_VERDICTS = 2,
-  // Each element has a limit of its own.
+  // Each element names a limit of the table.
   VMFENCE_NFT_SET_LIMITS = 3,
 };
 // `fields`: the lengths of the parts of a key, in bytes, without padding; `key_type`: nft(8)'s numbers of their types, six bits each.
@@ -61,6 +63,13 @@ void vmfence_nft_add_set(
   uint32_t key_type, const uint8_t *fields, uint32_t field_count);
 // Removes all elements.
 void vmfence_nft_flush_set(struct vmfence_nft_batch *batch, const char *name);
+
+// MARK: Limits: objects of the table, which elements of several sets and keys can share
+
+// What exceeds this many packets a second matches. Adding one that is there changes nothing.
+void vmfence_nft_add_limit(struct vmfence_nft_batch *batch, const char *name, uint64_t packets_per_second);
+// Fails while an element names it (EBUSY).
+void vmfence_nft_delete_limit(struct vmfence_nft_batch *batch, const char *name);
 
 // MARK: Elements, gathered into messages of less than 64 KiB
 
@@ -73,8 +82,8 @@ struct vmfence_nft_element {
   uint32_t user_data_length;
   // For a set with verdicts: the chain to jump to.
   const char *chain;
-  // For a set with limits: what exceeds this many packets a second matches.
-  uint64_t packets_per_second;
+  // For a set with limits: the name of the limit.
+  const char *limit;
 };
 void vmfence_nft_begin_elements(struct vmfence_nft_batch *batch, const char *set, int deletes);
 void vmfence_nft_element(struct vmfence_nft_batch *batch, const struct vmfence_nft_element *element);
@@ -117,6 +126,8 @@ enum vmfence_nft_verdict {
   VMFENCE_NFT_GOTO = 4,
 };
 void vmfence_nft_verdict(struct vmfence_nft_batch *batch, enum vmfence_nft_verdict verdict, const char *chain);
+// Looks up a limit, and goes on when it is exceeded.
+void vmfence_nft_lookup_limit(struct vmfence_nft_batch *batch, uint32_t source, const char *set);
 // A TCP reset to the sender.
 void vmfence_nft_reject_with_reset(struct vmfence_nft_batch *batch);
 
@@ -128,6 +139,9 @@ enum vmfence_nft_question {
   VMFENCE_NFT_RULES = 2,
   VMFENCE_NFT_SETS = 3,
   VMFENCE_NFT_ELEMENTS = 4,
+  VMFENCE_NFT_LIMITS = 5,
+  // The number of the ruleset's last change, whoever made it; `table` does not matter.
+  VMFENCE_NFT_GENERATION = 6,
 };
 // Asks for everything of the table; `set` only for elements. 0, or -1 with errno.
 int vmfence_nft_ask(

@@ -125,7 +125,7 @@ extension SinkContents {
       }
     }
     do throws(NetlinkError) {
-      try socket.send(batch)
+      try commit()
     } catch {
       throw failed(error, during: "cut flows")
     }

@@ -65,6 +65,19 @@ import VMFenceCore
     unsafe vmfence_nft_flush_set(raw, set)
   }
 
+  // MARK: Limits
+
+  /// A limit that is there already stays as it is.
+  mutating func add(_ limit: LimitName) {
+    // SAFETY: see above.
+    unsafe vmfence_nft_add_limit(raw, limit.description, UInt64(limit.packetsPerSecond))
+  }
+
+  mutating func deleteLimit(named name: String) {
+    // SAFETY: see above.
+    unsafe vmfence_nft_delete_limit(raw, name)
+  }
+
   // MARK: Elements
 
   mutating func beginElements(of set: String, deletes: Bool = false) {
@@ -79,11 +92,10 @@ import VMFenceCore
 
   /// Writes one element of the set that was begun.
   mutating func element(
-    _ key: ElementKey, timeout: UInt64 = 0, userData: [UInt8] = [], chain: String? = nil, packetsPerSecond: UInt64 = 0
+    _ key: ElementKey, timeout: UInt64 = 0, userData: [UInt8] = [], refersTo reference: ElementReference? = nil
   ) {
     var element = unsafe vmfence_nft_element()
     unsafe element.timeout_milliseconds = timeout
-    unsafe element.packets_per_second = packetsPerSecond
     let bytes = key.bytes.span
     // SAFETY: the pointers hold during the closures, and the C function copies before it returns.
     unsafe bytes.withUnsafeBytes { keyBytes in
@@ -92,14 +104,16 @@ import VMFenceCore
       unsafe userData.withUnsafeBytes { data in
         unsafe element.user_data = data.baseAddress
         unsafe element.user_data_length = UInt32(data.count)
-        if let chain {
+        guard let reference else {
           // SAFETY: as above.
-          unsafe chain.withCString { name in
-            unsafe element.chain = name
-            unsafe vmfence_nft_element(raw, &element)
+          return unsafe vmfence_nft_element(raw, &element)
+        }
+        // SAFETY: as above.
+        unsafe reference.name.withCString { name in
+          switch reference {
+          case .chain: unsafe element.chain = name
+          case .limit: unsafe element.limit = name
           }
-        } else {
-          // SAFETY: as above.
           unsafe vmfence_nft_element(raw, &element)
         }
       }
@@ -136,6 +150,7 @@ import VMFenceCore
     case .lookup(let register, let set): unsafe vmfence_nft_lookup(raw, register.number, set, 0)
     case .lookupMissing(let register, let set): unsafe vmfence_nft_lookup(raw, register.number, set, 1)
     case .verdictMap(let register, let set): unsafe vmfence_nft_lookup_verdict(raw, register.number, set)
+    case .limitMap(let register, let set): unsafe vmfence_nft_lookup_limit(raw, register.number, set)
     case .counter: unsafe vmfence_nft_counter(raw)
     case .reset: unsafe vmfence_nft_reject_with_reset(raw)
     case .verdict(let verdict): add(verdict)

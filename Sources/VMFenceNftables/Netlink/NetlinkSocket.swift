@@ -37,6 +37,9 @@ struct NetlinkSocket: ~Copyable, Sendable {
     }
   }
 
+  /// Joins or leaves those who are told of changes. A failure shows when changes are missed: who reads back then sees them.
+  func listens(_ listens: Bool) { _ = vmfence_nft_listen(descriptor, listens ? 1 : 0) }
+
   mutating func takeSequence(_ count: UInt32) -> UInt32 {
     // 0 is left out: it is what messages have that nobody asked for.
     if sequence > UInt32.max - count { sequence = 1 }
@@ -100,7 +103,7 @@ struct NetlinkSocket: ~Copyable, Sendable {
     guard question.send(to: descriptor, family: family, table: table, set: set, sequence: sequence) else {
       throw .socket(errno, "ask nf_tables")
     }
-    var buffer = [UInt8](repeating: 0, count: Self.readSize)
+    var buffer = [UInt8](repeating: 0, count: question == .generation ? 4 << 10 : Self.readSize)
     var isDone = false
     var failure: NetlinkError?
     while !isDone {
@@ -123,6 +126,18 @@ struct NetlinkSocket: ~Copyable, Sendable {
       }
     }
     if let failure { throw failure }
+  }
+
+  /// The number of the ruleset's last change, of whatever table and by whomever (NFT_MSG_GETGEN). Each transaction raises it by one.
+  mutating func rulesetGeneration() throws(NetlinkError) -> UInt32 {
+    var generation: UInt32?
+    try ask(.generation, family: .bridge, table: "") { (message, bytes) throws(NetlinkError) in
+      try NetlinkAttribute.forEach(in: bytes, try message.attributes(of: bytes).range) { (part) throws(NetlinkError) in
+        if part.type == 1 { generation = try part.u32(bytes) }
+      }
+    }
+    guard let generation else { throw .malformed("no generation") }
+    return generation
   }
 
   /// - Returns: how many bytes came; nil when none wait and `waits` is false.
@@ -153,7 +168,7 @@ enum Family: UInt8, Sendable {
 
 enum Question: UInt32 {
   case table = 0
-  case chains, rules, sets, elements
+  case chains, rules, sets, elements, limits, generation
 
   fileprivate func send(to descriptor: Int32, family: Family, table: String, set: String?, sequence: UInt32) -> Bool {
     let question = vmfence_nft_question(rawValue)

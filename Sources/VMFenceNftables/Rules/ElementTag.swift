@@ -45,11 +45,19 @@ struct ElementTag: Equatable {
 
   func write(to bytes: inout [UInt8]) {
     bytes.removeAll(keepingCapacity: true)
-    var text = Self.plain(comment)
-    text += "\(text.isEmpty ? "" : " ")decision \(decision)".utf8
-    bytes += [Part.comment, UInt8(text.count + 1)]
-    bytes += text
-    bytes += [0, Part.record, UInt8(Part.recordBytes), Part.version, kind.rawValue]
+    bytes.append(Part.comment)
+    // The length comes when it is known.
+    bytes.append(0)
+    Self.append(plain: comment, to: &bytes)
+    if bytes.count > 2 { bytes.append(UInt8(ascii: " ")) }
+    for byte in "decision ".utf8 { bytes.append(byte) }
+    append(decimal: decision, to: &bytes)
+    bytes.append(0)
+    bytes[1] = UInt8(bytes.count - 2)
+    bytes.append(Part.record)
+    bytes.append(UInt8(Part.recordBytes))
+    bytes.append(Part.version)
+    bytes.append(kind.rawValue)
     append(decision, 8, to: &bytes)
     append(domain.high, 8, to: &bytes)
     append(domain.low, 8, to: &bytes)
@@ -57,17 +65,30 @@ struct ElementTag: Equatable {
   }
 
   /// A text without what would end it in nft's listing, or act on a terminal.
-  private static func plain(_ text: String) -> [UInt8] {
-    text.utf8.prefix(commentLimit).map { byte in
+  private static func append(plain text: String, to bytes: inout [UInt8]) {
+    for byte in text.utf8.prefix(commentLimit) {
       let isPlain = (0x20..<0x7F).contains(byte) && byte != UInt8(ascii: "\"") && byte != UInt8(ascii: "\\")
-      return isPlain ? byte : UInt8(ascii: "?")
+      bytes.append(isPlain ? byte : UInt8(ascii: "?"))
     }
   }
 
   /// User data with a comment only, for elements that are parts of no measure.
   static func comment(_ text: String) -> [UInt8] {
-    let text = plain(text)
-    return [Part.comment, UInt8(text.count + 1)] + text + [0]
+    var bytes: [UInt8] = [Part.comment, 0]
+    append(plain: text, to: &bytes)
+    bytes.append(0)
+    bytes[1] = UInt8(bytes.count - 2)
+    return bytes
+  }
+
+  private func append(decimal value: UInt64, to bytes: inout [UInt8]) {
+    let start = bytes.count
+    var rest = value
+    repeat {
+      bytes.append(UInt8(ascii: "0") + UInt8(rest % 10))
+      rest /= 10
+    } while rest != 0
+    bytes[start...].reverse()
   }
 
   private func append(_ value: UInt64, _ count: Int, to bytes: inout [UInt8]) {

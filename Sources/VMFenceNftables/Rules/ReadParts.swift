@@ -63,6 +63,8 @@ struct ReadElement {
   /// What is left of its time, in milliseconds; nil: no end.
   var left: UInt64?
   var count: TrafficCount?
+  /// The limit that it names.
+  var limit: String?
 
   static func forEach(
     in message: NetlinkMessage, _ bytes: RawSpan, of set: SetName, _ body: (ReadElement) -> Void
@@ -92,9 +94,11 @@ struct ReadElement {
     }
   }
 
-  /// Attributes of an element: key 1 (value 1), expiration 5, user data 6, expression 7, expressions 11.
+  /// Attributes of an element: key 1 (value 1), expiration 5, user data 6, expression 7, object 9, expressions 11.
   init(_ item: Range<Int>, _ bytes: RawSpan, _ set: SetName) throws(NetlinkError) {
-    var element = (key: [UInt8](), tag: ElementTag?.none, left: UInt64?.none, count: TrafficCount?.none)
+    var element = (
+      key: [UInt8](), tag: ElementTag?.none, left: UInt64?.none, count: TrafficCount?.none, limit: String?.none
+    )
     try NetlinkAttribute.forEach(in: bytes, item) { (part) throws(NetlinkError) in
       switch part.type {
       case 1:
@@ -104,12 +108,13 @@ struct ReadElement {
       case 5: element.left = try part.u64(bytes)
       case 6: element.tag = ElementTag(bytes, part.value)
       case 7: element.count = try TrafficCount(expression: part.value, bytes)
+      case 9: element.limit = part.text(bytes)
       case 11: element.count = try TrafficCount.find(in: bytes, part.value)
       default: break
       }
     }
     self.set = set
-    (key, tag, left, count) = element
+    (key, tag, left, count, limit) = element
   }
 
   /// The interface that the key begins with; nil for a set of the host, or when the key is too short.

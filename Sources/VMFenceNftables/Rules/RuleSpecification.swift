@@ -17,7 +17,7 @@ struct ChainSpecification: Hashable, Sendable {
   var base: Base?
 }
 
-/// A set, or a map to verdicts.
+/// A set, or a map to verdicts or limits.
 struct SetSpecification: Hashable, Sendable {
   enum Kind: UInt32, Sendable {
     case plain = 0
@@ -101,6 +101,8 @@ enum Expression: Hashable, Sendable {
   /// Goes on when the set does not have it.
   case lookupMissing(Register, set: String)
   case verdictMap(Register, set: String)
+  /// Goes on when the limit that the map has for it is exceeded.
+  case limitMap(Register, set: String)
   case counter
   /// A TCP reset to the sender.
   case reset

@@ -7,17 +7,18 @@ import VMFenceCore
 enum SetName: Hashable, Sendable {
   case blocks(BlockSet)
   case quarantine
-  /// Rate limits of a domain go into different ones, since an element has one limit only.
+  /// Rate limits of a domain go into different ones, since a port names one limit in each.
   case limit(Int)
 
-  /// How many different rate limits one domain can have at a time.
+  /// How many different rate limits one domain can have at a time. The lowest counts; the others come into force as lower ones end, without
+  /// anybody's help.
   static let limitSlots = 4
 
   var description: String {
     switch self {
     case .blocks(let set): set.name
     case .quarantine: "quarantined"
-    case .limit(let slot): "limit\(slot)"
+    case .limit(let slot): "limits\(slot)"
     }
   }
 }

@@ -36,7 +36,7 @@ struct Skeleton {
       RuleSpecification(
         "prerouting", SetName.limit(slot).description,
         [
-          .meta(.inputInterface, Register(0)), .lookup(Register(0), set: SetName.limit(slot).description), .counter,
+          .meta(.inputInterface, Register(0)), .limitMap(Register(0), set: SetName.limit(slot).description), .counter,
           .verdict(.drop),
         ])
     }

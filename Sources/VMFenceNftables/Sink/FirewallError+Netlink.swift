@@ -6,17 +6,17 @@ extension FirewallError {
   init(_ error: NetlinkError, during action: String, table: String) {
     let place = "table bridge \(table)"
     switch error {
-    case .refused(EPERM, _):
-      self.init(
-        .permissionDenied, "cannot \(action): this process lacks CAP_NET_ADMIN, or another process owns \(place)",
-        remedy: "run as root or with the capability; see who owns the table with: nft list tables")
+    case .refused(EPERM, _), .socket(EPERM, _), .socket(EACCES, _): self = Self.notPermitted(action, place)
     case .held(let port):
+      let holder = NetlinkHolder.describe(port: port) ?? "a process that cannot be seen from here, netlink port \(port)"
       self.init(
-        .permissionDenied,
-        "cannot \(action): another process owns \(place) (netlink port \(port), mostly its process number)",
-        remedy: "stop it: two processes cannot hold one table")
-    case .refused(EOPNOTSUPP, _), .refused(EPROTONOSUPPORT, _), .socket(EPROTONOSUPPORT, _), .refused(EAFNOSUPPORT, _),
-      .socket(EAFNOSUPPORT, _):
+        .permissionDenied, "cannot \(action): another process owns \(place): \(holder)",
+        remedy: "stop it, or give one of the two another table: two processes cannot hold one")
+    case .socket(EPROTONOSUPPORT, _), .socket(EAFNOSUPPORT, _):
+      self.init(
+        .unsupported, "cannot \(action): this kernel has no netfilter to speak with over netlink",
+        remedy: "use a kernel with CONFIG_NETFILTER_NETLINK, CONFIG_NF_TABLES and CONFIG_NF_TABLES_BRIDGE")
+    case .refused(EOPNOTSUPP, _), .refused(EPROTONOSUPPORT, _), .refused(EAFNOSUPPORT, _):
       self.init(
         .unsupported, "cannot \(action): this kernel has no nftables for bridges",
         remedy: "use a kernel with CONFIG_NF_TABLES and CONFIG_NF_TABLES_BRIDGE")
@@ -31,6 +31,19 @@ extension FirewallError {
     default:
       self.init(.failed, "cannot \(action): \(Self.words(error))", remedy: "look at it with: nft list \(place)")
     }
+  }
+
+  private static func notPermitted(_ action: String, _ place: String) -> FirewallError {
+    if Capabilities.hasNetworkAdministration {
+      return FirewallError(
+        .permissionDenied,
+        "cannot \(action): another process owns \(place), or the network namespace belongs to a user namespace in "
+          + "which this process has no power",
+        remedy: "see who owns the table with: nft list tables; start the process in the namespace's own user namespace")
+    }
+    return FirewallError(
+      .permissionDenied, "cannot \(action): this process lacks the capability CAP_NET_ADMIN",
+      remedy: "run it as root, or give it the capability (systemd: AmbientCapabilities=CAP_NET_ADMIN)")
   }
 
   static func words(_ error: NetlinkError) -> String {

@@ -160,6 +160,12 @@ final class ChangeListener: Sendable {
     return listener
   }
 
+  /// Stops hearing of changes, or begins again.
+  func listens(_ listens: Bool) { socket.listens(listens) }
+
+  /// There may have been a change that was not heard of.
+  func reportUnknownChange() { report(ForeignChange(kind: .unknown, process: "", processID: 0)) }
+
   /// Ends the thread soon.
   func close() {
     _ = shutdown(bell.far, Int32(SHUT_RDWR))
@@ -175,11 +181,11 @@ final class ChangeListener: Sendable {
           try reader.read(bytes.extracting(0..<count), report)
         }
       } catch .socket(ENOBUFS, _) {
-        report(ForeignChange(kind: .unknown, process: "", processID: 0))
+        reportUnknownChange()
       } catch .socket {
         return
       } catch {
-        report(ForeignChange(kind: .unknown, process: "", processID: 0))
+        reportUnknownChange()
       }
     }
   }

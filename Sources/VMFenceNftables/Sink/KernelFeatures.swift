@@ -1,3 +1,4 @@
+internal import Glibc
 import VMFenceCore
 
 /// What this kernel's nftables can. All of it is found out by transactions that the kernel checks and does not carry out.
@@ -20,7 +21,12 @@ public struct KernelFeatures: Hashable, Sendable {
   static func probe(
     _ socket: inout NetlinkSocket, _ batch: inout Batch
   ) throws(NetlinkError) -> KernelFeatures {
-    try check(&socket, &batch, .bridge, flags: 0, nil)
+    do throws(NetlinkError) {
+      try check(&socket, &batch, .bridge, flags: 0, nil)
+    } catch .refused(ENOENT, _) {
+      // What nf_tables says when it has no chains of this family.
+      throw .refused(EOPNOTSUPP, "")
+    }
     let reset = RuleSpecification("probe", "", tcp + [.reset])
     let bridge = RuleSpecification("probe", "", [.meta(.bridge, Register(0))])
     return KernelFeatures(

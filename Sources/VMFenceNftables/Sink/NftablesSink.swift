@@ -50,6 +50,7 @@ public final class NftablesSink: FirewallSink {
   /// What stood in the table when it was opened, from an earlier run.
   public let adoptedMeasures: Int
   let contents: Mutex<SinkContents>
+  let additions = CommitQueue<AdditionRequest, AdditionOutcome>()
   private let listener: ChangeListener
   private let foreignChanges: ForeignChangeStreams
 
@@ -80,6 +81,7 @@ public final class NftablesSink: FirewallSink {
       let streams = ForeignChangeStreams()
       let listener = try ChangeListener.start(
         family: .bridge, table: configuration.table, own: contents.socket.port, streams.report)
+      contents.listener = listener
       return NftablesSink(configuration, features, contents, listener, streams)
     } catch {
       throw FirewallError(error, during: "open the packet filter", table: configuration.table)
@@ -106,7 +108,10 @@ public final class NftablesSink: FirewallSink {
     }
   }
 
-  /// Reads the kernel's sets. A measure of which only a part stands (a port's element was deleted) is not among them. What others put into
+  /// How many transactions the kernel has taken from this sink.
+  public var transactions: UInt64 { contents.withLock { $0.transactions } }
+
+  /// Reads the kernel's sets, unless the kernel says that nobody else has changed anything since they were read. A measure of which only a part stands (a port's element was deleted) is not among them. What others put into
   /// our sets is taken out; when somebody changed or deleted the table's chains and rules, the table is made anew, and is empty.
   public func readBack(at time: Timestamp) async throws(FirewallError) -> FirewallState {
     try locked { contents throws(FirewallError) in try contents.readBack(at: time) }

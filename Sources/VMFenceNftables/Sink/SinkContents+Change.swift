@@ -109,11 +109,13 @@ extension SinkContents {
         for set in blockSets { batch.flush(set: set.name) }
         batch.flush(set: SetName.quarantine.description)
         for slot in 0..<SetName.limitSlots { batch.flush(set: SetName.limit(slot).description) }
+        writeTick()
       }
       for set in newSets {
         batch.add(set.specification)
         for rule in set.rules { batch.add(rule) }
       }
+      for change in changes.values { writeLimits(of: change.added.lazy.map(\.measure.key)) }
       for (set, change) in changes {
         writeRemoval(of: change.removed, from: set)
         batch.beginElements(of: set.description)
@@ -123,7 +125,7 @@ extension SinkContents {
         batch.endElements()
       }
       if batch.isEmpty { return }
-      try socket.send(batch)
+      try commit()
       blockSets += newSets
     } catch {
       throw failed(error, during: "change the packet filter")

@@ -39,6 +39,7 @@ extension SinkContents {
     // First all go, then all come: one domain may have got the port that another one had.
     for (set, keys) in moved { writeRemoval(of: keys.map { ($0, interfaces(of: $0)) }, from: set) }
     ports = new
+    for keys in moved.values { writeLimits(of: keys) }
     for (set, keys) in moved {
       batch.beginElements(of: set.description)
       for key in keys {
@@ -49,7 +50,7 @@ extension SinkContents {
     }
     if newGuards != guards { write(guards: newGuards, flushes: true) }
     do throws(NetlinkError) {
-      if !batch.isEmpty { try socket.send(batch) }
+      if !batch.isEmpty { try commit() }
       guards = newGuards
     } catch {
       ports = old
@@ -59,6 +60,7 @@ extension SinkContents {
 
   /// Writes what belongs into the sets against spoofing.
   mutating func write(guards: [String: Set<[UInt8]>], flushes: Bool) {
+    if flushes { writeTick() }
     for (set, keys) in guards {
       if flushes { batch.flush(set: set) }
       batch.beginElements(of: set)
@@ -73,7 +75,7 @@ extension SinkContents {
     for (set, keys) in guards where try readKeys(of: set) != keys {
       batch.begin(.bridge, table: configuration.table, sequence: socket.takeSequence(Self.sequenceNumbers))
       write(guards: guards, flushes: true)
-      return try socket.send(batch)
+      return try commit()
     }
   }
 

@@ -1,3 +1,4 @@
+internal import Glibc
 import VMFenceCore
 
 extension SinkContents {
@@ -18,19 +19,36 @@ extension SinkContents {
 
   mutating func readBack(at time: Timestamp) throws(FirewallError) -> FirewallState {
     do throws(NetlinkError) {
-      guard let image = try readTable(), image.holds(skeleton) else {
-        try makeTable(keepsMeasures: false)
-        rise(at: time)
-        return FirewallState(generation: generation, measures: [])
+      var broken: Set<FirewallMeasure.Key> = []
+      if try !isModelCurrent() {
+        guard let found = try readModel() else {
+          try makeTable(keepsMeasures: false)
+          rise(at: time)
+          return FirewallState(generation: generation, measures: [])
+        }
+        broken = found
       }
-      let reading = read(try readElements(of: image.sets))
-      try remove(reading.strays)
-      try mendGuards()
       purge(at: Self.now)
-      return FirewallState(generation: generation, measures: whole(reading, at: time))
+      try dropIdleLimits()
+      return FirewallState(generation: generation, measures: listed(without: broken, at: time))
     } catch {
       throw FirewallError(error, during: "read the packet filter back", table: configuration.table)
     }
+  }
+
+  /// Reads what stands, and takes out what does not belong there.
+  ///
+  /// - Returns: the measures of which only a part was found; nil when the table is not as it was made.
+  private mutating func readModel() throws(NetlinkError) -> Set<FirewallMeasure.Key>? {
+    knownGeneration = try socket.rulesetGeneration()
+    guard let image = try readTable(), image.holds(skeleton) else { return nil }
+    limits = image.limits
+    let reading = read(try readElements(of: image.sets))
+    try remove(reading.strays)
+    try mendGuards()
+    let broken = take(reading)
+    if !broken.isEmpty { knownGeneration = nil }
+    return broken
   }
 
   mutating func readCounts() throws(FirewallError) -> TrafficCounts {
@@ -75,27 +93,62 @@ extension SinkContents {
     return reading
   }
 
-  /// The measures of which all elements were found. What is gone altogether is forgotten.
-  private mutating func whole(_ reading: Reading, at time: Timestamp) -> [FirewallMeasure] {
-    var measures: [(order: UInt64, measure: FirewallMeasure)] = []
-    var gone: [FirewallMeasure.Key] = []
+  /// Keeps what was found of the measures, and forgets those that are gone altogether.
+  ///
+  /// - Returns: the measures of which only a part was found.
+  private mutating func take(_ reading: Reading) -> Set<FirewallMeasure.Key> {
+    let now = Self.now
+    var broken: Set<FirewallMeasure.Key> = []
+    var kept: [FirewallMeasure.Key: Standing] = [:]
+    kept.reserveCapacity(standing.count)
     for (key, entry) in standing {
-      guard let found = reading.measures[key] else {
-        gone.append(key)
-        continue
-      }
-      guard found.elements == Self.elements(of: key, in: interfaces(of: key)).count else { continue }
-      let expires = found.left.map { time + .milliseconds(Int64(clamping: $0)) }
-      measures.append(
-        (
-          entry.order,
-          FirewallMeasure(
-            scope: key.scope, kind: key.kind, expires: expires, decision: found.tag.decision, comment: found.tag.comment
-          )
-        ))
+      guard let found = reading.measures[key] else { continue }
+      var entry = entry
+      entry.decision = found.tag.decision
+      entry.comment = found.tag.comment
+      entry.deadline = found.left.map { Self.deadline(in: $0, from: now) }
+      kept[key] = entry
+      if found.elements != Self.elementCount(of: key, in: interfaces(of: key)) { broken.insert(key) }
     }
-    for key in gone { standing[key] = nil }
-    return measures.sorted { $0.order < $1.order }.map(\.measure)
+    standing = kept
+    return broken
+  }
+
+  /// What stands, in the order in which it came.
+  private func listed(without broken: Set<FirewallMeasure.Key>, at time: Timestamp) -> [FirewallMeasure] {
+    let now = Self.now
+    var places: [(order: UInt64, index: Int)] = []
+    var measures: [FirewallMeasure] = []
+    places.reserveCapacity(standing.count)
+    measures.reserveCapacity(standing.count)
+    for (key, entry) in standing where broken.isEmpty || !broken.contains(key) {
+      places.append((entry.order, measures.count))
+      let expires = entry.deadline.map { time + .nanoseconds(Int64(clamping: $0 - min(now, $0))) }
+      measures.append(entry.measure(key, expires: expires))
+    }
+    places.sort { $0.order < $1.order }
+    return places.map { measures[$0.index] }
+  }
+
+  /// `milliseconds` after `now`, on the kernel's clock.
+  static func deadline(in milliseconds: UInt64, from now: UInt64) -> UInt64 {
+    now + min(milliseconds, .max / 4_000_000) * 1_000_000
+  }
+
+  /// Takes limits out that no measure names any more. One that an ended element still names stays until the kernel has collected that.
+  private mutating func dropIdleLimits() throws(NetlinkError) {
+    guard !limits.isEmpty else { return }
+    let idle = limits.subtracting(standing.keys.lazy.compactMap { LimitName($0)?.description })
+    for name in idle.prefix(64) {
+      batch.begin(.bridge, table: configuration.table, sequence: socket.takeSequence(16))
+      batch.deleteLimit(named: name)
+      do throws(NetlinkError) {
+        try commit()
+      } catch .refused(EBUSY, _) {
+        continue
+      } catch .refused(ENOENT, _) {}
+      limits.remove(name)
+    }
   }
 
   /// Takes out what others put into our sets.
@@ -107,17 +160,22 @@ extension SinkContents {
       for deletes in [false, true] {
         batch.beginElements(of: set.description, deletes: deletes)
         for element in elements {
-          batch.element(ElementKey(element.key), chain: set == .quarantine ? "quarantine" : nil)
+          let reference = set == .quarantine ? ElementReference.quarantine : element.limit.map { .limit($0) }
+          batch.element(ElementKey(element.key), refersTo: deletes ? nil : reference)
         }
         batch.endElements()
       }
     }
-    try socket.send(batch)
+    try commit()
   }
 
   /// Takes over what an earlier run left in the kernel, and which ports its domains had.
-  mutating func adopt(_ elements: [ReadElement]) {
+  ///
+  /// - Returns: whether every element is part of a measure that is whole.
+  mutating func adopt(_ elements: [ReadElement]) -> Bool {
     let now = Self.now
+    var adopted = 0
+    standing.reserveCapacity(elements.count)
     for element in elements.sorted(by: { $0.tag?.decision ?? 0 < $1.tag?.decision ?? 0 }) {
       guard let tag = element.tag, let key = element.measureKey else { continue }
       if let interface = element.interface, !PlaceholderPort.isOne(interface),
@@ -129,7 +187,11 @@ extension SinkContents {
       if case .limit(let number) = element.set { slot = number }
       let measure = FirewallMeasure(
         scope: key.scope, kind: key.kind, expires: nil, decision: tag.decision, comment: tag.comment)
-      stand(measure, deadline: element.left.map { now + min($0, .max / 4_000_000) * 1_000_000 }, slot: slot)
+      stand(measure, deadline: element.left.map { Self.deadline(in: $0, from: now) }, slot: slot)
+      adopted += 1
     }
+    // Each element is in one of the domain's ports, so the measures are whole when there are as many as they should have.
+    let expected = standing.keys.reduce(0) { $0 + Self.elementCount(of: $1, in: interfaces(of: $1)) }
+    return adopted == elements.count && adopted == expected
   }
 }

@@ -11,6 +11,7 @@ struct TableImage {
   var rules: [String: [String]] = [:]
   var counts: [(chain: String, comment: String, count: TrafficCount)] = []
   var sets: Set<String> = []
+  var limits: Set<String> = []
 
   static let ownerFlag: UInt32 = 2
   static let persistFlag: UInt32 = 4
@@ -49,19 +50,21 @@ extension SinkContents {
 
   /// Makes the table, or goes on with one that is there.
   mutating func openTable() throws(NetlinkError) {
+    knownGeneration = try socket.rulesetGeneration()
     guard let image = try readTable() else { return try makeTable(keepsMeasures: false) }
     if let owner = image.owner, owner != socket.port { throw .held(owner) }
     blockSets = image.blockSets
     for set in Self.firstBlockSets where !blockSets.contains(set) { blockSets.append(set) }
     // What an earlier run left: its measures are kept, whatever its table looked like.
-    adopt(try readElements(of: image.sets))
+    limits = image.limits
+    if !adopt(try readElements(of: image.sets)) { knownGeneration = nil }
     let isOrphan = image.flags == TableImage.persistFlag
     let fits = isOwned ? isOrphan : image.flags == 0
     if fits, image.holds(skeleton) {
       guard isOwned else { return }
       batch.begin(.bridge, table: configuration.table, sequence: socket.takeSequence(16))
       batch.addTable(flags: tableFlags, comment: Self.comment)
-      return try socket.send(batch)
+      return try commit()
     }
     try makeTable(keepsMeasures: true)
   }
@@ -71,6 +74,7 @@ extension SinkContents {
   /// Makes the table anew, in one transaction, empty or with the measures that stand.
   mutating func makeTable(keepsMeasures: Bool) throws(NetlinkError) {
     let skeleton = skeleton
+    let before = try socket.rulesetGeneration()
     let isThere = try hasTable()
     batch.begin(.bridge, table: configuration.table, sequence: socket.takeSequence(Self.sequenceNumbers))
     if isThere { batch.deleteTable() }
@@ -79,8 +83,11 @@ extension SinkContents {
     for chain in skeleton.chains { batch.add(chain) }
     for rule in skeleton.rules { batch.add(rule) }
     if let guards { write(guards: guards, flushes: false) }
+    limits = []
     if keepsMeasures { writeStanding() }
-    try socket.send(batch)
+    knownGeneration = nil
+    try commit()
+    knownGeneration = Self.generation(after: before)
     cutFlows.removeAll()
     if !keepsMeasures { standing.removeAll() }
   }
@@ -91,6 +98,7 @@ extension SinkContents {
     purge(at: now)
     var keys: [SetName: [FirewallMeasure.Key]] = [:]
     for (key, entry) in standing { keys[Self.set(of: key, slot: entry.slot), default: []].append(key) }
+    for keys in keys.values { writeLimits(of: keys) }
     for (set, keys) in keys {
       batch.beginElements(of: set.description)
       for key in keys {
@@ -145,14 +153,23 @@ extension SinkContents {
       image.rules[rule.chain, default: []].append(rule.comment)
       if let count = rule.count { image.counts.append((rule.chain, rule.comment, count)) }
     }
-    try socket.ask(.sets, family: .bridge, table: table) { (message, bytes) throws(NetlinkError) in
+    image.sets = try readNames(.sets)
+    image.limits = try readNames(.limits)
+    return image
+  }
+
+  /// The names of the table's sets or limits. In both kinds of messages, attribute 1 is the table's name and 2 is the object's own.
+  private mutating func readNames(_ question: Question) throws(NetlinkError) -> Set<String> {
+    var found: Set<String> = []
+    let table = configuration.table
+    try socket.ask(question, family: .bridge, table: table) { (message, bytes) throws(NetlinkError) in
       var names = ["", ""]
       try NetlinkAttribute.forEach(in: bytes, try message.attributes(of: bytes).range) { part in
         if part.type == 1 || part.type == 2 { names[Int(part.type) - 1] = part.text(bytes) }
       }
-      if names[0] == table { image.sets.insert(names[1]) }
+      if names[0] == table { found.insert(names[1]) }
     }
-    return image
+    return found
   }
 
   /// The elements of those of these sets that hold measures.

@@ -24,6 +24,14 @@ struct SinkContents: ~Copyable, Sendable {
   var socket: NetlinkSocket
   var batch: Batch
   var generation: UInt64 = 1
+  /// Transactions that the kernel took.
+  var transactions: UInt64 = 0
+  /// The ruleset's generation in which the kernel has exactly what is kept here; nil: it has to be read.
+  var knownGeneration: UInt32?
+  /// Hears of changes by others; nil until the sink is open.
+  var listener: ChangeListener?
+  /// The limits that the table has, by their names; some may be of measures that have ended.
+  var limits: Set<String> = []
   var standing: [FirewallMeasure.Key: Standing] = [:]
   private var nextOrder: UInt64 = 0
   /// How many measures stood when those that ran out were dropped last.
@@ -92,20 +100,26 @@ struct SinkContents: ~Copyable, Sendable {
     }
   }
 
-  /// The keys of the measure's elements.
-  static func elements(of key: FirewallMeasure.Key, in interfaces: [String]) -> [ElementKey] {
+  /// How many elements a measure has.
+  static func elementCount(of key: FirewallMeasure.Key, in interfaces: [String]) -> Int {
+    if case .domain = key.scope { interfaces.count } else { 1 }
+  }
+
+  /// Calls `body` with the key of each of the measure's elements.
+  @inline(__always)
+  static func forEachElement(of key: FirewallMeasure.Key, in interfaces: [String], _ body: (ElementKey) -> Void) {
     var network: IPNetwork?
     if case .block(let blocked) = key.kind { network = blocked }
     guard case .domain = key.scope else {
       var element = ElementKey()
       if let network { element.append(network.base) }
-      return [element]
+      return body(element)
     }
-    return interfaces.map { interface in
+    for interface in interfaces {
       var element = ElementKey()
       element.append(interface: interface)
       if let network { element.append(network.base) }
-      return element
+      body(element)
     }
   }
 
@@ -118,11 +132,11 @@ struct SinkContents: ~Copyable, Sendable {
   /// Takes a measure's elements out, whether they are still there or not: deleting what is absent would fail, so they are added first.
   mutating func writeRemoval(of keys: [(key: FirewallMeasure.Key, interfaces: [String])], from set: SetName) {
     guard !keys.isEmpty else { return }
-    let chain = set == .quarantine ? "quarantine" : nil
     for deletes in [false, true] {
       batch.beginElements(of: set.description, deletes: deletes)
       for (key, interfaces) in keys {
-        for element in Self.elements(of: key, in: interfaces) { batch.element(element, chain: chain) }
+        let reference = deletes ? nil : ElementReference(key)
+        Self.forEachElement(of: key, in: interfaces) { batch.element($0, refersTo: reference) }
       }
       batch.endElements()
     }
@@ -133,14 +147,17 @@ struct SinkContents: ~Copyable, Sendable {
   /// - `timeout`: in milliseconds, 0 for none.
   mutating func writeAddition(_ measure: FirewallMeasure, timeout: UInt64, in interfaces: [String]) {
     ElementTag(measure).write(to: &scratch)
-    let chain = measure.key.kind == .quarantine ? "quarantine" : nil
-    var rate: UInt64 = 0
-    // A domain's ports share its limit: together they never send more.
-    if case .rateLimit(let packets) = measure.key.kind {
-      rate = max(1, UInt64(packets) / UInt64(max(1, interfaces.count)))
+    let reference = ElementReference(measure.key)
+    Self.forEachElement(of: measure.key, in: interfaces) {
+      batch.element($0, timeout: timeout, userData: scratch, refersTo: reference)
     }
-    for element in Self.elements(of: measure.key, in: interfaces) {
-      batch.element(element, timeout: timeout, userData: scratch, chain: chain, packetsPerSecond: rate)
+  }
+
+  /// Writes the limits that these measures name. To be written before their elements.
+  mutating func writeLimits(of keys: some Sequence<FirewallMeasure.Key>) {
+    for limit in keys.lazy.compactMap(LimitName.init) {
+      batch.add(limit)
+      limits.insert(limit.description)
     }
   }
 
