@@ -122,7 +122,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     var (nextTick, nextSlow, nextStatistics, nextAlive) = (started, started, started, started)
     await refreshNeverBlock(at: started, isFirst: true)
     await refreshInventory(at: started)
-    do throws(FirewallError) { try await coordinator.reconcile(at: started) } catch {
+    do throws(FirewallError) { try await coordinator.reconcile(at: clock.now) } catch {
       throw ReplayFailure(error.diagnostic, error.code == .permissionDenied ? Exit.noPermission : Exit.unavailable)
     }
     if let path = host.configuration.controlSocket {
