@@ -1,4 +1,5 @@
-// What measures cost at the kernel's packet filter: many at once, one more, reading back, and taking over after a restart.
+// What measures cost at the kernel's packet filter: many at once, one more, single ones at the same time, reading back, and taking over after a
+// restart. Of what takes long, the time on the clock, and the processor's time: on a busy machine only the latter says something.
 //
 //   swift build -c release --product firewall && sudo unshare -n .build/release/firewall [MEASURES]
 //
@@ -6,6 +7,10 @@
 
 import VMFenceCore
 import VMFenceNftables
+
+#if canImport(Glibc)
+import Glibc
+#endif
 
 let count = CommandLine.arguments.dropFirst().first.flatMap(Int.init) ?? 100_000
 let clock = ContinuousClock()
@@ -31,7 +36,20 @@ func milliseconds(_ duration: Duration) -> String {
   return "\(microseconds / 1_000).\(String(microseconds % 1_000 + 1_000).dropFirst()) ms"
 }
 
-func report(_ what: String, _ duration: Duration) { print("\(what): \(milliseconds(duration))") }
+/// The time that this process has had of the processors, in our code and in the kernel.
+func processorTime() -> Duration {
+  var usage = rusage()
+  // SAFETY: getrusage(2) writes the structure; 0 is RUSAGE_SELF.
+  _ = unsafe getrusage(0, &usage)
+  return [usage.ru_utime, usage.ru_stime].reduce(.zero) { $0 + .seconds($1.tv_sec) + .microseconds($1.tv_usec) }
+}
+
+func timed<Result>(_ what: (Result) -> String, _ body: () async throws -> Result) async rethrows -> Result {
+  let (begin, before) = (clock.now, processorTime())
+  let result = try await body()
+  print("\(what(result)): \(milliseconds(clock.now - begin)), processor \(milliseconds(processorTime() - before))")
+  return result
+}
 
 func report(_ what: String, each durations: [Duration]) {
   let sorted = durations.sorted()
@@ -54,9 +72,7 @@ func run() async throws -> [DomainUUID: [NetworkPort]] {
   let measures = (0..<count).map(measure)
   var generation = try await first.replace(with: [], at: start)
   let change = FirewallChange(from: generation, time: start, add: measures)
-  var begin = clock.now
-  generation = try await first.apply(change)
-  report("\(count) measures in one change", clock.now - begin)
+  generation = try await timed({ _ in "\(count) measures in one change" }) { try await first.apply(change) }
 
   var durations: [Duration] = []
   for number in count..<count + 2_000 {
@@ -86,23 +102,33 @@ func run() async throws -> [DomainUUID: [NetworkPort]] {
   }
   report("one flow cut", each: durations)
 
-  begin = clock.now
-  let state = try await first.readBack(at: start)
-  report("\(state.measures.count) measures read back", clock.now - begin)
-  begin = clock.now
+  let transactions = first.transactions
+  await timed({ _ in "2000 single ones by 2000 tasks at once" }) {
+    await withTaskGroup(of: Void.self) { group in
+      for number in 0..<2_000 {
+        group.addTask { _ = try? await first.add([measure(2 * count + number)], at: start) }
+      }
+    }
+  }
+  print("  in \(first.transactions - transactions) transactions")
+
+  for what in ["that nobody else has changed", "after somebody else's change"] {
+    _ = try await timed({ "\($0.measures.count) measures read back \(what)" }) { try await first.readBack(at: start) }
+    // Another table's change is enough.
+    _ = try NftablesSink.open(.init(table: "vmfence-benchmark-2", holdsTable: false))
+  }
   ports[domain(1)] = [NetworkPort(interface: "vif777.0", mac: MACAddress(rawValue: 0x0200_0000_0000))]
-  try await first.update(ports: ports)
-  report("one domain's measures moved to another port", clock.now - begin)
+  try await timed({ _ in "one domain's measures moved to another port" }) { try await first.update(ports: ports) }
   return ports
 }
 
 /// What a daemon does at its start: takes the table over, names the ports, reads back.
 func restart(_ ports: [DomainUUID: [NetworkPort]]) async throws {
-  let begin = clock.now
-  let sink = try NftablesSink.open(configuration)
-  try await sink.update(ports: ports)
-  let state = try await sink.readBack(at: start)
-  report("\(state.measures.count) measures taken over by another process's sink, and read back", clock.now - begin)
+  let sink = try await timed({ "\($0.adoptedMeasures) measures taken over by another process's sink" }) {
+    try NftablesSink.open(configuration)
+  }
+  try await timed({ _ in "the same ports named" }) { try await sink.update(ports: ports) }
+  _ = try await timed({ "\($0.measures.count) measures read back" }) { try await sink.readBack(at: start) }
   _ = try await sink.replace(with: [], at: start)
 }
 

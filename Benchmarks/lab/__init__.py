@@ -1,0 +1,1 @@
+"""What the measuring scripts of this folder share: a bridge in network namespaces, drawing, figures."""

@@ -1,0 +1,251 @@
+"""A host with a bridge, a guest with real servers and an outside, each in a network namespace; and the engine under test on the host.
+
+    guest eth0 ── vif1.0 ── xenbr0 ── uplink0 ── eth0 outside        10.77.0.1, .254 (host), .99
+
+Nothing leaves the namespaces. Everything that is started is ended.
+"""
+import json, os, re, shlex, shutil, signal, subprocess, sys, tempfile, time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+TICKS = os.sysconf("SC_CLK_TCK")
+GUEST, OUTSIDE = "10.77.0.1", "10.77.0.99"
+GUEST_MAC, OUTSIDE_MAC = "02:77:00:00:00:01", "02:77:00:00:00:63"
+UUID = "6e1b4d0a-93c5-4c54-8d0e-5a0c7a1f0001"
+# Of the capture, in bytes: as `run` has it. Another engine should get as much.
+BUFFER = 4 << 20
+
+
+def sh(script, **options):
+    return subprocess.run(["sh", "-ec", script], check=True, stdout=subprocess.PIPE, text=True, **options).stdout
+
+
+def missing(*programs):
+    """Those of these programs that are not installed."""
+    return [program for program in programs if not shutil.which(program)]
+
+
+def cpu_of(pids):
+    """Seconds of processor time that these processes have used (proc(5), fields 14 and 15)."""
+    total = 0
+    for pid in pids:
+        try:
+            fields = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        total += int(fields[11]) + int(fields[12])
+    return total / TICKS
+
+
+def memory_of(pids):
+    """Resident memory of these processes, in bytes."""
+    total = 0
+    for pid in pids:
+        try:
+            total += int(re.search(r"^VmRSS:\s+(\d+)", open(f"/proc/{pid}/status").read(), re.M)[1]) << 10
+        except (OSError, TypeError):
+            continue
+    return total
+
+
+def children(pid):
+    """The process and all that it has started."""
+    found, queue = [], [pid]
+    while queue:
+        process = queue.pop()
+        found.append(process)
+        try:
+            for task in os.listdir(f"/proc/{process}/task"):
+                queue += [int(word) for word in open(f"/proc/{process}/task/{task}/children").read().split()]
+        except OSError:
+            continue
+    return found
+
+
+class Bed:
+    def __init__(self, build=None):
+        self.folder = tempfile.mkdtemp(prefix="vmfence-bench-")
+        os.chmod(self.folder, 0o755)
+        self.build = build or os.path.join(ROOT, ".build/release")
+        label = f"vmf-bench-{os.getpid()}"
+        self.host, self.guest, self.outside = f"{label}-host", f"{label}-vm1", f"{label}-out"
+        self.processes = []
+        off = "net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0"
+        for name in (self.host, self.guest, self.outside):
+            sh(f"ip netns add {name}; ip netns exec {name} sysctl -qw {off}; ip -n {name} link set lo up")
+        sh(f"""
+            ip -n {self.host} link add xenbr0 address 02:77:00:00:00:fe type bridge forward_delay 0
+            ip -n {self.host} addr add 10.77.0.254/24 dev xenbr0
+            ip -n {self.host} link set xenbr0 up""")
+        for name, port, address, mac, other, other_mac in (
+            (self.guest, "vif1.0", GUEST, GUEST_MAC, OUTSIDE, OUTSIDE_MAC),
+            (self.outside, "uplink0", OUTSIDE, OUTSIDE_MAC, GUEST, GUEST_MAC)):
+            sh(f"""
+                ip -n {self.host} link add {port} type veth peer name eth0 netns {name} address {mac}
+                ip -n {self.host} link set {port} master xenbr0 up
+                ip -n {name} addr add {address}/24 dev eth0
+                ip -n {name} link set eth0 up
+                ip -n {name} neigh replace {other} lladdr {other_mac} dev eth0 nud permanent""")
+        # Sources of attacks: each is an address of the outside.
+        sh(f"""ip -n {self.outside} route add local 10.64.0.0/10 dev lo
+               ip -n {self.guest} route add 10.64.0.0/10 via {OUTSIDE}""")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in reversed(self.processes):
+            self.stop(process)
+        for name in (self.host, self.guest, self.outside):
+            subprocess.run(["sh", "-c", f"ip netns pids {name} | xargs -r kill -9; ip netns del {name}"],
+                           stderr=subprocess.DEVNULL)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def write(self, name, text):
+        with open(self.path(name), "w") as file:
+            file.write(text)
+        return self.path(name)
+
+    # Programs
+
+    def command(self, namespace, command, cpu=None):
+        words = shlex.split(command) if isinstance(command, str) else list(command)
+        pin = ["taskset", "-c", str(cpu)] if cpu is not None else []
+        return ["ip", "netns", "exec", namespace] + pin + words
+
+    def run(self, namespace, command, cpu=None, **options):
+        return subprocess.run(self.command(namespace, command, cpu), stdout=subprocess.PIPE, text=True,
+                              stdin=subprocess.DEVNULL, **options)
+
+    def start(self, namespace, command, cpu=None, **options):
+        options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | options
+        process = subprocess.Popen(self.command(namespace, command, cpu), stdin=subprocess.DEVNULL, text=True, **options)
+        self.processes.append(process)
+        return process
+
+    def stop(self, process, number=signal.SIGTERM, patience=30):
+        if process.poll() is None:
+            process.send_signal(number)
+            try:
+                process.wait(patience)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if process in self.processes:
+            self.processes.remove(process)
+
+    def wait_for(self, what, condition, patience=60):
+        end = time.monotonic() + patience
+        while not condition():
+            if time.monotonic() > end:
+                sys.exit(f"evaluation: waited {patience} s for {what}")
+            time.sleep(0.02)
+
+    def link(self, field, port="vif1.0"):
+        """A counter of the host's end of a port."""
+        return int(self.run(self.host, f"cat /sys/class/net/{port}/statistics/{field}").stdout)
+
+    def wire_packets(self):
+        """Packets that have passed the guest's port, both ways, and those that it lost after they were seen there."""
+        return sum(self.link(field) for field in ("tx_packets", "rx_packets", "tx_dropped"))
+
+
+class Engine:
+    """What is measured: VMFence, another engine, or nothing."""
+
+    def __init__(self, bed, name, rules, cpu=None, command=None, patterns=(), more="", policy=None, log=None):
+        self.bed, self.name, self.cpu = bed, name, cpu
+        self.process, self.output = None, None
+        self.command, self.patterns, self.rules = command, patterns, rules
+        self.more, self.policy, self.log = more, policy or "rules: []\n", log
+
+    @property
+    def is_ours(self):
+        return self.name == "vmfence"
+
+    def start(self):
+        """- Returns: the seconds until it was ready."""
+        begin = time.monotonic()
+        if self.name == "base":
+            return 0.0
+        self.output = open(self.bed.path(f"{self.name}.log"), "w+")
+        if not self.is_ours:
+            words = self.command.format(interface="vif1.0", rules=self.rules, buffer=BUFFER, cpu=self.cpu)
+            self.process = self.bed.start(self.bed.host, words, self.cpu, stdout=self.output, stderr=self.output)
+            time.sleep(5)
+            return 5.0
+        self._configure()
+        command = [os.path.join(self.bed.build, "vmfence-ref"), "run", "--config", self.bed.path("host.yaml"),
+                   "--eve", self.bed.path("eve.json")]
+        self.process = self.bed.start(self.bed.host, command, self.cpu, stdout=self.output, stderr=self.output)
+
+        def is_ready():
+            if self.process.poll() is not None:
+                sys.exit(f"evaluation: vmfence-ref has ended:\n{self.said()}")
+            return "capturing on vif1.0" in self.said() and re.search(r"\brunning\b", self.said())
+        self.bed.wait_for("vmfence-ref", is_ready)
+        return time.monotonic() - begin
+
+    def _configure(self):
+        bed = self.bed
+        bed.write("policy.yaml", self.policy)
+        bed.write("inventory.yaml", f"""version: 1
+domains:
+  - name: guest
+    uuid: {UUID}
+    domid: 1
+    tenant: acme
+    ports: [{{interface: vif1.0, bridge: xenbr0, mac: "{GUEST_MAC}", addresses: [{GUEST}]}}]
+""")
+        os.makedirs(bed.path("state"), exist_ok=True)
+        bed.write("host.yaml", f"""version: 1
+node: dom0
+inventory: inventory.yaml
+state-directory: state
+metrics: {{address: 127.0.0.1, port: 9477}}
+rules: {{dialect: snort2, common: {self.rules}}}
+policy: policy.yaml
+{self.more}
+""")
+
+    def said(self):
+        return open(self.output.name).read()
+
+    def pids(self):
+        return children(self.process.pid) if self.process else []
+
+    def metrics(self):
+        """The daemon's own figures, by name with labels. They are brought up to date once a second."""
+        text = self.bed.run(self.bed.host, "curl -s http://127.0.0.1:9477/metrics").stdout
+        return {name: float(value) for name, value in re.findall(r"^(\w+(?:{[^}]*})?) (\S+)$", text, re.M)}
+
+    def total(self, name, figures=None):
+        return sum(value for key, value in (figures or self.metrics()).items() if key.split("{")[0] == name)
+
+    def settle(self):
+        """Waits until everything that was captured has been inspected, or counted as not inspected."""
+        last, quiet, end = None, 0, time.monotonic() + 60
+        while quiet < 3 and time.monotonic() < end:
+            time.sleep(0.5)
+            figures = self.metrics()
+            now = tuple(self.total(name, figures) for name in (
+                "vmfence_capture_packets_total", "vmfence_inspected_packets_total", "vmfence_packets_uninspected_total",
+                "vmfence_capture_drops_total"))
+            quiet = quiet + 1 if now == last else 0
+            last = now
+        return dict(zip(("captured", "inspected", "uninspected", "dropped"), last))
+
+    def stop(self):
+        """- Returns: what another engine said of its packets and drops, by the patterns that were given."""
+        if not self.process:
+            return None
+        self.bed.stop(self.process, signal.SIGTERM if self.is_ours else signal.SIGINT)
+        self.process = None
+        if self.is_ours or not self.patterns:
+            return None
+        found = [re.findall(pattern, self.said()) for pattern in self.patterns]
+        if not all(found):
+            sys.exit(f"evaluation: {self.name} said nothing of its packets and drops:\n{self.said()[-2000:]}")
+        return [float(values[-1].replace(",", "")) for values in found]
