@@ -374,6 +374,7 @@ extension EnforcementCoordinator {
   /// Reports the decisions that waited as in force, if they are now. Those that ran out meanwhile are not spoken of any more.
   @discardableResult
   private func settleDesired(at time: Timestamp) async -> [Decision] {
+    guard !desired.isEmpty else { return [] }
     var settled: [Decision] = []
     let inForce = Set(updater.measuresInForce.map(\.decision))
     for decision in waitingForFirewall {

@@ -120,8 +120,9 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   /// Runs until a signal asks it to stop.
   func run() async throws(ReplayFailure) {
     var (nextTick, nextSlow, nextStatistics, nextAlive) = (started, started, started, started)
-    await refreshNeverBlock(at: started, isFirst: true)
-    await refreshInventory(at: started)
+    // First the ports, so that restored measures need not move there afterwards; what is never blocked puts the measures in force.
+    await refreshInventory(at: clock.now)
+    await refreshNeverBlock(at: clock.now, isFirst: true)
     do throws(FirewallError) { try await coordinator.reconcile(at: clock.now) } catch {
       throw ReplayFailure(error.diagnostic, error.code == .permissionDenied ? Exit.noPermission : Exit.unavailable)
     }
