@@ -25,10 +25,6 @@ final class Captures {
   /// How old a frame may be when it is read; older or younger times are not believed, since the system's clock may have been set meanwhile.
   private static var ageMaximum: Duration { .seconds(5) }
 
-  /// How long the kernel may hold frames back. This is most of the time from an attack's packet to its block, and costs a timer of this period for each
-  /// capture: 16 captures tick every millisecond, and more of them more slowly, so that all together tick 16,000 times a second at most.
-  private static func latency(of captures: Int) -> Duration { .milliseconds(min(8, max(1, captures / 16))) }
-
   private let logger: Logger
   private var open: [Open] = []
   private var missing: Set<Wanted> = []
@@ -49,8 +45,7 @@ final class Captures {
       let port = ports.number(item.interface, isBridge: item.isBridge)
       do throws(PacketSourceError) {
         let capture = try LiveCapture.open(
-          interface: item.interface, port: port, kind: item.isBridge ? .bridge : .guestPort,
-          configuration: .init(latency: Self.latency(of: wanted.count)))
+          interface: item.interface, port: port, kind: item.isBridge ? .bridge : .guestPort)
         open.append(Open(item, capture))
         missing.remove(item)
         logger.notice("capturing on \(item.interface)")
