@@ -108,6 +108,38 @@ import VMFenceTestKit
     #expect(code() == .edited)
   }
 
+  @Test func theDecisionLogKnowsHowManyWereSigned() throws {
+    let log = MemoryDecisionLog()
+    func write(_ disk: String = "web") throws {
+      _ = try Baseline.write(
+        disk: disk, patterns: ["/etc/**"], entries: [Self.entry("/etc/a")], at: Timestamp(seconds: 1), to: store,
+        key: key, log: BaselineLog(log, holding: log.decisions))
+    }
+    func code(_ decisions: [Decision]) -> BaselineError.Code? {
+      do throws(BaselineError) {
+        _ = try Baseline.read(disk: "web", from: store, key: key, log: BaselineLog(log, holding: decisions))
+        return nil
+      } catch { return error.code }
+    }
+    try write()
+    let old = try store.records(in: "baseline", from: [], to: nil, limit: 10)
+    try write("other")
+    try write()
+    try write()
+    #expect(log.decisions.map(\.id) == [1, 2, 3, 4] && code(log.decisions) == nil)
+    // An old one, with the key's count of then.
+    try store.commit(old.map { .put(table: "baseline", key: $0.key, value: $0.value) })
+    try FileManager.default.removeItem(atPath: key.path + ".generations")
+    #expect(code([]) == nil, "without the log nobody knows")
+    #expect(code(log.decisions) == .old)
+    var edited = log.decisions
+    edited[3].step = 1
+    #expect(code(edited) == .edited)
+    try write()
+    #expect(code(log.decisions) == nil && log.decisions.last?.step == 4, "the next one counts on")
+    #expect(code(Array(log.decisions[..<2])) == .edited, "the log was cut")
+  }
+
   @Test func aFailureLeavesTheOneBefore() throws {
     _ = try write([Self.entry("/etc/a")])
     store.fail(with: StateStoreError(.full, "no room"))

@@ -16,18 +16,20 @@ public struct Baseline: Sendable {
   private static let table = "baseline"
   static func entryTable(_ disk: String) -> String { "baseline:" + disk }
 
-  /// Writes a new baseline in the place of the one before, as a whole or not at all, and counts it beside the key.
+  /// Writes a new baseline in the place of the one before, as a whole or not at all, and counts it beside the key and in the decision
+  /// log.
   ///
-  /// - Throws: `full`, `inputOutput`; then the one before stands. `edited` when the count was tampered with.
+  /// - Throws: `full`, `inputOutput`; then the one before stands, unless the message says that only the decision log could not be
+  ///   written. `edited` when a count was tampered with.
   public static func write(
     disk: String, patterns: [String], entries: [BaselineEntry], at time: Timestamp, to store: some StateStore,
-    key: IntegrityKey
+    key: IntegrityKey, log: BaselineLog? = nil
   ) throws(BaselineError) -> Baseline {
     let counter = GenerationFile(key)
     let stored = try header(of: disk, in: store)?.generation ?? 0
     let ordered = entries.map { (key: $0.key, entry: $0) }.sorted { $0.key.lexicographicallyPrecedes($1.key) }
     let baseline = Baseline(
-      disk: disk, generation: max(stored, try counter.generation(of: disk)) + 1, time: time, patterns: patterns,
+      disk: disk, generation: max(stored, try counted(disk, key, log)) + 1, time: time, patterns: patterns,
       entries: ordered.map(\.entry))
     var changes: [StateChange] = [.removeRange(table: entryTable(disk), from: [], to: nil)]
     var hmac = baseline.beginCode(key)
@@ -40,16 +42,35 @@ public struct Baseline: Sendable {
     changes.append(.put(table: table, key: Array(disk.utf8), value: baseline.headerBytes + hmac.code()))
     do throws(StateStoreError) { try store.commit(changes) } catch { throw BaselineError(error) }
     try counter.set(baseline.generation, of: disk)
+    try log?.append(baseline, key: key)
     return baseline
+  }
+
+  /// How many were signed: the higher of what the key's own count and the decision log say.
+  ///
+  /// - Throws: `edited`: also when the log knows of some, and not of the last ones: it was cut.
+  private static func counted(
+    _ disk: String, _ key: IntegrityKey, _ log: BaselineLog?
+  ) throws(BaselineError) -> UInt64 {
+    let own = try GenerationFile(key).generation(of: disk)
+    guard let logged = try log?.generation(of: disk, key: key), logged > 0 else { return own }
+    // One less: a process ended between the two.
+    guard logged + 1 >= own else {
+      throw BaselineError(
+        .edited,
+        "the decision log knows of \(logged) baselines of \(disk.escapedForDisplay), and \(own) were signed: it was cut",
+        remedy: "find out who did; restore the log from a copy")
+    }
+    return max(own, logged)
   }
 
   /// Reads a disk's baseline and verifies all of it.
   ///
   /// - Throws: `noBaseline`, `edited`, `old`, `inputOutput`.
   public static func read(
-    disk: String, from store: some StateStore, key: IntegrityKey
+    disk: String, from store: some StateStore, key: IntegrityKey, log: BaselineLog? = nil
   ) throws(BaselineError) -> Baseline {
-    let counted = try GenerationFile(key).generation(of: disk)
+    let counted = try counted(disk, key, log)
     guard let header = try header(of: disk, in: store) else {
       guard counted == 0 else {
         throw BaselineError(
