@@ -85,7 +85,7 @@ let package = Package(
     .executableTarget(
       name: "vmfence-disk",
       dependencies: [
-        "VMFenceCore", "VMFenceIntegrity", "VMFenceBlock", "VMFenceProcess", "CLinux",
+        "VMFenceCore", "VMFenceIntegrity", "VMFenceBlock", "VMFenceProcess", "VMFenceControl", "CLinux",
         .product(
           name: "ArgumentParser", package: "swift-argument-parser", condition: .when(traits: ["Daemon"])),
       ], swiftSettings: strict),
@@ -121,7 +121,9 @@ let package = Package(
     .testTarget(
       name: "VMFencePacketsTests", dependencies: ["VMFencePackets", "VMFenceTestKit"], swiftSettings: strict),
     .testTarget(
-      name: "VMFenceIntegrityTests", dependencies: ["VMFenceIntegrity", "VMFenceBlock", "VMFenceTestKit"],
+      name: "VMFenceIntegrityTests",
+      // A real rule engine for what is written to files; nothing in VMFenceIntegrity knows it.
+      dependencies: ["VMFenceIntegrity", "VMFenceBlock", "VMFenceDetection", "VMFenceTestKit"],
       swiftSettings: strict),
     .testTarget(
       name: "VMFenceDetectionTests", dependencies: ["VMFenceDetection", "VMFencePackets", "VMFenceTestKit"],
@@ -165,7 +167,8 @@ let package = Package(
     .testTarget(
       name: "VMFenceStoreTests", dependencies: ["VMFenceStore", "VMFenceConformance", "VMFenceTestKit"],
       swiftSettings: strict),
-    .testTarget(name: "VMFenceDiskTests", dependencies: ["vmfence-disk"], swiftSettings: strict),
+    .testTarget(
+      name: "VMFenceDiskTests", dependencies: ["vmfence-disk", "VMFenceControl", "vmfence-ref"], swiftSettings: strict),
     .testTarget(name: "HouseTests", swiftSettings: strict),
   ]
 )

@@ -25,8 +25,13 @@ int vmfence_seccomp_disk(void) {
       ALLOW(epoll_wait),
 #endif
       ALLOW(epoll_pwait),
+#if defined(SYS_poll)
+      ALLOW(poll),
+#endif
+      ALLOW(ppoll),
       ALLOW(fdatasync),
       ALLOW(fallocate),
+      ALLOW(ftruncate),
       ALLOW(lseek),
       ALLOW(fadvise64),
       BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 0, 4),

@@ -81,11 +81,16 @@ public struct RecordedBlockSource: BlockSource, ~Copyable {
       }
       if let deadline, step.request.timestamp > deadline { return outcome }
       let count = try load(step)
-      upcoming = nil
       if step.missing > 0 {
         observer.observeGap(at: step.request.timestamp, reason: "\(step.missing) lines are missing in the recording")
+        upcoming?.missing = 0
       }
       let verdict = buffer.withRawSpan { observer.observe(step.request, data: $0.extracting(0..<count)) }
+      guard verdict != .hold else {
+        outcome.isHeld = true
+        return outcome
+      }
+      upcoming = nil
       outcome.requests += 1
       if verdict == .deny { outcome.denied += 1 }
     }

@@ -25,7 +25,7 @@ public struct BlockSourceConformance: Sendable {
 
   /// Checks: that numbers rise by one except at a gap that was told; that a write carries exactly its data and
   /// nothing else does; that the limit and the deadline are kept and change nothing about what is delivered; that
-  /// denied requests are counted; that an end stays.
+  /// denied requests are counted; that one which is held is shown again; that an end stays.
   public func check<Source: BlockSource & ~Copyable>(
     sourceLocation: SourceLocation = #_sourceLocation, _ make: () throws -> Source
   ) throws {
@@ -43,6 +43,7 @@ public struct BlockSourceConformance: Sendable {
     }
     try checkDeadline(try make(), whole.entries, sourceLocation)
     try checkDenials(try make(), whole.entries, sourceLocation)
+    try checkHolding(try make(), whole.entries, sourceLocation)
   }
 
   private struct Run {
@@ -115,6 +116,25 @@ public struct BlockSourceConformance: Sendable {
     let outcome = try source.deliver(limit: .max, until: nil, to: &observer)
     #expect(
       outcome.denied == denied.count && observer.entries.count == whole.count, "denied requests are counted",
+      sourceLocation: sourceLocation)
+  }
+
+  private func checkHolding<Source: BlockSource & ~Copyable>(
+    _ source: consuming Source, _ whole: [RecordingBlockObserver.Entry], _ sourceLocation: SourceLocation
+  ) throws {
+    let held = Set(whole.map(\.request.sequence).filter { $0 % 3 == 1 })
+    var observer = RecordingBlockObserver(holding: held)
+    var (holds, calls, isAtEnd) = (0, 0, false)
+    while !isAtEnd, calls < held.count + Self.emptyCallsAtMost {
+      let outcome = try source.deliver(limit: .max, until: nil, to: &observer)
+      if outcome.isHeld { holds += 1 }
+      isAtEnd = outcome.isAtEnd
+      calls += 1
+    }
+    let expected = whole.flatMap { held.contains($0.request.sequence) ? [$0, $0] : [$0] }
+    #expect(
+      isAtEnd && holds == held.count && observer.entries == expected,
+      "a held request is shown again, and nothing before",
       sourceLocation: sourceLocation)
   }
 }

@@ -25,14 +25,16 @@ public final class ControlClient {
   }
 
   /// The answer's result, as JSON.
-  public func ask(_ request: ControlRequest) throws(ControlFailure) -> [UInt8] {
+  public func ask(_ request: some Encodable) throws(ControlFailure) -> [UInt8] {
     try send(request)
     guard let line = try nextLine() else { throw ControlFailure("the daemon did not answer") }
     return line
   }
 
   /// The answer's result.
-  public func ask<Result: Decodable>(_ request: ControlRequest, _ type: Result.Type) throws(ControlFailure) -> Result {
+  public func ask<Result: Decodable>(
+    _ request: some Encodable, _ type: Result.Type
+  ) throws(ControlFailure) -> Result {
     let answer: Answer<Result>
     let bytes = try ask(request)
     do { answer = try JSONDecoder().decode(Answer<Result>.self, from: Data(bytes)) } catch {
@@ -62,7 +64,7 @@ public final class ControlClient {
     var error: ControlFailure?
   }
 
-  private func send(_ request: ControlRequest) throws(ControlFailure) {
+  private func send(_ request: some Encodable) throws(ControlFailure) {
     guard let bytes = try? JSONEncoder().encode(request),
       connection.write(Array(bytes) + [0x0A], patience: patience, while: { true })
     else { throw ControlFailure("the daemon hung up") }

@@ -45,7 +45,7 @@ public final class ControlServer: Sendable {
 
   /// Begins to answer.
   public func start() {
-    let refusal = Self.answer(
+    let refusal = ControlAnswer.encode(
       .failure(
         ControlFailure(
           "\(limits.clients) clients are served already", remedy: "try again, or end one that follows alerts")))
@@ -79,14 +79,16 @@ public final class ControlServer: Sendable {
       switch line {
       case .tooLong:
         let failure = ControlFailure("a request has at most \(limits.request) bytes")
-        _ = connection.write(Self.answer(.failure(failure)), patience: limits.patience) { !isClosed }
+        _ = connection.write(ControlAnswer.encode(.failure(failure)), patience: limits.patience) { !isClosed }
         return
       case .line(let bytes):
         let request: ControlRequest
         do { request = try JSONDecoder().decode(ControlRequest.self, from: Data(bytes)) } catch {
           let verbs = ControlRequest.Verb.allCases.map(\.rawValue).joined(separator: ", ")
           let failure = ControlFailure("this is no request", remedy: "one JSON object with `verb`: one of \(verbs)")
-          guard connection.write(Self.answer(.failure(failure)), patience: limits.patience, while: { !isClosed }) else {
+          guard
+            connection.write(ControlAnswer.encode(.failure(failure)), patience: limits.patience, while: { !isClosed })
+          else {
             return
           }
           continue
@@ -114,7 +116,7 @@ public final class ControlServer: Sendable {
       done.signal()
     }
     done.wait()
-    return Self.answer(box.take())
+    return ControlAnswer.encode(box.take())
   }
 
   private final class Box: Sendable {
@@ -123,17 +125,6 @@ public final class ControlServer: Sendable {
     func set(_ value: Result<[UInt8], ControlFailure>) { result.withLock { $0 = value } }
     func take() -> Result<[UInt8], ControlFailure> {
       result.withLock { $0 } ?? .failure(ControlFailure("there is no answer"))
-    }
-  }
-
-  private static func answer(_ result: Result<[UInt8], ControlFailure>) -> [UInt8] {
-    switch result {
-    case .success(let bytes): return Array("{\"ok\":true,\"result\":".utf8) + bytes + Array("}\n".utf8)
-    case .failure(let failure):
-      let encoder = JSONEncoder()
-      encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
-      let text = (try? encoder.encode(failure)).map { Array($0) } ?? Array("{}".utf8)
-      return Array("{\"ok\":false,\"error\":".utf8) + text + Array("}\n".utf8)
     }
   }
 

@@ -30,6 +30,9 @@ public struct FileAttributes: OptionSet, Hashable, Sendable {
   /// `read`: reads that the guest's cache did not answer. Not one of AIDE's.
   public static let reads = FileAttributes(rawValue: 1 << 12)
 
+  /// `content`: what is written is handed to rules (`ContentInspection`). Costs a reading of it. Not one of AIDE's.
+  public static let content = FileAttributes(rawValue: 1 << 13)
+
   /// `X`: what is beside the mode bits.
   public static let extra: FileAttributes = [.accessControl, .extendedAttributes]
   /// `L`: who may do what; contents may change.
@@ -40,13 +43,14 @@ public struct FileAttributes: OptionSet, Hashable, Sendable {
   ]
   /// Everything but hashes and reads: what a rule has when it says nothing.
   public static let standard: FileAttributes = [.log, .size, .modificationTime]
-  /// `R`: everything but reads.
+  /// `R`: everything but reads and `content`.
   public static let readOnly: FileAttributes = [.standard, .sha256]
 
   private static let names: [(String, FileAttributes)] = [
     ("p", .permissions), ("i", .inode), ("n", .links), ("u", .user), ("g", .group), ("s", .size), ("S", .growingSize),
     ("m", .modificationTime), ("acl", .accessControl), ("xattrs", .extendedAttributes), ("sha256", .sha256),
-    ("l", .target), ("read", .reads), ("X", .extra), ("L", .log), (">", .growingLog), ("R", .readOnly), ("E", []),
+    ("l", .target), ("read", .reads), ("content", .content), ("X", .extra), ("L", .log), (">", .growingLog),
+    ("R", .readOnly), ("E", []),
   ]
 
   /// Reads attributes and groups joined by `+` and `-`, from the left: `R+read`, `p+u+g`, `R-m`.

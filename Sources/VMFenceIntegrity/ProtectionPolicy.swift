@@ -2,12 +2,24 @@ internal import VMFenceCore
 
 /// What is protected on one disk, and how.
 public struct ProtectionPolicy: Sendable {
-  public enum Action: UInt8, Hashable, Sendable, Comparable {
+  /// What is done about changes, the strongest last: where several rules match a path, the strongest counts.
+  public enum Action: UInt8, Hashable, Sendable, Comparable, CaseIterable {
     /// Report changes.
     case alert
+    /// Report changes, and keep what a protected file contained before them (`KeptContents`), as far as there is room. Nothing
+    /// is refused, and nothing is written back while the guest runs: its kernel holds what it wrote in its own memory, and
+    /// would not see it. Names, owners and modes are not kept. Without a journal, contents of a file that is truncated,
+    /// deleted or replaced are not kept either: their blocks may have been another file's before the disk shows why.
+    case rollback
     /// Report changes, and refuse requests that change what a protected file contains at its place. What the guest does
     /// with metadata (renaming another file over it, truncating it) is reported and not refused.
     case denyData
+    /// Report, and hold the request that `denyMetadata` would refuse, until somebody decides about it or `freezeLimit` has
+    /// passed (`BlockVerdict.hold`). **The whole disk stands still meanwhile**; a guest's kernel complains of tasks that hang
+    /// after two minutes, and nothing else is done to the domain: pausing it is for whoever reads the event. What is refused
+    /// then is refused as by `denyMetadata`, with the same consequences; of what passes, the contents before are kept as by
+    /// `rollback`. Without a journal only contents are judged.
+    case freeze
     /// As `denyData`, and refuse what changes a protected file's name, inode or attributes. On a file system with a journal
     /// the commit block of a transaction that holds such a change is refused: **the guest's journal stops**, its file
     /// system becomes read-only, and nothing else in that transaction is kept either. Without a journal metadata reach the
@@ -15,6 +27,26 @@ public struct ProtectionPolicy: Sendable {
     case denyMetadata
 
     public static func < (a: Action, b: Action) -> Bool { a.rawValue < b.rawValue }
+
+    /// As it is written in policies: `alert`, `rollback`, `deny-data`, `freeze`, `deny-metadata`.
+    public var name: String {
+      switch self {
+      case .alert: "alert"
+      case .rollback: "rollback"
+      case .denyData: "deny-data"
+      case .freeze: "freeze"
+      case .denyMetadata: "deny-metadata"
+      }
+    }
+
+    /// Nil when no verb has this name.
+    public init?(name: String) {
+      guard let action = Self.allCases.first(where: { $0.name == name }) else { return nil }
+      self = action
+    }
+
+    /// Whether what was there before a change is kept.
+    var keepsContents: Bool { self == .rollback || self == .freeze }
   }
 
   /// A path from the root of the file system, or a pattern of such paths.
@@ -119,8 +151,14 @@ public struct ProtectionPolicy: Sendable {
   /// Whether some rule asks for hashes.
   var tellsHashes: Bool { rules.contains { $0.attributes.contains(.sha256) } }
 
-  /// Whether some rule refuses changes of metadata.
-  var deniesMetadata: Bool { rules.contains { $0.action == .denyMetadata } }
+  /// Whether some rule asks for contents to be handed to rules.
+  var tellsContents: Bool { rules.contains { $0.attributes.contains(.content) } }
+
+  /// Whether some rule refuses or holds changes of metadata.
+  var judgesMetadata: Bool { rules.contains { $0.action >= .freeze } }
+
+  /// Whether some rule asks for contents to be kept.
+  var keepsContents: Bool { rules.contains { $0.action.keepsContents } }
 
   /// Which patterns are how far matched by a path: all that must be known of a directory to go on to its names.
   struct Frontier: Hashable, Sendable {

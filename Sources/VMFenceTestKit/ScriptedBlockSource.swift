@@ -26,6 +26,10 @@ public struct ScriptedBlockSource: BlockSource, ~Copyable {
       case .request(let request, let data):
         if let deadline, request.timestamp > deadline { return outcome }
         let verdict = data.withRawSpan { observer.observe(request, data: $0) }
+        guard verdict != .hold else {
+          outcome.isHeld = true
+          return outcome
+        }
         outcome.requests += 1
         if verdict == .deny { outcome.denied += 1 }
       case .gap(let time, let reason):
@@ -51,11 +55,17 @@ public struct RecordingBlockObserver: BlockObserver, ~Copyable {
   public private(set) var gaps: [String] = []
   /// The sequence numbers of the requests it denies.
   public var denied: Set<UInt64>
+  /// The sequence numbers of the requests it holds when it is shown them first; it passes them the second time.
+  public var held: Set<UInt64>
 
-  public init(denying denied: Set<UInt64> = []) { self.denied = denied }
+  public init(denying denied: Set<UInt64> = [], holding held: Set<UInt64> = []) {
+    self.denied = denied
+    self.held = held
+  }
 
   public mutating func observe(_ request: BlockRequest, data: RawSpan) -> BlockVerdict {
     entries.append(Entry(request: request, data: data.copiedBytes()))
+    if held.remove(request.sequence) != nil { return .hold }
     return denied.contains(request.sequence) ? .deny : .allow
   }
 

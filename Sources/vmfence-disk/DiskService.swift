@@ -1,6 +1,7 @@
 #if Daemon
 import Foundation
 import VMFenceBlock
+import VMFenceControl
 import VMFenceCore
 import VMFenceIntegrity
 
@@ -9,6 +10,11 @@ protocol DiskWatcher: BlockObserver, ~Copyable {
   mutating func advance(to time: Timestamp)
   mutating func finish(at time: Timestamp)
   mutating func drainEvents() -> [FileEvent]
+  mutating func drainKeptContents() -> [KeptContents]
+  mutating func expect(_ patterns: [String], from: Timestamp, until: Timestamp) throws(IntegrityError)
+  func expected(at time: Timestamp) -> [(patterns: [String], until: Timestamp)]
+  var heldRequest: IntegrityMonitor.HeldRequest? { get }
+  mutating func decide(_ verdict: BlockVerdict) -> Bool
   var counters: [(name: String, value: UInt64)] { get }
 }
 
@@ -18,7 +24,9 @@ extension DiskMonitor: DiskWatcher {
     return [
       ("monitor_hits", statistics.hits), ("monitor_denied", statistics.denied), ("monitor_gaps", statistics.gaps),
       ("monitor_resyncs", statistics.resyncs), ("monitor_damages", statistics.damages),
-      ("monitor_lost_events", statistics.lostEvents),
+      ("monitor_lost_events", statistics.lostEvents), ("monitor_held", statistics.held),
+      ("monitor_fast_commits", statistics.fastCommits),
+      ("monitor_lost_contents", statistics.lostContents),
     ]
   }
 }
@@ -30,6 +38,13 @@ struct PassingObserver: DiskWatcher, ~Copyable {
   mutating func advance(to time: Timestamp) {}
   mutating func finish(at time: Timestamp) {}
   mutating func drainEvents() -> [FileEvent] { [] }
+  mutating func drainKeptContents() -> [KeptContents] { [] }
+  mutating func expect(_ patterns: [String], from: Timestamp, until: Timestamp) throws(IntegrityError) {
+    throw IntegrityError(.badPattern, "nothing is watched on this disk", remedy: "protect something first")
+  }
+  func expected(at time: Timestamp) -> [(patterns: [String], until: Timestamp)] { [] }
+  var heldRequest: IntegrityMonitor.HeldRequest? { nil }
+  mutating func decide(_ verdict: BlockVerdict) -> Bool { false }
   var counters: [(name: String, value: UInt64)] { [] }
 }
 
@@ -44,6 +59,8 @@ struct DiskService {
   let clock: SystemClock
   let output: EventOutput
   let incarnation: Incarnation
+  var desk: ControlDesk?
+  var keeper: ContentsKeeper?
 
   func run<Watcher: DiskWatcher & ~Copyable>(_ server: inout NBDServer, _ watcher: inout Watcher) throws {
     let start = clock.now
@@ -60,7 +77,9 @@ struct DiskService {
         let now = clock.now
         if outcome.requests > 0 { lastRequest = now }
         watcher.advance(to: now)
+        desk?.serve(at: now) { answer($0, server.statistics, &watcher, at: now) }
         if outcome.isAtEnd { watcher.finish(at: now) }
+        keeper?.keep(watcher.drainKeptContents(), at: now, output, incarnation)
         output.write(watcher.drainEvents(), at: now)
         if outcome.isAtEnd || now - lastStatistics >= Self.statisticsInterval {
           lastStatistics = now
@@ -71,6 +90,45 @@ struct DiskService {
     } catch {
       throw VMFenceDisk.end(71, error.description)
     }
+  }
+
+  /// What an operator asks.
+  private func answer<Watcher: DiskWatcher & ~Copyable>(
+    _ request: DiskControlRequest, _ statistics: NBDStatistics, _ watcher: inout Watcher, at now: Timestamp
+  ) -> Result<DiskControlStatus, ControlFailure> {
+    switch request.verb {
+    case .status: break
+    case .expect:
+      guard let paths = request.paths, !paths.isEmpty, let duration = request.duration, duration > 0,
+        duration <= DiskControlRequest.durationLimit
+      else {
+        return .failure(ControlFailure("`expect` needs `paths`, and a `duration` of at most seven days in seconds"))
+      }
+      do throws(IntegrityError) { try watcher.expect(paths, from: now, until: now + .seconds(duration)) } catch {
+        return .failure(ControlFailure(error))
+      }
+    case .decide:
+      guard let verdict = request.verdict, let held = watcher.heldRequest, held.sequence == request.request,
+        watcher.decide(verdict == .allow ? .allow : .deny)
+      else {
+        return .failure(
+          ControlFailure("no such request waits for a decision", remedy: "`status` says which does, by its number"))
+      }
+    }
+    let windows = watcher.expected(at: now).map {
+      DiskControlStatus.Window(paths: $0.patterns, remaining: ($0.until - now).wholeSeconds)
+    }
+    let held = watcher.heldRequest.flatMap { held in
+      held.decision != nil
+        ? nil
+        : DiskControlStatus.Held(
+          request: held.sequence, paths: held.paths.map { String(decoding: $0, as: UTF8.self).escapedForDisplay },
+          waiting: (now - held.since).wholeSeconds, remaining: (held.deadline - now).wholeSeconds)
+    }
+    return .success(
+      DiskControlStatus(
+        expected: windows, held: held,
+        requests: statistics.reads + statistics.writes + statistics.otherRequests, denied: statistics.denied))
   }
 
   private func statistics(
@@ -84,9 +142,14 @@ struct DiskService {
         ("disk_other_requests", server.otherRequests), ("disk_bytes_read", server.bytesRead),
         ("disk_bytes_written", server.bytesWritten), ("disk_denied", server.denied),
         ("disk_refused_requests", server.refusedRequests), ("disk_failures", server.diskFailures),
-        ("events_lost", output.lost),
+        ("events_lost", output.lost), ("contents_kept", keeper?.kept ?? 0), ("contents_lost", keeper?.lost ?? 0),
       ] + watcher)
   }
+}
+
+extension Duration {
+  /// In seconds, to the millisecond.
+  fileprivate var wholeSeconds: Double { Double(wholeNanoseconds / 1_000_000) / 1000 }
 }
 
 /// SIGTERM and SIGINT end the service; a handler may ring an event descriptor.

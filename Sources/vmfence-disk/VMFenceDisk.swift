@@ -23,8 +23,8 @@ struct VMFenceDisk: ParsableCommand {
         vmfence-disk --disk web.img --read-only --socket /tmp/web.sock --eve -
 
       EXIT CODES
-        0 ended by a signal · 64 the command line is wrong · 66 the disk cannot be opened · 69 the sandbox cannot be made
-        71 the socket failed · 73 the events cannot be written · 77 a permission is missing
+        0 ended by a signal · 64 the command line or the policy is wrong · 66 the disk or the policy cannot be opened
+        69 the sandbox cannot be made · 71 a socket failed · 73 events or kept contents cannot be written · 77 a permission is missing
       """, version: VMFenceVersion.text)
 
   @Option(help: "The raw image or block device to serve.")
@@ -66,6 +66,37 @@ struct VMFenceDisk: ParsableCommand {
       """, valueName: "glob"))
   var denyMetadata: [String] = []
 
+  @Option(
+    help: ArgumentHelp(
+      "A path or pattern whose changes wait for a decision, and the whole disk with them; may be given again.",
+      valueName: "glob"))
+  var freeze: [String] = []
+
+  @Option(
+    help: ArgumentHelp(
+      "A path or pattern of which the contents before a change are kept; may be given again.", valueName: "glob"))
+  var rollback: [String] = []
+
+  @Option(
+    help: ArgumentHelp(
+      "A file with rules, one a line: PATTERN [VERB] [attributes=…] [severity=1-4] [object].", valueName: "file"))
+  var policy: String?
+
+  @Option(help: "Where contents are kept (rollback, freeze): a file that is appended to.")
+  var keep: String?
+
+  @Option(help: ArgumentHelp("How large that file may become.", valueName: "MiB"))
+  var keepLimit: UInt32 = 1024
+
+  @Option(help: ArgumentHelp("How long a change may wait for a decision.", valueName: "seconds"))
+  var freezeLimit: UInt32 = 600
+
+  @Option(help: "What is done when nobody has decided: deny or allow.")
+  var freezeVerdict = "deny"
+
+  @Option(help: "A unix socket for `vmfence-ref integrity expect`, `held` and `decide`, mode 0600.")
+  var control: String?
+
   @Option(help: "Where events go: a file that is appended to, unix:PATH of a listening stream socket, or - (EVE JSON).")
   var eve = "-"
 
@@ -83,17 +114,15 @@ struct VMFenceDisk: ParsableCommand {
     guard let mode = UInt32(socketMode, radix: 8), mode <= 0o777 else {
       throw ValidationError("--socket-mode: '\(socketMode)' is no octal number up to 0777")
     }
+    guard ["deny", "allow"].contains(freezeVerdict) else {
+      throw ValidationError("--freeze-verdict: '\(freezeVerdict)' is neither deny nor allow")
+    }
   }
 
   func run() throws {
     let clock = SystemClock()
     let incarnation = Incarnation(uuid: DomainUUID(domain) ?? DomainUUID(high: 0, low: 0), domainID: DomainID(domid))
-    let policy: ProtectionPolicy
-    do throws(IntegrityError) {
-      policy = try ProtectionPolicy(
-        protect.map { .init($0) } + deny.map { .init($0, action: .denyData) }
-          + denyMetadata.map { .init($0, action: .denyMetadata) })
-    } catch { throw Self.end(64, error.description) }
+    let protection = try protection()
     let file: DiskFile
     do throws(BlockSourceError) { file = try DiskFile(path: disk, isReadOnly: readOnly) } catch {
       throw Self.end(error.code == .permissionDenied ? 77 : 66, error.description)
@@ -103,26 +132,65 @@ struct VMFenceDisk: ParsableCommand {
       output = try EventOutput(
         .init(eve), encoder: EVEEncoder(node: node, directory: DomainDirectory()), incarnation: incarnation)
     } catch { throw Self.end(73, error.text) }
+    var service = DiskService(clock: clock, output: output, incarnation: incarnation)
+    service.keeper = try keeper(protection)
+    service.desk = try desk()
     Signals.install()
     // The order matters: listening needs the file system; threads inherit what was given up before they started; the
     // filter forbids to start any.
     var server = try sandboxed(file, clock: clock)
     // SAFETY: written once, here, while the handlers are the only other readers.
     unsafe Signals.stopper = server.stopper
-    if policy.rules.isEmpty {
+    if protection.rules.isEmpty {
       var observer = PassingObserver()
-      try DiskService(clock: clock, output: output, incarnation: incarnation).run(&server, &observer)
+      try service.run(&server, &observer)
     } else {
       var seed = SystemRandomNumberGenerator()
       var monitor = DiskMonitor(
         server.reader,
         configuration: .init(
-          incarnation: incarnation, disk: device, policy: policy, hashKey: (seed.next(), seed.next())), at: clock.now)
+          incarnation: incarnation, disk: device, policy: protection, freezeLimit: .seconds(freezeLimit),
+          freezeVerdict: freezeVerdict == "allow" ? .allow : .deny, hashKey: (seed.next(), seed.next())), at: clock.now)
       for part in monitor.watched {
         guard let blindness = part.blindness else { continue }
         Self.log("\(part.partition.map { "partition \($0.number)" } ?? "the disk") is not watched: \(blindness)")
       }
-      try DiskService(clock: clock, output: output, incarnation: incarnation).run(&server, &monitor)
+      try service.run(&server, &monitor)
+    }
+  }
+
+  private func protection() throws -> ProtectionPolicy {
+    let verbs: [(patterns: [String], action: ProtectionPolicy.Action)] = [
+      (protect, .alert), (rollback, .rollback), (deny, .denyData), (freeze, .freeze), (denyMetadata, .denyMetadata),
+    ]
+    var rules = verbs.flatMap { verb in verb.patterns.map { ProtectionPolicy.Rule($0, action: verb.action) } }
+    if let policy {
+      guard let text = FileManager.default.contents(atPath: policy) else {
+        throw Self.end(66, "\(policy.escapedForDisplay): the policy cannot be read")
+      }
+      do throws(IntegrityError) { rules += try ProtectionPolicy.rules(text: Array(text), file: policy) } catch {
+        throw Self.end(64, error.description)
+      }
+    }
+    do throws(IntegrityError) { return try ProtectionPolicy(rules) } catch { throw Self.end(64, error.description) }
+  }
+
+  private func keeper(_ protection: ProtectionPolicy) throws -> ContentsKeeper? {
+    guard let keep else {
+      guard !protection.rules.contains(where: { $0.action == .rollback }) else {
+        throw Self.end(64, "rollback needs a file in which contents are kept: --keep")
+      }
+      return nil
+    }
+    do throws(BlockSourceError) {
+      return ContentsKeeper(try KeptFile(path: keep, limit: UInt64(keepLimit) << 20))
+    } catch { throw Self.end(error.code == .permissionDenied ? 77 : 73, error.description) }
+  }
+
+  private func desk() throws -> ControlDesk? {
+    guard let control else { return nil }
+    do throws(SystemFailure) { return try ControlDesk(path: control) } catch {
+      throw Self.end(error.isPermission ? 77 : 71, "the control socket cannot be made: \(error.description)")
     }
   }
 

@@ -54,7 +54,7 @@ enum House {
     "vmfence-detector": rooms.union(["VMFenceDetection", "VMFenceProcess"]),
     "vmfence-guest": rooms.union(["VMFenceGuest"]),
     "vmfence-disk": rooms.union([
-      "VMFenceBlock", "VMFenceProcess", "CLinux", "ArgumentParser", "Foundation",
+      "VMFenceBlock", "VMFenceProcess", "VMFenceControl", "CLinux", "ArgumentParser", "Foundation",
     ]),
     "vmfence-ref": rooms.union([
       "VMFenceDetection", "VMFenceCapture", "VMFenceBlock", "VMFenceProcess", "VMFenceNftables", "VMFenceTestKit",

@@ -10,8 +10,8 @@ class ServedDisk {
   var eve: String { "\(folder)/eve.json" }
   private(set) var server: Process?
 
-  /// `format`: what mke2fs is told.
-  init(format: String, arguments: [String]) throws {
+  /// `format`: what mke2fs is told. `arguments`: of the server; without them it is started later.
+  init(format: String, arguments: [String]? = nil) throws {
     folder = try shell("mktemp -d /tmp/vmfence-live.XXXXXX").output.trimmingCharacters(in: .whitespacesAndNewlines)
     try shell(
       """
@@ -20,7 +20,7 @@ class ServedDisk {
       dd if=/dev/zero bs=64k count=4 status=none | tr '\\0' K > seed/boot/kernel
       mke2fs -q -F \(format) -d seed disk.img
       """)
-    try start(arguments)
+    if let arguments { try start(arguments) }
   }
 
   func start(_ arguments: [String]) throws {
@@ -68,6 +68,7 @@ class ServedDisk {
     var path: String
     var oldPath: String?
     var verdict: String
+    var isAnnounced: Bool
     var description: String { "\(operation) \(path)" }
   }
 
@@ -90,7 +91,8 @@ class ServedDisk {
       guard let file = (object?["vmfence"] as? [String: Any])?["file"] as? [String: Any] else { return nil }
       return FileEventLine(
         operation: file["operation"] as? String ?? "", path: file["path"] as? String ?? "",
-        oldPath: file["old_path"] as? String, verdict: file["verdict"] as? String ?? "")
+        oldPath: file["old_path"] as? String, verdict: file["verdict"] as? String ?? "",
+        isAnnounced: file["announced"] as? Bool ?? false)
     }
   }
 }

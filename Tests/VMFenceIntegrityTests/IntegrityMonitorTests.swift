@@ -247,6 +247,22 @@ import VMFenceIntegrity
     #expect(guest.flush() == ["2 write /etc.old/passwd ino 13 0+1"])
   }
 
+  /// Also where the policy says of the two places what is not the same, so that what is in it is looked at anew.
+  @Test(arguments: [["/**"], ["/**", "/etc/**"]])
+  func aNameIsToldWithThePathThatItHadBeforeItsDirectoryMoved(patterns: [String]) throws {
+    var guest = try Guest(protecting: patterns.map { .init($0) })
+    guest.image.putInode(17, .init(size: 5, blocks: [30]))
+    guest.image.putNames(14, [(".", 12), ("..", 2), ("passwd", 13), ("shadow", 14), ("new", 17)])
+    guest.write(30, 7, 14)
+    guest.image.putNames(13, [(".", 2), ("..", 2), ("etc.old", 12), ("var", 15)])
+    guest.write(13)
+    let told = guest.flush()
+    #expect(told.filter { $0.contains("create") }.count == 1, "once: \(told)")
+    if patterns.count == 1 {
+      #expect(told.map { $0.prefix(20) } == ["2 create /etc/new in", "3 rename /etc.old in"])
+    }
+  }
+
   @Test func aDirectoryPutInThePlaceOfAnotherReplacesWhatIsProtectedInIt() throws {
     var guest = try Guest(protecting: [.init("/etc/passwd")])
     guest.image.putInode(18, .init(mode: 0o40755, size: 1024, links: 2, blocks: [40]))

@@ -3,13 +3,13 @@ import VMFenceCore
 import VMFenceIntegrity
 
 /// A disk's block as it would be after a change.
-private func changed(_ disk: TinyDisk, _ block: Int, _ change: (inout TinyDisk) -> Void) -> [UInt8] {
+func changed(_ disk: TinyDisk, _ block: Int, _ change: (inout TinyDisk) -> Void) -> [UInt8] {
   var copy = disk
   change(&copy)
   return copy.block(block)
 }
 
-private func withMode(_ disk: TinyDisk, _ mode: UInt16) -> [UInt8] {
+func withMode(_ disk: TinyDisk, _ mode: UInt16) -> [UInt8] {
   changed(disk, 6) { $0.putInode(13, .init(mode: mode, size: 100, blocks: [20])) }
 }
 
@@ -100,10 +100,10 @@ private func mode(_ disk: TinyDisk) throws -> UInt16 {
     var guest: Guest
     var journal: TinyJournal
 
-    init(_ rules: [ProtectionPolicy.Rule] = [.init("/etc/**")]) throws {
+    init(_ rules: [ProtectionPolicy.Rule] = [.init("/etc/**")], freezeLimit: Duration = .seconds(600)) throws {
       var disk = TinyDisk()
       journal = TinyJournal(on: &disk, isDirty: false)
-      guest = try Guest(disk, protecting: rules)
+      guest = try Guest(disk, protecting: rules, freezeLimit: freezeLimit)
       journal.putSuperblock(on: &guest.image, start: 1, sequence: 5)
       guest.write(TinyJournal.first)
     }
@@ -111,8 +111,8 @@ private func mode(_ disk: TinyDisk) throws -> UInt16 {
     /// Writes a transaction, block by block.
     mutating func commit(_ copies: [(home: UInt32, bytes: [UInt8])], revoking: [UInt32] = []) -> BlockVerdict {
       var verdict = BlockVerdict.allow
-      for block in journal.commit(copies, revoking: revoking, on: &guest.image) where guest.write(block) == .deny {
-        verdict = .deny
+      for block in journal.commit(copies, revoking: revoking, on: &guest.image) {
+        verdict = max(verdict, guest.write(block))
       }
       return verdict
     }

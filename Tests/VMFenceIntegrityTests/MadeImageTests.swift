@@ -110,38 +110,4 @@ struct MadeTree: ~Copyable {
     #expect(
       seen == made.contents.count + made.links.count && found.count == 0 && damage.count == 0, "\(found) \(damage)")
   }
-
-  /// A transaction that debugfs writes, with checksums of each version that it knows; then with a byte of it changed.
-  @Test(.enabled(if: E2fsprogs.isThere), arguments: ["jo", "jo -c -v 2", "jo -c -v 3"], ["^64bit", "64bit"])
-  func journalsWithChecksums(open: String, feature: String) throws {
-    let made = try MadeTree()
-    try made.make("-t ext4 -b 1024 -O \(feature),^metadata_csum")
-    let image = URL(fileURLWithPath: made.image)
-    let before = [UInt8](try Data(contentsOf: image))
-    // The first inode of the table is in its first block, which the descriptor of the first group names.
-    let table = Int(before[2048 + 8]) | Int(before[2048 + 9]) << 8
-    var block = Array(before[table * 1024..<(table + 1) * 1024])
-    // The root, inode 2, with another mode.
-    let root = Int(before[1024 + 88]) | Int(before[1024 + 89]) << 8
-    block.replaceSubrange(root..<root + 2, with: [0xC0, 0x41])
-    let file = made.folder.appending(path: "block")
-    try Data(block).write(to: file)
-    try #require(
-      try E2fsprogs.run("debugfs", ["-w", "-f", "-", made.image], input: "\(open)\njw -b \(table) \(file.path)\njc\n")
-        == 0)
-    func mode() throws -> UInt16 {
-      var buffer: [UInt8] = []
-      return try ExtFileSystem(try FileDiskReader(path: made.image)).inode(2, buffer: &buffer).permissions
-    }
-    #expect(try mode() == 0o700)
-    guard open.contains("-c") else { return }
-    var after = [UInt8](try Data(contentsOf: image))
-    let copy = try #require(
-      stride(from: 0, to: after.count, by: 1024).first {
-        $0 != table * 1024 && after[$0..<$0 + 1024].elementsEqual(block)
-      })
-    after[copy + 1000] ^= 1
-    try Data(after).write(to: image)
-    #expect(try mode() == 0o755)
-  }
 }

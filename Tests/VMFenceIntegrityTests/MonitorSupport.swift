@@ -18,6 +18,6 @@ enum MonitorSupport {
     if let old = event.oldPath { text += " from \(String(decoding: old, as: UTF8.self))" }
     if let offset = event.offset, let length = event.length { text += " \(offset)+\(length)" }
     for change in event.changes { text += " \(change.attribute): \(change.old) -> \(change.new)" }
-    return text + (event.verdict == .deny ? " DENIED" : "")
+    return text + (event.verdict == .allow ? "" : event.verdict == .deny ? " DENIED" : " HELD")
   }
 }

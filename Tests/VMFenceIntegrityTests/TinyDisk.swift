@@ -132,12 +132,17 @@ struct Guest: ~Copyable {
   var sequence: UInt64 = 0
   var time = Timestamp(seconds: 1000)
 
-  init(_ image: TinyDisk = TinyDisk(), protecting rules: [ProtectionPolicy.Rule], eventLimit: Int = 4096) throws {
+  init(
+    _ image: TinyDisk = TinyDisk(), protecting rules: [ProtectionPolicy.Rule], eventLimit: Int = 4096,
+    freezeLimit: Duration = .seconds(600),
+    keepLimit: Int = 16 << 20, contentLimit: Int = 1 << 20
+  ) throws {
     self.image = image
     overlay = ImageOverlay(MemoryDisk(image.bytes))
     let configuration = IntegrityMonitor.Configuration(
       incarnation: Incarnation(uuid: DomainUUID(high: 0, low: 1), domainID: DomainID(1)), disk: "xvda",
-      policy: try ProtectionPolicy(rules), eventLimit: eventLimit)
+      policy: try ProtectionPolicy(rules), eventLimit: eventLimit, freezeLimit: freezeLimit, keepLimit: keepLimit,
+      contentLimit: contentLimit)
     disk = OverlaidDisk(IntegrityMonitor(overlay, configuration: configuration, at: time), overlay: overlay)
   }
 
@@ -154,12 +159,20 @@ struct Guest: ~Copyable {
     return data.withRawSpan { disk.observe(request, data: $0) }
   }
 
+  /// Shows the last request again, as a block path does with one that is held.
+  mutating func again(_ block: Int) -> BlockVerdict {
+    let request = BlockRequest(
+      sequence: sequence - 1, timestamp: time, operation: .write, offset: UInt64(block * TinyDisk.blockSize),
+      length: UInt64(TinyDisk.blockSize))
+    return image.block(block).withRawSpan { disk.observe(request, data: $0) }
+  }
+
   /// Writes blocks of the image to the disk.
   @discardableResult
   mutating func write(_ blocks: Int...) -> BlockVerdict {
     var verdict = BlockVerdict.allow
     for block in blocks {
-      if request(.write, at: UInt64(block * TinyDisk.blockSize), image.block(block)) == .deny { verdict = .deny }
+      verdict = max(verdict, request(.write, at: UInt64(block * TinyDisk.blockSize), image.block(block)))
     }
     return verdict
   }

@@ -19,7 +19,7 @@ import Testing
     let seed = folder.path("seed")
     try shell("mkdir -p \(seed)/etc && echo a > \(seed)/etc/passwd && echo b > \(seed)/etc/b && echo c > \(seed)/c")
     try shell("truncate -s 16M \(image) && mke2fs -q -F -t ext4 -d \(seed) \(image)")
-    let options = ["--store", store, "--key", key, "--id", "web"]
+    let options = ["--store", store, "--key", key, "--log", folder.path("log"), "--id", "web"]
     func integrity(_ verb: String, _ more: String...) throws -> Program.Result {
       try Program.run(["integrity", verb, image] + options + more)
     }
@@ -49,8 +49,33 @@ import Testing
     try shell("rm -f \(store)*; cp \(folder.path("old.db")) \(store)")
     let old = try integrity("check")
     #expect(old.status == 65 && old.errors.contains("an old one was put back"), "\(old.errors)")
+    // The count beside the key was put back, too: the decision log knows.
+    try shell("printf '' > \(key).generations")
+    let third = try integrity("check")
+    #expect(third.status == 65 && third.errors.contains("number 2 was signed"), "\(third.errors)")
     try shell("chmod 644 \(key)")
     #expect(try integrity("test").status == 77)
+  }
+
+  @Test(.enabled(if: geteuid() == 0, "needs root for a small file system"))
+  func aFullDiskLeavesTheBaselineBefore() throws {
+    let folder = try TemporaryFolder()
+    let (image, small) = (folder.path("disk.img"), folder.path("small"))
+    let seed = folder.path("seed")
+    try shell("mkdir -p \(small) \(seed)/etc \(seed)/many && echo a > \(seed)/etc/passwd")
+    try shell("cd \(seed)/many && for i in $(seq 3000); do : > a-name-that-takes-some-room-in-a-baseline-$i; done")
+    try shell("truncate -s 16M \(image) && mke2fs -q -F -t ext4 -N 8192 -d \(seed) \(image)")
+    try shell("mount -t tmpfs -o size=256k vmfence-test \(small)")
+    defer { try? shell("umount \(small)") }
+    let options = [
+      "--store", small + "/state.db", "--key", folder.path("key"), "--log", folder.path("log"), "--id", "web",
+    ]
+    let first = try Program.run(["integrity", "init", image, "--protect", "/etc/**"] + options)
+    #expect(first.status == 0, "\(first.errors)")
+    let full = try Program.run(["integrity", "update", image, "--protect", "/**"] + options)
+    #expect(full.status == 73 && full.errors.contains("error:"), "\(full.errors)")
+    let check = try Program.run(["integrity", "check", image] + options)
+    #expect(check.status == 0 && check.output.contains("nothing differs"), "\(check.output)\(check.errors)")
   }
 }
 #endif

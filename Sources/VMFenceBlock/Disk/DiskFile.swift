@@ -70,6 +70,21 @@ public final class DiskFile: Sendable {
   }
 
   deinit { close(descriptor) }
+
+  /// Writes to the disk as a guest would, for whoever mends it while the guest is not there. Durable when it returns.
+  ///
+  /// - Throws: `inputOutput`, also when the range does not lie on the disk.
+  public func write(_ bytes: [UInt8], at offset: UInt64) throws(BlockSourceError) {
+    guard offset <= byteCount, UInt64(bytes.count) <= byteCount - offset else {
+      throw Self.failure("write beyond the end of the disk", path, EINVAL)
+    }
+    // SAFETY: the array's own bytes, as many as it has.
+    var error = unsafe bytes.withUnsafeBytes { bytes in
+      unsafe bytes.baseAddress.map { unsafe writeAll($0, bytes.count, at: offset) } ?? 0
+    }
+    if error == 0 { error = flush() }
+    if error != 0 { throw Self.failure("write to the disk", path, error) }
+  }
 }
 
 extension BlockSourceError.Code {

@@ -7,9 +7,7 @@ extension NBDEngine {
   @usableFromInline
   func submit(_ verdict: BlockVerdict) {
     guard let request = judged, let connection = current else { return }
-    judged = nil
-    // SAFETY: nobody looks at the payload after the verdict.
-    unsafe payload = UnsafeRawBufferPointer(start: nil, count: 0)
+    forgetJudged()
     statistics.count(request)
     if verdict == .deny {
       statistics.denied += 1
@@ -33,6 +31,35 @@ extension NBDEngine {
     }
     connection.consume(request)
     connection.flushIfLarge()
+  }
+
+  /// Nobody looks at the request that was handed out, or at its data, any more.
+  func forgetJudged() {
+    judged = nil
+    // SAFETY: no pointer into a connection's input is left.
+    unsafe payload = UnsafeRawBufferPointer(start: nil, count: 0)
+  }
+
+  /// The request that was handed out waits for a decision, and so does every client. What was under way before is answered
+  /// meanwhile. Ends at the deadline (without one, at once), and after 100 ms at the most.
+  @usableFromInline
+  func hold(until deadline: Timestamp?) {
+    if queue.hasDone { finishJobs() }
+    flushAll()
+    guard let deadline else { return }
+    var waited = [
+      pollfd(fd: stopEvent, events: Int16(POLLIN), revents: 0),
+      pollfd(fd: queue.event, events: Int16(POLLIN), revents: 0),
+    ]
+    let rest = (deadline - clock.now).wholeNanoseconds
+    let patience = rest <= 0 ? 0 : min(100, rest / 1_000_000 + 1)
+    // SAFETY: two structures, as is said.
+    guard unsafe poll(&waited, 2, Int32(patience)) > 0 else { return }
+    if waited[0].revents != 0 { isStopping = true }
+    if queue.hasDone {
+      finishJobs()
+      flushAll()
+    }
   }
 
   private func queue(_ work: DiskJob.Work, _ request: NBDRequest, _ connection: NBDConnection) {
@@ -238,6 +265,7 @@ extension NBDEngine {
     connections.removeAll()
     ready.removeAll()
     current = nil
+    forgetJudged()
     close(listener)
     listener = -1
     return gap == nil

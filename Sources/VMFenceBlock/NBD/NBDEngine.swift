@@ -92,6 +92,8 @@ final class NBDEngine {
         if hasStopped || finishAll() { return .end }
         continue
       }
+      // It was held: the same again.
+      if judged != nil { return .request }
       guard let connection = current else {
         if takeReady() { continue }
         if let deadline, clock.now > deadline { return .idle }
@@ -236,7 +238,7 @@ final class NBDEngine {
   func remove(_ connection: NBDConnection) {
     if connection === current {
       current = nil
-      judged = nil
+      forgetJudged()
     }
     connections[connection.id] = nil
   }

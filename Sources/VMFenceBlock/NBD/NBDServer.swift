@@ -23,6 +23,9 @@ public import VMFenceIntegrity
 /// that it does not read, 10 s for its handshake, 10 ms of the other clients' time for a request or answer that stalls.
 /// A client that breaks the protocol is hung up on, and counted.
 ///
+/// While the observer holds a request, no other is taken from any client, and nobody notices that one hangs up: what is decided is
+/// done all the same.
+///
 /// Used by one thread at a time; that thread serves the clients only within `deliver`.
 public struct NBDServer: BlockSource, ~Copyable {
   public struct Configuration: Sendable {
@@ -81,6 +84,11 @@ public struct NBDServer: BlockSource, ~Copyable {
       switch step {
       case .request:
         let verdict = Self.judge(engine, &observer)
+        guard verdict != .hold else {
+          engine.hold(until: deadline)
+          outcome.isHeld = true
+          return outcome
+        }
         engine.submit(verdict)
         outcome.requests += 1
         if verdict == .deny { outcome.denied += 1 }

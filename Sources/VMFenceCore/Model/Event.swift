@@ -143,6 +143,8 @@ public struct PacketEvidence: Sendable, Hashable {
 public struct FileEvent: Sendable, Hashable {
   public enum Operation: String, Sendable, Hashable, CaseIterable {
     case create, write, append, truncate, rename, replace, link, unlink, rmdir, chmod, chown, xattr, times, read
+    /// A rule matches what was written.
+    case match
     /// The file system itself is damaged at a place that describes the file.
     case damage
     /// Requests were lost; what is known of the file may be out of date.

@@ -125,7 +125,7 @@ public struct EVEEncoder: Sendable {
             }
           }
           json.member("request", event.sequence)
-          json.member("verdict", event.verdict == .deny ? "deny" : "allow")
+          json.member("verdict", "\(event.verdict)")
           json.member("severity", event.severity)
           if event.isAnnounced { json.member("announced", true) }
         }

@@ -11,7 +11,7 @@ public protocol BlockObserver: ~Copyable {
 
 /// Delivers the requests of one virtual disk to an observer: a live block path, or a recording of one.
 public protocol BlockSource: ~Copyable {
-  /// Delivers up to `limit` requests whose time is not after `deadline` (nil: all).
+  /// Delivers up to `limit` requests whose time is not after `deadline` (nil: all). Ends early at one that the observer holds.
   ///
   /// - Throws: when the source is damaged. Requests delivered before stay delivered.
   mutating func deliver<Observer: BlockObserver & ~Copyable>(
@@ -52,20 +52,30 @@ public struct BlockRequest: Hashable, Sendable, BitwiseCopyable {
   }
 }
 
-public enum BlockVerdict: UInt8, Hashable, Sendable, BitwiseCopyable {
+/// In the order of their strictness.
+public enum BlockVerdict: UInt8, Hashable, Sendable, BitwiseCopyable, Comparable {
   case allow
+  /// Somebody must decide. The request, and with it all that come after it, is neither submitted nor answered: whoever delivers
+  /// it ends its call (`BlockOutcome.isHeld`) and shows the same request again when it is asked next, until the verdict is
+  /// another one.
+  case hold
   /// The request fails with an input/output error and does not reach the disk.
   case deny
+
+  public static func < (a: BlockVerdict, b: BlockVerdict) -> Bool { a.rawValue < b.rawValue }
 }
 
 public struct BlockOutcome: Hashable, Sendable {
   public var requests: Int
   public var denied: Int
   public var isAtEnd: Bool
-  public init(requests: Int, denied: Int, isAtEnd: Bool) {
+  /// A request waits for a decision (`BlockVerdict.hold`); it is not counted in `requests`.
+  public var isHeld: Bool
+  public init(requests: Int, denied: Int, isAtEnd: Bool, isHeld: Bool = false) {
     self.requests = requests
     self.denied = denied
     self.isAtEnd = isAtEnd
+    self.isHeld = isHeld
   }
 }
 

@@ -111,6 +111,36 @@ extension ExtFileSystem {
     patch?.apply(to: &buffer, at: offset)
   }
 
+  /// Reads a part of a file's contents through its map; holes are read as zeroes.
+  ///
+  /// - Returns: nil when something of it cannot be read.
+  func readContents(of inode: ExtInode, _ map: ExtBlockMap, in range: Range<UInt64>) -> [UInt8]? {
+    var result = [UInt8](repeating: 0, count: range.count)
+    func take(_ bytes: [UInt8], at place: UInt64) {
+      let from = max(place, range.lowerBound)
+      let to = min(place + UInt64(bytes.count), range.upperBound)
+      guard from < to else { return }
+      result.replaceSubrange(
+        Int(from - range.lowerBound)..<Int(to - range.lowerBound), with: bytes[Int(from - place)..<Int(to - place)])
+    }
+    if let inline = inlineContents(of: inode) {
+      take(inline, at: 0)
+      return result
+    }
+    let size = UInt64(blockSize)
+    var buffer: [UInt8] = []
+    for run in map.runs where !run.isUnwritten {
+      let first = max(UInt64(run.fileBlock), range.lowerBound / size)
+      let end = min(run.end, (range.upperBound + size - 1) / size)
+      guard first < end else { continue }
+      for block in first..<end {
+        guard (try? readBlock(run.block + (block - UInt64(run.fileBlock)), into: &buffer)) != nil else { return nil }
+        take(buffer, at: block * size)
+      }
+    }
+    return result
+  }
+
   private static let zeroes = [UInt8](repeating: 0, count: 1 << 18)
 
   private func zeroes(from position: inout UInt64, to end: UInt64, _ body: (RawSpan) -> Void) {

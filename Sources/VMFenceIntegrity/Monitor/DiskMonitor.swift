@@ -19,6 +19,20 @@ public struct DiskMonitor: BlockObserver, ~Copyable {
       start = partition?.start ?? 0
       self.byteCount = byteCount
     }
+
+    func isTouched(by request: BlockRequest) -> Bool {
+      let (end, overflow) = request.offset.addingReportingOverflow(request.length)
+      return request.operation != .flush && request.offset < start + byteCount && (overflow ? .max : end) > start
+        && request.length > 0
+    }
+
+    /// A request elsewhere: its number counts, or it would look lost.
+    func pass(_ request: BlockRequest) {
+      var own = request
+      own.operation = .read
+      (own.offset, own.length) = (0, 0)
+      _ = [].withRawSpan { monitor.observe(own, data: $0) }
+    }
   }
 
   /// More partitions than this are not watched.
@@ -31,6 +45,9 @@ public struct DiskMonitor: BlockObserver, ~Copyable {
   private var own: [FileEvent] = []
   private var tableIsWritten = false
   private var requests: UInt64 = 0
+  /// The request that is held, and by which part.
+  private var held: (sequence: UInt64, part: Int)?
+  private var windows: [IntegrityMonitor.Window] = []
 
   /// - `reader`: must show, at each request, what the requests allowed before have written.
   /// - `time`: for the events about what is damaged at the start.
@@ -54,7 +71,8 @@ public struct DiskMonitor: BlockObserver, ~Copyable {
         let needsLetter = configuration.disk.last?.isNumber == true
         configuration.disk += (needsLetter ? "p" : "") + String(partition.number)
       }
-      let monitor = IntegrityMonitor(part.reader, configuration: configuration, at: time)
+      var monitor = IntegrityMonitor(part.reader, configuration: configuration, at: time)
+      monitor.windows = windows
       // A swap partition is no damage.
       if part.partition != nil, monitor.blindness?.code == .notAFileSystem { continue }
       parts.append(Part(monitor, part.partition, byteCount: part.reader.byteCount))
@@ -62,34 +80,31 @@ public struct DiskMonitor: BlockObserver, ~Copyable {
   }
 
   public mutating func observe(_ request: BlockRequest, data: RawSpan) -> BlockVerdict {
-    requests += 1
-    if tableIsWritten {
-      tableIsWritten = false
-      lookAtTable(request)
+    let isShownAgain = held?.sequence == request.sequence
+    let first = isShownAgain ? held?.part ?? 0 : 0
+    held = nil
+    if !isShownAgain {
+      requests += 1
+      if tableIsWritten {
+        tableIsWritten = false
+        lookAtTable(request)
+      }
     }
     let (end, overflow) = request.offset.addingReportingOverflow(request.length)
     var verdict = BlockVerdict.allow
-    for part in parts {
-      var own = request
-      guard request.operation != .flush, part.partition != nil else {
-        if part.monitor.observe(request, data: data) == .deny { verdict = .deny }
-        continue
+    for index in parts.indices.dropFirst(first) {
+      verdict = max(verdict, show(request, data, end: overflow ? .max : end, to: parts[index]))
+      if verdict == .hold {
+        held = (request.sequence, index)
+        return .hold
       }
-      let from = max(request.offset, part.start)
-      let to = min(overflow ? .max : end, part.start + part.byteCount)
-      guard from < to else {
-        // The number counts, or it would look lost.
-        own.operation = .read
-        (own.offset, own.length) = (0, 0)
-        _ = part.monitor.observe(own, data: data.extracting(0..<0))
-        continue
+      guard verdict == .deny else { continue }
+      // Those before it believe that the request is on the disk; those behind it must know that its number was used.
+      for before in parts[..<index] where before.isTouched(by: request) {
+        before.monitor.observeGap(at: request.timestamp, reason: "a request was refused in another partition")
       }
-      own.offset = from - part.start
-      own.length = to - from
-      let first = Int(clamping: from - request.offset)
-      let isWhole = request.operation == .write && UInt64(data.byteCount) == request.length
-      let bytes = isWhole ? data.extracting(first..<first + Int(to - from)) : data.extracting(0..<0)
-      if part.monitor.observe(own, data: bytes) == .deny { verdict = .deny }
+      for after in parts[(index + 1)...] { after.pass(request) }
+      break
     }
     let touchesTable =
       request.offset < 34 * 512 || end > reader.byteCount &- 34 * 512 || !partitions.isEmpty && request.length > 1 << 30
@@ -97,6 +112,24 @@ public struct DiskMonitor: BlockObserver, ~Copyable {
       tableIsWritten = true
     }
     return verdict
+  }
+
+  /// Shows a part what of a request concerns it.
+  private func show(_ request: BlockRequest, _ data: RawSpan, end: UInt64, to part: Part) -> BlockVerdict {
+    guard request.operation != .flush, part.partition != nil else { return part.monitor.observe(request, data: data) }
+    guard part.isTouched(by: request) else {
+      part.pass(request)
+      return .allow
+    }
+    let from = max(request.offset, part.start)
+    let to = min(end, part.start + part.byteCount)
+    var own = request
+    own.offset = from - part.start
+    own.length = to - from
+    let first = Int(clamping: from - request.offset)
+    let isWhole = request.operation == .write && UInt64(data.byteCount) == request.length
+    let bytes = isWhole ? data.extracting(first..<first + Int(to - from)) : data.extracting(0..<0)
+    return part.monitor.observe(own, data: bytes)
   }
 
   private mutating func lookAtTable(_ request: BlockRequest) {
@@ -141,13 +174,49 @@ public struct DiskMonitor: BlockObserver, ~Copyable {
     for part in parts { part.monitor.finish(at: time) }
   }
 
+  /// Announces changes on all partitions, also on those that are made meanwhile.
+  ///
+  /// - Throws: as `IntegrityMonitor.expect` does.
   public mutating func expect(_ patterns: [String], from: Timestamp, until: Timestamp) throws(IntegrityError) {
-    for part in parts { try part.monitor.expect(patterns, from: from, until: until) }
+    windows = try IntegrityMonitor.windows(windows, adding: patterns, from: from, until: until)
+    for part in parts { part.monitor.windows = windows }
   }
+
+  /// The announced windows that have not ended at `time`.
+  public func expected(at time: Timestamp) -> [(patterns: [String], until: Timestamp)] {
+    windows.filter { $0.until > time }.map { ($0.policy.rules.map(\.pattern), $0.until) }
+  }
+
+  public var heldRequest: IntegrityMonitor.HeldRequest? {
+    held.flatMap { parts.indices.contains($0.part) ? parts[$0.part].monitor.heldRequest : nil }
+  }
+
+  @discardableResult
+  public mutating func decide(_ verdict: BlockVerdict) -> Bool {
+    guard let held, parts.indices.contains(held.part) else { return false }
+    return parts[held.part].monitor.decide(verdict)
+  }
+
+  public mutating func nextContents() -> FileContents? {
+    for part in parts {
+      if let contents = part.monitor.nextContents() { return contents }
+    }
+    return nil
+  }
+
+  public mutating func drainKeptContents() -> [KeptContents] { parts.flatMap { $0.monitor.drainKeptContents() } }
 
   /// What each watched partition is and holds; the partition is nil for a disk that is not divided.
   public var watched: [(partition: DiskPartition?, files: [FileSystemView.ProtectedFile], blindness: IntegrityError?)] {
     parts.map { ($0.partition, $0.monitor.protectedFiles, $0.monitor.blindness) }
+  }
+
+  /// Why nothing of the disk is followed; nil when some of it is.
+  public var blindness: IntegrityError? {
+    guard !parts.contains(where: { $0.monitor.blindness == nil }) else { return nil }
+    return parts.first?.monitor.blindness
+      ?? IntegrityError(
+        .notAFileSystem, "no partition has a file system that can be followed", remedy: "ext2, ext3 and ext4 can be")
   }
 
   public var statistics: IntegrityMonitor.Statistics {
@@ -169,5 +238,8 @@ extension IntegrityMonitor.Statistics {
     resyncs += other.resyncs
     damages += other.damages
     lostEvents += other.lostEvents
+    held += other.held
+    fastCommits += other.fastCommits
+    lostContents += other.lostContents
   }
 }

@@ -23,6 +23,8 @@ extension IntegrityMonitor {
         let block = data.extracting(start..<data.byteCount)
         if logical == 0 {
           takeJournalSuperblock(block, moment)
+        } else if let header = view?.fileSystem.journal?.header, header.hasFastCommits, logical >= header.end {
+          noteFastCommit(moment)
         } else if block.byteCount >= 12, block.u32(0) == Journal.magic, block.u32(4) == 2 {
           isDue = true
           transactionAttempts = Self.transactionAttemptLimit
@@ -42,13 +44,37 @@ extension IntegrityMonitor {
       let position = (view?.fileSystem.journal?.next, view?.fileSystem.journal?.nextSequence ?? 0)
       guard let transaction = view?.fileSystem.nextTransaction(limit: limit) else { break }
       transactionAttempts = 0
-      if take(transaction, moment) == .deny {
+      let verdict = take(transaction, moment)
+      if verdict != .allow {
         view?.fileSystem.journal?.next = position.0
         view?.fileSystem.journal?.nextSequence = position.1
-        return .deny
+        // The commit block may come again.
+        transactionAttempts = 1
+        return verdict
       }
     }
     return .allow
+  }
+
+  /// How often fast commits are told, when they go on.
+  private static let fastCommitInterval = Duration.seconds(60)
+
+  /// Fast commits lie behind the log, in a form of their own that is not read. Nothing of them is lost: the next full commit has
+  /// what they changed, and so have the places, once the guest has replayed them.
+  private mutating func noteFastCommit(_ moment: Moment) {
+    statisticsStorage.fastCommits += 1
+    if let told = fastCommitTold, moment.time - told < Self.fastCommitInterval { return }
+    fastCommitTold = moment.time
+    report(
+      .gap, at: moment, path: [], inode: 0,
+      changes: [
+        .init(
+          attribute: "reason", old: "",
+          new:
+            "the guest's journal has fast commits, which are not read: what they change is told with the next full commit"
+        )
+      ])
+    flushBatch()
   }
 
   /// The blocks of the journal that begin in a request: their numbers in the journal, and where in the request.
@@ -138,9 +164,12 @@ extension IntegrityMonitor {
   /// Takes over a committed transaction, and tells at once what it changed: a transaction is consistent in itself.
   private mutating func take(_ transaction: JournalTransaction, _ moment: Moment) -> BlockVerdict {
     let changed = changedContents(transaction)
-    if let verdict = deny(changed, moment) { return verdict }
-    let before = configuration.policy.deniesMetadata ? view : nil
-    let saved = (news, nameNews, awaitsTimes, pendingWrites, suspects, statisticsStorage, toldDamages)
+    let verdict = refuse(changed, moment)
+    if verdict != .allow { return verdict }
+    let policy = configuration.policy
+    let before = policy.judgesMetadata || policy.keepsContents ? view : nil
+    let saved = Saved(self)
+    keep(changed, moment)
     for change in changed {
       news[change.inode, default: News()].changed = news[change.inode]?.changed ?? moment
       news[change.inode]?.contents.insert(change.range)
@@ -164,30 +193,51 @@ extension IntegrityMonitor {
     isTrial = true
     settle(at: moment.time)
     isTrial = false
-    let refused = batch.filter { isRefused($0) }
-    guard !refused.isEmpty else {
-      flushBatch()
-      return .allow
+    if policy.judgesMetadata {
+      let verdict = refuseMetadata(moment)
+      if verdict != .allow {
+        view = before
+        saved.restore(&self)
+        return verdict
+      }
     }
-    view = before
-    (news, nameNews, awaitsTimes, pendingWrites, suspects, statisticsStorage, toldDamages) = saved
-    batch = refused.map { event in
-      var event = event
-      event.verdict = .deny
-      return event
-    }
+    keep(batch, from: before, moment)
     flushBatch()
-    statisticsStorage.denied += 1
-    return .deny
+    return .allow
   }
 
-  private func isRefused(_ event: FileEvent) -> Bool {
-    switch event.operation {
-    case .times, .read, .damage, .gap: return false
-    default: break
+  /// What a refused transaction must leave as it was.
+  private struct Saved {
+    let news: [UInt32: News]
+    let nameNews: [UInt32: NameNews]
+    let awaitsTimes: Set<UInt32>
+    let pendingWrites: PendingWrites
+    let suspects: [UInt64: (since: Timestamp, damages: [Damage])]
+    let toldDamages: Set<Damage>
+    let statistics: Statistics
+    let kept: KeptQueue
+
+    init(_ monitor: borrowing IntegrityMonitor) {
+      news = monitor.news
+      nameNews = monitor.nameNews
+      awaitsTimes = monitor.awaitsTimes
+      pendingWrites = monitor.pendingWrites
+      suspects = monitor.suspects
+      toldDamages = monitor.toldDamages
+      statistics = monitor.statisticsStorage
+      kept = monitor.kept
     }
-    let paths = [event.path] + (event.oldPath.map { [$0] } ?? [])
-    return paths.contains { configuration.policy.action(forPath: $0) == .denyMetadata }
+
+    func restore(_ monitor: inout IntegrityMonitor) {
+      monitor.news = news
+      monitor.nameNews = nameNews
+      monitor.awaitsTimes = awaitsTimes
+      monitor.pendingWrites = pendingWrites
+      monitor.suspects = suspects
+      monitor.toldDamages = toldDamages
+      monitor.statisticsStorage = statistics
+      monitor.kept = kept
+    }
   }
 
   /// Which bytes of followed files a transaction changes: only where the guest journals data, too.
@@ -200,7 +250,9 @@ extension IntegrityMonitor {
       view?.table.appendUses(of: copy.home, to: &uses)
       guard uses.contains(where: { $0.use.role == .data }),
         (try? view?.fileSystem.readBlock(copy.home, into: &oldBlock)) != nil,
-        (try? view?.fileSystem.readDiskBlock(copy.block, into: &new)) != nil
+        (try? view?.fileSystem.readDiskBlock(copy.block, into: &new)) != nil,
+        // One with a wrong checksum is not taken over.
+        view?.fileSystem.journal?.isRight(copy, sequence: transaction.sequence, contents: new) == true
       else { continue }
       if copy.isEscaped { new.replaceSubrange(0..<4, with: Journal.magicBytes) }
       var low = 0
@@ -210,7 +262,8 @@ extension IntegrityMonitor {
       guard low < high else { continue }
       for (_, use) in uses where use.role == .data {
         let start = UInt64(use.index) * UInt64(new.count)
-        result.append(ContentChange(inode: use.inode, range: start + UInt64(low)..<start + UInt64(high)))
+        let old = keepsContents(of: use.inode) ? Array(oldBlock[low..<high]) : []
+        ContentChange(inode: use.inode, range: start + UInt64(low)..<start + UInt64(high), old: old).append(to: &result)
       }
     }
     return result

@@ -11,7 +11,7 @@ extension IntegrityMonitor {
     var action: ProtectionPolicy.Action?
     /// Whether it is a directory that was followed under this name.
     var isDirectory = false
-    /// Of a name that went: its path, and the inode before and now.
+    /// Before directories were moved. Of a name that went also: the inode before and now.
     var path: [UInt8] = []
     var settled: ExtInode?
     var current: ExtInode?
@@ -37,6 +37,8 @@ extension IntegrityMonitor {
     var appeared: [NameItem] = []
     /// The names of the changed directories as they are to be from now on.
     var names: [UInt32: [[UInt8]: UInt32]] = [:]
+    /// When directories got another name or parent.
+    var moves: [UInt32: Moment] = [:]
   }
 
   mutating func settleNames(at time: Timestamp, isFinal: Bool) -> NameOutcome {
@@ -74,7 +76,10 @@ extension IntegrityMonitor {
         changes.vanished.append(vanishedItem(name, old[name] ?? 0, directory, moment))
       }
       for name in Self.sorted(current.keys) where current[name] != old[name] {
-        changes.appeared.append(NameItem(directory: directory, name: name, inode: current[name] ?? 0, moment: moment))
+        changes.appeared.append(
+          NameItem(
+            directory: directory, name: name, inode: current[name] ?? 0, moment: moment,
+            path: view?.path(of: name, in: directory) ?? []))
       }
     }
     holdNames(&changes, at: time, isFinal: isFinal)
@@ -166,6 +171,7 @@ extension IntegrityMonitor {
       {
         changes.vanished[index].isDone = true
         changes.appeared[target].isDone = true
+        changes.moves[item.inode] = changes.appeared[target].moment
         outcome.told.insert(item.inode)
         report(
           .rename, at: item.moment,
@@ -226,6 +232,10 @@ extension IntegrityMonitor {
     for name in Self.sorted(names.keys) {
       let item = NameItem(
         directory: directory.inode, name: name, inode: names[name] ?? 0, moment: directory.moment)
+      if changes.appeared.contains(where: { $0.directory == item.directory && $0.name == name && !$0.isDone }) {
+        // Its turn comes.
+        continue
+      }
       if mustWait(item) {
         names[name] = nil
         nameNews[directory.inode] = NameNews(changed: directory.moment, heldSince: time)
@@ -265,11 +275,11 @@ extension IntegrityMonitor {
       let over = goneByName[NameKey(directory: item.directory, name: item.name)].flatMap {
         changes.vanished[$0].isDone ? nil : $0
       }
-      let path = view?.path(of: item.name, in: item.directory) ?? []
+      let path = pathThen(item, changes)
       if let over, item.action != nil || changes.vanished[over].action != nil || changes.vanished[over].isDirectory {
         changes.vanished[over].isDone = true
         tellReplace(item, path, from: from, over: changes.vanished[over])
-        if from == nil { outcome.fresh.insert(path) }
+        if from == nil { outcome.fresh.insert(view?.path(of: item.name, in: item.directory) ?? []) }
       } else if let from {
         guard item.action != nil || from.action != nil || from.isDirectory else { continue }
         report(.rename, at: item.moment, path: path, oldPath: from.path, inode: item.inode)
@@ -277,7 +287,7 @@ extension IntegrityMonitor {
         let node = view?.nodes[item.inode]
         let inode = node?.inode
         let isNew = outcome.created.contains(item.inode) || node?.settled.generation != inode?.generation
-        outcome.fresh.insert(path)
+        outcome.fresh.insert(view?.path(of: item.name, in: item.directory) ?? [])
         report(
           isNew ? .create : .link, at: item.moment, path: path, inode: item.inode,
           changes: inode.map { isNew ? Self.description($0) : [] } ?? [])
@@ -292,6 +302,20 @@ extension IntegrityMonitor {
       outcome.told.insert(item.inode)
       tellGone(item, changes)
     }
+  }
+
+  /// The path that a new name had when it came: a directory above it may have been moved after that.
+  private func pathThen(_ item: NameItem, _ changes: NameChanges) -> [UInt8] {
+    guard let view else { return item.path }
+    if !changes.moves.isEmpty, !item.path.isEmpty,
+      let move = view.ancestors(of: item.directory).compactMap({ changes.moves[$0] }).min(by: {
+        $0.sequence < $1.sequence
+      }),
+      item.moment.sequence < move.sequence
+    {
+      return item.path
+    }
+    return view.path(of: item.name, in: item.directory)
   }
 
   private mutating func tellReplace(_ item: NameItem, _ path: [UInt8], from: NameItem?, over: NameItem) {

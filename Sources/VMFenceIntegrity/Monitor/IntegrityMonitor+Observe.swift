@@ -2,8 +2,15 @@ public import VMFenceCore
 
 extension IntegrityMonitor {
   public mutating func observe(_ request: BlockRequest, data: RawSpan) -> BlockVerdict {
-    statisticsStorage.requests += 1
-    if let now, request.sequence != now.sequence &+ 1 {
+    if let verdict = heldVerdict(request) { return verdict }
+    let verdict = judge(request, data: data)
+    noteVerdict(verdict, request)
+    return verdict
+  }
+
+  private mutating func judge(_ request: BlockRequest, data: RawSpan) -> BlockVerdict {
+    if held == nil { statisticsStorage.requests += 1 }
+    if held == nil, let now, request.sequence != now.sequence &+ 1 {
       observeGap(at: request.timestamp, reason: "request \(request.sequence) came after \(now.sequence)")
     }
     dropCheckpointed()
@@ -35,12 +42,15 @@ extension IntegrityMonitor {
       return .allow
     }
     let write = WriteInFlight(offset: request.offset, end: stop, operation: request.operation)
-    if touchesJournal(write), followJournal(write, data, moment) == .deny { return .deny }
+    if touchesJournal(write) {
+      let verdict = followJournal(write, data, moment)
+      if verdict != .allow { return verdict }
+    }
     findHits(from: request.offset, to: stop)
     if !hits.isEmpty, view?.fileSystem.overlay.isEmpty == false { leaveOutJournalled(write, data) }
     guard !hits.isEmpty else {
       if request.operation != .discard {
-        pendingWrites.add(start: request.offset, end: stop, sequence: request.sequence)
+        pendingWrites.add(start: request.offset, end: stop, moment, hash: hash(write, data))
       }
       return .allow
     }
@@ -79,10 +89,16 @@ extension IntegrityMonitor {
 
   private mutating func process(_ write: WriteInFlight, _ data: RawSpan, _ moment: Moment) -> BlockVerdict {
     let changed = changedContents(write, data)
-    if let verdict = deny(changed, moment) { return verdict }
+    let verdict = refuse(changed, moment)
+    if verdict != .allow {
+      // It does not reach the disk.
+      checkpointed.removeAll(keepingCapacity: true)
+      return verdict
+    }
+    keep(changed, moment)
     if write.operation != .discard {
       // Blocks beside the followed ones may be claimed later, too.
-      pendingWrites.add(start: write.offset, end: write.end, sequence: moment.sequence)
+      pendingWrites.add(start: write.offset, end: write.end, moment, hash: hash(write, data))
     }
     for change in changed {
       news[change.inode, default: News()].changed = news[change.inode]?.changed ?? moment
@@ -99,10 +115,28 @@ extension IntegrityMonitor {
     return .allow
   }
 
+  private func hash(_ write: WriteInFlight, _ data: RawSpan) -> UInt64? {
+    guard hashesHeldWrites, write.operation == .write, UInt64(data.byteCount) == write.end - write.offset else {
+      return nil
+    }
+    return PendingWrites.hash(data, key: (configuration.hashKeyLow, configuration.hashKeyHigh))
+  }
+
   struct ContentChange {
     var inode: UInt32
     /// In bytes of the file.
     var range: Range<UInt64>
+    /// What was there before; empty where the policy does not ask for it, or it cannot be read.
+    var old: [UInt8] = []
+
+    /// Adds a change; one that goes on where the last ended is the same change.
+    func append(to changes: inout [ContentChange]) {
+      guard let last = changes.last, last.inode == inode, last.range.upperBound == range.lowerBound,
+        last.old.isEmpty == old.isEmpty
+      else { return changes.append(self) }
+      changes[changes.count - 1].range = last.range.lowerBound..<range.upperBound
+      changes[changes.count - 1].old += old
+    }
   }
 
   /// Which bytes of followed files a request changes, found by comparing with what the disk still has.
@@ -114,6 +148,8 @@ extension IntegrityMonitor {
       let from = max(start, write.offset)
       let to = min(start + size, write.end)
       let fileStart = UInt64(use.index) * size
+      let isKept = keepsContents(of: use.inode)
+      var isRead = true
       var low = from - start
       var high = to - start
       do throws(IntegrityError) {
@@ -127,35 +163,15 @@ extension IntegrityMonitor {
         while high > low, isSame(high - 1) { high -= 1 }
       } catch {
         // What the disk had cannot be read: the whole of it counts as changed.
+        isRead = false
       }
       if low < high {
-        result.append(ContentChange(inode: use.inode, range: fileStart + low..<fileStart + high))
+        let old = isKept && isRead ? Array(oldBlock[Int(low)..<Int(high)]) : []
+        ContentChange(inode: use.inode, range: fileStart + low..<fileStart + high, old: old).append(to: &result)
       } else {
         statisticsStorage.unchangedWrites += 1
       }
     }
     return result
-  }
-
-  /// Refuses a request that changes contents which the policy says may not be changed, and tells so at once.
-  mutating func deny(_ changes: [ContentChange], _ moment: Moment) -> BlockVerdict? {
-    var isDenied = false
-    for change in changes {
-      guard let node = view?.nodes[change.inode], node.links.contains(where: { $0.action >= .denyData }) else {
-        continue
-      }
-      let range = change.range.clamped(to: 0..<node.inode.size)
-      guard !range.isEmpty else { continue }
-      isDenied = true
-      for link in node.links {
-        report(
-          .write, at: moment, path: view?.path(of: link) ?? [], inode: change.inode, offset: range.lowerBound,
-          length: UInt64(range.count), verdict: .deny)
-      }
-    }
-    guard isDenied else { return nil }
-    statisticsStorage.denied += 1
-    flushBatch()
-    return .deny
   }
 }

@@ -16,13 +16,18 @@ extension IntegrityMonitor {
   ///
   /// - Throws: `badPattern`; `tooLarge` with more than `windowLimit` windows that have not ended.
   public mutating func expect(_ patterns: [String], from: Timestamp, until: Timestamp) throws(IntegrityError) {
-    windows.removeAll { $0.until < from }
-    guard windows.count < Self.windowLimit else {
+    windows = try Self.windows(windows, adding: patterns, from: from, until: until)
+  }
+
+  static func windows(
+    _ windows: [Window], adding patterns: [String], from: Timestamp, until: Timestamp
+  ) throws(IntegrityError) -> [Window] {
+    let open = windows.filter { $0.until >= from }
+    guard open.count < windowLimit else {
       throw IntegrityError(
-        .tooLarge, "\(windows.count) announced windows are open", remedy: "announce fewer patterns in more general form"
-      )
+        .tooLarge, "\(open.count) announced windows are open", remedy: "announce fewer patterns in more general form")
     }
-    windows.append(Window(policy: try ProtectionPolicy(patterns.map { .init($0) }), from: from, until: until))
+    return open + [Window(policy: try ProtectionPolicy(patterns.map { .init($0) }), from: from, until: until)]
   }
 
   /// An event as the policy wants it told; nil when it is of no interest.
@@ -42,7 +47,7 @@ extension IntegrityMonitor {
 
   private static func isOfInterest(_ event: inout FileEvent, _ attributes: FileAttributes) -> Bool {
     switch event.operation {
-    case .create, .replace, .rename, .unlink, .rmdir, .damage, .gap: return true
+    case .create, .replace, .rename, .unlink, .rmdir, .match, .damage, .gap: return true
     case .read: return attributes.contains(.reads)
     case .link: return event.changes.isEmpty || attributes.contains(.links)
     case .chmod: return attributes.contains(.permissions)

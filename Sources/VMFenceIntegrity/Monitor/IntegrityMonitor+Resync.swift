@@ -6,7 +6,13 @@ extension IntegrityMonitor {
     statisticsStorage.resyncs += 1
     lastResync = moment.time
     resyncReason = nil
-    if let view { lastKnown = Self.settledFiles(view) }
+    if let view {
+      lastKnown = Self.settledFiles(view)
+      lastObjects = view.nodes.compactMap { number, node in
+        let former = node.links.filter(\.isFormer)
+        return former.isEmpty ? nil : (number, node.settled, former)
+      }
+    }
     news.removeAll()
     nameNews.removeAll()
     suspects.removeAll()
@@ -27,7 +33,9 @@ extension IntegrityMonitor {
       return flushBatch()
     }
     tellDifferences(at: moment)
+    followObjects(at: moment)
     lastKnown.removeAll()
+    lastObjects.removeAll()
     reportDamage(at: moment, isFinal: true)
     flushBatch()
     takeHashes()
@@ -68,6 +76,39 @@ extension IntegrityMonitor {
     for file in gone.values.joined().sorted(by: { $0.path.lexicographicallyPrecedes($1.path) }) {
       report(file.inode.kind == .directory ? .rmdir : .unlink, at: moment, path: file.path, inode: file.number)
     }
+  }
+
+  /// Goes on following files that are protected as objects: those that had no protected name any more, and those that lost theirs
+  /// meanwhile.
+  private mutating func followObjects(at moment: Moment) {
+    for (number, settled, links) in lastObjects where !follow(number, settled, links, at: moment) {
+      report(
+        .unlink, at: moment, path: view.map { view in links.first.map { view.path(of: $0) } ?? [] } ?? [],
+        inode: number,
+        changes: [.init(attribute: "object", old: "", new: "the file that had this name is gone")])
+    }
+    let names = Set(protectedFiles.map(\.number))
+    for file in lastKnown
+    where !names.contains(file.number) && configuration.policy.protection(forPath: file.path)?.followsObject == true {
+      let link = FileSystemView.Link(
+        directory: FileSystemView.Link.formerDirectory, name: Array(file.path.dropFirst()), action: file.action)
+      // That its name is gone was told.
+      _ = follow(file.number, file.inode, [link], at: moment)
+    }
+  }
+
+  /// - Returns: false when the file is not the same any more.
+  private mutating func follow(
+    _ number: UInt32, _ known: ExtInode, _ links: [FileSystemView.Link], at moment: Moment
+  ) -> Bool {
+    guard view?.followObject(number, known, links) == true, let now = view?.nodes[number]?.inode, let link = links.first
+    else { return false }
+    var file = FileSystemView.ProtectedFile(
+      path: view?.path(of: link) ?? [], number: number, inode: known, action: link.action)
+    let before = file
+    file.inode = now
+    tellInode(before, file, at: moment)
+    return true
   }
 
   /// Of contents it is known only that they changed when the blocks or the size did.

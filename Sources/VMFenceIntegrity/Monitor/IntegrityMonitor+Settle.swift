@@ -88,6 +88,27 @@ extension IntegrityMonitor {
     }
     // Each stretch costs a look at all kept writes: bounded.
     item.unseen = claims.ranges.prefix(256).reduce(0) { $0 + pendingWrites.bytesNotSeen(in: $1) }
+    if hashesHeldWrites { item.overwritten = overwritten(in: claims) }
+  }
+
+  /// In bytes; what is read of new blocks at one settling to compare them with what was written.
+  private static let comparedLimit: UInt64 = 1 << 20
+
+  /// Of which writes to blocks that a file has now the disk has other bytes.
+  private func overwritten(in claims: ByteRanges) -> [Moment] {
+    var left = Self.comparedLimit
+    var result: [Moment] = []
+    var buffer: [UInt8] = []
+    for range in claims.ranges.prefix(16) {
+      for entry in pendingWrites.hashed(in: range) where entry.end - entry.start <= left {
+        left -= entry.end - entry.start
+        buffer = [UInt8](repeating: 0, count: Int(entry.end - entry.start))
+        guard (try? reader.read(at: entry.start, into: &buffer)) != nil else { continue }
+        let key = (configuration.hashKeyLow, configuration.hashKeyHigh)
+        if buffer.withRawSpan({ PendingWrites.hash($0, key: key) }) != entry.hash { result.append(entry.moment) }
+      }
+    }
+    return result
   }
 
   /// Compares extended attributes with those told last.
@@ -194,6 +215,12 @@ extension IntegrityMonitor {
     if item.unseen > 0 {
       notes.append(
         .init(attribute: "data", old: "", new: "\(item.unseen) bytes of new blocks were not seen being written"))
+    }
+    for moment in item.overwritten.prefix(4) {
+      notes.append(
+        .init(
+          attribute: "data", old: "",
+          new: "what request \(moment.sequence) wrote at \(Self.text(moment.time)) is not on the disk"))
     }
     var parts = item.contents.clamped(to: 0..<min(old.size, new.size))
     if parts.count > ByteRanges.limit {

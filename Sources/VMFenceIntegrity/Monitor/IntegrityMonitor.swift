@@ -40,6 +40,14 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
     public var pendingWriteLimit: Int
     /// Longer files are not hashed, in bytes.
     public var hashLimit: UInt64
+    /// How long a request is held for a decision (`freeze`); zero: not at all, `freezeVerdict` counts at once, as in a replay.
+    public var freezeLimit: Duration
+    /// What is done with a held request when nobody decides.
+    public var freezeVerdict: BlockVerdict
+    /// Bytes of contents that are kept (`rollback`) and wait to be drained, at the most; of one file at the most half of them.
+    public var keepLimit: Int
+    /// Bytes of one file that are handed to rules at once, at the most.
+    public var contentLimit: Int
     /// Keys the table of blocks. Fixed in a replay, random in the daemon.
     public var hashKeyLow: UInt64
     public var hashKeyHigh: UInt64
@@ -48,7 +56,9 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
       incarnation: Incarnation, disk: String, policy: ProtectionPolicy, limits: WalkLimits = WalkLimits(),
       settleDelay: Duration = .milliseconds(10), settleLimit: Duration = .seconds(1),
       holdLimit: Duration = .seconds(2), resyncInterval: Duration = .seconds(1), eventLimit: Int = 4096,
-      pendingWriteLimit: Int = 1024, hashLimit: UInt64 = 256 << 20, hashKey: (UInt64, UInt64) = (0, 0)
+      pendingWriteLimit: Int = 1024, hashLimit: UInt64 = 256 << 20,
+      freezeLimit: Duration = .seconds(600), freezeVerdict: BlockVerdict = .deny, keepLimit: Int = 16 << 20,
+      contentLimit: Int = 1 << 20, hashKey: (UInt64, UInt64) = (0, 0)
     ) {
       self.incarnation = incarnation
       self.disk = disk
@@ -61,6 +71,10 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
       self.eventLimit = eventLimit
       self.pendingWriteLimit = pendingWriteLimit
       self.hashLimit = hashLimit
+      self.freezeLimit = freezeLimit
+      self.freezeVerdict = freezeVerdict == .allow ? .allow : .deny
+      self.keepLimit = keepLimit
+      self.contentLimit = max(1, contentLimit)
       hashKeyLow = hashKey.0
       hashKeyHigh = hashKey.1
     }
@@ -80,6 +94,12 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
     public var resyncs: UInt64 = 0
     public var damages: UInt64 = 0
     public var lostEvents: UInt64 = 0
+    /// Blocks of fast commits that were seen and not read.
+    public var fastCommits: UInt64 = 0
+    /// Requests that waited for a decision.
+    public var held: UInt64 = 0
+    /// Contents that should have been kept, or handed to rules, and were not: no room, or they could not be read.
+    public var lostContents: UInt64 = 0
   }
 
   /// A point in the stream of requests.
@@ -97,6 +117,8 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
     var contents = ByteRanges()
     /// Bytes of blocks that are new to it and that no request was seen to write.
     var unseen: UInt64 = 0
+    /// Requests that wrote blocks that are new to it, and of which the disk has other bytes.
+    var overwritten: [Moment] = []
     /// The blocks it had when the first of them changed.
     var mapBefore: ExtBlockMap?
     var attributesRewritten: Moment?
@@ -114,6 +136,8 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
 
   let configuration: Configuration
   let reader: any DiskReader
+  /// Some rule asks for hashes.
+  let hashesHeldWrites: Bool
   /// Nil while the disk has no file system that can be followed; `blindness` says why.
   var view: FileSystemView?
   /// The bytes of the disk from the first to the last block of the journal; empty when there is none.
@@ -135,6 +159,8 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
   var rewritten: Set<UInt32> = []
   /// What was protected when the view was lost.
   var lastKnown: [FileSystemView.ProtectedFile] = []
+  /// And what was followed without a protected name.
+  var lastObjects: [(number: UInt32, inode: ExtInode, links: [FileSystemView.Link])] = []
   var resyncReason: String?
   var lastResync: Timestamp?
   var firstChange: Timestamp?
@@ -156,6 +182,13 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
   var hashes: [UInt32: [UInt8]] = [:]
   /// What is told is only tried: nothing is handed over.
   var isTrial = false
+  /// When fast commits were told last.
+  var fastCommitTold: Timestamp?
+  /// The request that waits for a decision.
+  var held: HeldRequest?
+  var kept: KeptQueue
+  /// Files whose contents are to be handed to rules.
+  var changedFiles: [UInt32: ChangedFile] = [:]
 
   /// Reads the disk and begins to watch. A disk that cannot be followed is no reason to stop the guest: the monitor
   /// then lets every request pass, says in `blindness` and by a damage event why, and looks again when a superblock
@@ -166,8 +199,10 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
   public init(_ reader: any DiskReader, configuration: Configuration, at time: Timestamp) {
     self.configuration = configuration
     self.reader = reader
+    hashesHeldWrites = configuration.policy.tellsHashes
     queue = EventQueue(limit: configuration.eventLimit)
     pendingWrites = PendingWrites(capacity: configuration.pendingWriteLimit)
+    kept = KeptQueue(limit: configuration.keepLimit)
     hits.reserveCapacity(256)
     do throws(IntegrityError) {
       view = try Self.makeView(reader, configuration)
@@ -196,12 +231,14 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
   public mutating func drainEvents() -> [FileEvent] {
     var events = queue.drain()
     if configuration.policy.tellsHashes { addHashes(&events) }
+    if configuration.policy.tellsContents { noteContents(events) }
     return events
   }
 
   public var statistics: Statistics {
     var result = statisticsStorage
     result.lostEvents = queue.dropped
+    result.lostContents = kept.lost
     return result
   }
 
@@ -210,6 +247,7 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
 
   /// Time has passed without a request: tells what has waited long enough.
   public mutating func advance(to time: Timestamp) {
+    expireHeld(at: time)
     guard let firstChange, let lastChange else { return }
     if settlesNext || time - lastChange >= configuration.settleDelay || time - firstChange >= configuration.settleLimit
     {
@@ -236,14 +274,22 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
 
   mutating func report(
     _ operation: FileEvent.Operation, at moment: Moment, path: [UInt8], oldPath: [UInt8]? = nil, inode: UInt32,
-    offset: UInt64? = nil, length: UInt64? = nil, changes: [FileEvent.AttributeChange] = [],
-    verdict: BlockVerdict = .allow
+    offset: UInt64? = nil, length: UInt64? = nil, changes: [FileEvent.AttributeChange] = []
   ) {
     batch.append(
-      FileEvent(
-        time: moment.time, incarnation: configuration.incarnation, disk: configuration.disk,
-        sequence: moment.sequence, operation: operation, path: path, oldPath: oldPath, inode: UInt64(inode),
-        offset: offset, length: length, changes: changes, verdict: verdict))
+      event(
+        operation, at: moment, path: path, oldPath: oldPath, inode: inode, offset: offset, length: length,
+        changes: changes))
+  }
+
+  func event(
+    _ operation: FileEvent.Operation, at moment: Moment, path: [UInt8], oldPath: [UInt8]? = nil, inode: UInt32,
+    offset: UInt64? = nil, length: UInt64? = nil, changes: [FileEvent.AttributeChange] = []
+  ) -> FileEvent {
+    FileEvent(
+      time: moment.time, incarnation: configuration.incarnation, disk: configuration.disk, sequence: moment.sequence,
+      operation: operation, path: path, oldPath: oldPath, inode: UInt64(inode), offset: offset, length: length,
+      changes: changes)
   }
 
   /// Hands the batch over in the order of the requests.

@@ -1,14 +1,36 @@
 internal import VMFenceCore
 
-/// The last writes to blocks that no followed file owned when they came: where, which request, when; not the data.
-/// When a file claims such a block, this says which request brought its contents. A ring of fixed size: the oldest is
+/// The last writes to blocks that no followed file owned when they came: where, which request, when, and (where the policy asks for
+/// hashes) a hash; not the data. When a file claims such a block, this says which request brought its contents, and whether the disk
+/// still has them. A ring of fixed size: the oldest is
 /// overwritten.
 struct PendingWrites: Sendable {
   struct Entry: Sendable {
     /// In bytes.
     var start: UInt64 = 0
     var end: UInt64 = 0
-    var sequence: UInt64 = 0
+    var moment = IntegrityMonitor.Moment(sequence: 0, time: .zero)
+    /// Of the data; nil when none was asked for, or there were none.
+    var hash: UInt64?
+  }
+
+  /// A keyed hash of data: 64 bits, quick, and not one to show to anybody.
+  static func hash(_ data: RawSpan, key: (UInt64, UInt64)) -> UInt64 {
+    var state = key.0 ^ UInt64(data.byteCount)
+    func mix(_ word: UInt64) {
+      state = (state ^ word) &* (key.1 | 0x9E37_79B9_7F4A_7C15)
+      state ^= state >> 29
+    }
+    var position = 0
+    while position + 8 <= data.byteCount {
+      mix(data.u64le(position))
+      position += 8
+    }
+    while position < data.byteCount {
+      mix(UInt64(data.u8(position)))
+      position += 1
+    }
+    return state
   }
 
   private var entries: [Entry]
@@ -16,8 +38,8 @@ struct PendingWrites: Sendable {
 
   init(capacity: Int) { entries = [Entry](repeating: Entry(), count: max(1, capacity)) }
 
-  mutating func add(start: UInt64, end: UInt64, sequence: UInt64) {
-    entries[next] = Entry(start: start, end: end, sequence: sequence)
+  mutating func add(start: UInt64, end: UInt64, _ moment: IntegrityMonitor.Moment, hash: UInt64?) {
+    entries[next] = Entry(start: start, end: end, moment: moment, hash: hash)
     next = next + 1 == entries.count ? 0 : next + 1
   }
 
@@ -43,6 +65,17 @@ struct PendingWrites: Sendable {
       }
     }
     return missing
+  }
+
+  /// The writes with a hash that lie in a range, whole, and that no later one has touched.
+  func hashed(in range: Range<UInt64>) -> [Entry] {
+    let inside = entries.filter { $0.start < range.upperBound && $0.end > range.lowerBound && $0.start < $0.end }
+    return inside.filter { entry in
+      entry.hash != nil && range.lowerBound <= entry.start && entry.end <= range.upperBound
+        && !inside.contains {
+          $0.moment.sequence > entry.moment.sequence && $0.start < entry.end && $0.end > entry.start
+        }
+    }
   }
 
   mutating func removeAll() { entries = [Entry](repeating: Entry(), count: entries.count) }

@@ -114,6 +114,23 @@ extension FileSystemView {
     return result
   }
 
+  /// Follows a file without a protected name, if it is still the same.
+  ///
+  /// - Returns: false when it is not.
+  mutating func followObject(_ number: UInt32, _ known: ExtInode, _ links: [Link]) -> Bool {
+    let isFollowed = nodes[number] != nil
+    guard follow(number), let inode = nodes[number]?.inode, inode.isInUse, inode.generation == known.generation,
+      inode.kind == known.kind
+    else {
+      if !isFollowed { unfollowIfUnused(number) }
+      return false
+    }
+    let isNew = nodes[number]?.links.isEmpty == true
+    for link in links where nodes[number]?.links.contains(link) == false { nodes[number]?.links.append(link) }
+    if isNew { beginContents(of: number) }
+    return true
+  }
+
   /// Maps the blocks of an inode that has become protected.
   private mutating func beginContents(of number: UInt32) {
     guard let inode = nodes[number]?.inode else { return }

@@ -136,6 +136,19 @@ public struct FileSystemView: Sendable {
     return parts.isEmpty ? [0x2F] : parts.reversed().flatMap { [0x2F] + $0 }
   }
 
+  /// A directory and those above it, up to the root.
+  func ancestors(of directory: UInt32) -> [UInt32] {
+    var result: [UInt32] = []
+    var number = directory
+    for _ in 0...limits.depth {
+      guard let current = directories[number] else { break }
+      result.append(number)
+      if current.parent == 0 { break }
+      number = current.parent
+    }
+    return result
+  }
+
   // MARK: Following inodes
 
   /// Reads an inode and watches the block that it lies in; true also when it is followed already.

@@ -7,7 +7,7 @@ import VMFenceIntegrity
 final class DiskWatch {
   let domain: ScenarioDomain
   private var source: RecordedBlockSource?
-  private var disk: OverlaidDisk<IntegrityMonitor>
+  private var disk: OverlaidDisk<DiskMonitor>
   private(set) var requests = 0
   private(set) var denied = 0
   /// Why the recording ended early; nil when it did not.
@@ -23,7 +23,7 @@ final class DiskWatch {
       let overlay = ImageOverlay(reader)
       let action: ProtectionPolicy.Action = domain.deniesData ? .denyData : .alert
       let policy = try ProtectionPolicy(domain.protected.map { .init($0, action: action) })
-      let monitor = IntegrityMonitor(
+      let monitor = DiskMonitor(
         overlay,
         configuration: .init(
           incarnation: Incarnation(uuid: domain.uuid, domainID: domain.domainID), disk: description.device,

@@ -11,7 +11,7 @@ struct Integrity: ParsableCommand {
     abstract: "File integrity as seen from a guest's disk.",
     subcommands: [
       IntegrityInit.self, IntegrityCheck.self, IntegrityUpdate.self, IntegrityTest.self, IntegrityExpect.self,
-      IntegrityList.self, IntegrityReplay.self,
+      IntegrityHeld.self, IntegrityDecide.self, IntegrityRollback.self, IntegrityList.self, IntegrityReplay.self,
     ])
 }
 

@@ -2,6 +2,7 @@
 import ArgumentParser
 import Foundation
 import VMFenceBlock
+import VMFenceControl
 import VMFenceCore
 import VMFenceIntegrity
 import VMFenceStore
@@ -13,6 +14,9 @@ struct BaselineOptions: ParsableArguments {
 
   @Option(help: "The key that signs them. Keep it where the store is not: whoever reads it can forge a baseline.")
   var key = "/etc/vmfence/integrity.key"
+
+  @Option(help: "The decision log of baselines, the third place that knows how many were signed.")
+  var log = "/var/lib/vmfence/integrity.log"
 
   @Option(help: "The image's format: auto, raw or qcow2.")
   var format = ImageFormat.auto
@@ -26,6 +30,14 @@ struct BaselineOptions: ParsableArguments {
     do throws(StateStoreError) { return try SQLiteStore(path: store) } catch {
       throw Self.failure(error, error.code == .permissionDenied ? Exit.noPermission : Exit.cannotCreate)
     }
+  }
+
+  func openLog() throws -> BaselineLog {
+    do throws(DecisionLogError) {
+      let (log, recovery) = try FileDecisionLog.open(path: log)
+      if let damage = recovery.damage { Terminal.error.print([damage]) }
+      return BaselineLog(log, holding: recovery.decisions)
+    } catch { throw Self.failure(error, error.code == .permissionDenied ? Exit.noPermission : Exit.cannotCreate) }
   }
 
   func openKey() throws -> IntegrityKey {
@@ -83,6 +95,7 @@ struct IntegrityInit: ParsableCommand {
     let disk = options.disk(image)
     let scan = try options.scan(image, protected)
     let store = try options.openStore()
+    let log = try options.openLog()
     do throws(BaselineError) {
       let key: IntegrityKey
       do throws(BaselineError) { key = try IntegrityKey(path: options.key) } catch {
@@ -92,14 +105,15 @@ struct IntegrityInit: ParsableCommand {
       }
       if !replace {
         do throws(BaselineError) {
-          let old = try Baseline.read(disk: disk, from: store, key: key)
+          let old = try Baseline.read(disk: disk, from: store, key: key, log: log)
           Terminal.error.print(
             "baseline \(old.generation) of \(disk.escapedForDisplay) is there: use `update`, or --replace")
           throw BaselineError(.inputOutput, "nothing was written")
         } catch { if error.code != .noBaseline { throw error } }
       }
       let baseline = try Baseline.write(
-        disk: disk, patterns: protected, entries: scan.entries, at: SystemClock().now, to: store, key: key)
+        disk: disk, patterns: protected, entries: scan.entries, at: SystemClock().now, to: store, key: key,
+        log: log)
       Terminal.output.print(
         "baseline \(baseline.generation) of \(disk.escapedForDisplay): \(baseline.entries.count) names"
           + (scan.damageCount > 0 ? ", \(scan.damageCount) damages" : ""))
@@ -135,7 +149,7 @@ struct IntegrityCheck: ParsableCommand {
   @OptionGroup var options: BaselineOptions
 
   func run() throws {
-    let (report, _, _) = try Self.compare(image, options)
+    let report = try Self.compare(image, options).report
     report.print(asJSON: json)
     if report.unexpected > 0 { throw ExitCode(1) }
     if report.scan.damageCount > 0 { throw Exit.badData }
@@ -143,17 +157,18 @@ struct IntegrityCheck: ParsableCommand {
 
   static func compare(
     _ image: String, _ options: BaselineOptions
-  ) throws -> (report: BaselineReport, store: SQLiteStore, key: IntegrityKey) {
+  ) throws -> (report: BaselineReport, store: SQLiteStore, key: IntegrityKey, log: BaselineLog) {
     let key = try options.openKey()
     let store = try options.openStore()
+    let log = try options.openLog()
     let disk = options.disk(image)
     let baseline: Baseline
-    do throws(BaselineError) { baseline = try Baseline.read(disk: disk, from: store, key: key) } catch {
+    do throws(BaselineError) { baseline = try Baseline.read(disk: disk, from: store, key: key, log: log) } catch {
       throw BaselineOptions.failure(error)
     }
     let scan = try options.scan(image, baseline.patterns)
     let announced = try AnnouncedChanges(of: disk, at: SystemClock().now, in: store)
-    return (BaselineReport(baseline, scan, announced: announced), store, key)
+    return (BaselineReport(baseline, scan, announced: announced), store, key, log)
   }
 }
 
@@ -178,13 +193,14 @@ struct IntegrityUpdate: ParsableCommand {
   @OptionGroup var options: BaselineOptions
 
   func run() throws {
-    let (report, store, key) = try IntegrityCheck.compare(image, options)
+    let (report, store, key, log) = try IntegrityCheck.compare(image, options)
     report.print(asJSON: json)
     let scan = protected.isEmpty ? report.scan : try options.scan(image, protected)
     do throws(BaselineError) {
       let baseline = try Baseline.write(
         disk: report.baseline.disk, patterns: protected.isEmpty ? report.baseline.patterns : protected,
-        entries: scan.entries, at: SystemClock().now, to: store, key: key)
+        entries: scan.entries, at: SystemClock().now, to: store, key: key,
+        log: log)
       Terminal.error.print("baseline \(baseline.generation): \(baseline.entries.count) names")
     } catch { throw BaselineOptions.failure(error) }
   }
@@ -217,8 +233,9 @@ struct IntegrityTest: ParsableCommand {
         Exit.noInput)
     }
     var patterns = protected
+    let log = try options.openLog()
     do throws(BaselineError) {
-      let baseline = try Baseline.read(disk: options.disk(image), from: try open(), key: key)
+      let baseline = try Baseline.read(disk: options.disk(image), from: try open(), key: key, log: log)
       Terminal.output.print("key, store and baseline \(baseline.generation): good, \(baseline.entries.count) names")
       if patterns.isEmpty { patterns = baseline.patterns }
     } catch {
@@ -250,9 +267,15 @@ struct IntegrityExpect: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "expect",
     abstract: "Announce changes: for some time, what happens to these paths is recorded and alerts nobody.",
-    discussion: "EXAMPLES\n  vmfence-ref integrity expect web '/usr/**' '/etc/**' --for 2h")
+    discussion: """
+      Told to the disk's process that runs (what its events say is `announced` then), and written into the store for `check`. A process
+      that is restarted meanwhile has forgotten it. What a policy refuses stays refused.
 
-  @Argument(help: "The name of the disk in the store.")
+      EXAMPLES
+        vmfence-ref integrity expect web '/usr/**' '/etc/**' --for 2h
+      """)
+
+  @Argument(help: "The name of the disk, in the store and of its process.")
   var disk: String
 
   @Argument(help: "Paths or patterns of paths.")
@@ -263,6 +286,8 @@ struct IntegrityExpect: ParsableCommand {
 
   @Option(help: "The store with the baselines.")
   var store = "/var/lib/vmfence/state.db"
+
+  @OptionGroup var process: DiskProcessOptions
 
   func validate() throws {
     guard seconds != nil else {
@@ -287,7 +312,11 @@ struct IntegrityExpect: ParsableCommand {
     let opened = try options.openStore()
     let now = SystemClock().now
     try AnnouncedChanges.add(paths, of: disk, from: now, until: now + .seconds(seconds ?? 0), to: opened)
-    Terminal.output.print("announced for \(duration): \(paths.joined(separator: " ").escapedForDisplay)")
+    let isTold =
+      try process.tell(disk, DiskControlRequest(.expect, paths: paths, duration: Double(seconds ?? 0))) != nil
+    Terminal.output.print(
+      "announced for \(duration): \(paths.joined(separator: " ").escapedForDisplay)"
+        + (isTold ? "" : " (for `check`: no disk process runs under that name)"))
   }
 }
 #endif

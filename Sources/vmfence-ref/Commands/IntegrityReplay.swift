@@ -3,6 +3,7 @@ import ArgumentParser
 import Foundation
 import VMFenceBlock
 import VMFenceCore
+import VMFenceDetection
 import VMFenceIntegrity
 
 /// `vmfence-ref integrity replay`
@@ -16,6 +17,7 @@ struct IntegrityReplay: ParsableCommand {
       EXAMPLES
         vmfence-ref integrity replay --image base.img --trace writes.jsonl --protect '/etc/**' --eve events.json
         vmfence-ref integrity replay --image base.img --trace writes.jsonl --protect '/bin/**' --deny-data --eve - | jq .vmfence
+        vmfence-ref integrity replay --image base.img --trace writes.jsonl --protect '/var/www/**' --rules webshell.rules --eve events.json
       """)
 
   @Option(help: "The disk as it was when the recording began.")
@@ -42,6 +44,13 @@ struct IntegrityReplay: ParsableCommand {
   @Flag(name: .customLong("deny-metadata"), help: "Refuse transactions that change protected files in any way.")
   var deniesMetadata = false
 
+  @Option(
+    parsing: .upToNextOption,
+    help: "Rule files that what is written to protected files is compared with, as the body of an HTTP transfer.")
+  var rules: [String] = []
+
+  @OptionGroup var ruleOptions: RuleOptions
+
   @Option(name: .customLong("list"), help: "Write a listing of the disk after the recording, as JSON lines.")
   var list: String?
 
@@ -57,17 +66,20 @@ struct IntegrityReplay: ParsableCommand {
     var disk: OverlaidDisk<DiskMonitor>
     do throws(IntegrityError) {
       let overlay = ImageOverlay(try FileDiskReader(path: image))
-      let wanted = try attributes.map { text throws(IntegrityError) in try FileAttributes(text) } ?? .standard
+      var wanted = try attributes.map { text throws(IntegrityError) in try FileAttributes(text) } ?? .standard
+      if !rules.isEmpty { wanted.formUnion(.content) }
       let policy = try ProtectionPolicy(protected.map { .init($0, action: action, attributes: wanted) })
       let monitor = DiskMonitor(
         overlay, configuration: .init(incarnation: .none, disk: "disk", policy: policy), at: .zero)
       disk = OverlaidDisk(monitor, overlay: overlay)
     } catch { throw failure(error, error.exit) }
+    var inspection = try inspection()
     var output = ReplayOutput(file: try LineFile(path: eve))
     do throws(BlockSourceError) {
       var source = try RecordedBlockSource.open(path: trace)
       while try !source.deliver(limit: 1, until: nil, to: &disk).isAtEnd {
         output.tell(disk.observer.drainEvents())
+        tellMatches(&disk.observer, &inspection, &output)
       }
     } catch {
       output.tell(disk.observer.drainEvents())
@@ -76,6 +88,7 @@ struct IntegrityReplay: ParsableCommand {
     }
     disk.observer.finish(at: disk.lastTime)
     output.tell(disk.observer.drainEvents())
+    tellMatches(&disk.observer, &inspection, &output)
     try output.file.close()
     let statistics = disk.observer.statistics
     Terminal.error.print(
@@ -90,6 +103,32 @@ struct IntegrityReplay: ParsableCommand {
       for part in try DiskLayout(disk.overlay).parts { _ = listing.list(part.reader, partition: part.partition) }
     } catch { throw failure(error, error.exit) }
     try listing.finish()
+  }
+
+  private func inspection() throws -> ContentInspection<SnortInspector>? {
+    guard !rules.isEmpty else { return nil }
+    do {
+      let (engine, request) = try ruleOptions.request(rules, onBadRule: .skip)
+      let compilation = try engine.compile(request)
+      Terminal.error.print(compilation.diagnostics.filter { $0.severity != .note })
+      return try ContentInspection(rules: compilation.rules)
+    } catch let error as RuleLoading.Failure {
+      Terminal.error.print(error.diagnostics)
+      throw Exit.noInput
+    } catch let error as RuleCompilationError {
+      Terminal.error.print(error.diagnostics.isEmpty ? [error.diagnostic] : error.diagnostics)
+      throw Exit.badData
+    }
+  }
+
+  /// Compares what was written with the rules.
+  private func tellMatches(
+    _ monitor: inout DiskMonitor, _ inspection: inout ContentInspection<SnortInspector>?, _ output: inout ReplayOutput
+  ) {
+    guard inspection != nil else { return }
+    while let contents = monitor.nextContents() {
+      for rule in inspection?.inspect(contents) ?? [] { output.tell([contents.event(matching: rule)]) }
+    }
   }
 
   private func compare(_ disk: borrowing OverlaidDisk<DiskMonitor>) throws {

@@ -150,7 +150,7 @@ struct ReplaySummary {
         text +=
           " \(change.attribute.escapedForDisplay): \(change.old.escapedForDisplay) -> \(change.new.escapedForDisplay)"
       }
-      return text + (event.verdict == .deny ? "  refused" : "")
+      return text + (event.verdict == .allow ? "" : event.verdict == .deny ? "  refused" : "  held")
     }
   }
 

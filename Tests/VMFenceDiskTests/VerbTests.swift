@@ -1,0 +1,267 @@
+#if Daemon
+import Foundation
+import Testing
+
+/// The verbs of a policy over the NBD server with QEMU's client. Skipped, and said so, where the programs of others are missing.
+@Suite(.enabled(if: ServedImage.isPossible, "needs e2fsprogs, qemu-utils, libnbd-bin and python3"))
+struct VerbTests {
+  private static let overwrite = "Input/output error"
+
+  @Test func aRefusedOverwriteIsAnInputOutputErrorAndTheDiskIsIntact() throws {
+    let disk = try ServedImage()
+    let place = try disk.place(of: "/boot/kernel")
+    try disk.begin(["--deny", "/boot/**"])
+    let output = try disk.io("write -P 0x41 \(place) 4k", "write -P 0x41 60M 4k", "flush")
+    #expect(output.contains(Self.overwrite) && output.contains("wrote 4096/4096 bytes at offset 62914560"), "\(output)")
+    try disk.end()
+    #expect(try disk.verdicts() == ["write /boot/kernel deny"])
+    #expect(
+      try disk.contents(of: "/boot/kernel").allSatisfy { $0 == UInt8(ascii: "K") })
+    #expect(try disk.inconsistencies() == "")
+  }
+
+  @Test(arguments: ["allow", "deny"]) func aFrozenWriteWaitsUntilSomebodyDecides(verdict: String) throws {
+    let disk = try ServedImage()
+    let place = try disk.place(of: "/boot/kernel")
+    try disk.begin(["--freeze", "/boot/**"])
+    #expect(try disk.integrity("held", "web", "--control", disk.control).status == 0)
+    let (writer, pipe) = try disk.beginIO("write -P 0x41 \(place) 4k", "flush")
+    var request = ""
+    try eventually("the request is held") {
+      let (status, output) = try disk.integrity("held", "web", "--control", disk.control, "--json")
+      let held = try JSONSerialization.jsonObject(with: Data(output.utf8)) as? [String: Any]
+      request = ((held?["held"] as? [String: Any])?["request"] as? Int).map(String.init) ?? ""
+      return status == 1
+    }
+    #expect(writer.isRunning)
+    let human = try disk.integrity("held", "web", "--control", disk.control)
+    #expect(human.output.contains("/boot/kernel"), "\(human.output)")
+    let other = try disk.integrity("decide", "web", "99999", verdict, "--control", disk.control)
+    #expect(other.status == 69 && other.output.contains("no such request"), "\(other)")
+    let decision = try disk.integrity("decide", "web", request, verdict, "--control", disk.control)
+    #expect(decision.status == 0, "\(decision)")
+    let output = String(decoding: try pipe.fileHandleForReading.readToEnd() ?? Data(), as: UTF8.self)
+    writer.waitUntilExit()
+    #expect(output.contains(Self.overwrite) == (verdict == "deny"), "\(output)")
+    try disk.end()
+    #expect(try disk.verdicts() == ["write /boot/kernel hold", "write /boot/kernel \(verdict)"])
+    let expected = verdict == "deny" ? UInt8(ascii: "K") : 0x41
+    #expect(
+      try disk.contents(of: "/boot/kernel").prefix(4096).allSatisfy { $0 == expected })
+    #expect(try disk.inconsistencies() == "")
+  }
+
+  @Test func nobodyDecidesForEver() throws {
+    let disk = try ServedImage()
+    let place = try disk.place(of: "/boot/kernel")
+    try disk.begin(["--freeze", "/boot/**", "--freeze-limit", "1"])
+    #expect(try disk.io("write -P 0x41 \(place) 4k").contains(Self.overwrite))
+    try disk.end()
+  }
+
+  /// The commit block of a transaction that makes a protected file writable for all, with each kind of checksums.
+  @Test(arguments: [
+    ("-O ^metadata_csum", ""), ("-O ^metadata_csum", "-c"), ("-O metadata_csum", "-c -v 2"),
+    ("-O metadata_csum,64bit", "-c -v 3"),
+  ]) func aRefusedTransactionLeavesTheDiskAsItWas(options: String, checksums: String) throws {
+    for (verb, mode) in [("--deny-metadata", "0644"), ("--protect", "0666")] {
+      let disk = try ServedImage("-t ext4 -b 1024 -J size=4 \(options)")
+      let writes = try disk.transaction(checksums: checksums)
+      try disk.begin([verb, "/etc/passwd"])
+      for (index, write) in writes.enumerated() {
+        let isRefused = try disk.io(write, "flush").contains(Self.overwrite)
+        #expect(isRefused == (verb == "--deny-metadata" && index == writes.count - 1), "\(index): \(write)")
+      }
+      try disk.end()
+      #expect(try disk.verdicts() == ["chmod /etc/passwd \(verb == "--protect" ? "allow" : "deny")"])
+      // What the guest's journal holds is done when it is mounted next.
+      #expect(try shell("e2fsck -fp \(disk.image)", allowFailure: true).status <= 1)
+      let stat = try shell("debugfs -R 'stat /etc/passwd' \(disk.image)").output
+      #expect(stat.contains("Mode:  \(mode)"), "\(stat)")
+      #expect(try disk.inconsistencies() == "")
+    }
+  }
+
+  @Test func whatWasKeptGoesBack() throws {
+    let disk = try ServedImage()
+    let place = try disk.place(of: "/boot/kernel")
+    try disk.begin(["--rollback", "/boot/**", "--keep", disk.kept])
+    _ = try disk.io("write -P 0x41 \(place) 4k", "write -P 0x42 \(place + 1024) 1k", "flush")
+    let running = try disk.integrity(
+      "rollback", disk.kept, "--path", "/boot/kernel", "--image", disk.image, "--in-place")
+    #expect(running.status == 73 && running.output.contains("another process serves it"), "\(running)")
+    try disk.end()
+    let list = try disk.integrity("rollback", disk.kept)
+    #expect(list.status == 0 && list.output.split(separator: "\n").count == 2, "\(list)")
+    #expect(list.output.contains("/boot/kernel  4096 of 262144 bytes, from 0 on"), "\(list.output)")
+    let out = "\(disk.folder)/middle"
+    #expect(
+      try disk.integrity(
+        "rollback", disk.kept, "--path", "/boot/kernel", "--image", disk.image, "--before", "2", "--out", out
+      ).status == 0)
+    #expect(
+      try Data(contentsOf: URL(filePath: out)).prefix(4097) == Data(repeating: 0x41, count: 4096) + Data("K".utf8))
+    let back = try disk.integrity(
+      "rollback", disk.kept, "--path", "/boot/kernel", "--image", disk.image, "--in-place")
+    #expect(back.status == 0, "\(back)")
+    let contents = try disk.contents(of: "/boot/kernel")
+    #expect(
+      contents.count == 262_144 && contents.allSatisfy { $0 == UInt8(ascii: "K") })
+    #expect(try disk.inconsistencies() == "")
+    // A record that was not written whole is cut off, and the next one is read.
+    try shell("head -c 20 \(disk.kept) >> \(disk.kept)")
+    #expect(try disk.integrity("rollback", disk.kept).status == 65)
+    try disk.begin(["--rollback", "/boot/**", "--keep", disk.kept])
+    _ = try disk.io("write -P 0x43 \(place) 1k", "flush")
+    try disk.end()
+    let after = try disk.integrity("rollback", disk.kept)
+    #expect(after.status == 0 && after.output.split(separator: "\n").count == 3, "\(after)")
+  }
+
+  @Test func announcedChangesAreToldAsSuchUntilTheirTimeIsOver() throws {
+    let disk = try ServedImage()
+    let place = try disk.place(of: "/boot/kernel")
+    try disk.begin(["--protect", "/boot/**"])
+    let store = "\(disk.folder)/state.db"
+    let bad = try disk.integrity("expect", "web", "boot", "--for", "15s", "--control", disk.control, "--store", store)
+    #expect(bad.status == 64, "\(bad)")
+    let told = try disk.integrity(
+      "expect", "web", "/boot/**", "--for", "15s", "--control", disk.control, "--store", store)
+    #expect(told.status == 0, "\(told)")
+    #expect(try disk.integrity("held", "web", "--control", disk.control).output.contains("announced for"))
+    _ = try disk.io("write -P 0x41 \(place) 1k", "flush")
+    try eventually("the window is over") {
+      try !disk.integrity("held", "web", "--control", disk.control).output.contains("announced for")
+    }
+    _ = try disk.io("write -P 0x42 \(place) 1k", "flush")
+    try disk.end()
+    #expect(try disk.events().map(\.isAnnounced) == [true, false])
+    #expect(
+      try disk.integrity("expect", "web", "/boot/**", "--for", "1h", "--store", store).output.contains(
+        "no disk process"))
+  }
+
+  @Test func whatIsNoRequestIsAnsweredAndTheDiskGoesOn() throws {
+    let disk = try ServedImage()
+    try disk.begin(["--protect", "/boot/**"])
+    let client = """
+      import socket, sys
+      s = socket.socket(socket.AF_UNIX); s.settimeout(30); s.connect(sys.argv[1])
+      s.sendall(sys.argv[2].encode() + b"\\n"); print(s.recv(262144).decode())
+      """
+    for text in [
+      "", "{}", "{\"verb\":\"expect\"}", "{\"verb\":\"expect\",\"paths\":[\"/a\"],\"duration\":1e300}", "[[[[",
+    ] {
+      let answer = try shell("python3 -c '\(client)' \(disk.control) '\(text)'").output
+      #expect(answer.contains("\"ok\":false"), "\(text): \(answer)")
+    }
+    #expect(try disk.io("read 0 4k").contains("read 4096/4096"))
+    try disk.end()
+  }
+}
+
+/// Disks that are not what they seem, over the server.
+@Suite(.enabled(if: ServedImage.isPossible, "needs e2fsprogs, qemu-utils, libnbd-bin and python3"))
+struct BadDiskTests {
+  @Test func aDiskWithoutABlockIsServedAndSaidToBeNone() throws {
+    let disk = try ServedImage()
+    try shell("truncate -s 0 \(disk.image)")
+    try disk.begin(["--protect", "/etc/**"])
+    #expect(try shell("nbdinfo --size 'nbd+unix:///?socket=\(disk.socket)'").output.hasPrefix("0"))
+    try disk.end()
+    #expect(try disk.verdicts() == ["damage  allow"])
+    let list = try disk.integrity("list", disk.image)
+    #expect(list.status == 65 && list.output.contains("file system"), "\(list)")
+  }
+
+  @Test func aGuestThatFormatsItsDiskIsFollowedOnTheNewOne() throws {
+    let disk = try ServedImage()
+    try shell(
+      """
+      cd \(disk.folder) && mkdir -p new/etc && echo 'new:x:0:0' > new/etc/passwd
+      truncate -s 64M new.img && mke2fs -q -F -t ext4 -b 4096 -d new new.img
+      """)
+    try disk.begin(["--protect", "/etc/**"])
+    try shell("nbdcopy --flush \(disk.folder)/new.img 'nbd+unix:///?socket=\(disk.socket)'")
+    try eventually("the new file system is read") { try disk.verdicts().contains { $0.contains("/etc/passwd") } }
+    let place = try disk.place(of: "/etc/passwd")
+    _ = try disk.io("write -P 0x41 \(place) 4", "flush")
+    try eventually("what is written to it is told") { try disk.verdicts().last == "write /etc/passwd allow" }
+    try disk.end()
+    #expect(try disk.verdicts().contains { $0.hasPrefix("damage") })
+    #expect(try disk.inconsistencies() == "")
+  }
+}
+
+/// The unit's file, as systemd reads it.
+@Suite struct PackagingTests {
+  private static var unit: String {
+    let parts = #filePath.split(separator: "/").dropLast(3)
+    return "/" + parts.joined(separator: "/") + "/packaging/vmfence-disk@.service"
+  }
+
+  @Test(.enabled(if: FileManager.default.isExecutableFile(atPath: "/usr/bin/systemd-analyze"), "needs systemd"))
+  func systemdTakesIt() throws {
+    let folder = try shell("mktemp -d /tmp/vmfence-unit.XXXXXX").output.trimmingCharacters(in: .whitespacesAndNewlines)
+    defer { _ = try? shell("rm -rf \(folder)") }
+    // It asks whether the programs are there.
+    try shell(
+      "sed -e 's#/usr/lib/vmfence/disk-path#/bin/true#' -e 's#/sbin/modprobe#/bin/true#' '\(Self.unit)' > \(folder)/vmfence-disk@web.service"
+    )
+    let (status, output) = try shell("systemd-analyze verify \(folder)/vmfence-disk@web.service", allowFailure: true)
+    #expect(status == 0 && !output.contains("vmfence-disk@"), "\(output)")
+  }
+
+  /// The command line of the unit with an environment file as its comment has it: `${RAW}` is one word, `$OPTIONS` is split at
+  /// spaces, and no pattern is expanded.
+  @Test(.enabled(if: ServedImage.isPossible, "needs e2fsprogs, qemu-utils, libnbd-bin and python3"))
+  func itsCommandLineServesADisk() throws {
+    let disk = try ServedImage()
+    let text = try String(contentsOfFile: Self.unit, encoding: .utf8)
+    let lines = text.replacingOccurrences(of: "\\\n", with: " ").split(separator: "\n")
+    let line = try #require(lines.first { $0.hasPrefix("ExecStart=") })
+    let options =
+      "--domain 6f9619ff-8b86-4d01-b42d-00cf4fc964ff --protect /etc/** --policy \(disk.folder)/web.policy "
+      + "--eve \(disk.folder)/eve.json"
+    try "/boot/** deny-data severity=1\n".write(toFile: "\(disk.folder)/web.policy", atomically: true, encoding: .utf8)
+    var words: [String] = []
+    for word in line.split(separator: " ").drop(while: { $0 != "--" }).dropFirst() {
+      switch word {
+      case "${RAW}": words.append(disk.image)
+      case "$OPTIONS": words += options.split(separator: " ").map(String.init)
+      default:
+        words.append(
+          word.replacingOccurrences(of: "%i", with: "web")
+            .replacingOccurrences(of: "/run/vmfence-disk", with: disk.folder))
+      }
+    }
+    let process = Process()
+    process.executableURL = URL(filePath: try programPath("vmfence-disk"))
+    process.arguments = Array(words.dropFirst())
+    // Where a pattern would be expanded, if somebody did.
+    process.currentDirectoryURL = URL(filePath: "/")
+    process.standardInput = FileHandle.nullDevice
+    let place = try disk.place(of: "/boot/kernel")
+    try process.run()
+    defer {
+      process.terminate()
+      process.waitUntilExit()
+    }
+    let socket = "\(disk.folder)/web.sock"
+    try eventually("the server listens") {
+      guard process.isRunning else { throw Failure("it ended: \(process.terminationStatus): \(words)") }
+      return try shell("nbdinfo --size 'nbd+unix:///?socket=\(socket)'", allowFailure: true).status == 0
+    }
+    let output = try shell("qemu-io -f raw nbd:unix:\(socket) -c 'write -P 0x41 \(place) 1k'", allowFailure: true)
+      .output
+    #expect(output.contains("Input/output error"), "\(output)")
+    #expect(try disk.verdicts() == ["write /boot/kernel deny"])
+    #expect(try disk.integrity("held", "web", "--control", "\(disk.folder)/web.control").status == 0)
+    // It has given up what it does not need.
+    let status = try String(contentsOfFile: "/proc/\(process.processIdentifier)/status", encoding: .utf8)
+    #expect(
+      status.contains("NoNewPrivs:\t1") && status.contains("Seccomp:\t2")
+        && status.contains("CapEff:\t0000000000000000"))
+  }
+}
+#endif
