@@ -27,6 +27,7 @@ let package = Package(
     target("fuzz-capture", "VMFenceCore", "VMFenceCapture"),
     target("fuzz-ext2", "VMFenceCore", "VMFenceIntegrity"),
     target("fuzz-journal", "VMFenceCore", "VMFenceIntegrity"),
+    target("fuzz-nbd", "VMFenceCore", "VMFenceBlock"),
     target("fuzz-partitions", "VMFenceCore", "VMFenceIntegrity"),
     target("fuzz-inspect", "VMFenceCore", "VMFenceDetection"),
     target("fuzz-defrag", "VMFenceCore", "VMFenceDetection"),
