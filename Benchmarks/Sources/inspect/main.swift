@@ -1,158 +1,54 @@
-// One inspector over a capture file: packets per second, processor time, wall time as a ratio to `gzip -1 -c` of the same file in the
+// Inspectors over a capture file: packets per second, processor time, wall time as a ratio to `gzip -1 -c` of the same file in the
 // same run and to reading it alone, allocations per packet, memory, how long the rules took to load, and which of them fired.
 //
-//   swift run -c release inspect [--alerts OUT.json] FILE.pcap [RULES …]
+//   swift run -c release inspect [OPTION …] FILE.pcap [RULES …]
 //
-// With --alerts, what fired in the first pass is written as a list of gid, sid, ends, protocol and count.
+//   --alerts OUT.json   what fired in the first pass, as a list of gid, sid, ends, protocol and count (`Benchmarks/compare-alerts`)
+//   --cores N           then N inspectors side by side, the packets split by their hosts, against one
+//   --passes N          over the file; 3 unless it is said
+//   --gzip no           leaves out what the time is compared with, for profiles
+//   --set NAME=VALUE    a setting of the engine; `stream.midstream` is on, as in the runs that this is compared with
 import CBaseline
 import Glibc
 import VMFenceCapture
 import VMFenceCore
 import VMFenceDetection
 
-struct Pass {
-  var packets: UInt64 = 0
-  var time = Duration.zero
-  /// Allocations in the second half of the file: the steady state.
-  var allocations: UInt64 = 0
-  var fired: [UInt64] = []
-  /// Seconds of this process, system included.
-  var processor = 0.0
-  var alerts: [AlertKey: Int] = [:]
-}
+struct Options {
+  var alerts: String?
+  var cores = 1
+  var passes = 3
+  var runsGzip = true
+  var settings = ["stream.midstream": "yes"]
+  var capture = ""
+  var rules: [String] = []
 
-/// One rule between two ends.
-struct AlertKey: Hashable {
-  var rule: UInt32
-  var source: IPAddress
-  var destination: IPAddress
-  var sourcePort: UInt16
-  var destinationPort: UInt16
-  var ipProtocol: UInt8
-}
-
-func processorSeconds() -> Double {
-  var usage = rusage()
-  // SAFETY: the structure is filled in by the call.
-  unsafe _ = getrusage(__rusage_who_t(RUSAGE_SELF.rawValue), &usage)
-  func seconds(_ time: timeval) -> Double { Double(time.tv_sec) + Double(time.tv_usec) / 1_000_000 }
-  return seconds(usage.ru_utime) + seconds(usage.ru_stime)
-}
-
-/// How long `gzip -1 -c` of the file takes, in seconds; nil when it cannot be run.
-func gzipSeconds(_ path: String) -> Double? {
-  let text =
-    "gzip -1 -c '\(path.split(separator: "'", omittingEmptySubsequences: false).joined(separator: "'\\''"))' >/dev/null"
-  let start = ContinuousClock.now
-  // SAFETY: a string that ends in zero, for the call.
-  guard unsafe system(text) == 0 else { return nil }
-  return Double((ContinuousClock.now - start).wholeNanoseconds) / 1e9
-}
-
-/// Writes the alerts as JSON, sorted, so that two runs can be compared.
-func write(_ alerts: [AlertKey: Int], _ rules: SnortRules, to path: String) -> Bool {
-  let lines = alerts.map { key, count in
-    let metadata = rules.metadata(at: Int(key.rule))
-    return """
-      {"gid": \(metadata.gid), "sid": \(metadata.sid), "src": "\(key.source)", "sport": \(key.sourcePort), \
-      "dst": "\(key.destination)", "dport": \(key.destinationPort), "proto": \(key.ipProtocol), "count": \(count)}
-      """
-  }
-  let text = "[\n" + lines.sorted().joined(separator: ",\n") + "\n]\n"
-  // SAFETY: a stream of the C library, closed once.
-  guard let file = unsafe fopen(path, "w") else { return false }
-  defer { unsafe _ = fclose(file) }
-  return unsafe fputs(text, file) >= 0
-}
-
-func complain(_ text: String) {
-  // SAFETY: the bytes are valid for the call.
-  unsafe _ = write(2, text + "\n", text.utf8.count + 1)
-}
-
-func read(_ path: String) -> [UInt8]? {
-  // SAFETY: a stream of the C library, closed once.
-  guard let file = unsafe fopen(path, "r") else { return nil }
-  defer { unsafe _ = fclose(file) }
-  var bytes: [UInt8] = []
-  var block = [UInt8](repeating: 0, count: 1 << 16)
-  while true {
-    let count = unsafe fread(&block, 1, block.count, file)
-    if count == 0 { return bytes }
-    bytes += block[..<count]
-  }
-}
-
-/// A line of /proc/self/status, such as `VmHWM`, in KiB.
-func memory(_ name: String) -> Int {
-  let text = String(decoding: read("/proc/self/status") ?? [], as: UTF8.self)
-  let line = text.split(separator: "\n").first { $0.hasPrefix(name + ":") }
-  return line?.split(whereSeparator: { $0 == " " || $0 == "\t" }).dropFirst().first.flatMap { Int($0) } ?? 0
-}
-
-/// Memory of this process alone, in KiB.
-func privateMemory() -> Int {
-  let text = String(decoding: read("/proc/self/smaps_rollup") ?? [], as: UTF8.self)
-  var sum = 0
-  for line in text.split(separator: "\n") where line.hasPrefix("Private_") {
-    sum += line.split(separator: " ").dropFirst().first.flatMap { Int($0) } ?? 0
-  }
-  return sum
-}
-
-func readAlone(_ path: String) throws(PacketSourceError) -> Pass {
-  var file = try CaptureFile.open(path: path)
-  var pass = Pass()
-  var sum: UInt64 = 0
-  let start = ContinuousClock.now
-  while true {
-    let outcome = try file.nextBatch(limit: 1024) { frame, bytes in
-      pass.packets += 1
-      sum &+= UInt64(bytes.byteCount) &+ UInt64(frame.originalLength)
-    }
-    if outcome.isAtEnd { break }
-  }
-  pass.time = ContinuousClock.now - start
-  baseline_keep(sum)
-  return pass
-}
-
-func inspect(
-  _ path: String, _ inspector: inout SnortInspector, _ rules: SnortRules, keepsAlerts: Bool
-) throws(PacketSourceError) -> Pass {
-  var file = try CaptureFile.open(path: path)
-  var output = InspectionOutput()
-  var pass = Pass()
-  pass.fired = Array(repeating: 0, count: rules.ruleCount)
-  let half: UInt64 = 300_000
-  var before: UInt64 = 0
-  let processor = processorSeconds()
-  let start = ContinuousClock.now
-  while true {
-    let outcome = try file.nextBatch(limit: 1024) { frame, bytes in
-      output.reset()
-      inspector.inspect(frame, bytes, into: &output)
-      for index in 0..<output.count {
-        let alert = output[index]
-        pass.fired[Int(alert.ruleIndex)] += 1
-        guard keepsAlerts else { continue }
-        let key = AlertKey(
-          rule: alert.ruleIndex, source: alert.source, destination: alert.destination, sourcePort: alert.sourcePort,
-          destinationPort: alert.destinationPort, ipProtocol: alert.ipProtocol)
-        pass.alerts[key, default: 0] += 1
+  init?(_ arguments: [String]) {
+    var rest = arguments[...]
+    while let first = rest.first, first.hasPrefix("--") {
+      guard let value = rest.dropFirst().first else { return nil }
+      rest = rest.dropFirst(2)
+      switch first {
+      case "--alerts": alerts = value
+      case "--cores":
+        guard let number = Int(value), (1...64).contains(number) else { return nil }
+        cores = number
+      case "--passes":
+        guard let number = Int(value), number > 0 else { return nil }
+        passes = number
+      case "--gzip": runsGzip = value != "no"
+      case "--set":
+        let parts = value.split(separator: "=", maxSplits: 1)
+        guard parts.count == 2 else { return nil }
+        settings[String(parts[0])] = String(parts[1])
+      default: return nil
       }
-      pass.packets += 1
-      if pass.packets == half { before = baseline_allocation_count() }
     }
-    if outcome.isAtEnd { break }
+    guard let path = rest.first else { return nil }
+    capture = path
+    rules = Array(rest.dropFirst())
   }
-  pass.time = ContinuousClock.now - start
-  pass.processor = processorSeconds() - processor
-  pass.allocations = pass.packets > half ? baseline_allocation_count() - before : 0
-  return pass
 }
-
-func thousands(_ pass: Pass) -> Int { Int(Double(pass.packets) / Double(pass.time.wholeNanoseconds) * 1_000_000) }
 
 /// Every network is "any"; ports are those that Snort's own defaults name, where a rule set needs them.
 let variables: [String: String] = {
@@ -170,22 +66,12 @@ let variables: [String: String] = {
   return all
 }()
 
-func run() throws -> Int32 {
-  var arguments = Array(CommandLine.arguments.dropFirst())
-  var alertsPath: String?
-  if arguments.first == "--alerts", arguments.count > 1 {
-    alertsPath = arguments[1]
-    arguments.removeFirst(2)
-  }
-  guard let path = arguments.first else {
-    complain("usage: inspect [--alerts OUT.json] FILE.pcap [RULES …]")
-    return 64
-  }
+func compile(_ files: [String]) throws -> SnortRules? {
   var sources: [RuleSource] = []
-  for file in arguments.dropFirst() {
+  for file in files {
     guard let text = read(file) else {
       complain("cannot read \(file)")
-      return 66
+      return nil
     }
     sources.append(RuleSource(file: file, text: text))
   }
@@ -195,40 +81,60 @@ func run() throws -> Int32 {
     sources.append(RuleSource(file: "none", text: Array(text.utf8), dialect: .snort2))
   }
   let begin = ContinuousClock.now
-  let request = RuleCompilationRequest(
-    sources: sources,
-    variables: variables)
-  let compilation = try SnortRuleEngine().compile(request)
-  let rules = compilation.rules
+  let processor = processorSeconds()
+  let compilation = try SnortRuleEngine().compile(RuleCompilationRequest(sources: sources, variables: variables))
   print(
-    "\(compilation.loaded) rules loaded, \(compilation.rejected) rejected, in \(ContinuousClock.now - begin);",
-    "image \(rules.image.byteCount >> 10) KiB")
+    "\(compilation.loaded) rules loaded, \(compilation.rejected) rejected, in \(ContinuousClock.now - begin),",
+    "\(processorSeconds() - processor) CPU s; image \(compilation.rules.image.byteCount >> 10) KiB")
+  return compilation.rules
+}
+
+func report(_ number: Int, _ pass: Pass, _ reading: Pass, _ gzip: (wall: Double, processor: Double)?) {
+  let toGzip =
+    gzip.map {
+      "\(Int(pass.seconds / $0.wall * 1000)) thousandths of gzip -1 (\(Int(pass.processor / $0.processor * 1000)) of its CPU s);"
+    } ?? ""
+  print(
+    "pass \(number): \(pass.thousandsPerSecond) thousand packets a second, \(pass.thousandsPerProcessorSecond) thousand a CPU",
+    "second, \(pass.processor) CPU s, \(pass.seconds) s;", toGzip,
+    "\(Int(pass.processor / reading.processor * 100)) % of reading alone;",
+    "\(pass.allocations) allocations after the first 300,000 packets; \(pass.fired.reduce(0, +)) alerts")
+}
+
+func run() async throws -> Int32 {
+  guard let options = Options(Array(CommandLine.arguments.dropFirst())) else {
+    complain(
+      "usage: inspect [--alerts OUT.json] [--cores N] [--passes N] [--gzip no] [--set NAME=VALUE] FILE.pcap [RULES …]")
+    return 64
+  }
+  guard let rules = try compile(options.rules) else { return 66 }
+  let configuration = InspectorConfiguration(verifiesChecksums: true, hashKey: (1, 2), settings: options.settings)
   let idle = privateMemory()
-  var inspector = try SnortInspector.make(
-    rules: rules, configuration: InspectorConfiguration(verifiesChecksums: true, hashKey: (1, 2)))
+  var inspector = try SnortInspector.make(rules: rules, configuration: configuration)
   print("an inspector adds \(privateMemory() - idle) KiB of private memory before its first packet")
 
-  let reading = try readAlone(path)
-  print("reading alone: \(reading.packets) packets, \(thousands(reading)) thousand a second")
-  let gzip = gzipSeconds(path)
-  for number in 1...3 {
-    let pass = try inspect(path, &inspector, rules, keepsAlerts: number == 1 && alertsPath != nil)
-    let seconds = Double(pass.time.wholeNanoseconds) / 1e9
-    let ratio = Double(pass.time.wholeNanoseconds) / Double(reading.time.wholeNanoseconds)
-    let toGzip = gzip.map { "\(Int(seconds / $0 * 1000)) thousandths of gzip -1;" } ?? ""
-    print(
-      "pass \(number): \(thousands(pass)) thousand packets a second, \(pass.processor) CPU s, \(seconds) s;", toGzip,
-      "\(Int(ratio * 100)) % of reading alone;",
-      "\(pass.allocations) allocations after the first 300,000 packets; \(pass.fired.reduce(0, +)) alerts")
+  let reading = try readAlone(options.capture)
+  print("reading alone: \(reading.packets) packets, \(reading.thousandsPerProcessorSecond) thousand a CPU second")
+  for number in 1...options.passes {
+    // Before each pass, because a shared machine is not always as fast.
+    let gzip = options.runsGzip ? timeGzip(options.capture) : nil
+    let pass = try inspect(
+      options.capture, &inspector, rules, keepsAlerts: number == 1 && options.alerts != nil)
+    report(number, pass, reading, gzip)
     guard number == 1 else { continue }
-    if let alertsPath, !write(pass.alerts, rules, to: alertsPath) { complain("cannot write \(alertsPath)") }
+    if let path = options.alerts, !write(pass.alerts, rules, to: path) { complain("cannot write \(path)") }
     for index in pass.fired.indices where pass.fired[index] > 0 {
       print("  \(rules.metadata(at: index).sid): \(pass.fired[index])")
     }
   }
   print("peak memory \(memory("VmHWM") >> 10) MiB")
   for (name, value) in inspector.statistics { print("  \(name): \(value)") }
+  if options.cores > 1 {
+    let one = reportShares(try await inspectSideBySide(try shares(options.capture, 1), rules, configuration), nil)
+    _ = reportShares(
+      try await inspectSideBySide(try shares(options.capture, options.cores), rules, configuration), one)
+  }
   return 0
 }
 
-exit(try run())
+exit(try await run())
