@@ -20,6 +20,7 @@ let package = Package(
     .library(name: "VMFenceNftables", targets: ["VMFenceNftables"]),
     .library(name: "VMFenceChannel", targets: ["VMFenceChannel"]),
     .library(name: "VMFenceGuest", targets: ["VMFenceGuest"]),
+    .library(name: "VMFenceXen", targets: ["VMFenceXen"]),
     .library(name: "VMFenceProcess", targets: ["VMFenceProcess"]),
     .library(name: "VMFenceStore", targets: ["VMFenceStore"]),
     .library(name: "VMFenceConfiguration", targets: ["VMFenceConfiguration"]),
@@ -66,6 +67,7 @@ let package = Package(
     .target(
       name: "VMFenceBlock", dependencies: ["VMFenceCore", "VMFenceIntegrity", "CLinux"], swiftSettings: strict),
     .target(name: "VMFenceProcess", dependencies: ["VMFenceCore", "CLinux"], swiftSettings: strict),
+    .target(name: "VMFenceXen", dependencies: ["VMFenceCore", "CXen"], swiftSettings: strict),
     .target(name: "VMFenceStore", dependencies: ["VMFenceCore", "CSQLite"], swiftSettings: strict),
 
     .target(
@@ -93,7 +95,7 @@ let package = Package(
       name: "vmfence-ref",
       dependencies: [
         "VMFenceCore", "VMFencePackets", "VMFenceIntegrity", "VMFenceDetection", "VMFenceCapture", "VMFenceBlock",
-        "VMFenceProcess", "VMFenceNftables", "VMFenceTestKit", "VMFenceConfiguration", "VMFenceControl",
+        "VMFenceProcess", "VMFenceNftables", "VMFenceXen", "VMFenceTestKit", "VMFenceConfiguration", "VMFenceControl",
         "VMFenceNotification", "VMFenceStore",
         .product(
           name: "ArgumentParser", package: "swift-argument-parser", condition: .when(traits: ["Daemon"])),
@@ -107,6 +109,7 @@ let package = Package(
     .systemLibrary(name: "CVectorscan", pkgConfig: "libhs", providers: [.apt(["libvectorscan-dev"])]),
     .systemLibrary(name: "CPcre2", pkgConfig: "libpcre2-8", providers: [.apt(["libpcre2-dev"])]),
     .target(name: "CLinux"),
+    .target(name: "CXen"),
     .target(name: "CNftables", linkerSettings: [.linkedLibrary("nftnl"), .linkedLibrary("mnl")]),
 
     // MARK: Tests
@@ -166,6 +169,9 @@ let package = Package(
       swiftSettings: strict),
     .testTarget(
       name: "VMFenceStoreTests", dependencies: ["VMFenceStore", "VMFenceConformance", "VMFenceTestKit"],
+      swiftSettings: strict),
+    .testTarget(
+      name: "VMFenceXenTests", dependencies: ["VMFenceXen", "VMFenceConformance", "VMFenceTestKit"],
       swiftSettings: strict),
     .testTarget(
       name: "VMFenceDiskTests", dependencies: ["vmfence-disk", "VMFenceControl", "vmfence-ref"], swiftSettings: strict),

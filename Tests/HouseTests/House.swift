@@ -44,6 +44,7 @@ enum House {
     "VMFenceNftables": rooms.union(["CNftables", "CLinux"]),
     "VMFenceChannel": rooms,
     "VMFenceGuest": rooms,
+    "VMFenceXen": rooms.union(["CXen"]),
     "VMFenceProcess": rooms.union(["CLinux"]),
     "VMFenceConfiguration": rooms.union(["Yams", "Foundation"]),
     "VMFenceControl": rooms.union(["Foundation"]),
@@ -57,7 +58,8 @@ enum House {
       "VMFenceBlock", "VMFenceProcess", "VMFenceControl", "CLinux", "ArgumentParser", "Foundation",
     ]),
     "vmfence-ref": rooms.union([
-      "VMFenceDetection", "VMFenceCapture", "VMFenceBlock", "VMFenceProcess", "VMFenceNftables", "VMFenceTestKit",
+      "VMFenceDetection", "VMFenceCapture", "VMFenceBlock", "VMFenceProcess", "VMFenceNftables", "VMFenceXen",
+      "VMFenceTestKit",
       "VMFenceConfiguration", "VMFenceControl", "VMFenceNotification", "VMFenceStore", "ArgumentParser", "Foundation",
       "Logging",
     ]),

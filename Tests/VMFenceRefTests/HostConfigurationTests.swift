@@ -48,12 +48,36 @@ struct HostConfigurationTests {
     #expect(example.status == 0, "\(example.output)\(example.errors)")
   }
 
+  @Test("one for Xen can be checked where there is none, and says at the start that there is none")
+  func xen() throws {
+    let folder = try TemporaryFolder()
+    let guests = """
+      version: 1
+      hypervisor: xen
+      guests: [{uuid: 6e1b4d0a-93c5-4c54-8d0e-5a0c7a1f0001, tenant: acme, service: http}, {name: web, service: ssh}]
+      firewall: {kind: none}
+      """
+    let file = try folder.write("host.yaml", guests)
+    let checked = try Program.run("check", "--live", file)
+    #expect(checked.status == 0, "\(checked.output)\(checked.errors)")
+    let run = try Program.run("run", "--config", file)
+    #expect(run.status == 69)
+    #expect(run.errors.contains("there is no Xen here"))
+  }
+
   @Test(
     "what is wrong is said with its file, place and remedy",
     arguments: [
       (
         "inventory: inventory.yaml", "domains: []",
-        ["host.yaml:2:", "domains stand in a file of their own", "inventory is missing"]
+        ["host.yaml:2:", "domains stand in a file of their own", "either inventory or hypervisor"]
+      ),
+      ("inventory: inventory.yaml", "hypervisor: kvm", ["host.yaml:2:", "`kvm` is not xen"]),
+      ("version: 1\n", "version: 1\nhypervisor: xen\n", ["either inventory or hypervisor"]),
+      ("metrics:", "guests: [{name: web}]\nmetrics:", ["host.yaml:7:", "an inventory says itself"]),
+      (
+        "inventory: inventory.yaml", "hypervisor: xen\nguests: [{tenant: acme}, {name: a}, {name: a}]",
+        ["host.yaml:3:", "either uuid or name", "named before"]
       ),
       ("kind: nftables", "kind: iptables", ["host.yaml:4:", "`iptables` is not one of nftables, none"]),
       ("table: vmfence", "table: \"a b\"", ["host.yaml:4:", "is not a name"]),

@@ -95,10 +95,18 @@ public struct VirtualDisk: Hashable, Sendable {
   /// Where the host keeps it: a file or device path.
   public var source: String
   public var isReadOnly: Bool
+  /// What serves it (for Xen `vbd` or `qdisk`); nil when unknown.
+  public var backend: String?
+  /// Whether guest and backend are connected: a domain may run although one of its disks could not be had. nil when unknown.
+  public var isConnected: Bool?
 
-  public init(device: String, source: String, isReadOnly: Bool = false) {
+  public init(
+    device: String, source: String, isReadOnly: Bool = false, backend: String? = nil, isConnected: Bool? = nil
+  ) {
     self.device = device
     self.source = source
     self.isReadOnly = isReadOnly
+    self.backend = backend
+    self.isConnected = isConnected
   }
 }

@@ -5,6 +5,11 @@ package struct SystemFailure: Error {
   package var call: String
   package var number: Int32
 
+  package init(call: String, number: Int32) {
+    self.call = call
+    self.number = number
+  }
+
   package var description: String { "\(call): \(describeError(number))" }
   package var isPermission: Bool { number == EACCES || number == EPERM || number == EROFS }
 }

@@ -12,8 +12,8 @@ struct Run: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Run as a daemon: capture live, inspect, decide, enforce.",
     discussion: """
-      The domains come from the inventory that the configuration names, a file that is watched. Needs CAP_NET_RAW, and CAP_NET_ADMIN
-      for the packet filter.
+      The domains come from Xen (`hypervisor: xen` in the configuration), or from an inventory that it names, a file that is watched. Needs
+      CAP_NET_RAW, and CAP_NET_ADMIN for the packet filter; for Xen, root in Dom0.
 
       SIGTERM and SIGINT stop it. SIGHUP reads everything again (configuration, rules, policy, inventory), puts it in force whole or not at
       all, and reopens the event file.
@@ -107,14 +107,21 @@ struct Run: AsyncParsableCommand {
   private func assemble(_ host: PreparedHost, _ assigned: RuleAssignments, _ logger: Logger) async throws -> LiveParts {
     let configuration = host.configuration
     let clock = SteadyClock()
-    let inventory: StaticInventory
+    let domains: LiveDomains
+    let directory: DomainDirectory
+    let control: (any HypervisorControl)?
     do throws(ProbeError) {
-      inventory = try StaticInventory.open(path: configuration.inventory, clock: clock)
+      domains = try LiveDomains(configuration, clock: clock)
+      directory = DomainDirectory(try await domains.snapshot().domains)
+      control = try LiveDomains.control(configuration, directory)
     } catch {
       logger.log([error.diagnostic])
-      throw Exit.badData
+      switch error.code {
+      case .unavailable: throw Exit.unavailable
+      case .permissionDenied: throw Exit.noPermission
+      default: throw Exit.badData
+      }
     }
-    let domains = DomainDirectory(try await inventory.snapshot().domains)
     let queue = EventQueue()
     let (log, restored) = try openLog(configuration, logger)
     let firewall: HostFirewall
@@ -124,17 +131,17 @@ struct Run: AsyncParsableCommand {
     }
     let coordinator: EnforcementCoordinator
     do throws(PolicyError) {
-      var updater = try PolicyUpdater(policy: configuration.policy, directory: domains)
+      var updater = try PolicyUpdater(policy: configuration.policy, directory: directory)
       _ = updater.restore(restored, at: clock.now)
       coordinator = EnforcementCoordinator(
         updater: updater, log: SystemTimeDecisionLog(log, clock: clock), firewall: firewall.sink,
-        control: configuration.control.isEmpty ? nil : CommandControl(configuration.control, directory: domains),
+        control: control,
         events: queue)
     } catch {
       logger.log(error.diagnostics)
       throw Exit.badData
     }
-    let encoder = EVEEncoder(node: configuration.node, directory: domains)
+    let encoder = EVEEncoder(node: configuration.node, directory: directory)
     let file: EVEFileSink?
     do throws(NotificationError) {
       file = try eve.map { path throws(NotificationError) in try EVEFileSink(path: path, encoder: encoder) }
@@ -148,12 +155,13 @@ struct Run: AsyncParsableCommand {
       stateDirectory: configuration.stateDirectory, encoder: encoder, logger: logger)
     history.project(restored)
     let desk = ControlDesk(
-      coordinator: coordinator, directory: domains, clock: clock, encoder: encoder, mailbox: mailbox, history: history)
+      coordinator: coordinator, directory: directory, clock: clock, encoder: encoder, mailbox: mailbox, history: history
+    )
     return LiveParts(
-      host: host, assigned: assigned, inventory: inventory, clock: clock, directory: domains, coordinator: coordinator,
+      host: host, assigned: assigned, domains: domains, clock: clock, directory: directory, coordinator: coordinator,
       decisions: queue,
       outputs: EventOutputs(
-        file: file, encoder: encoder, others: [history, LogEventSink(logger: logger, directory: domains), desk],
+        file: file, encoder: encoder, others: [history, LogEventSink(logger: logger, directory: directory), desk],
         stateDirectory: configuration.stateDirectory, logger: logger),
       mailbox: mailbox, desk: desk, history: history, firewall: firewall, logger: logger)
   }

@@ -5,6 +5,14 @@ import VMFenceNftables
 
 /// What `run` needs to know of its host.
 struct HostConfiguration: Sendable {
+  /// Where the domains come from.
+  enum Domains: Sendable, Equatable {
+    /// A file that is watched.
+    case inventory(String)
+    /// The hypervisor of this host.
+    case xen
+  }
+
   struct Capture: Sendable {
     /// A guest's port, or a bridge.
     var interface: String
@@ -36,7 +44,9 @@ struct HostConfiguration: Sendable {
   var file: String
   var node: String
   var usesProcesses: Bool
-  var inventory: String
+  var domains: Domains
+  /// What the hypervisor does not know of its guests.
+  var guests: GuestSettings
   var rules: ScenarioRules
   /// Empty: every port of every domain.
   var captures: [Capture]

@@ -24,10 +24,11 @@ struct HostConfigurationParser {
         at: root.raw("domains"), "domains stand in a file of their own, which is watched",
         remedy: "move them to a file and name it: `inventory: inventory.yaml`")
     }
-    let inventory = root.requiredString("inventory", example: "inventory.yaml")
+    let domains = domains(root)
     let configuration = HostConfiguration(
       file: reader.file, node: root.string("node") ?? ProcessInfo.processInfo.hostName,
-      usesProcesses: sections.usesProcesses(root), inventory: sections.resolve(inventory ?? ""),
+      usesProcesses: sections.usesProcesses(root), domains: domains,
+      guests: guests(root, domains),
       rules: sections.rules(root), captures: root.children("captures").compactMap(capture),
       policy: sections.policy(root), firewall: firewall(root.child("firewall")),
       control: control(root.child("control")), inspector: sections.inspector(root),
@@ -52,6 +53,28 @@ struct HostConfigurationParser {
           remedy: "paths are relative to the folder of this file"))
     }
     return reader.hasErrors ? nil : configuration
+  }
+
+  private func domains(_ root: YAMLMapping) -> HostConfiguration.Domains {
+    let inventory = root.string("inventory")
+    let hypervisor = root.value("hypervisor", expected: "xen", { $0 == "xen" ? $0 : nil })
+    if (inventory == nil) == !root.has("hypervisor") {
+      reader.report(
+        at: root.node, "it must say where the domains come from: either inventory or hypervisor",
+        remedy: "`hypervisor: xen` in Dom0, `inventory: inventory.yaml` for a list in a file")
+    }
+    return hypervisor == nil ? .inventory(sections.resolve(inventory ?? "")) : .xen
+  }
+
+  private func guests(_ root: YAMLMapping, _ domains: HostConfiguration.Domains) -> GuestSettings {
+    if case .inventory = domains, root.has("guests") {
+      reader.report(
+        at: root.raw("guests"), "an inventory says itself what its domains are",
+        remedy: "write tenant and service into the inventory")
+    }
+    var settings = GuestSettings()
+    for map in root.children("guests") { settings.read(map, reader) }
+    return settings
   }
 
   private func firewall(_ map: YAMLMapping?) -> HostConfiguration.Firewall {

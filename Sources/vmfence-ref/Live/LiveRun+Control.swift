@@ -105,7 +105,7 @@ extension LiveRun {
       host.configuration.rules, snapshot?.domains ?? [], mailbox, changed
     )
     jobs.async {
-      let result = PreparedHost.compile(configured, wanted, for: domains)
+      let result = PreparedHost.compile(configured, wanted, for: domains.map { ($0.name, $0.serviceType) })
       mailbox.post(.assigned(wanted, result.rules, result.diagnostics, question))
     }
   }

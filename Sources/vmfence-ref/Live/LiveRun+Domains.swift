@@ -23,40 +23,43 @@ extension LiveRun {
 
   /// Has the loop look when the inventory changes, and not only once a second.
   func watchInventory() {
-    let (inventory, mailbox) = (inventory, mailbox)
+    let (domains, mailbox) = (domains, mailbox)
     Task {
-      for await _ in await inventory.changes() { mailbox.post(.inventory) }
+      for await _ in await domains.hints() { mailbox.post(.inventory) }
     }
     firewall.watch { mailbox.post(.foreignChange($0)) }
   }
 
   func refreshInventory(at now: Timestamp) async {
     do throws(ProbeError) {
-      let look = try await inventory.snapshot()
+      let look = try await domains.snapshot()
       if snapshot?.domains != look.domains { take(look, at: now) }
       snapshot = look
       await tellFirewall(look.domains)
     } catch { logger.log([error.diagnostic]) }
-    let problems = inventory.problems
+    let problems = domains.problems
     if problems != toldProblems {
       logger.log(problems)
       logger.notice(
         problems.isEmpty
-          ? "the inventory is read again" : "the inventory is wrong; what was read of it last stays in force")
+          ? "nothing is wrong with the list of domains any more"
+          : "what was known of the domains stays in force as far as it is not read anew")
       toldProblems = problems
     }
     forgetGone(at: now)
   }
 
   private func take(_ look: InventorySnapshot, at now: Timestamp) {
+    pool.update(.snapshot(look), at: now)
+    // The CPU time goes on by itself.
+    guard snapshot?.domains.map(\.withoutCPUTime) != look.domains.map(\.withoutCPUTime) else { return }
     look.domains.forEach(directory.update)
     if look.domains.contains(where: rules.selection.lacks) { compileAgain(for: look.domains) }
-    pool.update(.snapshot(look), at: now)
     let present = Set(look.domains.map(\.incarnation))
     for old in snapshot?.domains ?? [] where !present.contains(old.incarnation) { gone[old.incarnation] = now }
     for incarnation in present { gone[incarnation] = nil }
     portsAreStale = true
-    logger.debug("the inventory has \(look.domains.count) domains")
+    logger.debug("there are \(look.domains.count) domains")
   }
 
   private func tellFirewall(_ domains: [DomainDescription]) async {
@@ -116,6 +119,7 @@ extension LiveRun {
     guard !isPreparing else { return }
     isPreparing = true
     let (files, assigned, mailbox) = (host.configuration.rules, assigned, mailbox)
+    let domains = domains.map { ($0.name, $0.serviceType) }
     jobs.async {
       let result = PreparedHost.compile(files, assigned, for: domains)
       mailbox.post(.compiled(result.rules, result.diagnostics))
@@ -158,6 +162,7 @@ extension LiveRun {
       return
     }
     host = prepared
+    domains.use(prepared.configuration.guests)
     putInForce(prepared.rules, at: now)
     outputs.use(prepared.configuration.notifications)
     portsAreStale = true
@@ -180,13 +185,21 @@ extension HostConfiguration {
   /// The keys that differ from `old` and are read at the start only.
   fileprivate func changesAtStartOnly(since old: HostConfiguration) -> [String] {
     [
-      ("inventory", inventory == old.inventory), ("detectors", usesProcesses == old.usesProcesses),
+      ("inventory", domains == old.domains), ("detectors", usesProcesses == old.usesProcesses),
       ("inspection", inspector == old.inspector), ("lifecycle", lifecycle == old.lifecycle),
       ("node", node == old.node), ("control", control == old.control), ("firewall", firewall.isSame(as: old.firewall)),
       ("control-socket", controlSocket == old.controlSocket), ("metrics", metrics == old.metrics),
       ("state-directory", stateDirectory == old.stateDirectory),
       ("answer-timeout", answerTimeout == old.answerTimeout),
     ].filter { !$0.1 }.map(\.0)
+  }
+}
+
+extension DomainDescription {
+  fileprivate var withoutCPUTime: DomainDescription {
+    var copy = self
+    copy.cpuTime = .zero
+    return copy
   }
 }
 

@@ -12,7 +12,7 @@ import VMFenceProcess
 struct LiveParts {
   var host: PreparedHost
   var assigned: RuleAssignments
-  var inventory: StaticInventory
+  var domains: LiveDomains
   var clock: SteadyClock
   var directory: DomainDirectory
   var coordinator: EnforcementCoordinator
@@ -26,7 +26,7 @@ struct LiveParts {
   var logger: Logger
 }
 
-/// The daemon's loop: live capture, the domains of an inventory, detectors, decisions.
+/// The daemon's loop: live capture, the domains of this host, detectors, decisions.
 ///
 /// One task turns it. Everything that takes its time (compiling rules, answering people, disks that are slow) happens in other threads, which
 /// hand in their results through the mailbox.
@@ -45,7 +45,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   let started: Timestamp
   let pool: DetectorPool<Backend>
   let directory: DomainDirectory
-  let inventory: StaticInventory
+  let domains: LiveDomains
   let coordinator: EnforcementCoordinator
   let mailbox: Mailbox<LiveMessage>
   let captures: Captures
@@ -90,7 +90,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     started = parts.clock.now
     lastReconcile = parts.clock.now
     directory = parts.directory
-    inventory = parts.inventory
+    domains = parts.domains
     coordinator = parts.coordinator
     decisions = parts.decisions
     outputs = parts.outputs
@@ -205,7 +205,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     pool.close(at: now)
     await tell(at: now)
     await coordinator.advance(to: now)
-    inventory.close()
+    domains.close()
     writeStatistics(at: now)
     await outputs.close()
     history.close()

@@ -17,9 +17,18 @@ struct PreparedHost: Sendable {
     let parser = HostConfigurationParser(file: path)
     guard let configuration = parser.parse() else { return (nil, parser.reader.diagnostics) }
     var found = parser.reader.diagnostics
-    let inventory = StaticInventory.read(path: configuration.inventory)
-    found += inventory.problems
-    guard let domains = inventory.domains else { return (nil, found) }
+    let domains: [(name: String, serviceType: String?)]
+    switch configuration.domains {
+    case .inventory(let path):
+      let inventory = StaticInventory.read(path: path)
+      found += inventory.problems
+      guard let read = inventory.domains else { return (nil, found) }
+      domains = read.map { ($0.name, $0.serviceType) }
+    case .xen:
+      // Which domains there are is not asked here. Rules of domains that turn out to serve something else are compiled when they come.
+      let names = Set(configuration.rules.domains.keys).union(assigned.byName.keys)
+      domains = names.sorted().map { ($0, configuration.guests.service(name: $0)) }
+    }
     let compiled = compile(configuration.rules, assigned, for: domains)
     found += compiled.diagnostics
     guard let rules = compiled.rules else { return (nil, found) }
@@ -31,7 +40,7 @@ struct PreparedHost: Sendable {
 
   /// Compiles the rules of `configuration` for `domains`; nil when they cannot be used.
   static func compile(
-    _ files: ScenarioRules, _ assigned: RuleAssignments, for domains: [DomainDescription]
+    _ files: ScenarioRules, _ assigned: RuleAssignments, for domains: [(name: String, serviceType: String?)]
   ) -> (rules: RuleSelection?, diagnostics: [Diagnostic]) {
     var files = files
     for (name, paths) in assigned.byName {
@@ -39,7 +48,7 @@ struct PreparedHost: Sendable {
     }
     var loading = RuleLoading(rules: files)
     do throws(RuleLoading.Failure) {
-      let rules = try RuleSelection(&loading, domains: domains.map { ($0.name, $0.serviceType) })
+      let rules = try RuleSelection(&loading, domains: domains)
       return (rules, loading.diagnostics)
     } catch { return (nil, loading.diagnostics.isEmpty ? error.diagnostics : loading.diagnostics) }
   }

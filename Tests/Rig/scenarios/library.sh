@@ -1,0 +1,88 @@
+# What the scenarios share. Read by each of them, in Dom0, after the rig's own helpers (domu_cfg, domu_wait, domu_exec, log).
+export LD_LIBRARY_PATH=/share/lib PATH=/share/bin:$PATH
+failures=0
+
+# Each check is a line `ok …` or `FAILED …`, which the runner shows.
+ok() { echo "ok $*"; }
+fail() { echo "FAILED $*"; failures=$((failures + 1)); }
+finish() {
+  cp -r /var/log/vmfence /out/ 2>/dev/null
+  [ "$failures" -eq 0 ] || exit 1
+  exit 0
+}
+
+# until_true SECONDS WHAT COMMAND… : waits until the command succeeds, and is a check.
+until_true() {
+  local end=$((SECONDS + $1)) what=$2
+  shift 2
+  while [ $SECONDS -lt $end ]; do
+    if "$@" >/dev/null 2>&1; then ok "$what"; return 0; fi
+    sleep 0.5
+  done
+  fail "$what"
+  echo "--- what is so:"; vmfence-ref domains 2>&1 | head -20
+  return 1
+}
+
+# domain NAME FIELD : of the last line that the daemon has about a domain of that name.
+domain() {
+  vmfence-ref domains --json 2>/dev/null | python3 -c '
+import json, sys
+text = sys.stdin.read()
+data = json.loads(text)
+rows = data["domains"] if isinstance(data, dict) else data
+rows = [row for row in rows if row["name"] == sys.argv[1]]
+if not rows: sys.exit(1)
+row = max(rows, key=lambda row: row["domid"])
+print(row[sys.argv[2]])' "$1" "$2"
+}
+has() { [ "$(domain "$1" "$2")" = "$3" ]; }
+lacks() { ! domain "$1" state; }
+
+vif() { echo "vif=[\"mac=$1,bridge=xenbr0,script=vif-bridge,ip=$2\"]"; }
+
+# guest NAME MAC ADDRESS : creates a paravirtual guest and waits until its shell answers.
+guest() {
+  DOMU_IP=$3 domu_cfg "$1" "$(vif "$2" "$3")" >"/tmp/$1.cfg"
+  xl create -q "/tmp/$1.cfg" && domu_wait "$1" 200
+}
+
+# Starts the daemon with the configuration that is read from standard input.
+daemon_start() {
+  mkdir -p /var/log/vmfence /var/lib/vmfence
+  [ -t 0 ] || cat >/var/lib/vmfence/host.yaml
+  vmfence-ref run --config /var/lib/vmfence/host.yaml --eve /var/log/vmfence/eve.json >>/var/log/vmfence/daemon.log 2>&1 &
+  daemon=$!
+  until_true 90 "the daemon answers" vmfence-ref status || { cat /var/log/vmfence/daemon.log; finish; }
+}
+
+# Of a host whose guests answer at port 5555 with a shell.
+host_yaml() {
+  cat <<'YAML'
+version: 1
+node: rig
+hypervisor: xen
+guests:
+  - {name: web, tenant: acme, service: shell}
+state-directory: /var/lib/vmfence
+control-socket: /run/vmfence.sock
+rules:
+  dialect: snort2
+  common: [/var/lib/vmfence/rig.rules]
+  services: {shell: /var/lib/vmfence/shell.rules}
+policy:
+  rules:
+    - name: password-files
+      when: {sids: [1000201]}
+      count: {per: source, at-least: 2, within: 60s}
+      ladder: [{block: 5m}]
+YAML
+}
+mkdir -p /var/lib/vmfence
+cat >/var/lib/vmfence/rig.rules <<'RULES'
+alert icmp any any -> any any (msg:"RIG echo request"; itype:8; sid:1000202; rev:1;)
+RULES
+cat >/var/lib/vmfence/shell.rules <<'RULES'
+alert tcp any any -> any 5555 (msg:"RIG password file"; flow:to_server,established; content:"/etc/passwd"; classtype:attempted-admin; sid:1000201; rev:1;)
+RULES
+export VMFENCE_SOCKET=/run/vmfence.sock

@@ -1,0 +1,56 @@
+# Discovery, and every change of a guest's state followed to the right state of its detector.
+exec 2>&1
+. /share/library.sh
+
+# A guest that is there before the daemon.
+guest early 00:16:3e:00:00:01 10.77.0.11 || fail "the guest early came up"
+host_yaml | daemon_start
+until_true 30 "a guest that was there before is inspected" has early state inspecting
+has early ports "['vif1.0']" && ok "its port is known" || fail "its port is known: $(domain early ports)"
+
+# One that comes later, with what the configuration says of it.
+guest web 00:16:3e:00:00:02 10.77.0.12 || fail "the guest web came up"
+until_true 30 "a guest that comes is inspected" has web state inspecting
+has web tenant acme && has web service shell && ok "tenant and service are the configuration's" || fail "tenant and service"
+[ "$(domain web uuid)" = "$(xl list -v web | awk 'NR==2{print $7}')" ] && ok "its UUID is Xen's" || fail "its UUID: $(domain web uuid)"
+
+xl pause web
+until_true 30 "a paused guest's detector is suspended" has web state suspended
+xl unpause web
+until_true 30 "a resumed guest is inspected" has web state inspecting
+domu_exec web 'ping -c 2 10.77.0.1' 30 >/dev/null
+until_true 30 "its packets are inspected" eval '[ "$(domain web alerts)" -ge 2 ]'
+
+xl rename web shop
+until_true 60 "a renamed guest is known by its new name" has shop state inspecting
+
+xl network-attach shop mac=00:16:3e:00:00:05 bridge=xenbr0 script=vif-bridge
+until_true 30 "an interface that is plugged in is known" has shop ports "['vif2.0', 'vif2.1']"
+
+before=$(domain shop domid)
+uuid=$(domain shop uuid)
+xl save shop /tmp/shop.sav >/dev/null
+until_true 30 "a saved guest is gone" lacks shop
+xl restore /tmp/shop.sav >/dev/null
+until_true 60 "a restored guest is inspected" has shop state inspecting
+[ "$(domain shop domid)" != "$before" ] && [ "$(domain shop uuid)" = "$uuid" ] && ok "under another number, with its UUID" || fail "its identity"
+
+domu_exec early 'echo c > /proc/sysrq-trigger' 3 >/dev/null
+until_true 60 "a guest that panicked is not inspected any more" eval '! has early state inspecting'
+xl destroy early
+until_true 30 "a destroyed guest is gone" lacks early
+
+# The daemon goes and comes while a guest runs.
+kill -9 $daemon; wait $daemon 2>/dev/null
+host_yaml | daemon_start
+until_true 30 "after a restart of the daemon the guest is inspected" has shop state inspecting
+
+# A detector is killed.
+restarts=$(domain shop restarts)
+pkill -9 vmfence-detector
+until_true 60 "a killed detector is started again" eval '[ "$(domain shop restarts)" -gt "$restarts" ] && has shop state inspecting'
+
+vmfence-ref domains
+kill $daemon; wait $daemon
+[ $? -eq 0 ] && ok "the daemon stops when it is asked to" || fail "the daemon ended with $?"
+finish

@@ -1,0 +1,192 @@
+import Glibc
+import Synchronization
+import VMFenceCore
+import VMFenceXen
+
+/// A host with Xen, by its two interfaces: a list of domains, and a tree of entries with watches. What real ones do is tried in Tests/Rig.
+final class FakeXen: XenHypervisor, XenStoreAccess {
+  fileprivate struct Contents {
+    var domains: [DomainID: XenDomain] = [:]
+    var pauses: [DomainID: Int] = [:]
+    var entries: [String: String] = [:]
+    var watches: [String] = []
+    var events: [String] = []
+    var isStoreDown = false
+    var isHypervisorDown = false
+    var losesHints = false
+    var connections = 0
+    /// Domains that do what `control/shutdown` says.
+    var obedient: Set<DomainID> = []
+  }
+
+  private let contents = Mutex(Contents())
+  let descriptor: CInt = -1
+
+  // MARK: What happens on the host
+
+  func put(_ domain: XenDomain) {
+    contents.withLock { contents in
+      contents.domains[domain.incarnation.domainID] = domain
+      if !contents.losesHints { contents.events.append("@introduceDomain") }
+    }
+  }
+
+  func change(_ number: DomainID, _ body: (inout XenDomain) -> Void) {
+    contents.withLock { contents in
+      guard var domain = contents.domains[number] else { return }
+      body(&domain)
+      contents.domains[number] = domain
+    }
+  }
+
+  /// Takes a domain and its entries away.
+  func remove(_ number: DomainID) {
+    contents.withLock { contents in
+      contents.domains[number] = nil
+      contents.pauses[number] = nil
+    }
+    for path in ["/local/domain/\(number)"]
+      + ["vif", "vbd", "qdisk"].map({ "/local/domain/0/backend/\($0)/\(number)" })
+    {
+      removeEntries(below: path)
+    }
+  }
+
+  func set(_ path: String, _ value: String) {
+    contents.withLock { contents in
+      contents.entries[path] = value
+      contents.notify(path)
+    }
+  }
+
+  func removeEntries(below path: String) {
+    contents.withLock { contents in
+      for entry in contents.entries.keys where entry == path || entry.hasPrefix(path + "/") {
+        contents.entries[entry] = nil
+        contents.notify(entry)
+      }
+    }
+  }
+
+  /// A vif as libxl writes it.
+  func addInterface(_ number: DomainID, device: Int, mac: String, _ more: [String: String] = [:]) {
+    let path = "/local/domain/0/backend/vif/\(number)/\(device)"
+    let usual = ["mac": mac, "bridge": "xenbr0", "handle": "\(device)", "state": "4"]
+    for (key, value) in usual.merging(more, uniquingKeysWith: { $1 }) { set("\(path)/\(key)", value) }
+  }
+
+  var isStoreDown: Bool {
+    get { contents.withLock { $0.isStoreDown } }
+    set {
+      contents.withLock { contents in
+        contents.isStoreDown = newValue
+        contents.watches = []
+        contents.events = []
+      }
+    }
+  }
+
+  var isHypervisorDown: Bool {
+    get { contents.withLock { $0.isHypervisorDown } }
+    set { contents.withLock { $0.isHypervisorDown = newValue } }
+  }
+
+  var losesHints: Bool {
+    get { contents.withLock { $0.losesHints } }
+    set { contents.withLock { $0.losesHints = newValue } }
+  }
+
+  func obey(_ number: DomainID) { contents.withLock { _ = $0.obedient.insert(number) } }
+  func entry(_ path: String) -> String? { contents.withLock { $0.entries[path] } }
+  var watches: [String] { contents.withLock { $0.watches } }
+
+  func connect() throws(ProbeError) -> FakeXen {
+    guard !isStoreDown else { throw ProbeError(.unavailable, "xenstored is down", remedy: "start it") }
+    return self
+  }
+
+  // MARK: XenHypervisor
+
+  func domains() throws(SystemFailure) -> [XenDomain] {
+    guard !isHypervisorDown else { throw SystemFailure(call: "list the domains", number: EIO) }
+    return contents.withLock { $0.domains.values.sorted { $0.incarnation.domainID < $1.incarnation.domainID } }
+  }
+
+  func domain(_ number: DomainID) throws(SystemFailure) -> XenDomain? { contents.withLock { $0.domains[number] } }
+
+  func pause(_ number: DomainID) throws(SystemFailure) {
+    contents.withLock { contents in
+      contents.pauses[number, default: 0] += 1
+      contents.domains[number]?.flags.insert(.paused)
+    }
+  }
+
+  func unpause(_ number: DomainID) throws(SystemFailure) {
+    contents.withLock { contents in
+      contents.pauses[number, default: 1] -= 1
+      if contents.pauses[number] == 0 { contents.domains[number]?.flags.remove(.paused) }
+    }
+  }
+
+  func powerOff(_ number: DomainID) throws(SystemFailure) {
+    change(number) {
+      $0.flags.insert(.shutdown)
+      $0.reason = .poweroff
+    }
+  }
+
+  func destroy(_ number: DomainID) throws(SystemFailure) { remove(number) }
+
+  // MARK: XenStoreAccess
+
+  private func failIfDown() throws(SystemFailure) {
+    if isStoreDown { throw SystemFailure(call: "ask xenstored", number: EPIPE) }
+  }
+
+  func read(_ path: String, limit: Int) throws(SystemFailure) -> [UInt8]? {
+    try failIfDown()
+    return entry(path).map { Array($0.utf8.prefix(limit)) }
+  }
+
+  func list(_ path: String) throws(SystemFailure) -> [String] {
+    try failIfDown()
+    let names = contents.withLock { contents in
+      contents.entries.keys.filter { $0.hasPrefix(path + "/") }.map {
+        String($0.dropFirst(path.count + 1).prefix { $0 != "/" })
+      }
+    }
+    return Set(names).sorted()
+  }
+
+  func write(_ path: String, _ text: String) throws(SystemFailure) {
+    try failIfDown()
+    set(path, text)
+    let parts = path.split(separator: "/")
+    guard parts.last == "shutdown", let number = UInt32(parts[2]) else { return }
+    if contents.withLock({ $0.obedient.contains(DomainID(number)) }) { try powerOff(DomainID(number)) }
+  }
+
+  func watch(_ path: String) throws(SystemFailure) {
+    try failIfDown()
+    contents.withLock { $0.watches.append(path) }
+  }
+
+  func nextEvent() throws(SystemFailure) -> String? {
+    try failIfDown()
+    return contents.withLock { $0.events.isEmpty ? nil : $0.events.removeFirst() }
+  }
+}
+
+extension FakeXen.Contents {
+  fileprivate mutating func notify(_ path: String) {
+    guard !losesHints else { return }
+    if watches.contains(where: { path == $0 || path.hasPrefix($0 + "/") }) { events.append(path) }
+  }
+}
+
+extension Incarnation {
+  /// Number `number` of the test's domains.
+  static func test(_ number: UInt32, uuid: UInt64? = nil) -> Incarnation {
+    Incarnation(uuid: DomainUUID(high: 9, low: uuid ?? UInt64(number)), domainID: DomainID(number))
+  }
+}

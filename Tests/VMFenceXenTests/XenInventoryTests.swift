@@ -1,0 +1,279 @@
+import Testing
+import VMFenceCore
+
+@testable import VMFenceXen
+
+/// Looks at a scripted host, one after the other.
+@Suite struct XenInventoryTests {
+  let xen = FakeXen()
+
+  private func inventory(
+    refreshInterval: Duration = .seconds(1000), interfaces: Set<String> = []
+  ) -> XenInventory {
+    let xen = xen
+    return XenInventory(
+      hypervisor: xen, connect: { () throws(ProbeError) in try xen.connect() },
+      interfaceExists: { interfaces.contains($0) }, refreshInterval: refreshInterval)
+  }
+
+  private func create(_ number: UInt32, name: String? = nil) {
+    xen.put(XenDomain(.test(number)))
+    xen.set("/local/domain/\(number)/name", name ?? "vm\(number)")
+    xen.addInterface(DomainID(number), device: 0, mac: "00:16:3e:00:00:01")
+  }
+
+  @Test func watchesOnlyWhatDom0Writes() throws {
+    var inventory = inventory()
+    _ = try inventory.look(at: .zero)
+    #expect(
+      xen.watches == [
+        "@introduceDomain", "@releaseDomain", "/vm", "/local/domain/0/backend/vif", "/local/domain/0/backend/vbd",
+        "/local/domain/0/backend/qdisk",
+      ])
+  }
+
+  @Test func plugsAreFollowedByHints() throws {
+    create(1)
+    var inventory = inventory()
+    #expect(try inventory.look(at: .zero).changes.count == 1)
+    xen.addInterface(DomainID(1), device: 1, mac: "00:16:3e:00:00:02", ["vifname": "web0"])
+    let news = try inventory.look(at: .seconds(1))
+    #expect(news.changes.count == 1)
+    #expect(inventory.domains[0].ports.map(\.interface) == ["vif1.0", "web0"])
+    xen.removeEntries(below: "/local/domain/0/backend/vif/1/0")
+    _ = try inventory.look(at: .seconds(2))
+    #expect(inventory.domains[0].ports.map(\.interface) == ["web0"])
+    #expect(try inventory.look(at: .seconds(3)).changes.isEmpty)
+  }
+
+  @Test func aLostHintIsMadeUpFor() throws {
+    create(1)
+    var inventory = inventory(refreshInterval: .seconds(10))
+    _ = try inventory.look(at: .zero)
+    xen.losesHints = true
+    xen.set("/local/domain/1/name", "renamed")
+    #expect(try inventory.look(at: .seconds(1)).changes.isEmpty)
+    let news = try inventory.look(at: .seconds(12))
+    #expect(news.changes.count == 1)
+    #expect(inventory.domains.map(\.name) == ["renamed"])
+  }
+
+  @Test func renamesAreSeenByTheHintOfTheUUID() throws {
+    create(1)
+    var inventory = inventory()
+    _ = try inventory.look(at: .zero)
+    xen.set("/local/domain/1/name", "renamed")
+    xen.set("/vm/\(Incarnation.test(1).uuid)/name", "renamed")
+    _ = try inventory.look(at: .seconds(1))
+    #expect(inventory.domains.map(\.name) == ["renamed"])
+  }
+
+  @Test func aDomainIsThereBeforeItsName() throws {
+    xen.put(XenDomain(.test(1)))
+    var inventory = inventory()
+    _ = try inventory.look(at: .zero)
+    #expect(inventory.domains.map(\.name) == ["domain-1"])
+    // Nothing that is watched changes.
+    xen.set("/local/domain/1/name", "late")
+    _ = try inventory.look(at: .milliseconds(50))
+    #expect(inventory.domains.map(\.name) == ["late"])
+  }
+
+  @Test func whatLivesShorterThanALookIsOwnedUpTo() throws {
+    var inventory = inventory()
+    _ = try inventory.look(at: .zero)
+    create(7)
+    xen.remove(DomainID(7))
+    let news = try inventory.look(at: .seconds(1))
+    #expect(news.gaps == ["domain 7 came and went between two looks"])
+    #expect(try inventory.look(at: .seconds(2)).gaps.isEmpty)
+  }
+
+  @Test func theEndOfKnownDevicesIsNoGap() throws {
+    create(7)
+    var inventory = inventory()
+    _ = try inventory.look(at: .zero)
+    xen.remove(DomainID(7))
+    let news = try inventory.look(at: .seconds(1))
+    #expect(news == .init(changes: [.removed(.test(7))]))
+    // The toolstack takes the devices away after the domain.
+    xen.set("/local/domain/0/backend/vif/7/0/state", "6")
+    #expect(try inventory.look(at: .seconds(2)) == .init())
+  }
+
+  @Test func aNumberThatIsGivenAgainIsAnotherIncarnation() throws {
+    create(3)
+    var inventory = inventory()
+    _ = try inventory.look(at: .zero)
+    xen.put(XenDomain(.test(3, uuid: 99)))
+    xen.set("/local/domain/3/name", "other")
+    let news = try inventory.look(at: .seconds(1))
+    #expect(news.changes.first == .removed(.test(3)))
+    #expect(inventory.domains.map(\.incarnation) == [.test(3, uuid: 99)])
+    #expect(inventory.domains.map(\.name) == ["other"])
+  }
+
+  @Test func bothEndsOfAMigrationAreListed() throws {
+    xen.put(XenDomain(.test(3, uuid: 1), flags: .shutdown, reason: .suspend))
+    xen.set("/local/domain/3/name", "web--migratedaway")
+    xen.put(XenDomain(.test(4, uuid: 1), flags: .paused))
+    xen.set("/local/domain/4/name", "web--incoming")
+    var inventory = inventory()
+    _ = try inventory.look(at: .zero)
+    #expect(inventory.domains.map(\.name) == ["web", "web"])
+    #expect(inventory.domains.map(\.migration) == [.migratedAway, .incoming])
+    #expect(inventory.domains.map(\.runState) == [.suspendedForMigration, .paused])
+  }
+
+  @Test func xenstoredMayRestart() throws {
+    create(1)
+    var inventory = inventory()
+    _ = try inventory.look(at: .zero)
+    xen.isStoreDown = true
+    xen.put(XenDomain(.test(2)))
+    // The hypervisor's list goes on.
+    #expect(try inventory.look(at: .seconds(1)).gaps.isEmpty)
+    #expect(inventory.domains.map(\.name) == ["vm1", "domain-2"])
+    #expect(!inventory.problems.isEmpty)
+    _ = try inventory.look(at: .seconds(3))
+    xen.isStoreDown = false
+    xen.set("/local/domain/2/name", "vm2")
+    let news = try inventory.look(at: .seconds(5))
+    #expect(news.gaps == ["the connection to xenstored was lost, and made anew"])
+    #expect(inventory.domains.map(\.name) == ["vm1", "vm2"])
+    #expect(inventory.problems.isEmpty)
+    #expect(xen.watches.count == XenInventory.watchedPaths.count)
+  }
+
+  // MARK: Run states
+
+  @Test func idlingIsNotNews() throws {
+    create(1)
+    var inventory = inventory()
+    _ = try inventory.look(at: .zero)
+    // Caught blocked, but it ran in between: neither is told.
+    for step in 1...20 {
+      xen.change(DomainID(1)) {
+        $0.flags = step % 2 == 0 ? .running : .blocked
+        $0.cpuTime += .milliseconds(1)
+      }
+      #expect(try inventory.look(at: .milliseconds(50 * step)).changes.isEmpty)
+    }
+    xen.change(DomainID(1)) { $0.flags = .blocked }
+    _ = try inventory.look(at: .seconds(2))
+    let news = try inventory.look(at: .seconds(3))
+    #expect(news.changes.map(\.runState) == [.blocked])
+    xen.change(DomainID(1)) {
+      $0.flags = .running
+      $0.cpuTime += .milliseconds(1)
+    }
+    #expect(try inventory.look(at: .seconds(4)).changes.map(\.runState) == [.running])
+  }
+
+  @Test func pausesAndEndsAreNewsAtOnce() throws {
+    create(1)
+    var inventory = inventory()
+    _ = try inventory.look(at: .zero)
+    let steps: [(XenStateTable.Flags, XenStateTable.ShutdownReason, RunState)] = [
+      (.paused, .none, .paused), (.blocked, .none, .blocked), (.paused, .none, .paused), (.running, .none, .running),
+      (.shutdown, .suspend, .suspendedForMigration), (.running, .none, .running), (.shutdown, .crash, .crashed),
+      (.dying, .none, .dying),
+    ]
+    for (index, step) in steps.enumerated() {
+      xen.change(DomainID(1)) { ($0.flags, $0.reason) = (step.0, step.1) }
+      #expect(try inventory.look(at: .seconds(index + 1)).changes.map(\.runState) == [step.2])
+    }
+  }
+
+  @Test func devicesAreKeptWhileADomainIsTakenDown() throws {
+    create(1)
+    var inventory = inventory()
+    _ = try inventory.look(at: .zero)
+    xen.change(DomainID(1)) { $0.flags = .dying }
+    xen.removeEntries(below: "/local/domain/0/backend/vif/1")
+    _ = try inventory.look(at: .seconds(1))
+    #expect(inventory.domains[0].ports.count == 1)
+  }
+
+  // MARK: What is written about a domain
+
+  @Test func anEmulatedCardIsAnotherPort() throws {
+    xen.put(XenDomain(.test(4), isHardwareVirtualised: true))
+    xen.addInterface(DomainID(4), device: 0, mac: "00:16:3e:00:00:01")
+    xen.addInterface(DomainID(4), device: 1, mac: "00:16:3e:00:00:02", ["vifname": "lan"])
+    var inventory = inventory(interfaces: ["vif4.0-emu", "lan-emu"])
+    _ = try inventory.look(at: .zero)
+    #expect(inventory.domains[0].ports.map(\.interface) == ["vif4.0", "vif4.0-emu", "lan", "lan-emu"])
+  }
+
+  @Test func disksOfBothBackendsAreListed() throws {
+    create(1)
+    let entries = [
+      "vbd/1/51712/dev": "xvda", "vbd/1/51712/params": "/dev/loop0", "vbd/1/51712/mode": "w", "vbd/1/51712/state": "4",
+      "qdisk/1/51728/dev": "xvdb", "qdisk/1/51728/params": "aio:/var/a:b.img", "qdisk/1/51728/mode": "r",
+      "qdisk/1/51728/state": "2",
+      // An empty drive.
+      "qdisk/1/51744/dev": "xvdc", "qdisk/1/51744/params": "",
+    ]
+    for (path, value) in entries { xen.set("/local/domain/0/backend/\(path)", value) }
+    var inventory = inventory()
+    _ = try inventory.look(at: .zero)
+    #expect(
+      inventory.domains[0].disks == [
+        VirtualDisk(device: "xvda", source: "/dev/loop0", backend: "vbd", isConnected: true),
+        VirtualDisk(device: "xvdb", source: "/var/a:b.img", isReadOnly: true, backend: "qdisk", isConnected: false),
+      ])
+  }
+
+  @Test(arguments: [
+    (["mac": "nonsense"], "has no MAC address"), (["mac": "01:00:00:00:00:01"], "has no MAC address"),
+    (["vifname": "a/b"], "has a name that no interface can have"),
+    (["vifname": "a name of more than fifteen bytes"], "has a name that no interface can have"),
+    (["bridge": ""], "is plugged into no bridge"), (["ip": "10.0.0.0/24"], "has what is no address"),
+  ])
+  func mistakesOfTheOperatorAreSaid(_ entries: [String: String], _ message: String) throws {
+    xen.put(XenDomain(.test(1)))
+    xen.addInterface(DomainID(1), device: 0, mac: "00:16:3e:00:00:01", entries)
+    var inventory = inventory()
+    _ = try inventory.look(at: .zero)
+    #expect(inventory.problems.count == 1)
+    #expect(inventory.problems.first?.message.contains(message) == true)
+    #expect(inventory.domains[0].ports.allSatisfy { $0.addresses.isEmpty })
+  }
+
+  @Test func tooManyDevicesAreNotFollowed() throws {
+    xen.put(XenDomain(.test(1)))
+    for device in 0...DomainDetails.portLimit {
+      xen.addInterface(DomainID(1), device: device, mac: "00:16:3e:00:00:01")
+    }
+    var inventory = inventory()
+    _ = try inventory.look(at: .zero)
+    #expect(inventory.domains[0].ports.count == DomainDetails.portLimit)
+    #expect(inventory.problems.first?.message.contains("65 devices") == true)
+  }
+
+  @Test func aStormOfHintsMakesEverythingStale() throws {
+    create(1)
+    create(2)
+    var inventory = inventory()
+    _ = try inventory.look(at: .zero)
+    for number in 0..<5000 { xen.set("/local/domain/0/backend/vif/1/0/x\(number)", "") }
+    xen.set("/local/domain/0/backend/vif/2/0/bridge", "other")
+    _ = try inventory.look(at: .seconds(1))
+    #expect(inventory.domains[1].ports.map(\.bridge) == ["other"])
+  }
+
+  @Test func aDomainWithoutUUIDIsListed() throws {
+    let nameless = Incarnation(uuid: DomainUUID(high: 0, low: 0), domainID: DomainID(8))
+    xen.put(XenDomain(nameless))
+    var inventory = inventory()
+    _ = try inventory.look(at: .zero)
+    #expect(inventory.domains.map(\.incarnation) == [nameless])
+  }
+}
+
+extension InventoryChange {
+  fileprivate var runState: RunState? {
+    if case .changed(let domain) = self { domain.runState } else { nil }
+  }
+}

@@ -1,0 +1,176 @@
+import Testing
+import VMFenceConformance
+import VMFenceCore
+import VMFenceTestKit
+
+@testable import VMFenceXen
+
+/// Drives a host with Xen, for the suite that every probe must pass.
+final class FakeXenDriver: HypervisorDriver {
+  private static let capacity = 16
+  let xen = FakeXen()
+  let xenProbe: XenProbe
+  let xenControl: XenControl
+
+  init() throws {
+    let xen = xen
+    xenProbe = try XenProbe.open(
+      clock: VirtualClock(),
+      configuration: .init(
+        pollInterval: .milliseconds(2), refreshInterval: .seconds(1), subscriberCapacity: Self.capacity),
+      hypervisor: xen, connect: { () throws(ProbeError) in try xen.connect() }, interfaceExists: { _ in false })
+    xenControl = XenControl(
+      hypervisor: xen, connect: { () throws(ProbeError) in try xen.connect() }, patience: .milliseconds(200))
+  }
+
+  deinit { xenProbe.close() }
+
+  var probe: any HypervisorProbe { xenProbe }
+  var control: (any HypervisorControl)? { xenControl }
+
+  func create(_ number: Int) async throws -> DomainDescription {
+    let incarnation = Incarnation.test(UInt32(number) + 1)
+    let domain = incarnation.domainID
+    xen.put(XenDomain(incarnation))
+    xen.set("/local/domain/\(domain)/name", "vm\(number)")
+    xen.set("/vm/\(incarnation.uuid)/name", "vm\(number)")
+    xen.addInterface(
+      domain, device: 0, mac: "00:16:3e:00:00:0\(number + 1)", ["ip": "10.0.0.\(number + 1) fd00::\(number + 1)"])
+    let disk = "/local/domain/0/backend/vbd/\(domain)/51712"
+    for (key, value) in [("dev", "xvda"), ("params", "/dev/vg/vm\(number)"), ("mode", "r"), ("state", "4")] {
+      xen.set("\(disk)/\(key)", value)
+    }
+    return DomainDescription(
+      incarnation: incarnation, name: "vm\(number)",
+      ports: [
+        NetworkPort(
+          interface: "vif\(domain).0", bridge: "xenbr0", mac: MACAddress("00:16:3e:00:00:0\(number + 1)")!,
+          addresses: [IPAddress("10.0.0.\(number + 1)")!, IPAddress("fd00::\(number + 1)")!])
+      ],
+      disks: [
+        VirtualDisk(device: "xvda", source: "/dev/vg/vm\(number)", isReadOnly: true, backend: "vbd", isConnected: true)
+      ])
+  }
+
+  func destroy(_ domain: Incarnation) async throws { xen.remove(domain.domainID) }
+
+  func bring(_ domain: Incarnation, to state: RunState) async throws -> Bool {
+    xen.change(domain.domainID) { domain in
+      domain.reason = .none
+      switch state {
+      case .running: domain.flags = .running
+      case .blocked: domain.flags = .blocked
+      case .paused: domain.flags = .paused
+      case .suspendedForMigration: (domain.flags, domain.reason) = (.shutdown, .suspend)
+      case .shutDown: (domain.flags, domain.reason) = (.shutdown, .reboot)
+      case .crashed: (domain.flags, domain.reason) = (.shutdown, .crash)
+      case .dying: domain.flags = .dying
+      }
+    }
+    return true
+  }
+
+  func overflow(_ domain: Incarnation) async throws -> Bool {
+    for state in Array(repeating: [RunState.paused, .running], count: Self.capacity).flatMap(\.self) {
+      _ = try await bring(domain, to: state)
+      _ = try await xenProbe.snapshot()
+    }
+    return true
+  }
+
+  func shutDownPlatform() async throws -> Bool {
+    xenProbe.platformShutsDown()
+    return true
+  }
+}
+
+@Suite struct XenProbeTests {
+  @Test func isAProbe() async throws {
+    try await HypervisorProbeConformance(patience: .seconds(60)).check { try FakeXenDriver() }
+  }
+
+  @Test func failureOfTheHypervisorIsSaidAndMended() async throws {
+    let driver = try FakeXenDriver()
+    _ = try await driver.create(0)
+    driver.xen.isHypervisorDown = true
+    await #expect(throws: ProbeError.self) { try await driver.xenProbe.snapshot() }
+    #expect(driver.xenProbe.problems.contains { $0.message.contains("list the domains") })
+    driver.xen.isHypervisorDown = false
+    #expect(try await driver.xenProbe.snapshot().domains.count == 1)
+    #expect(driver.xenProbe.problems.isEmpty)
+  }
+
+  @Test func aHostWithoutXenIsToldSo() {
+    do throws(ProbeError) {
+      _ = try XenProbe.open(clock: VirtualClock())
+      Issue.record("this host has Xen, and the test means one without")
+    } catch {
+      #expect(error.code == .unavailable)
+      #expect(error.message.contains("no Xen"))
+      #expect(!error.remedy.isEmpty)
+    }
+  }
+}
+
+@Suite struct XenControlTests {
+  let xen = FakeXen()
+  let domain = Incarnation.test(5)
+
+  private func control(patience: Duration) -> XenControl {
+    let xen = xen
+    return XenControl(
+      hypervisor: xen, connect: { () throws(ProbeError) in try xen.connect() }, patience: patience)
+  }
+
+  @Test func aDomainThatObeysShutsItselfDown() async throws {
+    xen.put(XenDomain(domain))
+    xen.obey(domain.domainID)
+    try await control(patience: .seconds(60)).shutDown(domain)
+    #expect(xen.entry("/local/domain/5/control/shutdown") == "poweroff")
+    #expect(try xen.domain(domain.domainID)?.runState == .shutDown)
+  }
+
+  @Test func aDomainThatDoesNotIsStopped() async throws {
+    xen.put(XenDomain(domain))
+    try await control(patience: .milliseconds(100)).shutDown(domain)
+    #expect(xen.entry("/local/domain/5/control/shutdown") == "poweroff")
+    #expect(try xen.domain(domain.domainID)?.runState == .shutDown)
+  }
+
+  @Test func aPausedDomainIsStoppedWithoutBeingAsked() async throws {
+    xen.put(XenDomain(domain, flags: .paused))
+    try await control(patience: .seconds(60)).shutDown(domain)
+    #expect(xen.entry("/local/domain/5/control/shutdown") == nil)
+    #expect(try xen.domain(domain.domainID)?.runState == .shutDown)
+  }
+
+  @Test func withoutXenstoreADomainIsStopped() async throws {
+    xen.put(XenDomain(domain))
+    xen.isStoreDown = true
+    try await control(patience: .seconds(60)).shutDown(domain)
+    #expect(try xen.domain(domain.domainID)?.runState == .shutDown)
+  }
+
+  @Test func nobodyElseIsHitWhenANumberIsGivenAgain() async throws {
+    xen.put(XenDomain(.test(5, uuid: 77)))
+    let control = control(patience: .milliseconds(100))
+    for act in [control.pause, control.shutDown, control.destroy] {
+      await #expect(throws: ProbeError.self) { try await act(domain) }
+    }
+    #expect(try xen.domain(domain.domainID) == XenDomain(.test(5, uuid: 77)))
+  }
+
+  @Test func whatIsNotPausedCannotBeResumed() async throws {
+    xen.put(XenDomain(domain))
+    do throws(ProbeError) {
+      try await control(patience: .zero).resume(domain)
+      Issue.record("it was resumed")
+    } catch { #expect(error.code == .wrongState) }
+  }
+
+  @Test func destroyTakesItAway() async throws {
+    xen.put(XenDomain(domain))
+    try await control(patience: .zero).destroy(domain)
+    #expect(try xen.domain(domain.domainID) == nil)
+  }
+}
