@@ -155,7 +155,8 @@ let package = Package(
       swiftSettings: strict),
     .testTarget(
       name: "VMFenceConfigurationTests",
-      dependencies: ["VMFenceConfiguration", "VMFenceConformance", "VMFenceTestKit"], swiftSettings: strict),
+      dependencies: ["VMFenceCore", "VMFenceConfiguration", "VMFenceConformance", "VMFenceTestKit"],
+      swiftSettings: strict),
     .testTarget(name: "VMFenceNotificationTests", dependencies: ["VMFenceNotification"], swiftSettings: strict),
     .testTarget(name: "VMFenceControlTests", dependencies: ["VMFenceControl"], swiftSettings: strict),
     .testTarget(
