@@ -79,6 +79,7 @@ public final class XenProbe: HypervisorProbe {
     return try open(
       clock: clock, configuration: configuration, hypervisor: hypervisor,
       connect: { () throws(ProbeError) in try XenStoreConnection.open() },
+      // SAFETY: the name is handed over as a string that ends in zero and lives during the call.
       interfaceExists: { unsafe if_nametoindex($0) != 0 })
   }
 
