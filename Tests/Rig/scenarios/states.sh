@@ -29,9 +29,9 @@ until_true 30 "an interface that is plugged in is known" has shop ports "['vif2.
 
 before=$(domain shop domid)
 uuid=$(domain shop uuid)
-xl save shop /tmp/shop.sav >/dev/null
+xl save shop /tmp/shop.sav >/dev/null 2>&1
 until_true 30 "a saved guest is gone" lacks shop
-xl restore /tmp/shop.sav >/dev/null
+xl restore /tmp/shop.sav >/dev/null 2>&1
 until_true 60 "a restored guest is inspected" has shop state inspecting
 [ "$(domain shop domid)" != "$before" ] && [ "$(domain shop uuid)" = "$uuid" ] && ok "under another number, with its UUID" || fail "its identity"
 
