@@ -76,6 +76,18 @@ public struct CaptureFile: ~Copyable, Sendable, PacketSource {
     return file
   }
 
+  /// Reads a capture from this process's standard input, a pipe as well as a file.
+  ///
+  /// - Throws: as `open(path:ports:)` does.
+  public static func standardInput(
+    ports: CapturePortMapping = .numbered(from: PortID(0))
+  ) throws(PacketSourceError) -> CaptureFile {
+    var file = CaptureFile(
+      input: try CaptureInput.standardInput(), name: "(standard input)", mapping: ports, readSize: readSize)
+    try file.readHead()
+    return file
+  }
+
   /// Reads a capture that is in memory. `name` is what errors call it.
   public static func open(
     bytes: [UInt8], name: String = "(memory)", ports: CapturePortMapping = .numbered(from: PortID(0))

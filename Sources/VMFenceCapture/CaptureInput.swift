@@ -41,6 +41,16 @@ struct CaptureInput: ~Copyable, Sendable {
     return CaptureInput(descriptor: descriptor, memory: [])
   }
 
+  /// A descriptor of its own for standard input, which stays open. The corresponding C function is `fcntl(2)` with `F_DUPFD_CLOEXEC`.
+  static func standardInput() throws(PacketSourceError) -> CaptureInput {
+    let descriptor = fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 3)
+    guard descriptor >= 0 else {
+      throw PacketSourceError(
+        .inputOutput, "there is no standard input: \(systemErrorText(errno))", remedy: "redirect a capture into it")
+    }
+    return CaptureInput(descriptor: descriptor, memory: [])
+  }
+
   /// Reads into `buffer` from index `start` on, as much as there is and fits.
   ///
   /// - Returns: how many bytes were read; 0 at the end, or the negative `errno`. The corresponding C function is `read(2)`.
