@@ -55,7 +55,8 @@ let package = Package(
 
     // MARK: Adapters
     .target(
-      name: "VMFenceDetection", dependencies: ["VMFenceCore", "VMFencePackets", "CVectorscan", "CPcre2"],
+      name: "VMFenceDetection",
+      dependencies: ["VMFenceCore", "VMFencePackets", "CVectorscan", "CPcre2", "CZlib", "CPublicSuffix"],
       swiftSettings: strict),
     .target(
       name: "VMFenceCapture", dependencies: ["VMFenceCore"], swiftSettings: strict),
@@ -108,6 +109,8 @@ let package = Package(
     .systemLibrary(name: "CPcap", pkgConfig: "libpcap", providers: [.apt(["libpcap-dev"])]),
     .systemLibrary(name: "CVectorscan", pkgConfig: "libhs", providers: [.apt(["libvectorscan-dev"])]),
     .systemLibrary(name: "CPcre2", pkgConfig: "libpcre2-8", providers: [.apt(["libpcre2-dev"])]),
+    .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
+    .systemLibrary(name: "CPublicSuffix", pkgConfig: "libpsl", providers: [.apt(["libpsl-dev"])]),
     .target(name: "CLinux"),
     .target(name: "CXen"),
     .target(name: "CNftables", linkerSettings: [.linkedLibrary("nftnl"), .linkedLibrary("mnl")]),

@@ -8,12 +8,18 @@ public struct SnortRuleEngine: RuleEngine {
   /// What the operator changes about all rule sets.
   public var adjustments: RuleAdjustments
 
+  /// Bytes that one compiled rule set may take, up to 1 GiB.
+  public var imageLimit = ImageLayout.byteLimit
+
+  /// Reads the files that rules name (`dataset`, `datarep`); nil for one that is not there. Without it rules may name none.
+  public var readData: (@Sendable (RuleDataFile) -> [UInt8]?)?
+
   public init(adjustments: RuleAdjustments = RuleAdjustments()) { self.adjustments = adjustments }
 
   public func compile(
     _ request: RuleCompilationRequest
   ) throws(RuleCompilationError) -> RuleCompilation<SnortRules> {
-    let set = RuleSet.parse(request, adjustments)
+    let set = RuleSet.parse(request, adjustments, readData: readData)
     // A line of configuration may be wrong, too.
     let mistakes = set.diagnostics.count { $0.severity == .error }
     if request.onBadRule == .fail, let first = set.diagnostics.first(where: { $0.severity == .error }) {
@@ -24,14 +30,20 @@ public struct SnortRuleEngine: RuleEngine {
     // A detector without rules would look like protection.
     if set.rules.isEmpty {
       throw RuleCompilationError(
-        .noRules, set.rejected > 0 ? "none of \(set.rejected) rules can be used" : "there is no rule",
+        .noRules, Self.nothing(set),
         at: set.diagnostics.first { $0.severity == .error }?.place,
         remedy: set.rejected > 0 ? "mend the rules that the diagnostics name" : "give one rule at least",
         diagnostics: set.diagnostics)
     }
-    let rules = try SnortRules(compiling: set.rules)
+    let rules = try SnortRules(compiling: set.rules, limit: imageLimit)
     return RuleCompilation(
-      rules: rules, diagnostics: set.diagnostics, loaded: set.rules.count, rejected: set.rejected)
+      rules: rules, diagnostics: set.diagnostics, loaded: set.rules.count, rejected: set.rejected,
+      skipped: set.skipped)
+  }
+
+  private static func nothing(_ set: RuleSet) -> String {
+    if set.rejected > 0 { return "none of \(set.rejected) rules can be used" }
+    return set.skipped > 0 ? "all of \(set.skipped) rules require another engine" : "there is no rule"
   }
 }
 

@@ -25,6 +25,28 @@ extension DecodedPacket {
     return true
   }
 
+  /// What a tunnel carries, and where: enough to read it again from bytes that were put together anew.
+  public struct Carried: Sendable, BitwiseCopyable {
+    fileprivate let type: UInt16
+    /// Where in the frame it begins.
+    public let offset: Int
+  }
+
+  /// What this packet's tunnel carries; nil when it is no tunnel.
+  public var carried: Carried? { isTunnel ? Carried(type: tunnelType, offset: Int(tunnelOffset)) : nil }
+
+  /// The datagram whose fragments a tunnel carried. `bytes`: from the beginning of what was carried on (a link header, if there was one),
+  /// with the whole datagram; `fragment`: one of its fragments, from which is known what lies around.
+  public init(rebuilt bytes: RawSpan, carried: Carried, fragment: DecodedPacket, settings: DecodeSettings) {
+    self.init()
+    tunnelDepth = fragment.tunnelDepth - 1
+    (outerVLAN, innerVLAN, thirdVLAN) = (fragment.outerVLAN, fragment.innerVLAN, fragment.thirdVLAN)
+    vlanCount = fragment.vlanCount
+    setTunnel(carried.type, from: 0, to: bytes.byteCount, fragment.origin)
+    _ = enterTunnel(bytes, settings: settings)
+    (sourceMAC, destinationMAC) = (fragment.sourceMAC, fragment.destinationMAC)
+  }
+
   private mutating func setTunnel(_ type: UInt16, from start: Int, to end: Int, _ origin: PacketOrigin) {
     // What fragments carry is whole only when they are.
     guard !isFragment, start < end else { return }

@@ -38,7 +38,7 @@ enum House {
     "VMFenceCore": [],
     "VMFencePackets": ["VMFenceCore"],
     "VMFenceIntegrity": ["VMFenceCore"],
-    "VMFenceDetection": rooms.union(["CVectorscan", "CPcre2"]),
+    "VMFenceDetection": rooms.union(["CVectorscan", "CPcre2", "CZlib", "CPublicSuffix"]),
     "VMFenceCapture": rooms.union(["CPcap", "CLinux"]),
     "VMFenceBlock": rooms.union(["CLinux"]),
     "VMFenceNftables": rooms.union(["CNftables", "CLinux"]),

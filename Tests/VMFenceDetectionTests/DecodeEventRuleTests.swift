@@ -54,6 +54,27 @@ import VMFenceDetection
     #expect(engine.output[1].origin == .ipv4Tunnel && engine.output[1].layer == 1)
   }
 
+  @Test func `a datagram put together in a tunnel keeps the link header that it had there`() throws {
+    // GRE with PPP in it, whose header is one byte long (RFC 1661 §2, RFC 1701).
+    func carried(_ datagram: ArraySlice<UInt8>) -> [UInt8] {
+      let gre: [UInt8] = [0, 0, 0x88, 0x0B, 0x21] + datagram
+      return Array(tcp[..<14])
+        + [0x45, 0, 0, UInt8(20 + gre.count), 0, 1, 0, 0, 64, 47, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2] + gre
+    }
+    let udp: [UInt8] = [0x9C, 0x40, 0, 80, 0, 24, 0, 0] + Array("sixteen bytes ok".utf8)
+    let first = Frame(payload: Array(udp[..<16])).piece(17, offset: 0, more: true, id: 9)
+    let second = Frame(payload: Array(udp[16...])).piece(17, offset: 2, more: false, id: 9)
+    var engine = try EngineUnderTest(
+      "alert udp any any -> any 80 (content:\"sixteen bytes ok\"; sid:1;)", dialect: .suricata,
+      settings: EngineUnderTest.immediate)
+    engine.output = InspectionOutput(evidenceCapacity: 4096)
+    #expect(engine.inspect([carried(first[14...]), carried(second[14...])]) == [[], [1]])
+    #expect(engine.output[0].layer == 1 && engine.output[0].origin == .gre)
+    let kept = engine.output.evidence(engine.output[0].packet)
+    let packet = try #require(kept)
+    #expect(packet.count == 1 + 20 + 24 && packet[0] == 0x21 && packet[1] == 0x45)
+  }
+
   @Test func `ports of tunnels are settings`() throws {
     let inner = tcp
     let payload: [UInt8] = [8, 0, 0, 0, 0, 0, 9, 0] + inner

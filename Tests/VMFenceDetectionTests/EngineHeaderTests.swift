@@ -156,6 +156,20 @@ import VMFenceDetection
     #expect(try !fires(.suricata, "vlan.id:!5;", Frame().udp), "no tag, no match")
   }
 
+  @Test("the header of ICMP is longer for some messages")
+  func icmpHeader() throws {
+    // RFC 1256 §3.1: one address and its preference, two words.
+    var message = Frame().carrying("routeone").icmp(type: 9)
+    message.replaceSubrange(38..<40, with: [1, 2])
+    #expect(try fires(.suricata, "icmpv4.hdr; content:\"routeone\"; endswith;", message, transport: "icmp"))
+    message[38] = 200
+    #expect(try fires(.suricata, "icmpv4.hdr; content:\"routeone\"; endswith;", message, transport: "icmp"))
+    let echo = Frame().carrying("routeone").icmp(type: 8)
+    #expect(try !fires(.suricata, "icmpv4.hdr; content:\"route\";", echo, transport: "icmp"))
+    let stamp = Frame().carrying("aaaabbbbccccd").icmp(type: 13)
+    #expect(try fires(.suricata, "icmpv4.hdr; content:\"cccc\"; endswith;", stamp, transport: "icmp"))
+  }
+
   @Test("SCTP: verification tag and chunks")
   func sctp() throws {
     var bytes = Frame().carrying("").udp
@@ -167,6 +181,24 @@ import VMFenceDetection
       try fires(.suricata, "sctp.vtag:9; sctp.chunk_cnt:2; sctp.chunk_type:cookie_echo;", bytes, transport: "sctp"))
     #expect(try fires(.suricata, "sctp.chunk_type:1;", bytes, transport: "sctp"))
     #expect(try !fires(.suricata, "sctp.chunk_type:3;", bytes, transport: "sctp"))
+    #expect(try fires(.suricata, "sctp.hdr; content:\"|0A 00 00 04|\"; endswith;", bytes, transport: "sctp"))
+    #expect(try fires(.suricata, "sctp.chunk_data; absent;", bytes, transport: "sctp"))
+    // Two DATA chunks: 12 bytes of their own before what they carry.
+    func data(_ text: String) -> [UInt8] {
+      [0, 3, 0, UInt8(16 + text.utf8.count)] + Array(repeating: 0, count: 12) + Array(text.utf8)
+    }
+    bytes.replaceSubrange(46..., with: data("abcd") + data("wxyz"))
+    bytes[17] = UInt8(bytes.count - 14)
+    for (options, expected) in [
+      ("sctp.chunk_data; content:\"wxyz\"; startswith; endswith;", true),
+      ("sctp.chunk_data; content:\"abcd\"; content:\"w\";", false), ("sctp.chunk_data; absent;", false),
+      ("sctp.chunk_data; to_uppercase; content:\"WXYZ\"; bsize:4;", true),
+      // The payload is what the first of them carries.
+      ("content:\"abcd\"; depth:4; endswith;", true), ("content:\"wxyz\";", false),
+    ] {
+      #expect(try fires(.suricata, options, bytes, transport: "sctp") == expected, "\(options)")
+    }
+    #expect(try fires(.snort2, "content:\"wxyz\";", bytes, transport: "ip"))
     #expect(try !fires(.suricata, "sctp.vtag:9;", Frame().udp, transport: "ip"))
   }
 

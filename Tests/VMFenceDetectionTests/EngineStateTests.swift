@@ -308,3 +308,17 @@ import VMFenceDetection
     #expect(parsed.diagnostics.first?.message.contains(message) == true, "\(parsed.diagnostics)")
   }
 }
+
+@Suite struct TCPSessionTests {
+  @Test func `how far a connection is can be asked`() throws {
+    let rules = ["setup", "established", "closing"].enumerated().map {
+      "alert tcp any any -> any any (tcp.session:\($1); sid:\($0 + 1);)"
+    }.joined(separator: "\n")
+    var engine = try EngineUnderTest(rules, dialect: .suricata)
+    var connection = Connection()
+    var frames = connection.handshake()
+    frames += [connection.fromClient("a"), connection.fromClient("", flags: Frame.fin | Frame.ack)]
+    #expect(engine.inspect(frames) == [[1], [1], [2], [2], [3]])
+    #expect(engine.inspect(Frame().carrying("a").udp) == [])
+  }
+}

@@ -52,6 +52,25 @@ import VMFenceDetection
     }
   }
 
+  @Test("rules that would take more memory than they may are refused, with the figures")
+  func tooLarge() throws {
+    let text = manyRules(500)
+    var engine = SnortRuleEngine()
+    let request = RuleCompilationRequest(sources: [
+      RuleSource(file: "many.rules", text: Array(text.utf8), dialect: .snort2)
+    ])
+    let size = try engine.compile(request).rules.image.byteCount
+    engine.imageLimit = size - 1
+    let error = #expect(throws: RuleCompilationError.self) { try engine.compile(request) }
+    #expect(error?.code == .tooLarge)
+    let figure = size < 1 << 20 ? "\((size + 1023) >> 10) KiB" : "\((size + 1 << 20 - 1) >> 20) MiB"
+    #expect(error?.message.contains("would take \(figure), more than") == true, "\(error?.message ?? "")")
+    engine.imageLimit = 4096
+    #expect(throws: RuleCompilationError.self) { try engine.compile(request) }
+    engine.imageLimit = size
+    #expect(try engine.compile(request).loaded == 500)
+  }
+
   @Test("an image cut anywhere is refused")
   func truncated() throws {
     let original = bytes(of: try compiled("alert tcp any any -> any 80 (content:\"abc\"; sid:1;)"))

@@ -446,6 +446,6 @@ struct LanguageRuleSetTests {
     #expect(files("b", "gopher") == ["common", "default"])
     #expect(files("b", nil) == ["common", "default"])
     #expect(catalog.knows(serviceType: "http") && !catalog.knows(serviceType: "gopher"))
-    #expect(RuleSetCatalog().sources(domainName: "b", serviceType: "http").isEmpty)
+    #expect(RuleSetCatalog<RuleSource>().sources(domainName: "b", serviceType: "http").isEmpty)
   }
 }

@@ -312,6 +312,10 @@ struct PayloadTests {
     ("from_base64:mode rfc2045;", "dX Nl\r\ncg==", "user"), ("subslice:1;", "abcd", "bcd"),
     ("subslice:1,2;", "abcd", "bc"), ("subslice:-2;", "abcd", "cd"), ("subslice:0,-1;", "abcd", "abc"),
     ("pcrexform:\"a(b+)c\";", "xabbcx", "bb"), ("pcrexform:\"b+\";", "xabbcx", "bb"),
+    ("domain;", "www.bbc.co.uk", "bbc.co.uk"), ("domain;", "Suricata.IO", "Suricata.IO"),
+    ("tld;", "www.bbc.co.uk", "co.uk"),
+    ("tld;", "suricata.io", "io"), ("header_lowercase;", "Host: A\r\nX-Y: B: C\r\n", "host: A\r\nx-y: B: C\r\n"),
+    ("strip_pseudo_headers;", ":path: /\r\nhost: a\r\n:x\r\nb\r\n", "host: a\r\nb\r\n"),
     ("to_lowercase; strip_whitespace; dotprefix;", "A B", ".ab"), ("to_lowercase; dotprefix;", "AB", ".ab"),
   ]
 
@@ -324,6 +328,60 @@ struct PayloadTests {
         dialect: .suricata)
       #expect(engine.inspect(Frame().carrying(payload).tcp) == (fires ? [1] : []))
     }
+  }
+
+  /// "hello compressed world" with a zlib header, and with one of gzip.
+  static let compressed: [(String, [UInt8])] = [
+    ("zlib_deflate", hexadecimal("78dacb48cdc9c95748cecf2d284a2d2e4e4d5128cf2fca490100638508b2")),
+    ("gunzip", hexadecimal("1f8b08000000000002ffcb48cdc9c95748cecf2d284a2d2e4e4d5128cf2fca490100a12d945316000000")),
+  ]
+
+  private static func hexadecimal(_ text: String) -> [UInt8] {
+    stride(from: 0, to: text.utf8.count, by: 2).compactMap {
+      UInt8(String(decoding: Array(text.utf8)[$0..<$0 + 2], as: UTF8.self), radix: 16)
+    }
+  }
+
+  @Test("what is compressed is looked at up to a limit, and up to where it is damaged", arguments: compressed)
+  func decompress(_ transform: String, _ bytes: [UInt8]) throws {
+    func fires(_ options: String, _ payload: [UInt8]) throws -> Bool {
+      var engine = try EngineUnderTest(
+        "alert tcp any any -> any any (pkt_data; \(options) sid:1;)", dialect: .suricata)
+      return engine.inspect(Frame(payload: payload).tcp) == [1]
+    }
+    #expect(try fires("\(transform); content:\"hello compressed world\"; startswith; endswith;", bytes))
+    #expect(try fires("\(transform):max-size 8; content:\"hello co\"; bsize:8;", bytes))
+    #expect(try !fires("\(transform); content:\"hello\";", Array("hello compressed world".utf8)))
+    // The checksum at the end is wrong: what stood before it was read all the same.
+    var damaged = bytes
+    damaged[bytes.count - 7] ^= 0xFF
+    #expect(try fires("\(transform); content:\"hello\";", damaged))
+    #expect(try fires("\(transform); content:\"hello\"; startswith;", Array(bytes.prefix(bytes.count - 10))))
+    #expect(try !fires("\(transform); content:\"hello\";", []))
+    // A million zeros in a thousand bytes, of which only so many are made.
+    let bomb =
+      Self.hexadecimal("78daedc101010000008220ffaf6e484001") + Array(repeating: 0, count: 968)
+      + Self.hexadecimal("af0643210001")
+    #expect(try fires("zlib_deflate; bsize:1024;", bomb) && fires("zlib_deflate:max-size 65535; bsize:65535;", bomb))
+  }
+
+  /// DCE/RPC with a connection, little and big endian; and without.
+  static let messages: [(String, Bool)] = [
+    ("|05 00 00 03 10 00 00 00| 16 bytes here|01 02|", true), ("|05 00 00 03 00 00 00 00| 16 bytes here|02 01|", true),
+    ("|04 00 08 00 10 00 00 00| 16 bytes here|01 02|", true), ("|05 00 00 03 00 00 00 00| 16 bytes here|01 02|", false),
+    ("|06 00 00 03 10 00 00 00| 16 bytes here|01 02|", false),
+  ]
+
+  @Test("numbers in the byte order of DCE/RPC", arguments: messages)
+  func remoteProcedureCalls(_ message: String, _ fires: Bool) throws {
+    let parts = message.split(separator: "|").enumerated()
+    let payload = parts.flatMap { index, part in
+      part.allSatisfy { $0.isHexDigit || $0 == " " } && part.first?.isWhitespace == false
+        ? Self.hexadecimal(part.filter { $0 != " " }) : Array(part.utf8)
+    }
+    var engine = try EngineUnderTest(
+      "alert tcp any any -> any any (content:\"here\"; byte_test:2,=,513,0,relative,dce; sid:1;)")
+    #expect(engine.inspect(Frame(payload: payload).tcp) == (fires ? [1] : []))
   }
 
   /// RFC 1321 A.5, RFC 3174 and FIPS 180: "abc", and a message over two blocks.
@@ -357,7 +415,10 @@ struct PayloadTests {
   static let mistakes: [(RuleDialect, String, String)] = [
     (.snort2, "byte_test:1,=,65;", "is too little"), (.snort2, "byte_test:5,=,65,0;", "at most 4"),
     (.suricata, "byte_test:9,=,65,0;", "at most 8"), (.snort3, "byte_test:11,=,65,0,string;", "at most 10"),
-    (.snort2, "byte_test:1,~,65,0;", "is no operator"), (.snort2, "byte_test:1,=,65,x;", "no variable is named"),
+    (.snort2, "byte_test:1,~,65,0;", "is no operator"), (.snort2, "byte_test:1,=,65,0,dce,little;", "of its own"),
+    (.suricata, "gunzip:8;", "is not known"), (.suricata, "gunzip:max-size 0;", "is not a whole number"),
+    (.suricata, "tcp.session:open;", "is not known"), (.suricata, "domain:x;", "takes no value"),
+    (.snort2, "byte_test:1,=,65,x;", "no variable is named"),
     (.snort2, "byte_test:1,=,65,0,hex;", "need `string`"), (.snort2, "byte_test:1,=,65,0,huge;", "is not known"),
     (.snort2, "byte_test:1,=,6,0,bitmask 0xFFF;", "wider than"), (.snort2, "byte_jump:1;", "is too little"),
     (.snort2, "byte_jump:1,0,from_beginning,from_end;", "exclude each other"),

@@ -86,6 +86,57 @@ struct InspectTests {
     #expect(missing.status == 66, "\(missing.errors)")
   }
 
+  @Test("a capture can come through standard input")
+  func standardInput() throws {
+    let folder = try TemporaryFolder()
+    let process = Process()
+    process.executableURL = URL(filePath: try Program.path("vmfence-ref"))
+    process.arguments = [
+      "inspect", "--capture", "-", "--rules", rules, "--dialect", "snort2", "--eve", folder.path("eve.json"),
+    ]
+    process.standardInput = try FileHandle(forReadingFrom: URL(filePath: capture))
+    process.standardOutput = FileHandle.nullDevice
+    process.standardError = FileHandle.nullDevice
+    try process.run()
+    process.waitUntilExit()
+    #expect(process.terminationStatus == 0)
+    let lines = try String(contentsOfFile: folder.path("eve.json"), encoding: .utf8).split(separator: "\n")
+    let direct = try events("--capture", capture)
+    #expect(lines.count { $0.contains(#""event_type":"alert""#) } > 0 && lines.count == direct.count)
+  }
+
+  @Test("what goes on is written as it goes on, without what was dropped")
+  func write() throws {
+    let folder = try TemporaryFolder()
+    let replacing = try folder.write(
+      "a.rules", "rewrite tcp any any -> any any (content:\"GET\",depth 3; replace:\"PUT\"; sid:1;)")
+    let finding = try folder.write("b.rules", "alert tcp any any -> any any (content:\"PUT /\",depth 5; sid:2;)")
+    let first = try Program.run(
+      "inspect", "--capture", capture, "--rules", replacing, "--dialect", "snort3", "--inline", "--write",
+      folder.path("out.pcap"))
+    #expect(first.status == 0, "\(first.errors)")
+    // With its checksums verified, it is found again.
+    let again = try Program.run(
+      "inspect", "--capture", folder.path("out.pcap"), "--rules", finding, "--dialect", "snort3")
+    #expect(again.status == 0 && again.output.contains("[1:2:0]"), "\(again.errors)")
+    let refused = try Program.run("inspect", "--capture", capture, "--rules", rules, "--write", folder.path("x"))
+    #expect(refused.status == 64 && refused.errors.contains("--inline"))
+  }
+
+  @Test("what each rule cost is told as a table and as JSON")
+  func profile() throws {
+    let folder = try TemporaryFolder()
+    let result = try Program.run(
+      "inspect", "--capture", capture, "--rules", rules, "--dialect", "snort2", "--profile-rules", "--profile-json",
+      folder.path("profile.json"))
+    #expect(result.status == 0 && result.output.contains("avg/non-match"), "\(result.errors)")
+    let data = try Data(contentsOf: URL(filePath: folder.path("profile.json")))
+    let document = try #require(try JSONSerialization.jsonObject(with: data) as? [String: Any])
+    let found = try #require(document["rules"] as? [[String: Any]])
+    #expect(found.contains { ($0["matches"] as? Int ?? 0) > 0 })
+    #expect(found.allSatisfy { ($0["checks"] as? Int ?? 0) > 0 && $0["sid"] != nil && $0["time_ns"] != nil })
+  }
+
   @Test("settings are checked", arguments: ["no-such=1", "stream.checksum-validation=perhaps", "novalue"])
   func settings(text: String) throws {
     let result = try Program.run("inspect", "--capture", capture, "--rules", rules, "--set", text)

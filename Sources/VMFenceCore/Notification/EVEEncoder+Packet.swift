@@ -21,6 +21,7 @@ public struct DroppedPacket: Sendable, Hashable {
   /// The action of the rule that tells the ends, when it is not `rule`.
   public var rejectAction: RuleAction?
   public var evidence: PacketEvidence?
+  public var origin = PacketOrigin.wire
 
   public init(
     time: Timestamp, incarnation: Incarnation, packetID: UInt64, flowID: UInt64 = 0, source: IPAddress,
@@ -50,6 +51,7 @@ public struct DroppedPacket: Sendable, Hashable {
       destinationPort: alert.destinationPort, ipProtocol: alert.ipProtocol, direction: alert.direction,
       reason: reason, rule: alert.rule, verdict: alert.verdict)
     evidence = alert.evidence
+    origin = alert.origin
   }
 }
 
@@ -164,6 +166,18 @@ extension JSONLine {
       }
     }
     if !rule.references.isEmpty { array("references", rule.references) { $0.element($1) } }
+  }
+
+  /// Who attacks whom, where the rule says which side that is.
+  mutating func sides(_ alert: Alert) {
+    guard let target = alert.rule.target else { return }
+    let hasPorts = EVEFlow(alert).hasPorts
+    for (name, isSource) in [("source", target == .destination), ("target", target == .source)] {
+      object(name) { json in
+        json.member("ip", (isSource ? alert.source : alert.destination).eveDescription)
+        if hasPorts { json.member("port", isSource ? alert.sourcePort : alert.destinationPort) }
+      }
+    }
   }
 
   /// Which end is told that its packet was dropped, and how.

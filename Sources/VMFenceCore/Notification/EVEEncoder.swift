@@ -36,6 +36,7 @@ public struct EVEEncoder: Sendable {
   /// The `drop` event of a packet.
   public func encode(_ drop: DroppedPacket) -> [UInt8] {
     line(at: drop.time, "drop", flow: EVEFlow(drop)) { json in
+      json.member("pkt_src", drop.origin.eveName)
       json.object("drop") { $0.member("reason", drop.reason.eveName) }
       if let rule = drop.rule, drop.reason == .rules || drop.reason == .rulesThreshold {
         json.object("alert") { $0.alert(rule, isBlocked: true) }
@@ -81,7 +82,10 @@ public struct EVEEncoder: Sendable {
     line(at: alert.time, "alert", flow: EVEFlow(alert)) { json in
       json.member("pkt_src", alert.origin.eveName)
       if let tunnel = alert.evidence?.tunnel { json.tunnel(tunnel) }
-      json.object("alert") { $0.alert(alert.rule, isBlocked: isInline && alert.verdict != .pass) }
+      json.object("alert") { json in
+        json.alert(alert.rule, isBlocked: isInline && alert.verdict != .pass)
+        json.sides(alert)
+      }
       json.object("verdict") { json in
         let verdict = alert.packetVerdict ?? alert.verdict
         let passed = alert.rule.action == .pass ? "pass" : "alert"

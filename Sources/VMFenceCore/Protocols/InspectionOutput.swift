@@ -133,6 +133,10 @@ public struct InspectionOutput: ~Copyable {
   public var rejectRule: UInt32 = .max
   /// Why the verdict is not `pass`.
   public var dropReason = DropReason.rules
+  /// Whether the frame is to go on with other bytes than it came with: `withRewritten`.
+  public private(set) var isRewritten = false
+  /// Made when a frame is first rewritten; as long as the longest so far.
+  private var rewritten: [UInt8] = []
 
   /// - `evidenceCapacity`: how many bytes `keep(_:)` holds for one packet's alerts, in all; 0 when nobody asks for them.
   public init(evidenceCapacity: Int = 0) {
@@ -165,7 +169,21 @@ public struct InspectionOutput: ~Copyable {
     return Array(evidence[Int(range.offset)..<end])
   }
 
+  /// Says that the frame is to go on as these bytes: inline, when a rule replaced some of it.
+  public mutating func rewrite(_ frame: RawSpan) {
+    rewritten.removeAll(keepingCapacity: true)
+    for index in 0..<frame.byteCount { rewritten.append(frame.u8(index)) }
+    isRewritten = true
+  }
+
+  /// Calls `body` with the bytes that the frame is to go on as, when they are others than it came with.
+  public func withRewritten(_ body: (RawSpan) -> Void) {
+    // SAFETY: UInt8 has no padding, so every byte is initialised.
+    if isRewritten { body(unsafe rewritten.span.bytes) }
+  }
+
   public mutating func reset() {
+    isRewritten = false
     evidenceUsed = 0
     evidenceLost = 0
     count = 0

@@ -113,12 +113,15 @@ public struct RuleCompilation<Rules: CompiledRules>: Sendable {
   public var diagnostics: [Diagnostic]
   public var loaded: Int
   public var rejected: Int
+  /// Rules that say themselves that they are for another engine, or another version of it.
+  public var skipped: Int
 
-  public init(rules: Rules, diagnostics: [Diagnostic], loaded: Int, rejected: Int) {
+  public init(rules: Rules, diagnostics: [Diagnostic], loaded: Int, rejected: Int, skipped: Int = 0) {
     self.rules = rules
     self.diagnostics = diagnostics
     self.loaded = loaded
     self.rejected = rejected
+    self.skipped = skipped
   }
 }
 
@@ -137,11 +140,16 @@ public struct RuleMetadata: Hashable, Sendable {
   public var metadata: [String: [String]]
   public var action: RuleAction
   public var place: SourcePlace?
+  /// Which side the attack is against, if the rule says so (`target`).
+  public var target: Target?
+
+  public enum Target: UInt8, Hashable, Sendable, CaseIterable { case source = 1, destination }
 
   public init(
     gid: UInt32 = 1, sid: UInt32, revision: UInt32 = 0, message: String = "", classification: String = "",
     classificationText: String = "", priority: Int = 3, references: [String] = [],
-    metadata: [String: [String]] = [:], action: RuleAction = .alert, place: SourcePlace? = nil
+    metadata: [String: [String]] = [:], action: RuleAction = .alert, place: SourcePlace? = nil,
+    target: Target? = nil
   ) {
     self.gid = gid
     self.sid = sid
@@ -154,6 +162,7 @@ public struct RuleMetadata: Hashable, Sendable {
     self.metadata = metadata
     self.action = action
     self.place = place
+    self.target = target
   }
 }
 

@@ -45,6 +45,7 @@ extension PayloadCheck {
     case .entropy(let test): test.isNegated
     case .digest(let test): test.isNegated
     case .byteJump, .byteExtract, .byteMath, .base64, .rpc, .asn1, .ber, .cvsEntry, .sensitiveData, .absent: false
+    case .dataSet(let test): test.isNegated
     }
   }
 
@@ -62,7 +63,7 @@ extension PayloadCheck {
     case .digest(let test): test.isRelative
     case .asn1(let test): test.isRelative
     case .ber, .cvsEntry: true
-    case .entropy, .rpc, .sensitiveData, .absent: false
+    case .entropy, .rpc, .sensitiveData, .absent, .dataSet: false
     }
   }
 
@@ -71,7 +72,9 @@ extension PayloadCheck {
     switch self {
     case .content, .regex, .digest: !isNegated
     case .byteJump, .byteExtract, .byteMath, .ber: true
-    case .byteTest, .dataAt, .length, .base64, .entropy, .rpc, .asn1, .cvsEntry, .sensitiveData, .absent: false
+    case .byteTest, .dataAt, .length, .base64, .entropy, .rpc, .asn1, .cvsEntry, .sensitiveData, .absent,
+      .dataSet:
+      false
     }
   }
 

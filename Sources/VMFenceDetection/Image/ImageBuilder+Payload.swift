@@ -3,7 +3,7 @@ import VMFenceCore
 /// Kinds of payload tests: 1 ... 63. Small number 1 of each is the level to go back to when it fails (`PayloadFlags.noLevel`: none).
 enum PayloadKind: UInt8 {
   /// Pattern (words 0, 1: offset in `patterns`, length), offset, depth, distance, within (words 2 ... 5, signed; those whose bits are
-  /// in small 2 are numbers of variables).
+  /// in small 2 are numbers of variables), what it is replaced by (words 6, 7: as the pattern; 0 bytes for nothing).
   case content = 1
   /// The number of its expression (word 0).
   case regex = 2
@@ -36,6 +36,8 @@ enum PayloadKind: UInt8 {
   case sensitiveData = 16
   /// Small 2: 1 or else.
   case absent = 17
+  /// `DataSetTest.Operation` (small 2), the set (word 0); comparison and number of a reputation (words 1, 2).
+  case dataSet = 18
   /// Begins the tests of one buffer: source (small 2), transforms (words 0, 1: first, count), how many tests (word 2).
   case buffer = 63
 }
@@ -67,6 +69,8 @@ enum ReadingRecord {
   static let countIsVariable: UInt32 = 1 << 16
   static let offsetIsVariable: UInt32 = 2 << 16
   static let valueIsVariable: UInt32 = 4 << 16
+  /// Byte order as the DCE/RPC message at the payload's beginning says.
+  static let isDCE: UInt32 = 8 << 16
 }
 
 struct RegexKey: Hashable {
@@ -210,6 +214,10 @@ extension ImageBuilder {
       return OptionDraft(
         kind: PayloadKind.sensitiveData.rawValue, small2: test.isCardNumber ? 1 : 0,
         words: [index(of: test.regex), test.threshold])
+    case .dataSet(let test):
+      return OptionDraft(
+        kind: PayloadKind.dataSet.rawValue, small2: test.operation.rawValue,
+        words: [index(of: test.set), UInt32(test.comparison.rawValue), UInt32(test.reputation)])
     case .absent(let orElse): return OptionDraft(kind: PayloadKind.absent.rawValue, small2: orElse ? 1 : 0)
     }
   }
@@ -230,6 +238,7 @@ extension ImageBuilder {
     var head = count & 0xFF | UInt32(reading.base) << 8
     if countIsVariable { head |= ReadingRecord.countIsVariable }
     if offsetIsVariable { head |= ReadingRecord.offsetIsVariable }
+    if reading.isDCE { head |= ReadingRecord.isDCE }
     var words: [UInt32]
     switch value {
     case .value(let value):
@@ -255,11 +264,13 @@ extension ImageBuilder {
     if content.endsBuffer { flags |= PayloadFlags.endsBuffer }
     let bytes = content.ignoresCase ? content.pattern.map(\.lowercasedASCII) : content.pattern
     let positions = [content.offset, content.depth, content.distance, content.within].map { Self.word($0 ?? .value(0)) }
+    let replacement = content.replacement ?? []
     var variables: UInt8 = 0
     for (index, position) in positions.enumerated() where position.isVariable { variables |= 1 << UInt8(index) }
     return OptionDraft(
       kind: PayloadKind.content.rawValue, flags: flags, small2: variables,
-      words: [offset(ofPattern: bytes), UInt32(bytes.count)] + positions.map(\.word))
+      words: [offset(ofPattern: bytes), UInt32(bytes.count)] + positions.map(\.word)
+        + [offset(ofPattern: replacement), UInt32(replacement.count)])
   }
 
   private mutating func index(of regex: RegexTest) -> UInt32 {
@@ -273,6 +284,35 @@ extension ImageBuilder {
       $0.u32(regex.options)
     }
     regexes[key] = index
+    return index
+  }
+
+  private mutating func index(of set: DataSet) -> UInt32 {
+    if let known = dataSets[set] { return known }
+    let index = UInt32(count(.dataSets))
+    let texts = [set.name, set.stateFile ?? ""].map { text in
+      (offset(ofPattern: Array(text.utf8)), UInt32(text.utf8.count))
+    }
+    let values = set.entries.map { (offset(ofPattern: $0.value), $0) }
+    let first = UInt32(count(.dataEntries))
+    write(.dataEntries) { writer in
+      for (offset, entry) in values {
+        writer.u32(offset)
+        writer.u32(UInt32(entry.value.count))
+        writer.u32(UInt32(entry.reputation))
+      }
+    }
+    write(.dataSets) { writer in
+      for (offset, length) in texts {
+        writer.u32(offset)
+        writer.u32(length)
+      }
+      writer.u32(UInt32(set.kind.rawValue))
+      writer.u32(UInt32(set.memory))
+      writer.u32(first)
+      writer.u32(UInt32(values.count))
+    }
+    dataSets[set] = index
     return index
   }
 
@@ -295,6 +335,12 @@ extension ImageBuilder {
     case .slice(let offset, let length):
       (kind, small) = (.slice, length == nil ? 0 : 1)
       words = (UInt32(bitPattern: offset), UInt32(bitPattern: length ?? 0))
+    case .gunzip(let maximum): (kind, words) = (.gunzip, (maximum, 0))
+    case .inflate(let maximum): (kind, words) = (.inflate, (maximum, 0))
+    case .domain: kind = .domain
+    case .topLevelDomain: kind = .topLevelDomain
+    case .lowercaseNames: kind = .lowercaseNames
+    case .stripPseudoHeaders: kind = .stripPseudoHeaders
     }
     write(.transforms) {
       $0.u8(kind.rawValue)
@@ -318,4 +364,7 @@ enum TransformKind: UInt8 {
   case capture
   /// Offset and length (words 0, 1, signed).
   case slice
+  /// Bytes at the most (word 0).
+  case gunzip, inflate
+  case domain, topLevelDomain, lowercaseNames, stripPseudoHeaders
 }

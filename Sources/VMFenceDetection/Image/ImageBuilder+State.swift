@@ -20,6 +20,8 @@ enum StateKind: UInt8 {
   case addresses = 135
   /// `StreamEvent.rawValue` (small 1).
   case streamEvent = 160
+  /// `TCPPhase` (small 1).
+  case tcpSession = 161
 }
 
 /// Kinds of effects: 192 ... 255.
@@ -65,6 +67,7 @@ extension ImageBuilder {
         kind: StateKind.addresses.rawValue, small1: side.rawValue, words: [index(of: addresses)])
     case .streamEvent(let event):
       return OptionDraft(kind: StateKind.streamEvent.rawValue, small1: event.rawValue)
+    case .tcpSession(let phase): return OptionDraft(kind: StateKind.tcpSession.rawValue, small1: phase.rawValue)
     }
   }
 
@@ -167,7 +170,7 @@ struct VariableNames {
     switch test {
     case .flowBits(let test): add(test.bits, group: nil)
     case .flowInteger(let test): add(test.name, test.operand)
-    case .flow, .hostBit, .flowAge, .flowCount, .streamSize, .addresses, .streamEvent: break
+    case .flow, .hostBit, .flowAge, .flowCount, .streamSize, .addresses, .streamEvent, .tcpSession: break
     }
   }
 

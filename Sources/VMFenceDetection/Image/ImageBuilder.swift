@@ -9,10 +9,15 @@ struct ImageBuilder {
   private var patterns: [[UInt8]: UInt32] = [:]
   private var activations: [UInt32: UInt32] = [:]
   private(set) var variables = VariableNames()
+  /// Bytes of the image at the most.
+  private let limit: Int
   var regexes: [RegexKey: UInt32] = [:]
+  var dataSets: [DataSet: UInt32] = [:]
 
-  static func build(_ rules: [Rule]) throws(RuleCompilationError) -> [UInt8] {
-    var builder = ImageBuilder()
+  private init(limit: Int) { self.limit = min(limit, ImageLayout.byteLimit) }
+
+  static func build(_ rules: [Rule], limit: Int) throws(RuleCompilationError) -> [UInt8] {
+    var builder = ImageBuilder(limit: limit)
     builder.variables = try VariableNames(rules)
     for rule in rules { try builder.append(rule) }
     builder.appendVariableNames()
@@ -264,7 +269,7 @@ struct ImageBuilder {
       write(.databases) { $0.align(to: ImageLayout.alignment) }
       databaseOffset = count(.databases)
       databaseBytes = database.count
-      guard databaseOffset + databaseBytes <= ImageLayout.byteLimit else { throw Self.tooLarge() }
+      guard databaseOffset + databaseBytes <= limit else { throw tooLarge() }
       write(.databases) { $0.append(database) }
     }
     let patternStart = count(.groupPatterns)
@@ -297,10 +302,14 @@ struct ImageBuilder {
 
   // MARK: Assembly
 
-  private static func tooLarge() -> RuleCompilationError {
-    RuleCompilationError(
-      .tooLarge, "the compiled rules would take more than \(ImageLayout.byteLimit >> 20) MiB",
-      remedy: "use fewer rules for this domain")
+  /// `bytes`: what they would take, where that is known.
+  private func tooLarge(_ bytes: Int? = nil) -> RuleCompilationError {
+    func size(_ bytes: Int) -> String {
+      bytes < 1 << 20 ? "\((bytes + 1023) >> 10) KiB" : "\((bytes + 1 << 20 - 1) >> 20) MiB"
+    }
+    let figure = bytes.map { "\(size($0)), more than the \(size(limit)) that they may" } ?? "more than \(size(limit))"
+    return RuleCompilationError(
+      .tooLarge, "the compiled rules would take \(figure)", remedy: "use fewer rules for this domain")
   }
 
   private func assemble(ruleCount: Int) throws(RuleCompilationError) -> [UInt8] {
@@ -315,7 +324,7 @@ struct ImageBuilder {
       table.u32(UInt32(section.stride))
       end = offset + (sections[section]?.count ?? 0)
     }
-    guard end <= ImageLayout.byteLimit else { throw Self.tooLarge() }
+    guard end <= limit else { throw tooLarge(end) }
     var image = ByteWriter()
     image.u64(ImageLayout.magic)
     image.u32(ImageLayout.version)

@@ -46,6 +46,9 @@ package enum ImageSection: Int, CaseIterable {
   case regexes
   /// What is made of buffers before options look at them.
   case transforms
+  /// Sets that buffers are looked up in, and the values that their files have.
+  case dataSets
+  case dataEntries
   /// Vectorscan's databases, as `hs_deserialize_database_at` lays them out, each aligned to 64 bytes.
   case databases
 
@@ -72,6 +75,8 @@ package enum ImageSection: Int, CaseIterable {
     case .ruleLists: 4
     case .regexes: RegexRecord.stride
     case .transforms: TransformRecord.stride
+    case .dataSets: DataSetRecord.stride
+    case .dataEntries: DataEntryRecord.stride
     case .patterns, .metadata, .databases: 1
     }
   }
@@ -80,13 +85,13 @@ package enum ImageSection: Int, CaseIterable {
 package enum ImageLayout {
   /// "VMFRULES" as its bytes stand in memory.
   static let magic: UInt64 = 0x5345_4C55_5246_4D56
-  static let version: UInt32 = 2
+  static let version: UInt32 = 3
   package static let checksumOffset = 16
   package static let sectionTable = 48
   package static let sectionEntry = 16
   static let alignment = 64
   /// Offsets inside of sections are 32 bits wide; beyond this size something is wrong with the rules anyway.
-  static let byteLimit = 1 << 30
+  package static let byteLimit = 1 << 30
 
   static var headerBytes: Int { aligned(sectionTable + ImageSection.allCases.count * sectionEntry) }
 
@@ -180,7 +185,9 @@ enum RuleRecord {
   static let actsOnStream: UInt8 = 4
   /// It is compared with packets that cannot be decoded.
   static let seesMalformed: UInt8 = 8
-  static let knownMoreFlags: UInt8 = 15
+  /// It overwrites what its contents match.
+  static let replaces: UInt8 = 16
+  static let knownMoreFlags: UInt8 = 31
 }
 
 /// What stands before a rule's parenthesis. Sets are indices, `noIndex` for "any".
@@ -243,6 +250,27 @@ enum TransformRecord {
   static let small = 1
   static let word0 = 4
   static let word1 = 8
+}
+
+enum DataSetRecord {
+  static let stride = 32
+  /// Texts: offset in `patterns` and length.
+  static let name = 0
+  static let stateFile = 8
+  /// `DataSet.Kind`.
+  static let kind = 16
+  static let memory = 20
+  /// In `dataEntries`.
+  static let entriesStart = 24
+  static let entriesCount = 28
+}
+
+enum DataEntryRecord {
+  static let stride = 12
+  /// In `patterns`.
+  static let value = 0
+  static let length = 4
+  static let reputation = 8
 }
 
 /// `threshold`, `detection_filter` or `rate_filter`.

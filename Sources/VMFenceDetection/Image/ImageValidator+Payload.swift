@@ -11,6 +11,7 @@ extension ImageValidator {
     case .content:
       try require(word(1) >= 1, "an empty content")
       try requireRange(word(0), word(1), in: .patterns, sections)
+      try requireRange(word(6), word(7), in: .patterns, sections)
       for index in 0..<4 where small & (1 << UInt8(index)) != 0 {
         try require(word(2 + index) < variables, "a variable of a content")
       }
@@ -27,6 +28,10 @@ extension ImageValidator {
       try require(BufferSource(rawValue: small) != nil, "the source of a buffer")
       try requireRange(word(0), word(1), in: .transforms, sections)
       try require(word(2) >= 1, "a buffer without tests")
+    case .dataSet:
+      try require(DataSetTest.Operation(rawValue: small) != nil, "what is asked of a data set")
+      try requireIndex(word(0), in: .dataSets, sections)
+      try require(UInt8(exactly: word(1)).flatMap(ByteTest.Comparison.init) != nil, "how a reputation is compared")
     case .length, .base64, .rpc, .asn1, .ber, .cvsEntry, .absent: break
     }
   }
@@ -95,6 +100,34 @@ extension ImageValidator {
       try require(
         start >= top && end <= count && starts.contains(start) && (end == count || starts.contains(end)),
         "the tests of decoded bytes")
+    }
+  }
+
+  static func validateDataSets(_ bytes: RawSpan, _ sections: ImageSections) throws(RuleCompilationError) {
+    try require(sections[.dataSets].count <= DataSet.setMaximum, "its number of data sets")
+    var memory = 0
+    for index in 0..<sections[.dataSets].count {
+      let record = sections[.dataSets].offset + index * DataSetRecord.stride
+      for field in [DataSetRecord.name, DataSetRecord.stateFile] {
+        try requireRange(bytes.u32le(record + field), bytes.u32le(record + field + 4), in: .patterns, sections)
+      }
+      let kind = UInt8(exactly: bytes.u32le(record + DataSetRecord.kind)).flatMap(DataSet.Kind.init)
+      memory += Int(bytes.u32le(record + DataSetRecord.memory))
+      let first = bytes.u32le(record + DataSetRecord.entriesStart)
+      let count = bytes.u32le(record + DataSetRecord.entriesCount)
+      try requireRange(first, count, in: .dataEntries, sections)
+      for entry in Int(first)..<Int(first) + Int(count) {
+        let length = bytes.u32le(
+          sections[.dataEntries].offset + entry * DataEntryRecord.stride + DataEntryRecord.length)
+        try require(kind?.takes(Int(length)) == true, "a value of a data set")
+      }
+      try require(kind != nil && memory <= DataSet.memoryMaximum, "a data set")
+    }
+    for entry in 0..<sections[.dataEntries].count {
+      let record = sections[.dataEntries].offset + entry * DataEntryRecord.stride
+      try requireRange(
+        bytes.u32le(record + DataEntryRecord.value), bytes.u32le(record + DataEntryRecord.length), in: .patterns,
+        sections)
     }
   }
 

@@ -16,6 +16,7 @@ enum ImageValidator {
     try validateState(bytes, header.sections)
     try validateOptions(bytes, header.sections)
     try validateTransforms(bytes, header.sections)
+    try validateDataSets(bytes, header.sections)
     try validateMetadata(bytes, header)
     try validateGroups(bytes, header)
     return header

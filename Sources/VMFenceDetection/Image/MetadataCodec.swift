@@ -9,6 +9,7 @@ extension ByteWriter {
     u32(value.revision)
     u32(UInt32(clamping: value.priority))
     u8(value.action.rawValue)
+    u8(value.target?.rawValue ?? 0)
     text(value.message)
     text(value.classification)
     text(value.classificationText)
@@ -53,7 +54,8 @@ struct MetadataReader {
   /// The whole record, which has to end where the range does.
   mutating func metadata(in bytes: RawSpan) -> RuleMetadata? {
     guard let gid = u32(bytes), let sid = u32(bytes), let revision = u32(bytes), let priority = u32(bytes),
-      let actionNumber = u8(bytes), let action = RuleAction(rawValue: actionNumber), let message = text(bytes),
+      let actionNumber = u8(bytes), let action = RuleAction(rawValue: actionNumber), let targetNumber = u8(bytes),
+      let message = text(bytes),
       let classification = text(bytes), let classificationText = text(bytes), let references = texts(bytes),
       let keyCount = u32(bytes)
     else { return nil }
@@ -69,11 +71,12 @@ struct MetadataReader {
       guard let file = text(bytes), let line = u32(bytes), let column = u32(bytes) else { return nil }
       place = SourcePlace(file: file, line: Int(line), column: Int(column))
     }
-    guard offset == end else { return nil }
+    let target = RuleMetadata.Target(rawValue: targetNumber)
+    guard offset == end, target != nil || targetNumber == 0 else { return nil }
     return RuleMetadata(
       gid: gid, sid: sid, revision: revision, message: message, classification: classification,
       classificationText: classificationText, priority: Int(priority), references: references, metadata: values,
-      action: action, place: place)
+      action: action, place: place, target: target)
   }
 
   private mutating func u8(_ bytes: RawSpan) -> UInt8? {

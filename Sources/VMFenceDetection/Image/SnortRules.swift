@@ -22,8 +22,10 @@ public struct SnortRules: CompiledRules {
 
   /// Compiles rules, in the order in which they are to be resolved: where one decides over others (`pass`), the
   /// earlier wins.
-  package init(compiling rules: [Rule]) throws(RuleCompilationError) {
-    let bytes = try ImageBuilder.build(rules)
+  ///
+  /// - `limit`: bytes that they may take. What is over it is refused, with the figure.
+  package init(compiling rules: [Rule], limit: Int = ImageLayout.byteLimit) throws(RuleCompilationError) {
+    let bytes = try ImageBuilder.build(rules, limit: limit)
     try self.init(image: bytes.withRawSpan { RuleImage(copying: $0) })
   }
 

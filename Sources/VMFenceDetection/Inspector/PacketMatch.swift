@@ -21,6 +21,8 @@ struct PacketMatch {
   var missing: UInt32 = 0
   /// Inline: the frame's payload is not what came but what counts.
   var isRewritten = false
+  /// Put together from fragments, here or in a tunnel: no frame holds it.
+  var isRebuilt = false
   /// Of a window: where the bytes begin that were not inspected yet.
   var fresh = 0
 

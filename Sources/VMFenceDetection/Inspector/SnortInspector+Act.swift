@@ -8,6 +8,9 @@ extension SnortInspector {
     _ rule: Int, _ record: Int, _ telling: Telling, _ match: PacketMatch, _ payload: RawSpan, _ frame: RawSpan,
     _ image: RawSpan, into output: inout InspectionOutput
   ) {
+    if image.u8(record + RuleRecord.moreFlags) & RuleRecord.replaces != 0 {
+      noteReplacements(rule, record, match, payload, frame, image)
+    }
     findings.insert(
       Findings.Finding(
         rule: rule, telling: telling, place: match.flow?.place ?? -1,
@@ -47,6 +50,7 @@ extension SnortInspector {
       isSilent = action == .pass
       reason = .rulesThreshold
     }
+    if image.u8(record + RuleRecord.moreFlags) & RuleRecord.replaces != 0 { replacements.accept(finding.rule) }
     var told = finding.record
     switch action {
     case .pass: pass(finding, record, image, output)
@@ -208,7 +212,7 @@ extension SnortInspector {
     for index in 0..<count { record.excerpt[index] = payload.u8(index) }
     record.excerptLength = UInt8(truncatingIfNeeded: count)
     // What the frame as it was captured does not hold.
-    if output.keepsEvidence, match.isStream || match.source == .segment || match.origin == .defragmented {
+    if output.keepsEvidence, match.isStream || match.source == .segment || match.isRebuilt {
       record.payload = keep(payload, missing: match.missing, &output)
       if match.origin != .wire || match.isRewritten { record.packet = output.keep(frame) }
     }

@@ -81,9 +81,11 @@ extension SnortInspector {
       guard isAwake(rule, image.u8(record + RuleRecord.action)), isDue(image.u8(record + RuleRecord.moreFlags), match)
       else { continue }
       let header = Int(image.u32le(record + RuleRecord.header))
-      guard matching.header.matches(header, key, image),
-        windowMatches(record, match, payload, frame, image)
-      else { continue }
+      guard matching.header.matches(header, key, image) else { continue }
+      let start = matching.profile.start()
+      let isMatch = windowMatches(record, match, payload, frame, image)
+      matching.profile.note(rule, since: start, isMatch)
+      guard isMatch else { continue }
       find(rule, record, applyEffects(record, match, image), match, payload, frame, image, into: &output)
     }
     if matching.payloads.budget < 0 { counters.workLimitHits += 1 }

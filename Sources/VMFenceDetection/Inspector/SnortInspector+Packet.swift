@@ -11,15 +11,20 @@ extension SnortInspector {
   ) {
     inspect(packet, bytes, context, into: &output)
     guard packet.isTunnel else { return }
-    var inner = packet
+    var (inner, context) = (packet, context)
+    context.carried = inner.carried
     // As deep as decoding goes.
-    while inner.enterTunnel(bytes, settings: settings.decoding) { inspect(inner, bytes, context, into: &output) }
+    while inner.enterTunnel(bytes, settings: settings.decoding) {
+      inspect(inner, bytes, context, into: &output)
+      context.carried = inner.carried
+    }
   }
 
   private mutating func inspect(
     _ packet: DecodedPacket, _ bytes: RawSpan, _ context: PacketContext, into output: inout InspectionOutput
   ) {
     var match = PacketMatch(packet: packet, flow: nil, timestamp: context.frame.timestamp)
+    match.isRebuilt = context.depth > 0
     match.origin = packet.origin == .wire && context.depth > 0 ? .defragmented : packet.origin
     // A datagram that ends before its own end is dropped by whoever gets it.
     match.isMalformed =
@@ -97,7 +102,7 @@ extension SnortInspector {
     let packet = match.packet
     guard context.depth < FragmentStore.depthLimit else { return }
     let outcome = fragments.add(
-      packet, bytes, layer: Int(match.packet.tunnelDepth), depth: context.depth,
+      packet, bytes, layer: Int(match.packet.tunnelDepth), from: context.carried?.offset ?? 0, depth: context.depth,
       at: context.frame.timestamp.nanoseconds,
       policy: settings.policy(of: packet.destination))
     match.noteFragment(outcome.events)
@@ -115,21 +120,12 @@ extension SnortInspector {
     inspectLayers(decodeRebuilt(rebuilt, packet, context), rebuilt, next, into: &output)
   }
 
-  /// In a tunnel only the datagram was put together; what is known of the frame around stays known.
   private func decodeRebuilt(_ bytes: RawSpan, _ fragment: DecodedPacket, _ context: PacketContext) -> DecodedPacket {
-    guard fragment.tunnelDepth > 0 else {
+    guard let carried = context.carried, fragment.tunnelDepth > 0 else {
       return DecodedPacket.decode(
         bytes, linkType: context.frame.linkType, strippedVLAN: context.frame.strippedVLAN, settings: settings.decoding)
     }
-    var packet = DecodedPacket.decode(bytes, linkType: .raw, strippedVLAN: 0, settings: settings.decoding)
-    packet.sourceMAC = fragment.sourceMAC
-    packet.destinationMAC = fragment.destinationMAC
-    packet.outerVLAN = fragment.outerVLAN
-    packet.innerVLAN = fragment.innerVLAN
-    packet.vlanCount = fragment.vlanCount
-    packet.tunnelDepth = fragment.tunnelDepth
-    packet.origin = fragment.origin
-    return packet
+    return DecodedPacket(rebuilt: bytes, carried: carried, fragment: fragment, settings: settings.decoding)
   }
 
   // MARK: Flows

@@ -37,6 +37,9 @@ extension SnortInspector {
       guard let side = HostSide(rawValue: small1) else { return false }
       let header = matching.header
       return side.matches(match.packet) { header.hasAddress(word, $0.first, image) }
+    case .tcpSession:
+      guard let flow = match.flow, match.isTCP else { return false }
+      return flows[flow.place].session.phase.rawValue == small1
     case .streamEvent: return !match.isStream && match.events.contains(small1)
     }
   }

@@ -81,14 +81,10 @@ extension SnortInspector {
     rewritten.write(frame, at: 0)
     // SAFETY: `scratch` and `rewritten` are different memory; the span ends with the block.
     let bytes = unsafe streams.rewritten(range.count).bytes
-    let old = UInt32(~Checksum.internet(frame, from: range.lowerBound, count: range.count))
-    let new = UInt32(~Checksum.internet(bytes))
     rewritten.write(bytes, at: range.lowerBound)
-    let at = Int(packet.transportOffset) + 16
-    var sum = UInt32(~frame.u16(at)) + (~old & 0xFFFF) + new
-    while sum > 0xFFFF { sum = sum & 0xFFFF + sum >> 16 }
-    rewritten[at] = ~UInt8(truncatingIfNeeded: sum >> 8)
-    rewritten[at + 1] = ~UInt8(truncatingIfNeeded: sum)
+    mendChecksum(
+      at: Int(packet.transportOffset) + 16, isUDP: false, in: frame,
+      old: Checksum.internet(frame, from: range.lowerBound, count: range.count), new: Checksum.internet(bytes))
     return frame.byteCount
   }
 

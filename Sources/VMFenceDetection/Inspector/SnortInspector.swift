@@ -27,7 +27,8 @@ public struct SnortInspector: PacketInspector, ~Copyable {
   /// Headers for windows of streams that no packet stands for.
   var pseudoFrame = ByteStore(count: 64)
   /// A frame whose segment counts with other bytes than it came with.
-  var rewritten = ByteStore(count: 65_536)
+  var rewritten = ByteStore(count: 66_048)
+  var replacements = Replacements()
   var rates: RateTable
   /// What rules remember of flows and of hosts.
   var variables: FlowVariables
@@ -52,6 +53,7 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     var payloads: PayloadMatcher
     /// Whether any rule wants reassembled streams.
     let wantsStreams: Bool
+    var profile: RuleProfile
     /// Indices of `dynamic` rules, in order.
     var dynamicRules: [Int] = []
     /// Packets that each rule still logs; empty when no rule is `dynamic`.
@@ -60,11 +62,16 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     var activated: [Bool]
     var hasActivated = false
 
-    init(_ rules: SnortRules) throws(RuleCompilationError) {
+    init(
+      _ rules: SnortRules, isProfiled: Bool, key: (UInt64, UInt64)
+    ) throws(RuleCompilationError) {
+      profile = RuleProfile(ruleCount: isProfiled ? rules.ruleCount : 0)
       header = HeaderMatcher(rules.sections)
       sections = rules.sections
       scanner = try PatternScanner.make(for: rules)
-      payloads = PayloadMatcher(rules.sections)
+      // SAFETY: the image is valid for its length as long as `rules` holds it, which outlasts this initialiser.
+      let image = unsafe UnsafeRawBufferPointer(start: rules.image.baseAddress, count: rules.image.byteCount).bytes
+      payloads = PayloadMatcher(rules.sections, image, key: key)
       candidates = CandidateSet(ruleCount: rules.ruleCount)
       activated = Array(repeating: false, count: rules.activationCount)
       let records = rules.sections[.rules].offset
@@ -109,14 +116,23 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     var inspectedEarly: UInt64 = 0
     var streamWindows: UInt64 = 0
     var exceptions: UInt64 = 0
+    var rewritten: UInt64 = 0
   }
+
+  /// What data sets with a state file hold now, by that file's name: a line for each value.
+  public var dataSetStates: [(file: String, text: [UInt8])] { matching.payloads.dataSets.states }
+
+  /// What each rule has cost since the rules were put in force, the costliest first; empty unless `profiling.rules.enabled` is set.
+  public var ruleCosts: [RuleCost] { matching.profile.costs }
 
   public static func make(
     rules: SnortRules, configuration: InspectorConfiguration
   ) throws(RuleCompilationError) -> SnortInspector {
     let settings = try EngineSettings(configuration)
     return SnortInspector(
-      rules: rules, matching: try Matching(rules), configuration: configuration, settings: settings)
+      rules: rules, matching: try Matching(rules, isProfiled: settings.profilesRules, key: configuration.hashKey),
+      configuration: configuration,
+      settings: settings)
   }
 
   private init(
@@ -137,8 +153,10 @@ public struct SnortInspector: PacketInspector, ~Copyable {
 
   public mutating func replaceRules(with rules: SnortRules) throws(RuleCompilationError) {
     // Nothing changes when the new rules cannot be used. The old image lives until the old scanner is gone.
-    let next = try Matching(rules)
+    var next = try Matching(rules, isProfiled: settings.profilesRules, key: configuration.hashKey)
     variables = variables.adapted(from: self.rules, to: rules)
+    let isGiven = next.payloads.dataSets.isGiven
+    next.payloads.dataSets.adopt(matching.payloads.dataSets, except: isGiven)
     matching = next
     self.rules = rules
     generation &+= 1
@@ -162,7 +180,8 @@ public struct SnortInspector: PacketInspector, ~Copyable {
       ("rates_evicted", rates.evicted), ("host_bits_evicted", bits.evicted), ("findings_lost", findings.lost),
       ("alerts", counters.alerts), ("alerts_lost", counters.alertsLost),
       ("packets_passed", counters.passed), ("packets_bypassed", counters.bypassed),
-      ("packets_dropped", counters.dropped),
+      ("packets_dropped", counters.dropped), ("packets_rewritten", counters.rewritten),
+      ("replacements_lost", replacements.lost), ("dataset_values_refused", matching.payloads.dataSets.refused),
       ("scan_overflows", counters.scanOverflows), ("work_limit_hits", counters.workLimitHits),
       ("private_databases", UInt64(matching.scanner.privateCopies)),
       ("regexes_compiled", matching.payloads.regexes.compiled),
@@ -181,6 +200,7 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     if !packet.anomalies.isEmpty { counters.malformed += 1 }
     inspectLayers(packet, bytes, PacketContext(frame: frame), into: &output)
     settle(into: &output)
+    if !replacements.entries.isEmpty { rewriteFrame(packet, bytes, frame.checksums, into: &output) }
     count(alerts, lost, output)
     if output.verdict != .pass { counters.dropped += 1 }
   }
@@ -215,4 +235,6 @@ struct PacketContext {
   var frame: FrameMetadata
   /// How many datagrams were put together from fragments to come to it.
   var depth = 0
+  /// What the tunnel carries that it is in.
+  var carried: DecodedPacket.Carried?
 }

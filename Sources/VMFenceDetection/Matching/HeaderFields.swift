@@ -152,6 +152,17 @@ struct SCTPChunks {
   private var offset: Int
   private let end: Int
 
+  struct Chunk {
+    var type: UInt8
+    var value: Range<Int>
+
+    /// What a DATA chunk carries: it follows the transmission number, the stream's identifier and number, and the protocol's (RFC 9260
+    /// §3.3.1). nil for other chunks.
+    var userData: Range<Int>? {
+      type == 0 && value.count >= 12 ? value.lowerBound + 12..<value.upperBound : nil
+    }
+  }
+
   /// A packet whose transport is SCTP.
   init(_ packet: DecodedPacket) {
     offset = Int(packet.payloadOffset)
@@ -159,11 +170,11 @@ struct SCTPChunks {
   }
 
   /// The next chunk's type and value; nil at the end, or when a length is wrong.
-  mutating func next(in frame: RawSpan) -> (type: UInt8, value: Range<Int>)? {
+  mutating func next(in frame: RawSpan) -> Chunk? {
     guard end - offset >= 4 else { return nil }
     let length = Int(frame.u16(offset + 2))
     guard length >= 4, length <= end - offset else { return nil }
-    let chunk = (frame.u8(offset), offset + 4..<offset + length)
+    let chunk = Chunk(type: frame.u8(offset), value: offset + 4..<offset + length)
     // Chunks are padded to 4 bytes.
     offset += (length + 3) & ~3
     return chunk

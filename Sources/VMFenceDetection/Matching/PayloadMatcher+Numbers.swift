@@ -32,6 +32,7 @@ extension PayloadMatcher {
     case .ber: return ber(record, cursor, bytes, image)
     case .cvsEntry: return outcome(Self.hasInvalidEntry(bytes, from: cursor))
     case .sensitiveData: return outcome(sensitiveData(record, bytes, image))
+    case .dataSet: return isInDataSet(record, bytes, image) ? .holds(cursor: cursor) : .fails
     case .content, .absent, .buffer, nil: return .fails
     }
   }
@@ -76,10 +77,11 @@ extension PayloadMatcher {
     if base != 0, !subject.isSuricata { count = min(count, bytes.byteCount - start) }
     guard count <= bytes.byteCount - start else { return nil }
     var result = ReadNumber(value: 0, start: start, count: count)
+    guard let isLittleEndian = Self.isLittleEndian(head, flags, bytes) else { return nil }
     if base != 0 {
       guard let number = Self.digits(bytes, start, count, UInt64(base), subject.isSuricata) else { return nil }
       (result.value, result.count) = number
-    } else if flags & PayloadFlags.isLittleEndian != 0 {
+    } else if isLittleEndian {
       for index in 0..<count { result.value |= UInt64(bytes.u8(start + index)) << UInt64(8 * index) }
     } else {
       for index in 0..<count { result.value = result.value << 8 | UInt64(bytes.u8(start + index)) }
@@ -87,6 +89,14 @@ extension PayloadMatcher {
     let mask = UInt64(image.u32le(OptionRecord.word(record, 2)))
     if mask != 0 { result.value = (result.value & mask) >> UInt64(mask.trailingZeroBitCount) }
     return result
+  }
+
+  /// The byte order; nil when a message of DCE/RPC is to say it, and there is none (C706 §12.6.3.1, §12.5.2.8: version 5 with its
+  /// connection, 4 without; the fifth byte's upper half is 1 for little endian).
+  private static func isLittleEndian(_ head: UInt32, _ flags: UInt8, _ bytes: RawSpan) -> Bool? {
+    guard head & ReadingRecord.isDCE != 0 else { return flags & PayloadFlags.isLittleEndian != 0 }
+    guard bytes.byteCount >= 16, bytes.u8(0) == 5 ? bytes.u8(1) <= 1 : bytes.u8(0) == 4 else { return nil }
+    return bytes.u8(4) >> 4 == 1
   }
 
   /// Like strtoull(3): blanks, a sign, digits; and how many bytes that was.

@@ -19,10 +19,10 @@ extension PayloadMatcher {
       let input = index == 0 ? bytes : unsafe made.bytes
       let isMade =
         switch (depth, writesFirst) {
-        case (0, true): Self.apply(record, input, to: &scratch0, &regexes, sections, image)
-        case (0, false): Self.apply(record, input, to: &scratch1, &regexes, sections, image)
-        case (_, true): Self.apply(record, input, to: &scratch2, &regexes, sections, image)
-        case (_, false): Self.apply(record, input, to: &scratch3, &regexes, sections, image)
+        case (0, true): Self.apply(record, input, to: &scratch0, &regexes, &inflater, sections, image)
+        case (0, false): Self.apply(record, input, to: &scratch1, &regexes, &inflater, sections, image)
+        case (_, true): Self.apply(record, input, to: &scratch2, &regexes, &inflater, sections, image)
+        case (_, false): Self.apply(record, input, to: &scratch3, &regexes, &inflater, sections, image)
         }
       guard isMade else { return false }
       writesFirst.toggle()
@@ -32,8 +32,8 @@ extension PayloadMatcher {
 
   /// Makes one transform.
   private static func apply(
-    _ record: Int, _ bytes: RawSpan, to output: inout Scratch, _ regexes: inout RegexCache, _ sections: ImageSections,
-    _ image: RawSpan
+    _ record: Int, _ bytes: RawSpan, to output: inout Scratch, _ regexes: inout RegexCache, _ inflater: inout Inflater,
+    _ sections: ImageSections, _ image: RawSpan
   ) -> Bool {
     output.removeAll()
     let count = bytes.byteCount
@@ -77,6 +77,15 @@ extension PayloadMatcher {
         Int(Int32(bitPattern: word0)),
         image.u8(record + TransformRecord.small) == 1 ? Int(Int32(bitPattern: word1)) : nil, count)
       output.append(bytes.extracting(range))
+    case .gunzip: return inflater.inflate(bytes, .gzip, limit: Int(word0), to: &output)
+    case .inflate: return inflater.inflate(bytes, .zlib, limit: Int(word0), to: &output)
+    case .domain, .topLevelDomain:
+      let part =
+        image.u8(record + TransformRecord.kind) == TransformKind.domain.rawValue ? PublicSuffix.Part.domain : .suffix
+      guard let range = PublicSuffix.find(part, in: bytes) else { return false }
+      output.append(bytes.extracting(range))
+    case .lowercaseNames: lowercaseNames(bytes, to: &output)
+    case .stripPseudoHeaders: stripPseudoHeaders(bytes, to: &output)
     case nil: return false
     }
     return true
@@ -91,6 +100,27 @@ extension PayloadMatcher {
       let isSpace = isSpace(byte)
       if !isSpace || !wasSpace { output.append(byte) }
       wasSpace = isSpace
+    }
+  }
+
+  /// In each line, up to the colon.
+  private static func lowercaseNames(_ bytes: RawSpan, to output: inout Scratch) {
+    var isName = true
+    for index in 0..<bytes.byteCount {
+      let byte = bytes.u8(index)
+      output.append(isName ? byte.lowercasedASCII : byte)
+      if byte == UInt8(ascii: ":") { isName = false }
+      if byte == 0x0A { isName = true }
+    }
+  }
+
+  private static func stripPseudoHeaders(_ bytes: RawSpan, to output: inout Scratch) {
+    var (isFirst, isPseudo) = (true, false)
+    for index in 0..<bytes.byteCount {
+      let byte = bytes.u8(index)
+      if isFirst { isPseudo = byte == UInt8(ascii: ":") }
+      if !isPseudo { output.append(byte) }
+      isFirst = byte == 0x0A
     }
   }
 

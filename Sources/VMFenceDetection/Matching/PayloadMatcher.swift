@@ -32,6 +32,8 @@ struct PayloadMatcher: ~Copyable {
   var progress: [Progress]
   var variables: [UInt64]
   var regexes: RegexCache
+  var inflater = Inflater()
+  var dataSets: DataSetStore
   /// Two for the transforms of each depth, and what was decoded.
   var scratch0 = Scratch()
   var scratch1 = Scratch()
@@ -39,7 +41,9 @@ struct PayloadMatcher: ~Copyable {
   var scratch3 = Scratch()
   var decoded = Scratch()
 
-  init(_ sections: ImageSections) {
+  /// `key`: secret.
+  init(_ sections: ImageSections, _ image: RawSpan, key: (UInt64, UInt64)) {
+    dataSets = DataSetStore(sections, image, key: key)
     self.sections = sections
     progress = Array(repeating: Progress(), count: 2 * OptionRecord.payloadLimit)
     variables = Array(repeating: 0, count: RuleOptionParser.variableMaximum)
@@ -69,6 +73,7 @@ struct PayloadMatcher: ~Copyable {
     image: RawSpan
   ) -> Bool {
     let source = BufferSource(rawValue: image.u8(record + OptionRecord.small2)) ?? .payload
+    if source == .sctpData { return anyChunkMatches(record, tests, first, subject, frame, image) }
     var start = record + OptionRecord.stride
     var tests = tests
     let isPayload = source == .payload || source == .base64
@@ -81,7 +86,16 @@ struct PayloadMatcher: ~Copyable {
       start += OptionRecord.stride
       tests -= 1
     }
-    let raw = if let range { frame.extracting(range) } else { payload }
+    let data = source == .payload && subject.isSuricata ? Self.firstData(subject, frame) : range
+    let raw = if let data { frame.extracting(data) } else { payload }
+    return contentsMatch(record, start, tests, first, depth, subject, raw, frame, image)
+  }
+
+  /// Whether the tests of one buffer hold in its bytes, once they are transformed. `start`: the first test; `record` chooses the buffer.
+  private mutating func contentsMatch(
+    _ record: Int, _ start: Int, _ tests: Int, _ first: Int, _ depth: Int, _ subject: Subject, _ raw: RawSpan,
+    _ frame: RawSpan, _ image: RawSpan
+  ) -> Bool {
     let transforms = Int(image.u32le(OptionRecord.word(record, 1)))
     guard transforms > 0 else {
       return chainMatches(start, tests, first, depth: depth, subject, raw, frame: frame, image: image)
@@ -92,6 +106,48 @@ struct PayloadMatcher: ~Copyable {
     let made = unsafe depth == 0 ? scratch0.bytes : scratch2.bytes
     return chainMatches(start, tests, first, depth: depth, subject, unsafe made.bytes, frame: frame, image: image)
   }
+
+  // MARK: SCTP
+
+  /// Whether the tests hold in what one of the DATA chunks carries.
+  private mutating func anyChunkMatches(
+    _ record: Int, _ tests: Int, _ first: Int, _ subject: Subject, _ frame: RawSpan, _ image: RawSpan
+  ) -> Bool {
+    var start = record + OptionRecord.stride
+    var tests = tests
+    let isAbsenceTest = image.u8(start + OptionRecord.kind) == PayloadKind.absent.rawValue
+    var chunks = SCTPChunks(subject.packet)
+    var hasData = false
+    if isAbsenceTest {
+      start += OptionRecord.stride
+      tests -= 1
+    }
+    while subject.hasChunks, let chunk = chunks.next(in: frame) {
+      guard let data = chunk.userData else { continue }
+      hasData = true
+      if isAbsenceTest, image.u8(start - OptionRecord.stride + OptionRecord.small2) != 1 { return false }
+      budget -= 1
+      if contentsMatch(record, start, tests, first, 0, subject, frame.extracting(data), frame, image) { return true }
+      if budget < 0 { return false }
+    }
+    return isAbsenceTest && !hasData
+  }
+
+  /// What Suricata takes for the payload: what the first DATA chunk carries, if there is one.
+  @inline(__always)
+  private static func firstData(_ subject: Subject, _ frame: RawSpan) -> Range<Int>? {
+    guard subject.hasChunks else { return nil }
+    var chunks = SCTPChunks(subject.packet)
+    while let chunk = chunks.next(in: frame) {
+      if let data = chunk.userData { return data }
+    }
+    return nil
+  }
+}
+
+extension PayloadMatcher.Subject {
+  /// Whether it is a whole packet of SCTP.
+  fileprivate var hasChunks: Bool { packet.transport == .sctp && !packet.isFragment }
 }
 
 extension BufferSource {
@@ -118,10 +174,29 @@ extension BufferSource {
       guard isTransport, packet.transport == .tcp, transport + 13 <= frame.byteCount else { return nil }
       return part(transport, Int(frame.u8(transport + 12) >> 4) * 4)
     case .udpHeader: return isTransport && packet.transport == .udp ? part(transport, 8) : nil
-    case .icmpv4Header: return isTransport && packet.transport == .icmp ? part(transport, 8) : nil
+    case .icmpv4Header:
+      guard isTransport, packet.transport == .icmp else { return nil }
+      return part(transport, min(Self.icmpHeaderLength(packet, frame), Int(packet.networkEnd) - transport))
     case .icmpv6Header: return isTransport && packet.transport == .icmpv6 ? part(transport, 8) : nil
-    case .sctpHeader: return isTransport && packet.transport == .sctp ? part(transport, 12) : nil
+    // With all chunks.
+    case .sctpHeader:
+      return isTransport && packet.transport == .sctp ? part(transport, Int(packet.networkEnd) - transport) : nil
+    // One for each chunk: `SCTPChunks` finds them.
+    case .sctpData: return nil
     case .igmpHeader: return isV4 && packet.ipProtocol == 2 ? part(Int(packet.payloadOffset), 8) : nil
+    }
+  }
+
+  /// What of a message of ICMP is its header: RFC 792, RFC 950 (address masks) and RFC 1256 §3.1 (routers and how they are preferred).
+  private static func icmpHeaderLength(_ packet: DecodedPacket, _ frame: RawSpan) -> Int {
+    let start = Int(packet.transportOffset)
+    switch packet.icmpType {
+    case 9:
+      guard start + 6 <= frame.byteCount else { return 8 }
+      return 8 + Int(frame.u8(start + 4)) * Int(frame.u8(start + 5)) * 4
+    case 13, 14: return 20
+    case 17, 18: return 12
+    default: return 8
     }
   }
 }

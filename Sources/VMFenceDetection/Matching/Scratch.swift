@@ -31,6 +31,15 @@ struct Scratch: ~Copyable {
     for index in 0..<bytes.byteCount { append(bytes.u8(index)) }
   }
 
+  /// Appends what `body` writes into the room it is given, `limit` bytes at the most; it says how many those are.
+  @unsafe
+  mutating func fill(_ limit: Int, _ body: (UnsafeMutableRawBufferPointer) -> Int) {
+    let size = min(max(limit, 0), Self.capacity - count)
+    // SAFETY: inside the allocation, from its first byte that is not used on.
+    let room = unsafe UnsafeMutableRawBufferPointer(start: memory + count, count: size)
+    count += min(max(unsafe body(room), 0), size)
+  }
+
   /// What was appended, as a buffer pointer: valid until the next change, and no longer than this value.
   @unsafe
   // SAFETY: `count` bytes are initialised.

@@ -31,6 +31,7 @@ package enum PayloadCheck: Hashable, Sendable {
   case sensitiveData(SensitiveDataTest)
   /// Suricata: the buffer is not there; `orElse`: or the other tests hold.
   case absent(orElse: Bool)
+  case dataSet(DataSetTest)
 }
 
 /// A number in a rule, or the number of a variable that an earlier option of the rule sets.
@@ -60,6 +61,8 @@ package struct ContentTest: Hashable, Sendable {
   package var fastPattern: FastPattern?
   /// Suricata: the pattern ends at the end of the buffer.
   package var endsBuffer = false
+  /// Inline: what is written over it in the packet.
+  package var replacement: [UInt8]?
   package var place: SourcePlace
 
   package struct FastPattern: Hashable, Sendable {
@@ -93,6 +96,8 @@ package struct NumberReading: Hashable, Sendable {
   package var offset: RuleNumber = .value(0)
   package var isRelative = false
   package var isLittleEndian = false
+  /// The byte order is that of the DCE/RPC message that the payload begins with.
+  package var isDCE = false
   /// 0: binary; else the base of digits.
   package var base: UInt8 = 0
   /// The number is masked and shifted right by the mask's trailing zeros; 0: not.

@@ -53,6 +53,9 @@ extension Rule {
     tests.insert(.header(.field(.ipProtocol, NumberTest(low: number, high: number))), at: 0)
   }
 
+  /// Whether it has a `replace`.
+  var replaces: Bool { tests.contains { $0.content?.replacement != nil } }
+
   /// `RuleRecord.moreFlags`.
   var moreFlags: UInt8 {
     var flags: UInt8 = 0
@@ -65,6 +68,8 @@ extension Rule {
     }
     if testsDecoding || ipProtocol == .any || ipProtocol == .ether { flags |= RuleRecord.seesMalformed }
     if dialect == .suricata { flags |= RuleRecord.actsOnStream }
+    // Snort 3 overwrites with one action only.
+    if replaces, dialect != .snort3 || action == .rewrite { flags |= RuleRecord.replaces }
     return flags
   }
 }

@@ -132,6 +132,8 @@ package struct ParsedRules: Sendable {
   package var rejected = 0
   /// Rules that a list of the operator's turned off.
   package var disabled = 0
+  /// Rules that say themselves that they are for another engine (`requires`).
+  package var skipped = 0
   /// Rules without a mistake that need what the engine does not evaluate yet.
   package var unsupported: [UnsupportedRule] = []
   /// The variables that stand after the file, by name.

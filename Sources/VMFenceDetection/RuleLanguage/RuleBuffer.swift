@@ -31,12 +31,14 @@ package enum BufferSource: UInt8, Hashable, Sendable, CaseIterable {
   /// Addresses in network order: 4 or 16 bytes.
   case sourceAddress = 11
   case destinationAddress = 12
+  /// What the DATA chunks of SCTP carry, each by itself.
+  case sctpData = 13
 
   /// The options that choose each of them, besides `pkt_data`, `raw_data` and `base64_data`.
   static let names: [String: BufferSource] = [
     "ether.hdr": .ethernetHeader, "ipv4.hdr": .ipv4Header, "ipv6.hdr": .ipv6Header, "tcp.hdr": .tcpHeader,
     "udp.hdr": .udpHeader, "icmpv4.hdr": .icmpv4Header, "icmpv6.hdr": .icmpv6Header, "sctp.hdr": .sctpHeader,
-    "igmp.hdr": .igmpHeader, "ip.src": .sourceAddress, "ip.dst": .destinationAddress,
+    "igmp.hdr": .igmpHeader, "sctp.chunk_data": .sctpData, "ip.src": .sourceAddress, "ip.dst": .destinationAddress,
   ]
 }
 
@@ -59,6 +61,15 @@ package enum BufferTransform: Hashable, Sendable {
   case capture(RegexTest)
   /// A part: negative numbers count from the end.
   case slice(offset: Int32, length: Int32?)
+  /// What was compressed, so many bytes of it at the most.
+  case gunzip(maximum: UInt32)
+  case inflate(maximum: UInt32)
+  /// Of a name, what can be registered, and what that is registered under.
+  case domain
+  case topLevelDomain
+  /// Of header lines, the names in lower case; without those whose names begin with a colon (HTTP/2).
+  case lowercaseNames
+  case stripPseudoHeaders
 }
 
 /// `from_base64`.

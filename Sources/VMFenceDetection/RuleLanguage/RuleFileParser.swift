@@ -9,6 +9,7 @@ struct RuleContext {
   var filters: [RuleFilter] = []
   /// Which rules are used at all, and which drop.
   var selectors = RuleSelectors()
+  var dataSets = DataSets()
 
   init(variables: [String: String]) { self.variables = RuleVariables(variables) }
 }
@@ -25,7 +26,7 @@ package struct RuleFileParser {
   static let diagnosticMaximum = 20_000
 
   private var scanner: RuleScanner
-  private let dialect: RuleDialect
+  let dialect: RuleDialect
   private var context: RuleContext
   private var result: ParsedRules
   private var nearestOption = NearestName()
@@ -165,7 +166,19 @@ package struct RuleFileParser {
         return
       }
     }
-    try rule(try action(word, start), start)
+    do throws(RuleProblem) {
+      try rule(try action(word, start), start)
+    } catch {
+      guard let (requirement, sid) = unmetRequirement(from: start) else { throw error }
+      skip(requirement, sid: sid, start)
+    }
+  }
+
+  /// Passes over a rule that is for another engine.
+  private mutating func skip(_ requirement: String, sid: String, _ start: Int) {
+    result.skipped += 1
+    report(RuleProblem(start, "rule \(sid) is passed over: it requires \(requirement)", ""), .note)
+    recover(from: start)
   }
 
   /// Suricata has an action `config`, too; the configuration line has a colon after its second word.
@@ -246,12 +259,16 @@ package struct RuleFileParser {
     let scanner = self.scanner
     var options = RuleOptionParser(dialect: dialect, classes: context.classes) { scanner.place(at: $0) }
     options.references = context.references
-    if action == nil || action == .rewrite || action == .react {
+    options.dataSets = context.dataSets
+    if action == nil || action == .react {
       let name = scanner.bytes[start..<actionEnd].text
       options.unsupported.append(RuleFeature(name: "action `\(name)`", offset: start))
     }
     if let feature = head.unsupported { options.unsupported.append(feature) }
     try body(&options, start)
+    if let requirement = options.unmetRequirement {
+      return skip(requirement, sid: "\(options.metadata.sid)", start)
+    }
     try options.finish(action: action ?? .alert, transport: head.unsupported == nil ? head.ipProtocol : nil, start)
     if let (name, offset) = options.unknownClass, unknownClasses.insert(name).inserted {
       report(
@@ -277,6 +294,7 @@ package struct RuleFileParser {
       return
     }
     patternTotal += options.patternBytes
+    context.dataSets = options.dataSets
     var rule =
       Rule(
         action: options.metadata.action, ipProtocol: head.ipProtocol, source: head.source,
@@ -286,6 +304,16 @@ package struct RuleFileParser {
         activatedBy: options.activatedBy, count: options.count, metadata: options.metadata, dialect: dialect,
         head: head.text)
     rule.widenToMalformed()
+    if rule.replaces {
+      rule.view = .packets
+      if dialect == .snort3, rule.action != .rewrite {
+        report(
+          RuleProblem(
+            start,
+            "`replace` of rule \(rule.metadata.gid):\(rule.metadata.sid) has no effect without the action `rewrite`",
+            "begin the rule with `rewrite`"), .warning)
+      }
+    }
     result.rules.append(rule)
   }
 
@@ -342,6 +370,30 @@ package struct RuleFileParser {
       scanner.position += 1
       if try !options.option(name, value: value) { throw unknown(name) }
     }
+  }
+
+  /// The options of the rule that begins at `start`, as far as they can be told apart.
+  mutating func optionsAhead(from start: Int) -> [(name: ArraySlice<UInt8>, value: ArraySlice<UInt8>?)] {
+    var found: [(name: ArraySlice<UInt8>, value: ArraySlice<UInt8>?)] = []
+    scanner.position = start
+    while let byte = scanner.peek(), byte != UInt8(ascii: "("), byte != 0x0A { scanner.position += 1 }
+    while let byte = scanner.peek(), byte != UInt8(ascii: ")"), byte != 0x0A,
+      found.count < RuleOptionParser.optionMaximum
+    {
+      scanner.position += 1
+      scanner.skipBlanks(acrossLines: false)
+      let name = scanner.name()
+      scanner.skipBlanks(acrossLines: false)
+      var value: ArraySlice<UInt8>?
+      if scanner.peek() == UInt8(ascii: ":") {
+        scanner.position += 1
+        value = try? optionValue(name, start)
+        if value == nil { break }
+      }
+      guard scanner.peek() == UInt8(ascii: ";") else { break }
+      found.append((name, value))
+    }
+    return found
   }
 
   /// Whether a line that begins a statement was reached over the end of the line where `before` lies.

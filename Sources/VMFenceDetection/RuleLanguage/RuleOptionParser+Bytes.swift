@@ -119,7 +119,7 @@ extension RuleOptionParser {
       if reading.base == 0 { reading.base = 10 }
       if let value = argument.value { reading.base = try base(value) }
     case "hex", "dec", "oct": reading.base = try base(argument.name)
-    case "dce": refuse("`dce` byte order", at: argument.name.startIndex)
+    case "dce": reading.isDCE = true
     case "bitmask": reading.mask = UInt32(try integer(argument.name, argument.value, 1...0xFFFF_FFFF))
     default: return false
     }
@@ -136,6 +136,9 @@ extension RuleOptionParser {
   }
 
   private func finish(_ reading: NumberReading, isText: Bool, _ name: ArraySlice<UInt8>) throws(RuleProblem) {
+    if reading.isDCE, isText || reading.isLittleEndian {
+      throw RuleProblem(name.startIndex, "\(name.shown): `dce` is a byte order of its own", "take the other out")
+    }
     if reading.base != 0, !isText {
       throw RuleProblem(name.startIndex, "\(name.shown): hex, dec and oct need `string`", "add `string`")
     }

@@ -49,6 +49,29 @@ extension RuleOptionParser {
     }
   }
 
+  /// What the content before it is overwritten with. As long as the content, in Snort 3 as long as the packet lets it be.
+  mutating func replace(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?) throws(RuleProblem) {
+    let (body, _) = try quotedExpression(name, required(name, value))
+    guard lastPattern == .content, let index = contents.last?.test, var test = content(at: index) else {
+      throw RuleProblem(
+        name.startIndex, "\(name.shown) stands before any content", "put it after the content it is for")
+    }
+    guard !test.isNegated, test.replacement == nil, buffer == .payload else {
+      throw RuleProblem(
+        name.startIndex, "\(name.shown): this content cannot be replaced",
+        "it has to stand in the packet's payload, without `!`, and be replaced once")
+    }
+    let bytes = try Self.pattern(body, dialect)
+    guard bytes.count == test.pattern.count || dialect == .snort3 else {
+      throw RuleProblem(
+        body.startIndex, "\(name.shown): \(bytes.count) bytes for a content of \(test.pattern.count)",
+        "write as many bytes as the content has")
+    }
+    test.replacement = bytes
+    patternBytes += bytes.count
+    setContent(test, at: index)
+  }
+
   /// Snort 3: each byte of a pattern as a wider number.
   struct PatternWidth {
     var width = 8

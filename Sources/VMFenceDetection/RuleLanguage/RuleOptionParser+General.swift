@@ -34,6 +34,8 @@ extension RuleOptionParser {
         let words = item.split(separator: 0x20, maxSplits: 1).map(\.trimmed.text)
         metadata.metadata[words[0], default: []].append(words.count > 1 ? words[1] : "")
       }
+    case "requires" where dialect == .suricata: try requires(name, value)
+    case "target": metadata.target = try target(name, required(name, value))
     case "rem": _ = try quoted(name, value)
     case "activates": activates = UInt32(try number(name, value, 1...Int(UInt32.max)))
     case "activated_by": activatedBy = UInt32(try number(name, value, 1...Int(UInt32.max)))
@@ -41,5 +43,19 @@ extension RuleOptionParser {
     default: return false
     }
     return true
+  }
+
+  /// Which side an attack is against; the dialects spell one of the sides differently.
+  private func target(
+    _ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>
+  ) throws(RuleProblem) -> RuleMetadata.Target {
+    let destination = dialect == .suricata ? "dest_ip" : "dst_ip"
+    switch value.text {
+    case "src_ip": return .source
+    case destination: return .destination
+    default:
+      throw RuleProblem(
+        value.startIndex, "\(name.shown): \(value.shown) is not known", "write src_ip or \(destination)")
+    }
   }
 }

@@ -12,6 +12,7 @@ extension RuleOptionParser {
     case "content": try content(name, value)
     case "nocase", "offset", "depth", "distance", "within", "rawbytes", "fast_pattern", "startswith", "endswith":
       try modifier(name, value)
+    case "replace": try replace(name, value)
     // Chooses what is searched for first; never changes what matches.
     case "prefilter": try none(name, value)
     case "pcre": try pcre(name, value)
@@ -33,6 +34,8 @@ extension RuleOptionParser {
     case "ber_data", "ber_skip": try ber(name, value, skips: text == "ber_skip")
     case "cvs": try cvs(name, value)
     case "absent": try absent(name, value)
+    case "dataset": try dataSet(name, value)
+    case "datarep": try dataReputation(name, value)
     default: return try chooseBuffer(text, name, value)
     }
     return true
@@ -101,7 +104,8 @@ extension RuleOptionParser {
     let simple: [String: BufferTransform] = [
       "dotprefix": .dotPrefix, "to_md5": .md5, "to_sha1": .sha1, "to_sha256": .sha256, "to_lowercase": .lowercase,
       "to_uppercase": .uppercase, "strip_whitespace": .stripWhitespace, "compress_whitespace": .compressWhitespace,
-      "url_decode": .urlDecode,
+      "url_decode": .urlDecode, "domain": .domain, "tld": .topLevelDomain, "header_lowercase": .lowercaseNames,
+      "strip_pseudo_headers": .stripPseudoHeaders,
     ]
     let found: BufferTransform
     if let transform = simple[text] {
@@ -123,6 +127,8 @@ extension RuleOptionParser {
         try check(test, name, body)
         found = .capture(test)
       case "subslice": found = try slice(name, value)
+      case "gunzip": found = .gunzip(maximum: try decompressedMaximum(name, value))
+      case "zlib_deflate": found = .inflate(maximum: try decompressedMaximum(name, value))
       default: return false
       }
     }
@@ -174,6 +180,18 @@ extension RuleOptionParser {
     let length =
       items.count > 1 && !items[1].isText("truncate") ? Int32(try integer(name, items[1], -65_535...65_535)) : nil
     return .slice(offset: offset, length: length)
+  }
+
+  /// `max-size N`: bytes that are looked at of what was compressed.
+  private func decompressedMaximum(
+    _ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?
+  ) throws(RuleProblem) -> UInt32 {
+    guard let value = value?.trimmed, !value.isEmpty else { return 1024 }
+    let items = arguments(value)
+    guard items.count == 1, items[0].text == "max-size" else {
+      throw RuleProblem(value.startIndex, "\(name.shown): \(value.shown) is not known", "write `max-size BYTES`")
+    }
+    return UInt32(try integer(items[0].name, items[0].value, 1...65_535))
   }
 
   /// Pairs of hexadecimal digits, blanks between them or not.

@@ -29,10 +29,19 @@ extension RuleOptionParser {
     case "flow.bytes_toserver": try flowCount(.bytes, .client, name, required(name, value))
     case "flow.bytes_toclient": try flowCount(.bytes, .server, name, required(name, value))
     case "stream_size": try streamSize(name, required(name, value))
+    case "tcp.session": try tcpSession(name, required(name, value))
     case "tag": try TagOption.check(name, required(name, value), dialect)
     default: return false
     }
     return true
+  }
+
+  private mutating func tcpSession(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>) throws(RuleProblem) {
+    guard let phase = TCPPhase.allCases.first(where: { value.text == "\($0)" }) else {
+      throw RuleProblem(
+        value.startIndex, "\(name.shown): \(value.shown) is not known", "write setup, established or closing")
+    }
+    tests.append(.state(.tcpSession(phase)))
   }
 
   private mutating func flowOption(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>) throws(RuleProblem) {

@@ -34,6 +34,10 @@ struct RuleOptionParser {
   var digestPlace = 0
   /// The buffer that payload options look at now.
   var buffer = RuleBuffer.payload
+  /// Those that the rules before named, and this one.
+  var dataSets = DataSets()
+  /// What `requires` names and is not there.
+  var unmetRequirement: String?
   private var seen = 0
   private var given: Set<String> = []
   /// Where the parts of each content stand, by its index in `tests`; nil when modifiers belong to a pattern that is

@@ -15,6 +15,15 @@ package enum StateTest: Hashable, Sendable {
   /// The packet's addresses are in the set.
   case addresses(HostSide, AddressSet)
   case streamEvent(StreamEvent)
+  /// How far a TCP connection is.
+  case tcpSession(TCPPhase)
+}
+
+/// `tcp.session`. Raw values stand in images.
+package enum TCPPhase: UInt8, Hashable, Sendable, CaseIterable {
+  /// Its handshake is not over; it is; one of its ends has said that it will send no more.
+  case setup = 1
+  case established, closing
 }
 
 /// What a rule does to what is remembered, once all of it matched.

@@ -8,17 +8,21 @@ package struct RuleSet: Sendable {
   package var diagnostics: [Diagnostic]
   /// Rules that could not be used, those that a newer revision replaces not counted.
   package var rejected: Int
+  /// Rules that say themselves that they are for another engine.
+  package var skipped = 0
 
   package var rules: [Rule] { list.rules }
 
   /// Never fails: what is wrong is in `diagnostics`, and whether that is acceptable is the caller's decision.
   package static func parse(
-    _ request: RuleCompilationRequest, _ adjustments: RuleAdjustments = RuleAdjustments()
+    _ request: RuleCompilationRequest, _ adjustments: RuleAdjustments = RuleAdjustments(),
+    readData: (@Sendable (RuleDataFile) -> [UInt8]?)? = nil
   ) -> RuleSet {
     var context = RuleContext(variables: request.variables)
+    context.dataSets.read = readData
     var rules: [Rule] = []
     var diagnostics: [Diagnostic] = []
-    var rejected = 0
+    var (rejected, skipped) = (0, 0)
     for (sources, kind) in [
       (adjustments.enabled, RuleSelectors.Kind.enable), (adjustments.disabled, .disable), (adjustments.dropping, .drop),
     ] {
@@ -30,6 +34,7 @@ package struct RuleSet: Sendable {
       rules += parsed.rules
       diagnostics += parsed.diagnostics
       rejected += parsed.rejected
+      skipped += parsed.skipped
     }
     // Last, so that variables of the rule files are known in them.
     for source in adjustments.filters { diagnostics += RuleFileParser.parse(source, in: &context).diagnostics }
@@ -37,7 +42,8 @@ package struct RuleSet: Sendable {
     diagnostics += RuleFilter.apply(context.filters, to: &rules)
     diagnostics += missingActivations(rules)
     return RuleSet(
-      list: ResolvedRuleList(rules, order: adjustments.actionOrder), diagnostics: diagnostics, rejected: rejected)
+      list: ResolvedRuleList(rules, order: adjustments.actionOrder), diagnostics: diagnostics, rejected: rejected,
+      skipped: skipped)
   }
 
   /// Each (gid, sid) once: the one with the highest revision, of equal revisions the first.

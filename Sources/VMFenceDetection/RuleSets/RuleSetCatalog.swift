@@ -1,18 +1,19 @@
 import VMFenceCore
 
-/// Which rule files a domain gets: those that all have in common, those of its service type, and its own.
-public struct RuleSetCatalog: Hashable, Sendable {
-  public var common: [RuleSource]
+/// Which rule files a domain gets: those that all have in common, those of its service type, and its own. `Source` is a file that was read
+/// (`RuleSource`), or whatever else names one.
+public struct RuleSetCatalog<Source: Hashable & Sendable>: Hashable, Sendable {
+  public var common: [Source]
   /// By service type (`http`, `ftp`, `ssh` …).
-  public var byService: [String: [RuleSource]]
+  public var byService: [String: [Source]]
   /// For a domain whose service type is not given or not in `byService`. Empty: such a domain gets none of these.
-  public var defaults: [RuleSource]
+  public var defaults: [Source]
   /// In addition, for the domain with this name.
-  public var byDomain: [String: [RuleSource]]
+  public var byDomain: [String: [Source]]
 
   public init(
-    common: [RuleSource] = [], byService: [String: [RuleSource]] = [:], defaults: [RuleSource] = [],
-    byDomain: [String: [RuleSource]] = [:]
+    common: [Source] = [], byService: [String: [Source]] = [:], defaults: [Source] = [],
+    byDomain: [String: [Source]] = [:]
   ) {
     self.common = common
     self.byService = byService
@@ -22,7 +23,7 @@ public struct RuleSetCatalog: Hashable, Sendable {
 
   /// The sources for a domain, in the order in which they are read: common, of its service, its own. Empty when no
   /// rules are configured for it. Domains with equal answers can share one compilation.
-  public func sources(domainName: String, serviceType: String?) -> [RuleSource] {
+  public func sources(domainName: String, serviceType: String?) -> [Source] {
     let service = serviceType.flatMap { byService[$0] } ?? defaults
     return common + service + (byDomain[domainName] ?? [])
   }

@@ -36,7 +36,7 @@ struct StateOrder {
     case .flowBits(let test): return names(test.bits)
     case .flowInteger(let test): return [.flowInteger(test.name)]
     case .hostBit(let test): return [.hostBit(test.name)]
-    case .flow, .flowAge, .flowCount, .streamSize, .addresses, .streamEvent: return []
+    case .flow, .flowAge, .flowCount, .streamSize, .addresses, .streamEvent, .tcpSession: return []
     }
   }
 

@@ -43,6 +43,7 @@ extension EngineSettings {
     case "defrag.trackers": datagramCapacity = try setting.number(in: 8...1 << 20)
     case "defrag.max-frags": fragmentLimit = try setting.number(in: 2...8192)
     case "defrag.timeout": fragmentTimeout = try setting.number(in: 1...3600)
+    case "profiling.rules.enabled": profilesRules = try setting.boolean()
     case "packet-alert-max": alertLimit = try setting.number(in: 1...InspectionOutput.capacity)
     default: try applyFamily(setting)
     }
@@ -88,7 +89,8 @@ extension EngineSettings {
   public static var names: [String] {
     let single = [
       "defrag.max-frags", "defrag.memcap", "defrag.memcap-policy", "defrag.timeout", "defrag.trackers",
-      "exception-policy", "flow.memcap-policy", "host-os-policy.default", "packet-alert-max", "stream.async-oneside",
+      "exception-policy", "flow.memcap-policy", "host-os-policy.default", "packet-alert-max", "profiling.rules.enabled",
+      "stream.async-oneside",
       "stream.checksum-validation", "stream.drop-invalid", "stream.inline", "stream.memcap", "stream.memcap-policy",
       "stream.midstream", "stream.midstream-policy", "stream.reassembly.depth", "stream.reassembly.memcap",
       "stream.reassembly.memcap-policy", "stream.reassembly.toclient-chunk-size",

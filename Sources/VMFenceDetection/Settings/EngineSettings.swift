@@ -20,6 +20,11 @@ public struct EngineSettings: Sendable, Equatable {
   /// `decoder.NAME.enabled`.
   public var decoding = DecodeSettings()
 
+  // MARK: Rules
+
+  /// `profiling.rules.enabled`: whether what each rule costs is measured (`SnortInspector.ruleCosts`).
+  public var profilesRules = false
+
   // MARK: Streams
 
   /// `stream.midstream`: whether connections are taken up whose handshake was not seen.

@@ -33,15 +33,17 @@ extension FragmentStore {
   /// Keeps a fragment; rebuilds its datagram when it was the last that was missing.
   ///
   /// - `packet`: a fragment, IPv4 or IPv6, decoded from `frame`.
-  /// - `layer`: of tunnels, 0 for the outermost. Only there the link header goes with the datagram.
+  /// - `layer`: of tunnels, 0 for the outermost.
+  /// - `start`: where the frame, or what the tunnel carries, begins: link headers from there on go with the datagram.
   /// - `depth`: in 0 ..< `depthLimit`: how many datagrams that were rebuilt are being looked at.
   /// - `policy`: of the host that receives it.
   mutating func add(
-    _ packet: DecodedPacket, _ frame: RawSpan, layer: Int, depth: Int, at now: Int64, policy: OverlapPolicy
+    _ packet: DecodedPacket, _ frame: RawSpan, layer: Int, from start: Int, depth: Int, at now: Int64,
+    policy: OverlapPolicy
   ) -> Outcome {
     var outcome = Outcome()
     guard var layout = Self.layout(packet, frame) else { return outcome }
-    if layer == 0 { layout.header = 0..<layout.header.upperBound }
+    layout.header = min(start, layout.header.lowerBound)..<layout.header.upperBound
     let offset = Int(packet.fragmentOffset)
     let headerLength = packet.network == .ipv4 ? layout.header.upperBound - Int(packet.networkOffset) : 0
     guard offset + layout.data.count + headerLength <= 65_535 else {

@@ -43,6 +43,14 @@ struct TCPSession: BitwiseCopyable {
   }
 
   var isEstablished: Bool { state.rawValue >= State.established.rawValue }
+  /// For rules.
+  var phase: TCPPhase {
+    switch state {
+    case .none, .synSent, .synReceived: .setup
+    case .established: .established
+    case .finWait1, .closeWait, .finWait2, .closing, .lastAck, .timeWait, .closed: .closing
+    }
+  }
   var isClosed: Bool { state == .closed || state == .timeWait }
   var wasReset: Bool { !marks.isDisjoint(with: [.clientReset, .serverReset]) }
 }

@@ -31,6 +31,21 @@ enum RuleFiles {
     return RuleSource(file: path, text: [UInt8](data), dialect: dialect)
   }
 
+  /// Reads files that rules name: lists beside the rule files, and, when there is a folder of what is kept between runs, those in it.
+  static func dataReader(stateFolder: String?) -> @Sendable (RuleDataFile) -> [UInt8]? {
+    { file in
+      let path: String
+      switch file {
+      case .values(let found): path = found
+      case .state(let name):
+        guard let stateFolder else { return nil }
+        path = stateFolder + "/" + name
+      }
+      guard let data = FileManager.default.contents(atPath: path), data.count <= byteCountMaximum else { return nil }
+      return [UInt8](data)
+    }
+  }
+
   /// All files of all patterns (glob(7)), those of one pattern in the order of their names.
   static func read(
     all patterns: [ScenarioRules.File], dialect: RuleDialect?

@@ -17,14 +17,9 @@ struct RuleLoading {
 
   init(rules: ScenarioRules) { self.rules = rules }
 
-  /// The files that a domain's rules come from, in order: for all, for its service, for itself.
-  func files(name: String, serviceType: String?) -> [ScenarioRules.File] {
-    rules.common + (serviceType.flatMap { rules.services[$0] } ?? []) + (rules.domains[name] ?? [])
-  }
-
   /// The compiled rules for a domain; nil when none are configured for it.
   mutating func rules(name: String, serviceType: String?) throws(Failure) -> SnortRules? {
-    let files = files(name: name, serviceType: serviceType)
+    let files = rules.catalog.sources(domainName: name, serviceType: serviceType)
     if files.isEmpty { return nil }
     let key = files.map(\.path)
     if let known = compiled[key] { return known }
@@ -38,7 +33,9 @@ struct RuleLoading {
     let request = RuleCompilationRequest(sources: sources, variables: rules.variables, onBadRule: rules.onBadRule)
     if adjustments == nil { adjustments = try rules.adjustments() }
     do throws(RuleCompilationError) {
-      let result = try SnortRuleEngine(adjustments: adjustments ?? RuleAdjustments()).compile(request)
+      var engine = SnortRuleEngine(adjustments: adjustments ?? RuleAdjustments())
+      engine.readData = RuleFiles.dataReader(stateFolder: nil)
+      let result = try engine.compile(request)
       note(result.diagnostics)
       return result.rules
     } catch {

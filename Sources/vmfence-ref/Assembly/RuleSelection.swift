@@ -18,9 +18,9 @@ struct RuleSelection: Sendable {
 
   /// Compiles all rule sets that `domains` need, so that nothing is compiled while packets flow.
   init(_ loading: inout RuleLoading, domains: [(name: String, serviceType: String?)]) throws(RuleLoading.Failure) {
-    special = Set(loading.rules.domains.keys)
+    special = Set(loading.rules.catalog.byDomain.keys)
     fallback = try loading.rules(name: "", serviceType: nil)
-    for service in loading.rules.services.keys.sorted() {
+    for service in loading.rules.catalog.byService.keys.sorted() {
       byService[service] = try loading.rules(name: "", serviceType: service)
     }
     for domain in domains where special.contains(domain.name) {

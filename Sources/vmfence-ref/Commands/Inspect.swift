@@ -20,7 +20,9 @@ struct Inspect: ParsableCommand {
         vmfence-ref inspect --capture second.pcap --rules web.rules --load-state engine.state
       """)
 
-  @Option(name: .customLong("capture"), parsing: .upToNextOption, help: "Capture files (pcap or pcapng).")
+  @Option(
+    name: .customLong("capture"), parsing: .upToNextOption,
+    help: "Capture files (pcap or pcapng); - for standard input.")
   var captures: [String]
 
   @Option(parsing: .upToNextOption, help: "Rule files; `*`, `?` and `[…]` stand for names, in quotes.")
@@ -49,6 +51,20 @@ struct Inspect: ParsableCommand {
     help: "Write what was inspected (the payload, or the stream up to there) into each alert's EVE event, in base64.")
   var payload = false
 
+  @Option(
+    help: "With --inline: a pcap file to write the frames into that go on, as they go on (`replace` rewrites some).")
+  var write: String?
+
+  @Option(help: "A folder that `dataset` rules keep their `state` files in: read before, written after.")
+  var dataDir: String?
+
+  @Flag(help: "Measure what each rule costs, and print a table when the captures are done, the costliest first.")
+  var profileRules = false
+
+  @Option(
+    name: .customLong("profile-json"), help: "Where to write what each rule cost as JSON; - for standard output.")
+  var profileJSON: String?
+
   @Flag(help: "Inspect each capture by itself, with a new engine, instead of merging them by time.")
   var separate = false
 
@@ -63,6 +79,7 @@ struct Inspect: ParsableCommand {
 
   func validate() throws {
     if captures.isEmpty { throw ValidationError("name at least one capture: --capture FILE") }
+    if write != nil, !inline { throw ValidationError("--write goes with --inline: without it every frame goes on") }
     if rules.isEmpty { throw ValidationError("name at least one rule file: --rules FILE") }
     if separate, loadState != nil || saveState != nil {
       throw ValidationError(
@@ -75,7 +92,8 @@ struct Inspect: ParsableCommand {
     let (configuration, settings) = try inspectorConfiguration()
     var run = try InspectionRun(
       rules: compiled, isInline: inline, output: eve, showsAlerts: eve != "-",
-      evidence: EvidenceWanted(packet: packet, payload: payload), decoding: settings.decoding)
+      evidence: EvidenceWanted(packet: packet, payload: payload), decoding: settings.decoding, passed: try writer())
+    var profile = RuleProfileReport(compiled)
     var problem: PacketSourceError?
     for group in separate ? captures.map({ [$0] }) : [captures] {
       var inspector = try inspector(compiled, configuration)
@@ -86,9 +104,37 @@ struct Inspect: ParsableCommand {
         try StateFile.write(state.bytes, to: saveState)
         Terminal.error.print("state saved: \(state.report)")
       }
+      profile.add(inspector.ruleCosts)
+      try keep(inspector.dataSetStates)
     }
     try run.finish()
+    if profileRules { Terminal.output.print(profile.table) }
+    if let profileJSON { try profile.write(to: profileJSON) }
     if let problem { throw failure(problem, problem.code == .inputOutput ? Exit.noInput : Exit.badData) }
+  }
+
+  private func writer() throws -> CaptureFileWriter? {
+    guard let write else { return nil }
+    do throws(PacketSourceError) {
+      return try CaptureFileWriter.create(path: write)
+    } catch { throw failure(error, Exit.noInput) }
+  }
+
+  private func keep(_ states: [(file: String, text: [UInt8])]) throws {
+    guard !states.isEmpty else { return }
+    guard let dataDir else {
+      Terminal.error.print("data sets with a state file are not kept: name a folder with --data-dir")
+      return
+    }
+    for state in states {
+      do {
+        try Data(state.text).write(to: URL(fileURLWithPath: dataDir + "/" + state.file), options: .atomic)
+      } catch {
+        Terminal.error.print(
+          "error: `\(state.file.escapedForDisplay)` cannot be written into \(dataDir.escapedForDisplay)")
+        throw Exit.noInput
+      }
+    }
   }
 
   private func inspector(_ rules: SnortRules, _ configuration: InspectorConfiguration) throws -> SnortInspector {
@@ -107,6 +153,7 @@ struct Inspect: ParsableCommand {
   private func inspectorConfiguration() throws -> (InspectorConfiguration, EngineSettings) {
     var configuration = InspectorConfiguration(verifiesChecksums: !ignoreChecksums, isInline: inline)
     for setting in settings { configuration.settings[setting.name] = setting.value }
+    if profileRules || profileJSON != nil { configuration.settings["profiling.rules.enabled"] = "yes" }
     do throws(RuleCompilationError) { return (configuration, try EngineSettings(configuration)) } catch {
       Terminal.error.print([Diagnostic(.error, error.message, remedy: error.remedy)])
       throw ExitCode.validationFailure
@@ -116,7 +163,7 @@ struct Inspect: ParsableCommand {
   private func compile() throws -> SnortRules {
     let (engine, request): (SnortRuleEngine, RuleCompilationRequest)
     do throws(RuleLoading.Failure) {
-      (engine, request) = try ruleOptions.request(rules, onBadRule: strict ? .fail : .skip)
+      (engine, request) = try ruleOptions.request(rules, onBadRule: strict ? .fail : .skip, stateFolder: dataDir)
     } catch {
       Terminal.error.print(error.diagnostics)
       throw Exit.noInput
@@ -124,7 +171,8 @@ struct Inspect: ParsableCommand {
     do throws(RuleCompilationError) {
       let result = try engine.compile(request)
       Terminal.error.print(result.diagnostics)
-      Terminal.error.print("rules: \(result.loaded) loaded, \(result.rejected) rejected")
+      let skipped = result.skipped > 0 ? ", \(result.skipped) passed over" : ""
+      Terminal.error.print("rules: \(result.loaded) loaded, \(result.rejected) rejected\(skipped)")
       return result.rules
     } catch {
       Terminal.error.print(error.diagnostics)

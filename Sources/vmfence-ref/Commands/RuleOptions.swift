@@ -33,7 +33,7 @@ struct RuleOptions: ParsableArguments {
 
   /// The request for some rule files, with an engine that has the adjustments.
   func request(
-    _ files: [String], onBadRule: RuleCompilationRequest.OnBadRule
+    _ files: [String], onBadRule: RuleCompilationRequest.OnBadRule, stateFolder: String? = nil
   ) throws(RuleLoading.Failure) -> (SnortRuleEngine, RuleCompilationRequest) {
     var rules = ScenarioRules()
     func named(_ paths: [String]) -> [ScenarioRules.File] { paths.map { ScenarioRules.File(path: $0) } }
@@ -46,8 +46,10 @@ struct RuleOptions: ParsableArguments {
     rules.actionOrder = actionOrder
     let names = Dictionary(variables.map { ($0.name, $0.value) }, uniquingKeysWith: { $1 })
     let sources = try RuleFiles.read(all: named(files), dialect: dialect)
+    var engine = SnortRuleEngine(adjustments: try rules.adjustments())
+    engine.readData = RuleFiles.dataReader(stateFolder: stateFolder)
     return (
-      SnortRuleEngine(adjustments: try rules.adjustments()),
+      engine,
       RuleCompilationRequest(sources: sources, variables: names, onBadRule: onBadRule)
     )
   }

@@ -16,6 +16,8 @@ struct InspectionRun: ~Copyable {
   private let isInline: Bool
   private let wanted: EvidenceWanted
   private let decoding: DecodeSettings
+  /// Where frames go that nobody dropped.
+  private var passed: CaptureFileWriter?
   /// The file's name when there is one file in the group, and the packets of the group.
   private var captureFile: String?
   private var captured: UInt64 = 0
@@ -31,8 +33,12 @@ struct InspectionRun: ~Copyable {
 
   init(
     rules: SnortRules, isInline: Bool, output path: String?, showsAlerts: Bool, evidence: EvidenceWanted,
-    decoding: DecodeSettings
+    decoding: DecodeSettings, passed: consuming CaptureFileWriter?
   ) throws {
+    // What can fail comes first: a writer cannot be given up half-way.
+    let eve = try path.map(LineFile.init)
+    self.eve = eve
+    self.passed = passed
     self.rules = rules
     self.showsAlerts = showsAlerts
     self.isInline = isInline
@@ -40,7 +46,6 @@ struct InspectionRun: ~Copyable {
     self.decoding = decoding
     output = InspectionOutput(evidenceCapacity: evidence.isEmpty ? 0 : EvidenceWanted.capacity)
     encoder = EVEEncoder(node: "inspect", isInline: isInline, directory: DomainDirectory())
-    eve = try path.map(LineFile.init)
   }
 
   /// Inspects captures, merged by time. Returns what was wrong with a capture; the frames before were inspected.
@@ -53,7 +58,12 @@ struct InspectionRun: ~Copyable {
     captured = 0
     var merged = MergedCapture()
     do throws(PacketSourceError) {
-      for path in paths { merged.add(try CaptureFile.open(path: path, ports: .all(PortID(0)))) }
+      for path in paths {
+        merged.add(
+          path == "-"
+            ? try CaptureFile.standardInput(ports: .all(PortID(0)))
+            : try CaptureFile.open(path: path, ports: .all(PortID(0))))
+      }
     } catch { return error }
     let problem = feed(&merged, to: &inspector)
     if !keepsWaiting { finish(&inspector) }
@@ -112,8 +122,21 @@ struct InspectionRun: ~Copyable {
     if output.verdict != .pass {
       dropped += 1
       if isInline { tellDrop(frame, bytes) }
+    } else {
+      pass(frame, bytes)
     }
     packets += 1
+  }
+
+  private mutating func pass(_ frame: FrameMetadata, _ bytes: RawSpan) {
+    guard passed != nil else { return }
+    var rewritten: [UInt8]?
+    output.withRewritten { rewritten = Array(copying: $0, 0..<$0.byteCount) }
+    if let rewritten {
+      rewritten.withRawSpan { passed?.write(frame, $0) }
+    } else {
+      passed?.write(frame, bytes)
+    }
   }
 
   private mutating func tell(_ record: AlertRecord, _ frame: FrameMetadata, _ bytes: RawSpan) {
@@ -164,6 +187,10 @@ struct InspectionRun: ~Copyable {
     statistics.counters = counters
     eve?.write(encoder.encode(statistics))
     try eve?.close()
+    try passed?.close()
+    if let skipped = passed?.skipped, skipped > 0 {
+      Terminal.error.print("frames not written, of another link type than the first: \(skipped)")
+    }
     let verb = isInline ? "dropped" : "would have been dropped"
     Terminal.error.print("packets: \(packets), alerts: \(alerts), \(verb): \(dropped)")
     if overflow > 0 {

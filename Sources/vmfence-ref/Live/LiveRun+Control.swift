@@ -78,8 +78,8 @@ extension LiveRun {
 
   private func rulesStatus(of domain: DomainDescription) -> RulesStatus {
     let own = assigned.byName[domain.name]
-    var files = RuleLoading(rules: host.configuration.rules).files(
-      name: own == nil ? domain.name : "", serviceType: domain.serviceType
+    var files = host.configuration.rules.catalog.sources(
+      domainName: own == nil ? domain.name : "", serviceType: domain.serviceType
     ).map(\.path)
     files += own ?? []
     return RulesStatus(

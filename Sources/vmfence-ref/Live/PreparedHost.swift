@@ -26,7 +26,7 @@ struct PreparedHost: Sendable {
       domains = read.map { ($0.name, $0.serviceType) }
     case .xen:
       // Which domains there are is not asked here. Rules of domains that turn out to serve something else are compiled when they come.
-      let names = Set(configuration.rules.domains.keys).union(assigned.byName.keys)
+      let names = Set(configuration.rules.catalog.byDomain.keys).union(assigned.byName.keys)
       domains = names.sorted().map { ($0, configuration.guests.service(name: $0)) }
     }
     let compiled = compile(configuration.rules, assigned, for: domains)
@@ -44,7 +44,7 @@ struct PreparedHost: Sendable {
   ) -> (rules: RuleSelection?, diagnostics: [Diagnostic]) {
     var files = files
     for (name, paths) in assigned.byName {
-      files.domains[name] = paths.map { .init(path: $0, place: SourcePlace(file: $0)) }
+      files.catalog.byDomain[name] = paths.map { .init(path: $0, place: SourcePlace(file: $0)) }
     }
     var loading = RuleLoading(rules: files)
     do throws(RuleLoading.Failure) {

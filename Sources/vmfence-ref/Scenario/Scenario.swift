@@ -28,16 +28,15 @@ struct LifecycleConfiguration: Sendable, Equatable {
 }
 
 struct ScenarioRules: Sendable {
-  struct File: Sendable {
+  struct File: Hashable, Sendable {
     var path: String
     var place: SourcePlace?
   }
   var dialect: RuleDialect?
   var onBadRule: RuleCompilationRequest.OnBadRule = .skip
   var variables: [String: String] = [:]
-  var common: [File] = []
-  var services: [String: [File]] = [:]
-  var domains: [String: [File]] = [:]
+  /// Which files a domain's rules come from.
+  var catalog = RuleSetCatalog<File>()
   /// `RuleAdjustments`, as files.
   var filters: [File] = []
   var definitions: [File] = []
@@ -48,7 +47,7 @@ struct ScenarioRules: Sendable {
 
   /// All files that there are, patterns resolved; a pattern that stands for none is itself.
   var allFiles: [File] {
-    let named = common + services.values.flatMap(\.self) + domains.values.flatMap(\.self)
+    let named = catalog.common + catalog.byService.values.flatMap(\.self) + catalog.byDomain.values.flatMap(\.self)
     return (named + filters + definitions + enabled + disabled + dropping).flatMap { file in
       ((try? RuleFiles.expand(file.path, at: file.place)) ?? [file.path]).map { File(path: $0, place: file.place) }
     }

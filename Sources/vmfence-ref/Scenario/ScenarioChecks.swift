@@ -97,7 +97,7 @@ extension ScenarioParser {
           remedy: "paths are relative to the folder of this file"))
     }
     let names = Set(scenario.domains.map(\.name))
-    for name in scenario.rules.domains.keys.sorted() where !names.contains(name) {
+    for name in scenario.rules.catalog.byDomain.keys.sorted() where !names.contains(name) {
       reader.report(
         Diagnostic(
           at: SourcePlace(file: reader.file), "rules.domains names `\(name.escapedForDisplay)`, which is no domain"))
@@ -125,7 +125,7 @@ struct RulesSection {
         rules.variables[name] = scalar.string
       }
     }
-    rules.common = files(map, "common")
+    rules.catalog.common = files(map, "common")
     rules.filters = files(map, "threshold-config")
     rules.definitions = files(map, "definitions")
     rules.enabled = files(map, "enable-list")
@@ -135,7 +135,7 @@ struct RulesSection {
       RuleActionOrder($0)
     }
     for (section, keyPath) in [
-      ("services", \ScenarioRules.services), ("domains", \ScenarioRules.domains),
+      ("services", \ScenarioRules.catalog.byService), ("domains", \ScenarioRules.catalog.byDomain),
     ] as [(String, WritableKeyPath<ScenarioRules, [String: [ScenarioRules.File]]>)] {
       guard let child = map.child(section) else { continue }
       for (name, _) in child.entries { rules[keyPath: keyPath][name] = files(child, name) }
