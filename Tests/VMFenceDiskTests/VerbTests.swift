@@ -255,7 +255,7 @@ struct BadDiskTests {
     let output = try shell("qemu-io -f raw nbd:unix:\(socket) -c 'write -P 0x41 \(place) 1k'", allowFailure: true)
       .output
     #expect(output.contains("Input/output error"), "\(output)")
-    #expect(try disk.verdicts() == ["write /boot/kernel deny"])
+    try eventually("it is told") { try disk.verdicts() == ["write /boot/kernel deny"] }
     #expect(try disk.integrity("held", "web", "--control", "\(disk.folder)/web.control").status == 0)
     // It has given up what it does not need.
     let status = try String(contentsOfFile: "/proc/\(process.processIdentifier)/status", encoding: .utf8)

@@ -37,8 +37,10 @@ extension IntegrityMonitor {
     guard request.offset < stop else { return .allow }
     guard view != nil else {
       if request.offset < ExtSuperblock.offset + UInt64(ExtSuperblock.size), stop > ExtSuperblock.offset {
-        requestResync("a superblock was written", at: request.timestamp)
+        resyncAttempts = Self.resyncAttemptLimit
       }
+      // What is written elsewhere may be the rest of a file system that is being made.
+      if resyncAttempts > 0 { requestResync("a file system is being made", at: request.timestamp) }
       return .allow
     }
     let write = WriteInFlight(offset: request.offset, end: stop, operation: request.operation)

@@ -1,11 +1,15 @@
 internal import VMFenceCore
 
 extension IntegrityMonitor {
+  /// How often a disk without a file system that can be followed is looked at anew while it is written to, after its superblock was.
+  static var resyncAttemptLimit: Int { 16 }
+
   /// Reads the whole view anew and tells how what is protected differs from what was told last.
   mutating func resync(at moment: Moment) {
     statisticsStorage.resyncs += 1
     lastResync = moment.time
     resyncReason = nil
+    resyncAttempts = view == nil ? max(0, resyncAttempts - 1) : Self.resyncAttemptLimit
     if let view {
       lastKnown = Self.settledFiles(view)
       lastObjects = view.nodes.compactMap { number, node in
@@ -25,6 +29,7 @@ extension IntegrityMonitor {
       view = try Self.makeView(reader, configuration)
       journalSpan = view?.fileSystem.journalSpan ?? 0..<0
       blindness = nil
+      resyncAttempts = 0
     } catch {
       if blindness != error {
         report(.damage, at: moment, path: [], inode: 0, changes: [Self.damageChange(error.message)])

@@ -163,6 +163,8 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
   var lastObjects: [(number: UInt32, inode: ExtInode, links: [FileSystemView.Link])] = []
   var resyncReason: String?
   var lastResync: Timestamp?
+  /// How many more times a disk that cannot be followed is looked at because something was written to it.
+  var resyncAttempts = 0
   var firstChange: Timestamp?
   var lastChange: Timestamp?
   /// So much is waiting that the next request or the next `advance` settles.
