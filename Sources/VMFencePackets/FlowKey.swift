@@ -12,14 +12,15 @@ public struct FlowKey: Hashable, Sendable, BitwiseCopyable {
   public var secondLow: UInt64
   /// From the high bits down: first port, second port, outer and inner VLAN identifiers (16 bits each).
   public var portsAndVLANs: UInt64
-  /// From the low bits up: IP protocol (8 bits), address family (4 or 6; 8 bits), tunnel layer (8 bits; 0 outside of tunnels).
+  /// From the low bits up: IP protocol (8 bits), address family (4 or 6; 8 bits), tunnel layer (8 bits; 0 outside of tunnels), third
+  /// VLAN identifier (12 bits).
   public var protocolAndFamily: UInt64
 
   /// - Returns: the key, and whether `source` is the first end of it: the packet's direction within the flow.
   @inlinable @inline(__always)
   public static func make(
     source: IPAddress, sourcePort: UInt16, destination: IPAddress, destinationPort: UInt16, ipProtocol: UInt8,
-    outerVLAN: UInt16 = 0, innerVLAN: UInt16 = 0
+    outerVLAN: UInt16 = 0, innerVLAN: UInt16 = 0, thirdVLAN: UInt16 = 0
   ) -> (key: FlowKey, isForward: Bool) {
     let isForward: Bool
     if source.high != destination.high {
@@ -35,7 +36,7 @@ public struct FlowKey: Hashable, Sendable, BitwiseCopyable {
       firstHigh: first.high, firstLow: first.low, secondHigh: second.high, secondLow: second.low,
       portsAndVLANs: UInt64(firstPort) << 48 | UInt64(secondPort) << 32 | UInt64(outerVLAN & 0xFFF) << 16
         | UInt64(innerVLAN & 0xFFF),
-      protocolAndFamily: UInt64(ipProtocol) | UInt64(source.family.rawValue) << 8)
+      protocolAndFamily: UInt64(ipProtocol) | UInt64(source.family.rawValue) << 8 | UInt64(thirdVLAN & 0xFFF) << 24)
     return (key, isForward)
   }
 
@@ -46,7 +47,7 @@ public struct FlowKey: Hashable, Sendable, BitwiseCopyable {
     return make(
       source: packet.source, sourcePort: hasPorts ? packet.sourcePort : 0, destination: packet.destination,
       destinationPort: hasPorts ? packet.destinationPort : 0, ipProtocol: packet.ipProtocol,
-      outerVLAN: packet.outerVLAN, innerVLAN: packet.innerVLAN)
+      outerVLAN: packet.outerVLAN, innerVLAN: packet.innerVLAN, thirdVLAN: packet.thirdVLAN)
   }
 
   @inlinable @inline(__always)
@@ -78,6 +79,7 @@ public struct FlowKey: Hashable, Sendable, BitwiseCopyable {
     family == .v4 ? IPAddress(v4: UInt32(truncatingIfNeeded: secondLow)) : IPAddress(v6High: secondHigh, low: secondLow)
   }
   public var firstPort: UInt16 { UInt16(truncatingIfNeeded: portsAndVLANs >> 48) }
+  public var thirdVLAN: UInt16 { UInt16(truncatingIfNeeded: protocolAndFamily >> 24) & 0xFFF }
   public var secondPort: UInt16 { UInt16(truncatingIfNeeded: portsAndVLANs >> 32) }
 }
 

@@ -36,6 +36,21 @@ struct InspectTests {
     #expect(plain["packet"] == nil && plain["payload"] == nil && plain["payload_printable"] != nil)
   }
 
+  @Test("what is wrong with packets is told when asked, whatever the rules")
+  func anomalies() throws {
+    let folder = try TemporaryFolder()
+    let (head, packets) = try blocks(capture)
+    let part = folder.path("part.pcapng")
+    // A connection's beginning is missing.
+    try (head + packets.suffix(packets.count / 2).joined()).write(to: URL(filePath: part))
+    let found = try events("--capture", part, "--anomalies").filter { $0["event_type"] as? String == "anomaly" }
+    let first = try #require(found.first)
+    #expect((first["anomaly"] as? [String: String])?["type"] == "stream")
+    #expect(found.contains { ($0["anomaly"] as? [String: String])?["event"] == "stream.3whs_not_seen" })
+    #expect(first["src_ip"] != nil && first["flow_id"] != nil && first["pcap_cnt"] != nil)
+    #expect(try events("--capture", part).allSatisfy { $0["event_type"] as? String != "anomaly" })
+  }
+
   @Test("captures one by one: each begins with an engine that knows nothing, and numbers its own packets")
   func separate() throws {
     let once = try events("--capture", capture).filter { $0["event_type"] as? String == "alert" }

@@ -52,6 +52,23 @@ public struct EVEEncoder: Sendable {
     }
   }
 
+  /// An `anomaly` event.
+  ///
+  /// - `packet`: where it was found; its `reason` and `verdict` are not told.
+  /// - `event`: its name among those of its kind, as rules have it.
+  public func encode(_ anomaly: PacketAnomaly, event: String, of packet: DroppedPacket) -> [UInt8] {
+    line(at: packet.time, "anomaly", flow: EVEFlow(packet)) { json in
+      json.object("anomaly") { json in
+        json.member("type", anomaly.kind.rawValue)
+        json.member("event", (anomaly.kind == .decode ? "decoder." : "stream.") + event)
+      }
+      json.object("vmfence") { json in
+        about(packet.incarnation, addresses: [packet.source, packet.destination], &json)
+        json.member("packet", packet.packetID)
+      }
+    }
+  }
+
   /// A `stats` event: counters of a whole run, or of one domain.
   public func encode(_ statistics: EVEStatistics) -> [UInt8] {
     line(at: statistics.time, "stats") { json in

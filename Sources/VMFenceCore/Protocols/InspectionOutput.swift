@@ -88,6 +88,30 @@ public enum DropReason: UInt8, Hashable, Sendable, CaseIterable, BitwiseCopyable
   case decodeError, defragmentError, applicationError, innerPacket
 }
 
+/// Something wrong with a packet, whether or not a rule is about it.
+public struct PacketAnomaly: Sendable, Hashable, BitwiseCopyable {
+  public enum Kind: String, Sendable, BitwiseCopyable {
+    /// Found by decoding.
+    case decode
+    /// Found by following its connection.
+    case stream
+  }
+
+  public var kind: Kind
+  /// The engine's number of the event among those of its kind.
+  public var number: UInt8
+  public var flowID: UInt64
+  /// Which of the packets in the frame: 0 the outermost.
+  public var layer: UInt8
+
+  public init(kind: Kind, number: UInt8, flowID: UInt64, layer: UInt8) {
+    self.kind = kind
+    self.number = number
+    self.flowID = flowID
+    self.layer = layer
+  }
+}
+
 /// Bytes that an inspector kept in its output: empty when it kept none.
 public struct EvidenceRange: Hashable, Sendable, BitwiseCopyable {
   public var offset: UInt32
@@ -114,6 +138,8 @@ public enum Verdict: UInt8, Hashable, Sendable, BitwiseCopyable {
 public struct InspectionOutput: ~Copyable {
   /// Alerts of one packet at the most.
   public static let capacity = 64
+  /// Anomalies of one frame at the most.
+  public static let anomalyCapacity = 32
 
   @usableFromInline var records: UniqueRecords
   /// Bytes kept for the alerts of this packet, one after the other.
@@ -138,8 +164,17 @@ public struct InspectionOutput: ~Copyable {
   /// Made when a frame is first rewritten; as long as the longest so far.
   private var rewritten: [UInt8] = []
 
+  /// Whether anybody asks for anomalies.
+  public let keepsAnomalies: Bool
+  /// What was wrong with the packets of this frame; always empty when nobody asks for it.
+  public private(set) var anomalies: [PacketAnomaly] = []
+  /// Anomalies of this frame that did not fit.
+  public private(set) var anomaliesLost = 0
+
   /// - `evidenceCapacity`: how many bytes `keep(_:)` holds for one packet's alerts, in all; 0 when nobody asks for them.
-  public init(evidenceCapacity: Int = 0) {
+  public init(evidenceCapacity: Int = 0, keepsAnomalies: Bool = false) {
+    self.keepsAnomalies = keepsAnomalies
+    if keepsAnomalies { anomalies.reserveCapacity(Self.anomalyCapacity) }
     precondition((0...1 << 30).contains(evidenceCapacity), "an evidence capacity out of bounds")
     records = UniqueRecords(capacity: Self.capacity)
     evidence = Array(repeating: 0, count: evidenceCapacity)
@@ -192,6 +227,15 @@ public struct InspectionOutput: ~Copyable {
     verdictRule = .max
     rejectRule = .max
     dropReason = .rules
+    if keepsAnomalies {
+      anomalies.removeAll(keepingCapacity: true)
+      anomaliesLost = 0
+    }
+  }
+
+  public mutating func append(_ anomaly: PacketAnomaly) {
+    guard keepsAnomalies else { return }
+    if anomalies.count < Self.anomalyCapacity { anomalies.append(anomaly) } else { anomaliesLost += 1 }
   }
 
   /// - `limit`: alerts of this packet at the most; what is over it is counted.

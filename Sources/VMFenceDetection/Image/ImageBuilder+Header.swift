@@ -66,7 +66,8 @@ extension ImageBuilder {
     case .vlan(.all, let number): number.draft(HeaderKind.vlan.rawValue, small1: HeaderKind.allTags)
     case .vlan(.tag(let tag), let number): number.draft(HeaderKind.vlan.rawValue, small1: UInt8(bitPattern: tag))
     case .network(let isIPv6): OptionDraft(kind: HeaderKind.network.rawValue, small1: isIPv6 ? 6 : 4)
-    case .decodeEvent(let event): OptionDraft(kind: HeaderKind.decodeEvent.rawValue, small1: event.rawValue)
+    case .decodeEvent(let events):
+      OptionDraft(kind: HeaderKind.decodeEvent.rawValue, alternatives: events.map(\.rawValue))
     }
   }
 }

@@ -18,7 +18,7 @@ enum StateKind: UInt8 {
   case streamSize = 134
   /// `HostSide` (small 1), an address set (word 0).
   case addresses = 135
-  /// `StreamEvent.rawValue` (small 1).
+  /// Raw values of `StreamEvent` (`EventRecord`).
   case streamEvent = 160
   /// `TCPPhase` (small 1).
   case tcpSession = 161
@@ -65,8 +65,8 @@ extension ImageBuilder {
     case .addresses(let side, let addresses):
       return OptionDraft(
         kind: StateKind.addresses.rawValue, small1: side.rawValue, words: [index(of: addresses)])
-    case .streamEvent(let event):
-      return OptionDraft(kind: StateKind.streamEvent.rawValue, small1: event.rawValue)
+    case .streamEvent(let events):
+      return OptionDraft(kind: StateKind.streamEvent.rawValue, alternatives: events.map(\.rawValue))
     case .tcpSession(let phase): return OptionDraft(kind: StateKind.tcpSession.rawValue, small1: phase.rawValue)
     }
   }

@@ -85,7 +85,7 @@ package enum ImageSection: Int, CaseIterable {
 package enum ImageLayout {
   /// "VMFRULES" as its bytes stand in memory.
   static let magic: UInt64 = 0x5345_4C55_5246_4D56
-  static let version: UInt32 = 3
+  static let version: UInt32 = 4
   package static let checksumOffset = 16
   package static let sectionTable = 48
   package static let sectionEntry = 16

@@ -12,7 +12,9 @@ extension ImageValidator {
     case .field: try require(HeaderField(rawValue: small) != nil, "the field of a header")
     case .checksum: try require(ChecksummedHeader(rawValue: small) != nil, "the header of a checksum")
     case .network: try require(small == 4 || small == 6, "the version of IP")
-    case .decodeEvent: try require(DecodeEvent(rawValue: small) != nil, "an event of decoding")
+    case .decodeEvent:
+      try require(
+        EventRecord.isValid(record, bytes) { DecodeEvent(rawValue: $0) != nil }, "an event of decoding")
     case .payloadSize, .ipOption, .sameAddress, .vlan: break
     }
   }

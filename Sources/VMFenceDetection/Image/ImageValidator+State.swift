@@ -22,7 +22,9 @@ extension ImageValidator {
       try require(HostSide(rawValue: small1) != nil, "which address it is")
       try require(word == noIndex || word < sections[.addressSets].count, "a set of addresses")
     case .tcpSession: try require(TCPPhase(rawValue: small1) != nil, "how far a connection is")
-    case .streamEvent: try require(StreamEvent(rawValue: small1) != nil, "the event of a stream")
+    case .streamEvent:
+      try require(
+        EventRecord.isValid(record, bytes) { StreamEvent(rawValue: $0) != nil }, "the event of a stream")
     }
   }
 

@@ -27,6 +27,8 @@ struct Findings {
   var count: Int { entries.count }
   subscript(index: Int) -> Finding { entries[index] }
 
+  func contains(_ rule: Int) -> Bool { entries.contains { $0.rule == rule } }
+
   mutating func removeAll() { entries.removeAll(keepingCapacity: true) }
 
   mutating func insert(_ finding: Finding) {

@@ -32,8 +32,10 @@ extension SnortInspector {
     case .network: return match.packet.network == (small1 == 6 ? .ipv6 : .ipv4)
     case .vlan: return Self.vlanMatches(small1, option, match, image)
     case .decodeEvent:
-      guard let event = DecodeEvent(rawValue: small1) else { return false }
-      return !match.isStream && match.packet.events.contains(event)
+      guard !match.isStream, !match.packet.events.isEmpty else { return false }
+      return EventRecord.contains(option, image) {
+        DecodeEvent(rawValue: $0).map(match.packet.events.contains) ?? false
+      }
     }
   }
 

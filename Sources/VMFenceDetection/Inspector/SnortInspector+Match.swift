@@ -78,6 +78,7 @@ extension SnortInspector {
     let records = matching.sections[.rules].offset
     while let rule = matching.candidates.popFirst() {
       let record = records + rule * RuleRecord.stride
+      if matching.isSecondLook, !asksForVariables(record, image) || findings.contains(rule) { continue }
       guard isAwake(rule, image.u8(record + RuleRecord.action)), isDue(image.u8(record + RuleRecord.moreFlags), match)
       else { continue }
       let header = Int(image.u32le(record + RuleRecord.header))
@@ -89,6 +90,15 @@ extension SnortInspector {
       find(rule, record, applyEffects(record, match, image), match, payload, frame, image, into: &output)
     }
     if matching.payloads.budget < 0 { counters.workLimitHits += 1 }
+  }
+
+  private func asksForVariables(_ record: Int, _ image: RawSpan) -> Bool {
+    let start =
+      matching.sections[.options].offset + Int(image.u32le(record + RuleRecord.optionsStart)) * OptionRecord.stride
+    return (0..<Int(image.u16le(record + RuleRecord.conditionCount))).contains {
+      let kind = image.u8(start + $0 * OptionRecord.stride + OptionRecord.kind)
+      return kind == StateKind.flowBits.rawValue || kind == StateKind.flowInteger.rawValue
+    }
   }
 
   private func isAwake(_ rule: Int, _ action: UInt8) -> Bool {

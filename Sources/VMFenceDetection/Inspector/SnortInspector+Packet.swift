@@ -68,10 +68,32 @@ extension SnortInspector {
     Int(packet.payloadOffset)..<Int(packet.payloadOffset) + Int(packet.payloadLength)
   }
 
+  /// Tells what was wrong with a packet.
+  private func note(_ match: PacketMatch, into output: inout InspectionOutput) {
+    let flow = match.flow.map { flows.name(of: $0.place) } ?? 0
+    for event in DecodeEvent.allCases where match.packet.events.contains(event) {
+      output.append(
+        PacketAnomaly(kind: .decode, number: event.rawValue, flowID: flow, layer: match.packet.tunnelDepth))
+    }
+    for event in StreamEvent.allCases where match.events.contains(event.rawValue) {
+      output.append(
+        PacketAnomaly(kind: .stream, number: event.rawValue, flowID: flow, layer: match.packet.tunnelDepth))
+    }
+  }
+
+  /// The name of what an anomaly is about, as `decode-event` and `stream-event` have it.
+  public static func name(of anomaly: PacketAnomaly) -> String {
+    switch anomaly.kind {
+    case .decode: DecodeEvent(rawValue: anomaly.number)?.name ?? "unknown"
+    case .stream: StreamEvent(rawValue: anomaly.number)?.name ?? "unknown"
+    }
+  }
+
   /// Compares a packet or a window of a stream with the rules.
   mutating func compare(
     _ match: PacketMatch, _ payload: RawSpan, _ frame: RawSpan, into output: inout InspectionOutput
   ) {
+    if output.keepsAnomalies, !match.isStream { note(match, into: &output) }
     // SAFETY: the image is valid for its length as long as `rules` holds it, which outlasts this call.
     let image = unsafe UnsafeRawBufferPointer(start: rules.image.baseAddress, count: rules.image.byteCount).bytes
     evaluate(match, payload, frame: frame, image: image, into: &output)
@@ -101,6 +123,11 @@ extension SnortInspector {
     counters.fragments += 1
     let packet = match.packet
     guard context.depth < FragmentStore.depthLimit else { return }
+    if packet.timeToLive < settings.fragmentTTLMinimum {
+      counters.lowTTL += 1
+      compare(match, bytes.extracting(Self.payload(packet)), bytes, into: &output)
+      return
+    }
     let outcome = fragments.add(
       packet, bytes, layer: Int(match.packet.tunnelDepth), from: context.carried?.offset ?? 0, depth: context.depth,
       at: context.frame.timestamp.nanoseconds,
@@ -200,6 +227,7 @@ extension SnortInspector {
     }
     cause.outerVLAN = packet.outerVLAN
     cause.innerVLAN = packet.innerVLAN
+    cause.thirdVLAN = packet.thirdVLAN
     var (key, isForward) = FlowKey.make(cause)
     key.protocolAndFamily |= UInt64(packet.tunnelDepth) << 16
     guard let place = flows.lookUp(key, at: context.frame.timestamp) else { return nil }

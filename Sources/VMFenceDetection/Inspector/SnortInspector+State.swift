@@ -40,7 +40,8 @@ extension SnortInspector {
     case .tcpSession:
       guard let flow = match.flow, match.isTCP else { return false }
       return flows[flow.place].session.phase.rawValue == small1
-    case .streamEvent: return !match.isStream && match.events.contains(small1)
+    case .streamEvent:
+      return !match.isStream && EventRecord.contains(option, image) { match.events.contains($0) }
     }
   }
 

@@ -5,6 +5,8 @@ import VMFencePackets
 extension SnortInspector {
   /// How much of what was inspected is kept, for patterns that begin there, in bytes.
   static let overlap = 1024
+  /// Urgent bytes of one stream that are left out of it.
+  static let urgentLimit: UInt32 = 65_535
   /// Streams that went on for this long are inspected in larger parts, four chunks at a time.
   static let bulk = 64 << 10
 
@@ -47,7 +49,18 @@ extension SnortInspector {
     if !step.isAccepted { counters.invalidSegments += 1 }
     guard output.dropReason == .rules || output.verdict == .pass else { return }
     match.events = step.events
+    if !step.events.isEmpty { judge(step, into: &output) }
     finishTCP(&match, place, payload, frame, stored, into: &output)
+  }
+
+  /// Counts what was told of a segment; inline, drops what cannot be a part of its connection.
+  private mutating func judge(_ step: TCPStep, into output: inout InspectionOutput) {
+    if step.events.contains(StreamEvent.lowTTL.rawValue) { counters.lowTTL += 1 }
+    guard settings.isInline, settings.dropsInvalid, !step.isAccepted, output.verdict == .pass,
+      !step.events.isDisjoint(with: .invalid)
+    else { return }
+    output.verdict = .drop
+    output.dropReason = .streamError
   }
 
   /// Compares the packet, then what it completed.
@@ -65,10 +78,18 @@ extension SnortInspector {
       if stored.isKept { inspectInline(match, place, stored.sequence, payload.byteCount, bytes, into: &output) }
       compare(match, bytes.extracting(Self.payload(match.packet)), bytes, into: &output)
     } else {
-      if settings.isStreamInline, let stored, stored.isKept {
+      let isInStream = settings.isStreamInline && stored?.isKept == true
+      if isInStream, let stored {
         inspectInline(match, place, stored.sequence, payload.byteCount, frame, into: &output)
       }
+      let changes = variables.changes
       compare(match, payload, frame, into: &output)
+      // What rules about the packet set is there for rules about the stream, too.
+      if isInStream, let stored, variables.changes != changes {
+        matching.isSecondLook = true
+        inspectInline(match, place, stored.sequence, payload.byteCount, frame, into: &output)
+        matching.isSecondLook = false
+      }
     }
     noteAddresses(match)
     guard flows[place].session.marks.contains(.isOver) else { return }
@@ -190,6 +211,11 @@ extension SnortInspector {
     let before = storeAll(
       payload.extracting(0..<offset), at: end.mapped(segment.dataStart), place, fromClient, &step, into: &output)
     end = fromClient ? flows[place].session.client : flows[place].session.server
+    // More than any program sends: they are read as part of the stream.
+    guard end.urgentCount < Self.urgentLimit else {
+      step.events.insert(.urgentLimit)
+      return storeAll(payload, at: end.mapped(segment.dataStart), place, fromClient, &step, into: &output)
+    }
     if settings.urgentPolicy == .outOfBand,
       end.urgentCount == 0 || sequenceDistance(position, end.urgentLast) > 0
     {
@@ -242,9 +268,13 @@ extension SnortInspector {
       setEnd(end, place, fromClient)
     }
     switch insertion.result {
-    case .kept, .isOld: break
+    case .kept: break
+    case .isOld:
+      // What was acknowledged and came again is told of as that.
+      if !step.events.contains(StreamEvent.spuriousRetransmission.rawValue) { step.events.insert(.segmentBeforeBase) }
     case .tooFar, .noMemory:
       step.events.insert(insertion.result == .noMemory ? .insertMemoryLimit : .insertLimit)
+      if insertion.result == .noMemory { step.events.insert(.noSegment) }
       _ = except(settings.streamMemoryPolicy, place, .streamMemory, into: &output)
       return nil
     }

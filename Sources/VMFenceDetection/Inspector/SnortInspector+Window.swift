@@ -186,7 +186,8 @@ extension SnortInspector {
     let tags = UInt32(truncatingIfNeeded: key.portsAndVLANs)
     packet.outerVLAN = UInt16(tags >> 16)
     packet.innerVLAN = UInt16(truncatingIfNeeded: tags)
-    packet.vlanCount = tags >> 16 == 0 ? 0 : tags & 0xFFFF == 0 ? 1 : 2
+    packet.thirdVLAN = key.thirdVLAN
+    packet.vlanCount = tags >> 16 == 0 ? 0 : tags & 0xFFFF == 0 ? 1 : key.thirdVLAN == 0 ? 2 : 3
     return (packet, start + 20)
   }
 

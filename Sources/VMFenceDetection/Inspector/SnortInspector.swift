@@ -61,6 +61,8 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     /// Activations that fired at this packet.
     var activated: [Bool]
     var hasActivated = false
+    /// Only rules are compared that ask for what rules keep with flows, and did not match this packet before.
+    var isSecondLook = false
 
     init(
       _ rules: SnortRules, isProfiled: Bool, key: (UInt64, UInt64)
@@ -109,6 +111,7 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     var workLimitHits: UInt64 = 0
     var midstream: UInt64 = 0
     var invalidSegments: UInt64 = 0
+    var lowTTL: UInt64 = 0
     var overlapsDifferent: UInt64 = 0
     var gaps: UInt64 = 0
     var depthReached: UInt64 = 0
@@ -176,7 +179,8 @@ public struct SnortInspector: PacketInspector, ~Copyable {
       ("stream_memory_hits", counters.memoryLimitHits), ("stream_inspected_early", counters.inspectedEarly),
       ("stream_gaps", counters.gaps), ("stream_depth_reached", counters.depthReached),
       ("stream_midstream", counters.midstream), ("stream_segments_invalid", counters.invalidSegments),
-      ("stream_overlaps_different", counters.overlapsDifferent), ("exception_policy", counters.exceptions),
+      ("low_ttl", counters.lowTTL), ("stream_overlaps_different", counters.overlapsDifferent),
+      ("exception_policy", counters.exceptions),
       ("rates_evicted", rates.evicted), ("host_bits_evicted", bits.evicted), ("findings_lost", findings.lost),
       ("alerts", counters.alerts), ("alerts_lost", counters.alertsLost),
       ("packets_passed", counters.passed), ("packets_bypassed", counters.bypassed),

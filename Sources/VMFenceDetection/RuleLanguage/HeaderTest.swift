@@ -19,7 +19,8 @@ package enum HeaderTest: Hashable, Sendable {
   /// Of a VLAN identifier.
   case vlan(VLANLayer, NumberTest)
   /// Decoding found this.
-  case decodeEvent(DecodeEvent)
+  /// One of them.
+  case decodeEvent([DecodeEvent])
 }
 
 /// Which of a packet's VLAN tags; the outermost is the first.

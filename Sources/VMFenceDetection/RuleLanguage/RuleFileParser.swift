@@ -269,6 +269,7 @@ package struct RuleFileParser {
     if let requirement = options.unmetRequirement {
       return skip(requirement, sid: "\(options.metadata.sid)", start)
     }
+    try options.finishBuiltIn(head.missing, start)
     try options.finish(action: action ?? .alert, transport: head.unsupported == nil ? head.ipProtocol : nil, start)
     if let (name, offset) = options.unknownClass, unknownClasses.insert(name).inserted {
       report(

@@ -11,6 +11,8 @@ struct RuleHead {
 
   /// What of it is not supported yet.
   var unsupported: RuleFeature?
+  /// What is to be said when nothing stands before the parenthesis, unless the rule is a built-in one.
+  var missing: RuleProblem?
 
   private static let form = "write ACTION PROTOCOL ADDRESS PORT -> ADDRESS PORT ("
 
@@ -28,9 +30,10 @@ struct RuleHead {
       ipProtocol: .ip, source: .any, destination: .any, isBidirectional: false,
       text: words.isEmpty ? "ip" : words.map(\.text).joined(separator: " "))
     guard let name = words.first else {
-      // A rule of Snort 3 without a head is about events of the decoders, whose gid and sid it names.
-      guard dialect == .snort3 else { throw RuleProblem(scanner.position, "the protocol is missing", form) }
-      head.unsupported = RuleFeature(name: "rule without a head", offset: scanner.position)
+      // A rule of Snort without a head is about events of the decoders or of streams, whose gid and sid it names.
+      guard dialect != .suricata else { throw RuleProblem(scanner.position, "the protocol is missing", form) }
+      head.ipProtocol = .any
+      head.missing = RuleProblem(scanner.position, "the protocol is missing", form)
       return head
     }
     let transport = try RuleTransport.find(name, dialect, &nearest)

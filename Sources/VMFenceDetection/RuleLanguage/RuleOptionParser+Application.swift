@@ -26,7 +26,7 @@ extension RuleOptionParser {
         value.startIndex, "\(name.shown): \(value.shown) is not known",
         nearest.map { "is `\($0)` meant?" } ?? "names are like ipv4.trunc_pkt, tcp.opt_invalid_len")
     }
-    tests.append(.header(.decodeEvent(event)))
+    tests.append(.header(.decodeEvent([event])))
   }
 
   private func check(

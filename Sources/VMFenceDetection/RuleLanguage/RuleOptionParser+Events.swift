@@ -1,4 +1,5 @@
 import VMFenceCore
+import VMFencePackets
 
 /// Options about what the engine itself found.
 extension RuleOptionParser {
@@ -13,6 +14,25 @@ extension RuleOptionParser {
         value.startIndex, "stream-event: \(value.shown) is not known",
         nearest.map { "is \($0) meant?" } ?? "names are like pkt_retransmission, reassembly_seq_gap, rst_invalid_ack")
     }
-    tests.append(.state(.streamEvent(event)))
+    tests.append(.state(.streamEvent([event])))
+  }
+
+  /// A rule of Snort whose generator is that of the decoders (116) or of the streams (129) is about what they found, by its number.
+  ///
+  /// `missing`: what is to be said of a rule without a head that is no such rule.
+  mutating func finishBuiltIn(_ missing: RuleProblem?, _ start: Int) throws(RuleProblem) {
+    guard dialect != .suricata, metadata.gid == 116 || metadata.gid == 129 else {
+      guard let missing else { return }
+      if dialect == .snort2 { throw missing }
+      return refuse("rule without a head", at: start)
+    }
+    if metadata.gid == 116 {
+      let events = DecodeEvent.allCases.filter { $0.snortSID == metadata.sid }
+      if !events.isEmpty { return tests.append(.header(.decodeEvent(events))) }
+    } else {
+      let events = StreamEvent.ofSnort(metadata.sid)
+      if !events.isEmpty { return tests.append(.state(.streamEvent(events))) }
+    }
+    refuse("built-in rule \(metadata.gid):\(metadata.sid)", at: start)
   }
 }

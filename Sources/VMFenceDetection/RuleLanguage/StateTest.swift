@@ -14,7 +14,8 @@ package enum StateTest: Hashable, Sendable {
   case streamSize(FlowSide, NumberTest)
   /// The packet's addresses are in the set.
   case addresses(HostSide, AddressSet)
-  case streamEvent(StreamEvent)
+  /// One of them.
+  case streamEvent([StreamEvent])
   /// How far a TCP connection is.
   case tcpSession(TCPPhase)
 }

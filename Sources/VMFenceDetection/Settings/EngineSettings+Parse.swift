@@ -28,6 +28,9 @@ extension EngineSettings {
     case "stream.inline": isStreamInline = setting.text == "auto" ? isInline : try setting.boolean()
     case "stream.midstream": picksUpMidstream = try setting.boolean()
     case "stream.async-oneside": picksUpOneSide = try setting.boolean()
+    case "stream.min-ttl": streamTTLMinimum = UInt8(try setting.number(in: 0...255))
+    case "stream.ttl-limit": streamTTLDrop = try setting.number(in: 0...255)
+    case "defrag.min-ttl": fragmentTTLMinimum = UInt8(try setting.number(in: 0...255))
     case "stream.drop-invalid": dropsInvalid = try setting.boolean()
     case "stream.memcap", "stream.reassembly.memcap": streamMemory = try setting.size(in: 1 << 20...1 << 34)
     case "stream.reassembly.depth": streamDepth = try setting.size(in: 0...1 << 30)
@@ -44,7 +47,9 @@ extension EngineSettings {
     case "defrag.max-frags": fragmentLimit = try setting.number(in: 2...8192)
     case "defrag.timeout": fragmentTimeout = try setting.number(in: 1...3600)
     case "profiling.rules.enabled": profilesRules = try setting.boolean()
-    case "packet-alert-max": alertLimit = try setting.number(in: 1...InspectionOutput.capacity)
+    case "packet-alert-max":
+      let limit = try setting.number(in: 0...InspectionOutput.capacity)
+      alertLimit = limit == 0 ? InspectionOutput.capacity : limit
     default: try applyFamily(setting)
     }
   }
@@ -88,13 +93,15 @@ extension EngineSettings {
   /// Every name that can be set, in order.
   public static var names: [String] {
     let single = [
-      "defrag.max-frags", "defrag.memcap", "defrag.memcap-policy", "defrag.timeout", "defrag.trackers",
+      "defrag.max-frags", "defrag.memcap", "defrag.memcap-policy", "defrag.min-ttl", "defrag.timeout",
+      "defrag.trackers",
       "exception-policy", "flow.memcap-policy", "host-os-policy.default", "packet-alert-max", "profiling.rules.enabled",
       "stream.async-oneside",
       "stream.checksum-validation", "stream.drop-invalid", "stream.inline", "stream.memcap", "stream.memcap-policy",
-      "stream.midstream", "stream.midstream-policy", "stream.reassembly.depth", "stream.reassembly.memcap",
+      "stream.midstream", "stream.midstream-policy", "stream.min-ttl", "stream.reassembly.depth",
+      "stream.reassembly.memcap",
       "stream.reassembly.memcap-policy", "stream.reassembly.toclient-chunk-size",
-      "stream.reassembly.toserver-chunk-size", "stream.reassembly.urgent.policy",
+      "stream.reassembly.toserver-chunk-size", "stream.reassembly.urgent.policy", "stream.ttl-limit",
     ]
     let tunnels = DecodeSettings.Tunnel.allCases.flatMap {
       ["decoder.\($0.rawValue).enabled", "decoder.\($0.rawValue).ports"]

@@ -31,8 +31,12 @@ public struct EngineSettings: Sendable, Equatable {
   public var picksUpMidstream = false
   /// `stream.async-oneside`: whether streams are followed of which one direction is never seen.
   public var picksUpOneSide = false
-  /// `stream.drop-invalid`: inline, whether segments go that the stream does not accept.
+  /// `stream.drop-invalid`: inline, whether segments go that cannot be a part of their connection.
   public var dropsInvalid = true
+  /// `stream.min-ttl`: segments with less do not come as far as their receiver, so they are in no stream; 0 takes all.
+  public var streamTTLMinimum: UInt8 = 0
+  /// `stream.ttl-limit`: so are those with that much less than the first packet of their end; 0 takes all.
+  public var streamTTLDrop = 0
   /// `stream.memcap`: bytes for buffered segments, all flows together. `stream.reassembly.memcap` is the same.
   public var streamMemory = 64 << 20
   /// `stream.reassembly.depth`: bytes of each direction that are reassembled; 0 is without limit.
@@ -55,6 +59,8 @@ public struct EngineSettings: Sendable, Equatable {
   public var datagramCapacity = 4096
   /// `defrag.max-frags`: fragments of one datagram.
   public var fragmentLimit = 1024
+  /// `defrag.min-ttl`: fragments with less are not put together; 0 takes all.
+  public var fragmentTTLMinimum: UInt8 = 0
   /// `defrag.timeout`, in seconds.
   public var fragmentTimeout = 60
 
@@ -76,7 +82,7 @@ public struct EngineSettings: Sendable, Equatable {
   /// `flow-timeouts.tcp.new`, `.established` and `.closed`; `flow-timeouts.udp.…`, `.icmp.…` and `.default.…` with `.new` and `.established`.
   /// In seconds.
   public var timeouts = FlowTimeouts()
-  /// `packet-alert-max`: alerts of one packet.
+  /// `packet-alert-max`: alerts of one packet; 0 for as many as there is room for.
   public var alertLimit = InspectionOutput.capacity
 
   public init() {}

@@ -29,6 +29,7 @@ extension ByteWriter {
     guard flow.isTCP else { return }
     u8(flow.session.state.rawValue)
     u16(flow.session.marks.rawValue)
+    u8(flow.session.repetitions)
     u32(flow.session.alternative)
     end(flow.session.client, clock)
     end(flow.session.server, clock)
@@ -42,6 +43,7 @@ extension ByteWriter {
     u8(end.scale)
     u8(end.marks.rawValue)
     u8(end.policy.rawValue)
+    u8(end.timeToLive)
     for number in [end.stream.origin, end.stream.base, end.stream.inspected, end.stream.missing] { u32(number) }
     u8(end.stream.marks.rawValue)
   }
@@ -57,7 +59,7 @@ extension StateReader {
     key.portsAndVLANs = try u64()
     key.protocolAndFamily = try u64()
     let family = key.protocolAndFamily >> 8 & 0xFF
-    guard key.protocolAndFamily >> 24 == 0, family == 4 || family == 6,
+    guard key.protocolAndFamily >> 36 == 0, family == 4 || family == 6,
       family == 6 || key.firstHigh | key.secondHigh | key.firstLow >> 32 | key.secondLow >> 32 == 0
     else { throw Self.damaged("the ends of a flow cannot be") }
     return key
@@ -88,6 +90,7 @@ extension StateReader {
     guard let state = TCPSession.State(rawValue: try u8()) else { throw Self.damaged("a connection in no known state") }
     flow.session.state = state
     flow.session.marks = TCPSession.Marks(rawValue: try u16())
+    flow.session.repetitions = try u8()
     flow.session.alternative = try u32()
     flow.session.client = try end(clock)
     flow.session.server = try end(clock)
@@ -112,6 +115,7 @@ extension StateReader {
       throw Self.damaged("an end of a connection that cannot be")
     }
     end.policy = policy
+    end.timeToLive = try u8()
     end.stream.origin = try u32()
     end.stream.base = try u32()
     end.stream.inspected = try u32()

@@ -29,6 +29,9 @@ struct FlowVariables: ~Copyable {
   /// For each place: bits, then integers (bit 63: it is set).
   private var words: ZeroedTable<UInt64>
 
+  /// Counts what rules set, unset or gave a value.
+  private(set) var changes: UInt64 = 0
+
   private static let isPresent: UInt64 = 1 << 63
 
   /// - `places`: of the flow table.
@@ -53,6 +56,7 @@ struct FlowVariables: ~Copyable {
       if !isSet { return }
       take(owner)
     }
+    changes &+= 1
     let word = owner.place * stride + bit >> 6
     let mask = (1 as UInt64) << UInt64(bit & 63)
     if isSet { words[word] |= mask } else { words[word] &= ~mask }
@@ -68,6 +72,7 @@ struct FlowVariables: ~Copyable {
   mutating func setInteger(_ index: Int, to value: UInt32, of owner: Owner) {
     guard index < shape.integers else { return }
     if !owns(owner) { take(owner) }
+    changes &+= 1
     words[owner.place * stride + bitWords + index] = Self.isPresent | UInt64(value)
   }
 

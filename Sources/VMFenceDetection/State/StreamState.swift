@@ -37,6 +37,7 @@ extension StreamStore {
   ) throws(EngineStateError) -> Bool {
     let inspected = Int(sequenceDistance(track.inspected, track.base))
     let count = try reader.count(of: Self.recordBytes)
+    guard count <= Self.recordLimit else { throw StateReader.damaged("a stream of too many segments") }
     guard count > 0 else {
       guard inspected == 0 else { throw StateReader.damaged("a stream that lacks what was inspected") }
       return true

@@ -116,7 +116,8 @@ struct FragmentStore: ~Copyable {
     key.secondHigh = packet.destination.high
     key.secondLow = packet.destination.low
     key.portsAndVLANs = UInt64(packet.fragmentID) << 32 | key.portsAndVLANs & 0xFFFF_FFFF
-    key.protocolAndFamily = UInt64(layer) << 16 | UInt64(packet.source.family.rawValue) << 8
+    key.protocolAndFamily &= ~0xFF_FFFF
+    key.protocolAndFamily |= UInt64(layer) << 16 | UInt64(packet.source.family.rawValue) << 8
     if packet.network == .ipv4 { key.protocolAndFamily |= UInt64(packet.ipProtocol) }
     return key
   }

@@ -1,5 +1,5 @@
-/// What is told of TCP segments that are not as they should be: names of the `stream-event` option. (Snort's counterparts are the rules
-/// of generator 129.)
+/// What is told of TCP segments that are not as they should be: names of the `stream-event` option, and the built-in rules of Snort's
+/// generator 129. Raw values stand in rule images and change with their version only.
 package enum StreamEvent: UInt8, CaseIterable, Sendable {
   case ackInWrongDirection, asyncWrongSequence, rightSequenceWrongAck, synAckInWrongDirection
   case synAckResendOtherAck, synAckResendOtherSequence, synAckToServer, synAckWrongAck
@@ -20,8 +20,11 @@ package enum StreamEvent: UInt8, CaseIterable, Sendable {
   case badWindowUpdate, suspectedResetInject, wrongThread
   case segmentBeforeBase, noSegment, sequenceGap, overlapDifferentData, depthReached
   case insertMemoryLimit, insertLimit, insertInvalid, urgentLimit
+  case dataOnSyn, dataAfterFin, ackBeyondFin, dataAfterReset, dataToReset, noFlags, timestampMissing
+  case fourWayHandshake, noHandshake, lowTTL
 
-  /// Names as rules write them, in the order of the cases. `wrong_thread` is Suricata's own and never happens here.
+  /// Names as rules write them, in the order of the cases. `wrong_thread` and `reassembly_insert_invalid` are about the inside of Suricata
+  /// and never happen here; those from `data_on_syn` on are ours.
   package static let names = [
     "3whs_ack_in_wrong_dir", "3whs_async_wrong_seq", "3whs_right_seq_wrong_ack_evasion",
     "3whs_synack_in_wrong_direction", "3whs_synack_resend_with_different_ack", "3whs_synack_resend_with_diff_seq",
@@ -41,10 +44,47 @@ package enum StreamEvent: UInt8, CaseIterable, Sendable {
     "suspected_rst_inject", "wrong_thread", "reassembly_segment_before_base_seq", "reassembly_no_segment",
     "reassembly_seq_gap", "reassembly_overlap_different_data", "reassembly_depth_reached",
     "reassembly_insert_memcap", "reassembly_insert_limit", "reassembly_insert_invalid",
-    "reassembly_urgent_oob_limit_reached",
+    "reassembly_urgent_oob_limit_reached", "data_on_syn", "data_after_fin", "ack_beyond_fin", "data_after_rst_sent",
+    "data_after_rst_received", "pkt_without_flags", "pkt_timestamp_missing", "4whs_seen", "3whs_not_seen",
+    "pkt_low_ttl",
   ]
 
   var name: String { Self.names[Int(rawValue)] }
+
+  /// What Snort's built-in rule of generator 129 with this number is about; empty: not known here.
+  static func ofSnort(_ sid: UInt32) -> [StreamEvent] {
+    switch sid {
+    case 1: [.establishedSynResend, .establishedSynOtherSequence, .establishedSynToClient]
+    case 2: [.dataOnSyn]
+    case 3: [.dataAfterFin]
+    case 4: [.invalidTimestamp]
+    case 5: [.segmentBeforeBase]
+    case 8: [.dataAfterReset]
+    case 11: [.noFlags]
+    case 13: [.fourWayHandshake]
+    case 14: [.timestampMissing]
+    case 15: [.resetInvalidAck]
+    case 16: [.finWait1FinWrongSequence, .finWait2FinWrongSequence]
+    case 17: [.ackBeyondFin]
+    case 18: [.dataToReset]
+    case 20: [.noHandshake]
+    default: []
+    }
+  }
+
+  /// A segment about which this is told is not a part of the connection: hosts take no notice of it.
+  var isInvalid: Bool {
+    switch self {
+    case .rightSequenceWrongAck, .wrongSequenceWrongAck, .synAckWrongAck, .synAckInWrongDirection, .ackDataInject,
+      .closeWaitAckOutOfWindow, .closeWaitInvalidAck, .closingAckWrongSequence, .closingInvalidAck,
+      .establishedOutOfWindow, .establishedInvalidAck, .establishedSynAckOtherAck, .establishedSynAckOtherSequence,
+      .finInvalidAck, .finWait1AckWrongSequence, .finWait1InvalidAck, .finWait2AckWrongSequence, .finWait2InvalidAck,
+      .lastAckWrongSequence, .lastAckInvalidAck, .timeWaitWrongSequence, .timeWaitInvalidAck, .invalidTimestamp,
+      .invalidAck, .resetInvalidAck, .lowTTL:
+      true
+    default: false
+    }
+  }
 
   init?(name: some StringProtocol) {
     guard let index = Self.names.firstIndex(where: { $0 == name }) else { return nil }
@@ -58,6 +98,15 @@ struct StreamEvents: BitwiseCopyable {
   private var high: UInt64 = 0
 
   var isEmpty: Bool { low | high == 0 }
+
+  /// Those that tell of segments of which hosts take no notice.
+  static let invalid: StreamEvents = {
+    var events = StreamEvents()
+    for event in StreamEvent.allCases where event.isInvalid { events.insert(event) }
+    return events
+  }()
+
+  func isDisjoint(with other: StreamEvents) -> Bool { low & other.low | high & other.high == 0 }
 
   mutating func insert(_ event: StreamEvent) {
     let bit = UInt64(1) << UInt64(event.rawValue % 64)

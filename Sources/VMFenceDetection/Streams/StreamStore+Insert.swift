@@ -70,8 +70,9 @@ extension StreamStore {
     if track.block != 0 {
       let order = Int(blocks[Int(track.block) - 1].order)
       records += Int(blocks[Int(track.block) - 1].count)
-      if end <= Self.dataCapacity(order), records <= Self.recordCapacity(order) { return nil }
+      if end <= Self.dataCapacity(order), records <= min(Self.recordLimit, Self.recordCapacity(order)) { return nil }
     }
+    guard records <= Self.recordLimit else { return .tooFar }
     var order = 0
     while end > Self.dataCapacity(order) || records > Self.recordCapacity(order) {
       order += 1

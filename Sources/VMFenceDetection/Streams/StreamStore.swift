@@ -10,6 +10,8 @@ struct StreamStore: ~Copyable {
   static let page = 4096
   static let orderLimit = 8
   static let recordBytes = 8
+  /// Segments of one stream that wait at once. Each new one that comes out of order is compared with all: tiny ones must not make that long.
+  static let recordLimit = 4096
   private static let end: Int32 = -1
 
   /// What is known of the block that begins at a page.

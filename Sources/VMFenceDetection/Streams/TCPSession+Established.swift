@@ -14,6 +14,11 @@ extension TCPSession {
     if !segment.flags.contains(.ack), segment.acknowledgement != 0, !segment.flags.contains(.rst) {
       step.events.insert(.brokenAck)
     }
+    if segment.length > 0, segment.flags.rawValue & 0x3F == 0 { step.events.insert(.noFlags) }
+    guard arrives(segment, fromClient: fromClient, settings) else {
+      step.events.insert(.lowTTL)
+      return step
+    }
     switch state {
     case .none: open(segment, settings, at: seconds, into: &step)
     case .synSent: followSynSent(segment, fromClient: fromClient, settings, at: seconds, into: &step)
@@ -21,6 +26,18 @@ extension TCPSession {
     default: followEstablished(segment, fromClient: fromClient, settings, at: seconds, into: &step)
     }
     return step
+  }
+
+  /// Whether it can come as far as its receiver, by how far packets have to come here, and by how far others of this end came.
+  private mutating func arrives(_ segment: TCPSegment, fromClient: Bool, _ settings: EngineSettings) -> Bool {
+    guard segment.timeToLive >= settings.streamTTLMinimum else { return false }
+    guard settings.streamTTLDrop > 0 else { return true }
+    let first = fromClient ? client.timeToLive : server.timeToLive
+    if state == .none || first == 0 {
+      if fromClient { client.timeToLive = segment.timeToLive } else { server.timeToLive = segment.timeToLive }
+      return true
+    }
+    return Int(segment.timeToLive) >= Int(first) - settings.streamTTLDrop
   }
 
   mutating func followEstablished(
@@ -41,10 +58,15 @@ extension TCPSession {
       step.events.insert(.invalidTimestamp)
       return
     }
-    reopen(fromClient, &step)
+    if segment.length > 0, marks.contains(fromClient ? .serverReset : .clientReset) { step.events.insert(.dataToReset) }
+    reopen(fromClient, segment, &step)
+    if !segment.hasTimestamp, own.marks.contains(.stamps), other.marks.contains(.stamps) {
+      step.events.insert(.timestampMissing)
+    }
     // Hosts take no segment without it (RFC 9293 §3.10.7.4).
     guard flags.contains(.ack) else { return }
     guard isInWindow(segment, own, &step), acknowledgementIsValid(segment, other, &step) else { return }
+    if isBadWindowUpdate(segment, own, other) { step.events.insert(.badWindowUpdate) }
     own.note(segment, at: seconds)
     if segment.length > 0, sequenceDistance(segment.sequence, own.next) < 0 {
       step.events.insert(.retransmission)
@@ -99,6 +121,7 @@ extension TCPSession {
     }
     if own.marks.contains(.sentFin), segment.length > 0, sequenceDistance(end, own.final) > 0 {
       // Nothing follows a FIN.
+      step.events.insert(.dataAfterFin)
       step.events.insert(outOfWindowEvent)
       return false
     }
@@ -110,9 +133,18 @@ extension TCPSession {
     // More than was seen of it: lost by the capture, if its window allowed it.
     if marks.contains(.oneSided) || !other.marks.contains(.hasEdge) { return true }
     if sequenceDistance(segment.acknowledgement, other.edge) <= 0, !other.marks.contains(.sentFin) { return true }
+    if other.marks.contains(.sentFin) { step.events.insert(.ackBeyondFin) }
     step.events.insert(.invalidAck)
-    step.events.insert(invalidAckEvent)
+    step.events.insert(state == .established && segment.flags.contains(.fin) ? .finInvalidAck : invalidAckEvent)
     return false
+  }
+
+  /// The window shrinks by more than was sent, though something before was lost: somebody wants to stop the other end.
+  private func isBadWindowUpdate(_ segment: TCPSegment, _ own: TCPEnd, _ other: TCPEnd) -> Bool {
+    let window = segment.window << UInt32(own.scale)
+    return window > 0 && window < own.window && own.window - window > segment.length
+      && sequenceDistance(segment.sequence, own.next) > 0
+      && sequenceDistance(other.next, segment.acknowledgement) > 0
   }
 
   private var outOfWindowEvent: StreamEvent {
@@ -284,11 +316,12 @@ extension TCPSession {
   }
 
   /// Whoever sent a reset and goes on did not send it: the connection stands.
-  private mutating func reopen(_ fromClient: Bool, _ step: inout TCPStep) {
+  private mutating func reopen(_ fromClient: Bool, _ segment: TCPSegment, _ step: inout TCPStep) {
     let mark = fromClient ? Marks.clientReset : .serverReset
     guard state == .closed, marks.contains(mark) else { return }
     marks.remove(mark)
     step.events.insert(.suspectedResetInject)
+    if segment.length > 0 { step.events.insert(.dataAfterReset) }
     if !wasReset { state = .established }
   }
 }

@@ -17,6 +17,10 @@ struct TCPStep {
 
 /// From the first packet to an established connection.
 extension TCPSession {
+  /// SYNs, and SYN/ACKs, with other numbers than the first that are still an accident.
+  static let synLimit: UInt8 = 10
+  static let synAckLimit: UInt8 = 5
+
   /// `fromClient`: by what was known before; for a new session its sender is the client.
   mutating func open(_ segment: TCPSegment, _ settings: EngineSettings, at seconds: UInt32, into step: inout TCPStep) {
     let flags = segment.flags
@@ -27,11 +31,13 @@ extension TCPSession {
     }
     if flags.contains(.syn), !flags.contains(.ack) {
       guard !flags.contains(.fin) else { return }
+      if segment.length > 0 { step.events.insert(.dataOnSyn) }
       begin(segment, at: seconds)
       step.isAccepted = true
       return
     }
     if flags.contains(.fin), !flags.contains(.syn) { step.events.insert(.finNoSession) }
+    step.events.insert(.noHandshake)
     guard settings.picksUpMidstream else {
       step.isMidstream = true
       return
@@ -42,9 +48,10 @@ extension TCPSession {
 
   /// A SYN without ACK.
   mutating func begin(_ segment: TCPSegment, at seconds: UInt32) {
-    let policies = (client.policy, server.policy)
+    let (former, latter) = (client, server)
     self = TCPSession()
-    (client.policy, server.policy) = policies
+    (client.policy, server.policy) = (former.policy, latter.policy)
+    (client.timeToLive, server.timeToLive) = (former.timeToLive, latter.timeToLive)
     state = .synSent
     marks = .clientSeen
     client.begin(segment.sequence, sent: segment.length)
@@ -184,6 +191,7 @@ extension TCPSession {
     }
     if !segment.hasTimestamp { client.marks.remove(.stamps) }
     state = .synReceived
+    repetitions = 0
     allow(&client, segment.acknowledgement, by: &server, segment, isSyn: true)
     step.isAccepted = true
   }
@@ -192,6 +200,7 @@ extension TCPSession {
     _ segment: TCPSegment, fromClient: Bool, at seconds: UInt32, into step: inout TCPStep
   ) {
     if !fromClient {
+      step.events.insert(.fourWayHandshake)
       marks.formUnion([.fourWay, .serverSeen])
       server.begin(segment.sequence, sent: segment.length)
       server.note(segment, at: seconds)
@@ -206,6 +215,8 @@ extension TCPSession {
       step.events.insert(.retransmission)
       return
     }
+    repetitions = repetitions == .max ? .max : repetitions + 1
+    if repetitions > Self.synLimit { step.events.insert(.synFlood) }
     // Which of them the server took, its answer tells.
     alternative = segment.sequence
     marks.insert(.hasAlternative)
@@ -244,6 +255,13 @@ extension TCPSession {
     }
     guard flags.contains(.ack) else { return }
     let four = marks.contains(.fourWay)
+    // Before the client's last word no data comes from the server, unless the client's SYN had some; inline, none of it is lost.
+    if !fromClient, !four, segment.length > 0, settings.isStreamInline, !settings.picksUpOneSide,
+      !marks.contains(.midstream), client.next == client.initial &+ 1
+    {
+      step.events.insert(.ackDataInject)
+      return
+    }
     guard fromClient != four || segment.length > 0 else {
       step.events.insert(.ackInWrongDirection)
       return
@@ -283,6 +301,8 @@ extension TCPSession {
         step.events.insert(.synAckResendOtherAck)
       } else if segment.sequence != server.initial {
         step.events.insert(.synAckResendOtherSequence)
+        repetitions = repetitions == .max ? .max : repetitions + 1
+        if repetitions > Self.synAckLimit { step.events.insert(.synAckFlood) }
         // The client's answer tells which it took.
         alternative = segment.sequence
         marks.formUnion([.hasAlternative, .alternativeIsServers])

@@ -7,6 +7,8 @@ struct TCPSession: BitwiseCopyable {
   var server = TCPEnd()
   var state = State.none
   var marks: Marks = []
+  /// Second SYNs or SYN/ACKs with other numbers than the first.
+  var repetitions: UInt8 = 0
   /// A number from a second SYN or SYN/ACK: the answer to it decides which one counts.
   var alternative: UInt32 = 0
 
@@ -77,6 +79,8 @@ struct TCPEnd: BitwiseCopyable {
   var marks: Marks = []
   /// How its segments are put together: the other end's policy.
   var policy = OverlapPolicy.bsd
+  /// How many routers its first packet could still have come past.
+  var timeToLive: UInt8 = 0
   var stream = StreamTrack()
   /// Urgent bytes that are no part of the stream: how many there were, and the number of the last.
   var urgentCount: UInt32 = 0
@@ -160,6 +164,7 @@ struct TCPSegment: BitwiseCopyable {
   /// Of a SYN; 255: not given.
   var scale: UInt8 = 255
   var hasFastOpen = false
+  var timeToLive: UInt8
   /// Where in its payload the urgent byte is; nil when it has none.
   var urgentOffset: Int?
 
@@ -173,6 +178,7 @@ struct TCPSegment: BitwiseCopyable {
     acknowledgement = packet.tcpAcknowledgement
     flags = packet.tcpFlags
     window = UInt32(packet.tcpWindow)
+    timeToLive = packet.timeToLive
     length = UInt32(truncatingIfNeeded: packet.payloadLength)
     let start = Int(packet.transportOffset)
     if flags.contains(.urg) {

@@ -65,6 +65,10 @@ struct Inspect: ParsableCommand {
     name: .customLong("profile-json"), help: "Where to write what each rule cost as JSON; - for standard output.")
   var profileJSON: String?
 
+  @Flag(
+    help: "Write an EVE event of type anomaly for each thing that decoding and streams find wrong, whatever the rules.")
+  var anomalies = false
+
   @Flag(help: "Inspect each capture by itself, with a new engine, instead of merging them by time.")
   var separate = false
 
@@ -92,7 +96,8 @@ struct Inspect: ParsableCommand {
     let (configuration, settings) = try inspectorConfiguration()
     var run = try InspectionRun(
       rules: compiled, isInline: inline, output: eve, showsAlerts: eve != "-",
-      evidence: EvidenceWanted(packet: packet, payload: payload), decoding: settings.decoding, passed: try writer())
+      evidence: EvidenceWanted(packet: packet, payload: payload), tellsAnomalies: anomalies,
+      decoding: settings.decoding, passed: try writer())
     var profile = RuleProfileReport(compiled)
     var problem: PacketSourceError?
     for group in separate ? captures.map({ [$0] }) : [captures] {

@@ -33,7 +33,7 @@ struct InspectionRun: ~Copyable {
 
   init(
     rules: SnortRules, isInline: Bool, output path: String?, showsAlerts: Bool, evidence: EvidenceWanted,
-    decoding: DecodeSettings, passed: consuming CaptureFileWriter?
+    tellsAnomalies: Bool, decoding: DecodeSettings, passed: consuming CaptureFileWriter?
   ) throws {
     // What can fail comes first: a writer cannot be given up half-way.
     let eve = try path.map(LineFile.init)
@@ -44,7 +44,8 @@ struct InspectionRun: ~Copyable {
     self.isInline = isInline
     wanted = evidence
     self.decoding = decoding
-    output = InspectionOutput(evidenceCapacity: evidence.isEmpty ? 0 : EvidenceWanted.capacity)
+    output = InspectionOutput(
+      evidenceCapacity: evidence.isEmpty ? 0 : EvidenceWanted.capacity, keepsAnomalies: tellsAnomalies)
     encoder = EVEEncoder(node: "inspect", isInline: isInline, directory: DomainDirectory())
   }
 
@@ -119,6 +120,7 @@ struct InspectionRun: ~Copyable {
     last = frame.timestamp
     overflow += UInt64(output.overflow)
     for index in 0..<output.count { tell(output[index], frame, bytes) }
+    if output.keepsAnomalies { tellAnomalies(frame, bytes) }
     if output.verdict != .pass {
       dropped += 1
       if isInline { tellDrop(frame, bytes) }
@@ -162,6 +164,19 @@ struct InspectionRun: ~Copyable {
     if wanted.contains(.packet), let kept = output.evidence(record.packet) { evidence.packet = kept }
     if wanted.contains(.payload), let kept = output.evidence(record.payload) { evidence.payload = kept }
     return evidence
+  }
+
+  private func tellAnomalies(_ frame: FrameMetadata, _ bytes: RawSpan) {
+    guard let eve else { return }
+    for anomaly in output.anomalies {
+      var packet = DroppedPacket(
+        frame, bytes, packetID: packets, reason: .decodeError, rule: nil, verdict: .pass, decoding,
+        layer: Int(anomaly.layer))
+      packet.flowID = anomaly.flowID
+      packet.evidence?.captureFile = captureFile
+      packet.evidence?.captureNumber = captured
+      eve.write(encoder.encode(anomaly, event: SnortInspector.name(of: anomaly), of: packet))
+    }
   }
 
   private var rejectAction: RuleAction? {

@@ -71,15 +71,16 @@ extension DecodedPacket {
 extension DroppedPacket {
   init(
     _ frame: FrameMetadata, _ bytes: RawSpan, packetID: UInt64, reason: DropReason, rule: RuleMetadata?,
-    verdict: Verdict, _ settings: DecodeSettings
+    verdict: Verdict, _ settings: DecodeSettings, layer: Int = 0
   ) {
-    let packet = DecodedPacket.decode(
+    var packet = DecodedPacket.decode(
       bytes, linkType: frame.linkType, strippedVLAN: frame.strippedVLAN, settings: settings)
+    for _ in 0..<layer { if !packet.enterTunnel(bytes, settings: settings) { break } }
     self.init(
       time: frame.timestamp, incarnation: .none, packetID: packetID, source: packet.source,
       destination: packet.destination, sourcePort: packet.sourcePort, destinationPort: packet.destinationPort,
       ipProtocol: packet.ipProtocol, reason: reason, rule: rule, verdict: verdict)
-    evidence = PacketEvidence(frame, bytes, layer: 0, [], settings)
+    evidence = PacketEvidence(frame, bytes, layer: layer, [], settings)
   }
 }
 
