@@ -8,7 +8,9 @@ import VMFenceCore
 // numbers of requests rise by one (a held one is shown again), writes carry what they say, and nothing that was refused is counted
 // as done.
 
-private let byteCount = 1 << 20
+private let byteCount = 256 << 10
+/// Of an input, in bytes: each request for all of the disk costs as much as the disk has.
+private let inputLimit = 4096
 
 /// One server for all inputs: clients come and go.
 private final class Bench {
@@ -99,7 +101,7 @@ public func fuzzNBD(_ start: UnsafePointer<UInt8>?, _ count: Int) -> CInt {
     guard input.byteCount > 1 else { return }
     if unsafe bench == nil { unsafe bench = Bench() }
     guard let bench = unsafe bench else { return }
-    talk(bench, mode: input.u8(0), input.extracting(1..<input.byteCount).copiedBytes())
+    talk(bench, mode: input.u8(0), input.extracting(1..<min(input.byteCount, inputLimit)).copiedBytes())
   }
   return 0
 }
@@ -109,7 +111,7 @@ private func talk(_ bench: Bench, mode: UInt8, _ bytes: [UInt8]) {
   defer { close(client) }
   var judge = Judge(mode: mode)
   var sent = 0
-  var answer = [UInt8](repeating: 0, count: 64 << 10)
+  var answer = [UInt8](repeating: 0, count: 256 << 10)
   let before = bench.server.statistics
   for round in 0..<10_000 {
     if sent < bytes.count {
@@ -124,9 +126,12 @@ private func talk(_ bench: Bench, mode: UInt8, _ bytes: [UInt8]) {
     do throws(BlockSourceError) {
       _ = try bench.server.deliver(limit: 64, until: SystemClock().now, to: &judge)
     } catch { fatalError(error.description) }
-    // SAFETY: as many bytes as the array has.
-    let result = unsafe answer.withUnsafeMutableBytes { unsafe recv(client, $0.baseAddress, $0.count, 0) }
-    if result == 0 || result < 0 && errno != EAGAIN {
+    var result = 1
+    while result > 0 {
+      // SAFETY: as many bytes as the array has.
+      result = unsafe answer.withUnsafeMutableBytes { unsafe recv(client, $0.baseAddress, $0.count, 0) }
+    }
+    if result == 0 || errno != EAGAIN {
       precondition(bench.server.statistics.denied - before.denied == UInt64(judge.denied), "refusals are counted")
       return
     }
