@@ -84,7 +84,7 @@ let package = Package(
       name: "vmfence-detector", dependencies: ["VMFenceCore", "VMFenceDetection", "VMFenceProcess"],
       swiftSettings: strict),
     .executableTarget(
-      name: "vmfence-guest", dependencies: ["VMFenceCore", "VMFenceGuest"], swiftSettings: strict),
+      name: "vmfence-guest", dependencies: ["VMFenceCore", "VMFenceGuest", "VMFenceChannel"], swiftSettings: strict),
     .executableTarget(
       name: "vmfence-disk",
       dependencies: [
@@ -145,7 +145,8 @@ let package = Package(
       swiftSettings: strict),
     .testTarget(name: "VMFenceChannelTests", dependencies: ["VMFenceChannel"], swiftSettings: strict),
     .testTarget(
-      name: "VMFenceGuestTests", dependencies: ["VMFenceGuest", "vmfence-guest", "NetworkTestSupport"],
+      name: "VMFenceGuestTests",
+      dependencies: ["VMFenceGuest", "VMFenceChannel", "vmfence-guest", "NetworkTestSupport"],
       swiftSettings: strict),
     .testTarget(
       name: "VMFenceBlockTests", dependencies: ["VMFenceBlock", "VMFenceIntegrity", "VMFenceConformance", "CLinux"],

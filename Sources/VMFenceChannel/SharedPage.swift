@@ -24,6 +24,7 @@ public final class SharedPage: Sendable {
   }
 
   /// The first page of a memory file (memfd_create(2)), which other processes map too. The descriptor stays the caller's.
+  /// Whoever can shorten the file can end this process (SIGBUS): seal it with F_SEAL_SHRINK before another gets it.
   public static func mapping(descriptor: Int32) throws(ChannelViolation) -> SharedPage {
     // SAFETY: a fresh mapping that replaces none.
     let result = unsafe mmap(nil, byteCount, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0)

@@ -17,9 +17,11 @@ public struct TokenBucket: Sendable {
 
   /// Whether there is one to take.
   public mutating func hasToken(at now: Timestamp) -> Bool {
-    let more = max(0, (now - last).wholeNanoseconds) / interval
+    // A clock that was set back begins anew.
+    last = min(last, now)
+    let more = (now - last).wholeNanoseconds / interval
     if more >= capacity - tokens {
-      (tokens, last) = (capacity, max(now, last))
+      (tokens, last) = (capacity, now)
     } else {
       tokens += more
       last = last + .nanoseconds(more * interval)

@@ -22,6 +22,7 @@ enum GuestCommand {
     usage: vmfence-guest apply FILE [--check] [--allow-older] [--uuid UUID]
            vmfence-guest show [--json]
            vmfence-guest remove
+           vmfence-guest run --page FILE [--config FILE] [--uuid UUID]
            vmfence-guest --help | --version
 
     Enforces, in a guest, the policy that the host's VMFence made for it: in nftables, in the table inet vmfence_guest,
@@ -34,9 +35,13 @@ enum GuestCommand {
       show            what is in force, with the time that is left, and what was dropped
         --json          as one line of JSON
       remove          takes the policy out of force
+      run             takes policies from the host as they come, puts them in force, and answers, until a signal ends it
+        --page FILE     the page that the host maps too: the memory of an ivshmem device
+        --config FILE   what the tenant wants (/etc/vmfence-guest.yaml): service-type, protected-paths; SIGHUP reads it again
 
     exit codes
-      0 done · 64 the command line is wrong · 65 the policy is wrong, older, or another guest's · 66 the file cannot be read
+      0 done · 64 the command line is wrong · 65 the policy is wrong, older, or another guest's, or the configuration is wrong
+      66 a file cannot be read
       69 the kernel lacks something, or the table is somebody else's · 70 the packet filter failed · 73 the output cannot be written
       77 a permission is missing
 
@@ -67,6 +72,11 @@ enum GuestCommand {
       guard options.words.count == 1 else { throw wrong("remove takes no file") }
       try options.allow([])
       try remove()
+    case "run":
+      guard options.words.count == 1 else { throw wrong("run takes no word behind it") }
+      try options.allow(["page", "config", "uuid"])
+      guard let page = options.values["page"] else { throw wrong("run needs --page FILE") }
+      try work(page, options)
     case nil where options.flags.contains("help"): try say(usage)
     case nil where options.flags.contains("version"): try say("\(VMFenceVersion.text)\n")
     case nil: throw wrong("a command is needed")
@@ -95,7 +105,7 @@ enum GuestCommand {
     } catch {
       throw Failure(65, error, at: place)
     }
-    if let own = try Identity.uuid(options.uuid), own != policy.domain {
+    if let own = try Identity.uuid(options.values["uuid"]), own != policy.domain {
       throw Failure(
         65, "a policy for guest \(policy.domain), and this is \(own)", at: place, remedy: "take this guest's own policy"
       )
@@ -138,6 +148,16 @@ enum GuestCommand {
     try say(wasThere ? "no policy is in force any more\n" : "no policy was in force\n")
   }
 
+  // MARK: run
+
+  private static func work(_ page: String, _ options: Options) throws(Failure) {
+    let own = try Identity.uuid(options.values["uuid"])
+    Signals.install()
+    var agent = Agent(
+      try PageFileTransport(page), own: own, configuration: options.values["config"] ?? "/etc/vmfence-guest.yaml")
+    try agent.run()
+  }
+
   private static func failure(_ error: GuestFirewallError) -> Failure {
     switch error.code {
     case .permissionDenied: Failure(77, error)
@@ -152,9 +172,11 @@ enum GuestCommand {
 struct Options {
   private(set) var words: [String] = []
   private(set) var flags: Set<String> = []
-  private(set) var uuid: String?
+  /// Of options that have a value.
+  private(set) var values: [String: String] = [:]
 
   private static let known: Set<String> = ["check", "allow-older", "json", "help", "version"]
+  private static let withValue: Set<String> = ["uuid", "page", "config"]
 
   init(_ arguments: [String]) throws(GuestCommand.Failure) {
     var rest = arguments[...]
@@ -163,13 +185,11 @@ struct Options {
         words.append(argument)
         continue
       }
-      let name = String(argument.drop { $0 == "-" })
-      if argument == "--uuid" {
-        guard let value = rest.popFirst() else { throw GuestCommand.wrong("--uuid needs a UUID") }
-        uuid = value
-      } else if argument == "-h" {
-        flags.insert("help")
-      } else if argument.hasPrefix("--"), Self.known.contains(name) {
+      let name = argument.hasPrefix("--") ? String(argument.dropFirst(2)) : argument == "-h" ? "help" : ""
+      if Self.withValue.contains(name) {
+        guard let value = rest.popFirst() else { throw GuestCommand.wrong("--\(name) needs a value") }
+        values[name] = value
+      } else if Self.known.contains(name) {
         flags.insert(name)
       } else {
         throw GuestCommand.wrong("there is no option '\(argument.escapedForDisplay)'")
@@ -180,8 +200,7 @@ struct Options {
 
   /// Says so when an option is given that is none of the command's.
   func allow(_ names: Set<String>) throws(GuestCommand.Failure) {
-    let given = uuid == nil ? flags : flags.union(["uuid"])
-    for name in given.subtracting(names).sorted() {
+    for name in flags.union(values.keys).subtracting(names).sorted() {
       throw GuestCommand.wrong("--\(name) is no option of '\(words[0])'")
     }
   }

@@ -53,7 +53,7 @@ enum House {
     "VMFenceConformance": rooms.union(["VMFenceTestKit", "Testing"]),
     "VMFenceStore": rooms.union(["CSQLite"]),
     "vmfence-detector": rooms.union(["VMFenceDetection", "VMFenceProcess"]),
-    "vmfence-guest": rooms.union(["VMFenceGuest"]),
+    "vmfence-guest": rooms.union(["VMFenceGuest", "VMFenceChannel"]),
     "vmfence-disk": rooms.union([
       "VMFenceBlock", "VMFenceProcess", "VMFenceControl", "CLinux", "ArgumentParser", "Foundation",
     ]),

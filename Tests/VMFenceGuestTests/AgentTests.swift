@@ -1,0 +1,154 @@
+import Foundation
+import NetworkTestSupport
+import Testing
+import VMFenceChannel
+import VMFenceCore
+import VMFenceGuest
+
+/// `vmfence-guest run`, over a page in a file, with Dom0's side in this process.
+@Suite("vmfence-guest run", .enabled(if: NetworkNamespace.isPossible, "\(NetworkNamespace.reason)"))
+final class AgentTests {
+  private let network: GuestNetwork
+  private let pageFile: String
+  private let configuration: String
+  private let page: SharedPage
+  private var epoch: UInt64 = 0
+  private var agent: Process?
+
+  init() throws {
+    network = try GuestNetwork()
+    pageFile = try network.file("page", [UInt8](repeating: 0, count: SharedPage.byteCount))
+    configuration = try network.file("wishes.yaml", Array("service-type: web\nprotected-paths:\n  - /etc/**\n".utf8))
+    // SAFETY: open(2) reads the path up to its zero.
+    let descriptor = unsafe open(pageFile, O_RDWR)
+    defer { close(descriptor) }
+    page = try SharedPage.mapping(descriptor: descriptor)
+  }
+
+  deinit { agent?.terminate() }
+
+  private func start() throws {
+    agent = try network.guest.start(
+      "\(try programPath()) run --page \(pageFile) --config \(configuration) --uuid \(guestUUID)")
+  }
+
+  /// Begins a session as soon as the frontend is there.
+  private func attach() throws -> HostChannel {
+    epoch += 1
+    var channel: HostChannel?
+    #expect(
+      eventually {
+        channel = try? HostChannel(page, epoch: epoch, at: SystemClock().now)
+        return channel != nil
+      })
+    return try #require(channel)
+  }
+
+  /// Steps until `body` finds what it wants among the events.
+  private func waitFor<Result>(_ host: inout HostChannel, _ body: (HostChannelEvent) -> Result?) throws -> Result {
+    var found: Result?
+    _ = eventually {
+      for event in host.step(at: SystemClock().now) where found == nil { found = body(event) }
+      return found != nil
+    }
+    return try #require(found)
+  }
+
+  private func acknowledgement(_ event: HostChannelEvent) -> PolicyAcknowledgement? {
+    if case .acknowledged(let answer) = event { answer } else { nil }
+  }
+
+  private func declaration(_ event: HostChannelEvent) -> TenantDeclaration? {
+    if case .declared(let declaration) = event { declaration } else { nil }
+  }
+
+  @Test("takes policies, puts them in force, answers, reports, declares; what is in force outlives it")
+  func work() throws {
+    try start()
+    var host = try attach()
+    let answer1 = try waitFor(&host, declaration)
+    #expect(answer1 == TenantDeclaration(serviceType: "web", protectedPaths: ["/etc/**"]))
+    #expect(network.comesThrough(from: GuestNetwork.attacker))
+    let first = try policy(1, [(block(GuestNetwork.attacker), 600), (block("203.0.113.9"), nil)])
+    host.offer(first)
+    let answer = try waitFor(&host, acknowledgement)
+    #expect(answer == PolicyAcknowledgement(version: 1, digest: first.digest, status: .applied, standing: 2))
+    #expect(!network.reaches(from: GuestNetwork.attacker) && network.comesThrough(from: GuestNetwork.honest))
+    host.query()
+    let report = try waitFor(&host) { event in
+      if case .inForce(let report) = event, report.dropped[0] > 0 { report } else { nil }
+    }
+    #expect(report.policy == .init(version: 1, digest: first.digest) && report.standing == 2 && report.measures == 2)
+
+    // Another guest's, and an older one: refused, and said so.
+    let strange = try GuestPolicy(domain: DomainUUID(high: 1, low: 2), version: 9, issued: first.issued, measures: [])
+    host.offer(strange)
+    let answer2 = try waitFor(&host, acknowledgement)
+    #expect(answer2.status == .refused)
+    host.offer(try policy(2, [(block(GuestNetwork.honest), 600)]))
+    let answer3 = try waitFor(&host, acknowledgement)
+    #expect(answer3.status == .applied)
+    host.offer(first)
+    let stale = try waitFor(&host, acknowledgement)
+    #expect(stale.status == .stale && stale.reason.contains("version 2 is in force"))
+
+    // What the tenant wants is read again.
+    _ = try network.file("wishes.yaml", Array("protected-paths: # more\n- '/srv/www/**'\n- /etc/**\n".utf8))
+    kill(try #require(agent).processIdentifier, SIGHUP)
+    let answer4 = try waitFor(&host, declaration)
+    #expect(answer4 == TenantDeclaration(protectedPaths: ["/srv/www/**", "/etc/**"]))
+
+    let ended = try #require(agent)
+    ended.terminate()
+    ended.waitUntilExit()
+    #expect(ended.terminationStatus == 0)
+    #expect(!network.reaches(from: GuestNetwork.honest), "the policy stays in force")
+  }
+
+  @Test("goes on after Dom0's daemon was restarted, and after it was restarted itself")
+  func restarts() throws {
+    try start()
+    var host = try attach()
+    host.offer(try policy(1, []))
+    let answer5 = try waitFor(&host, acknowledgement)
+    #expect(answer5.status == .applied)
+    host = try attach()
+    host.offer(try policy(2, []))
+    let answer6 = try waitFor(&host, acknowledgement)
+    #expect(answer6.version == 2)
+    agent?.terminate()
+    agent?.waitUntilExit()
+    try start()
+    _ = try waitFor(&host) { $0 == .restarted ? true : nil }
+    host = try attach()
+    host.offer(try policy(3, []))
+    let answer7 = try waitFor(&host, acknowledgement)
+    #expect(answer7.version == 3)
+  }
+
+  @Test(
+    "a wrong configuration is refused with its place and what to do",
+    arguments: [
+      ("service-type: Web Server\n", ":1:1: error:"), ("a: b\n", ":1:1: error: there is no key 'a'"),
+      ("# x\n\nprotected-paths:\n  - etc\n", ":4:3: error:"), ("- /etc\n", ":1:1: error: an item of no list"),
+      ("protected-paths: /etc\n", ":1:1: error:"), ("protected-paths:\n  - /a\n  - /a\n", ":3:3: error:"),
+      ("protected-paths:\n  - \"/a\n", ":2:3: error:"), ("service-type: web\nservice-type: web\n", ":2:1: error:"),
+      ("  service-type: web\n", ":1:3: error:"), ("protected-paths:\n  - /a/../b\n", ":2:3: error:"),
+      ("what\n", ":1:1: error:"),
+      ("protected-paths:\n" + String(repeating: "  - /a\n", count: 20_000), "error: more than"),
+    ])
+  func badConfiguration(text: String, expected: String) throws {
+    let file = try network.file("bad.yaml", Array(text.utf8))
+    let run = try network.vmfenceGuest("run --page \(pageFile) --config \(file)")
+    #expect(run.status == 65 && run.output.contains("\(file)") && run.output.contains(expected), "\(run.output)")
+    #expect(run.output.contains("("), "a remedy")
+  }
+
+  @Test("a page that is none is refused")
+  func badPage() throws {
+    let small = try network.file("small", [1, 2, 3])
+    #expect(try network.vmfenceGuest("run --page \(small)").status == 66)
+    #expect(try network.vmfenceGuest("run --page /nowhere").status == 66)
+    #expect(try network.vmfenceGuest("run").status == 64)
+  }
+}
