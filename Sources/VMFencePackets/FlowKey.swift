@@ -42,8 +42,9 @@ public struct FlowKey: Hashable, Sendable, BitwiseCopyable {
 
   /// The key of a decoded packet. Only for packets whose network layer is IPv4 or IPv6.
   @inlinable @inline(__always)
-  public static func make(_ packet: DecodedPacket) -> (key: FlowKey, isForward: Bool) {
-    let hasPorts = packet.transport == .tcp || packet.transport == .udp || packet.transport == .sctp
+  public static func make(_ packet: borrowing DecodedPacket) -> (key: FlowKey, isForward: Bool) {
+    let transport = packet.transport
+    let hasPorts = transport == .tcp || transport == .udp || transport == .sctp
     return make(
       source: packet.source, sourcePort: hasPorts ? packet.sourcePort : 0, destination: packet.destination,
       destinationPort: hasPorts ? packet.destinationPort : 0, ipProtocol: packet.ipProtocol,

@@ -2,6 +2,8 @@ import VMFenceCore
 import VMFencePackets
 
 /// What is kept of one flow. All zeros is "no flow".
+///
+/// Some 300 bytes: what reads it is inlined where it is called, so that it stays where it is.
 struct Flow: BitwiseCopyable {
   var key: FlowKey
   var hash: UInt64
@@ -49,17 +51,23 @@ struct Flow: BitwiseCopyable {
     static let serverAddressesSeen = Marks(rawValue: 1024)
   }
 
+  @inline(__always)
   var client: TCPEnd { session.client }
+  @inline(__always)
   var server: TCPEnd { session.server }
+  @inline(__always)
   var isTCP: Bool { key.ipProtocol == 6 }
 
   /// For rules. TCP: both ends agreed on a connection. Others: both have sent.
+  @inline(__always)
   var isEstablished: Bool { isTCP ? session.isEstablished : marks.contains(.isAnswered) }
 
   /// Whether anything of its streams waits to be inspected.
+  @inline(__always)
   var hasBuffers: Bool { session.client.stream.block != 0 || session.server.stream.block != 0 }
 
   /// Not 0; another one for each flow that lies at a place, and for each new connection between the same ends.
+  @inline(__always)
   var identity: UInt64 { (hash ^ UInt64(bitPattern: firstSeen) &* 0x9E37_79B9_7F4A_7C15) | 1 }
 
   /// What each side of a TCP connection has sent, by its sequence numbers: SYN and FIN count as one. nil: its SYN was not seen.
@@ -70,6 +78,7 @@ struct Flow: BitwiseCopyable {
   }
 
   /// How long the flow is kept after its last packet, in nanoseconds.
+  @inline(__always)
   func timeout(_ timeouts: FlowTimeouts) -> Int64 {
     switch key.ipProtocol {
     case 6: session.isClosed ? timeouts.tcpClosed : session.isEstablished ? timeouts.tcpEstablished : timeouts.tcpNew

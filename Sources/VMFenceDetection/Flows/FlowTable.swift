@@ -11,6 +11,7 @@ import VMFencePackets
 struct FlowTable: ~Copyable {
   static let bucketPlaces = 8
 
+  private let inPlace = InPlace()
   private var tags: ZeroedTable<UInt32>
   private var flows: ZeroedTable<Flow>
   private let buckets: Int
@@ -58,12 +59,8 @@ struct FlowTable: ~Copyable {
     case isToEnd(Int)
   }
 
-  /// Finds or makes the flow of a packet.
-  ///
-  /// `packet`: IPv4 or IPv6, no fragment. `layer`: of tunnels, 0 for the outermost.
-  mutating func locate(_ packet: DecodedPacket, layer: Int, at time: Timestamp) -> Location {
-    var (key, isForward) = FlowKey.make(packet)
-    key.protocolAndFamily |= UInt64(truncatingIfNeeded: layer) << 16
+  /// Finds or makes the flow of a packet with this key, whose source is the first end of the key (`isForward`) or the second.
+  mutating func locate(_ key: FlowKey, isForward: Bool, at time: Timestamp) -> Location {
     let hash = placeHash.hash(key)
     let now = time.nanoseconds
     if let place = find(key, hash) {
@@ -96,8 +93,8 @@ struct FlowTable: ~Copyable {
   }
 
   subscript(place: Int) -> Flow {
-    get { flows[place] }
-    _modify { yield &flows[place] }
+    @inline(__always) _read { yield flows[place] }
+    @inline(__always) _modify { yield &flows[place] }
   }
 
   /// Looks at the next place in turn: one whose flow is over though it has data that was not inspected.

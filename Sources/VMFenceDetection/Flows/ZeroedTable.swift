@@ -21,10 +21,11 @@ struct ZeroedTable<Element: BitwiseCopyable>: ~Copyable {
   deinit { unsafe free(base) }
 
   subscript(index: Int) -> Element {
-    @inline(__always) get {
+    // In place: entries may be long, and whoever asks for one field must not pay for all.
+    @inline(__always) _read {
       precondition(index >= 0 && index < count, "an entry that is not there")
-      // SAFETY: inside the table by the check above.
-      return unsafe base[index]
+      // SAFETY: inside the table by the check above; nobody writes to it while `self` is borrowed.
+      yield unsafe base[index]
     }
     @inline(__always) _modify {
       precondition(index >= 0 && index < count, "an entry that is not there")

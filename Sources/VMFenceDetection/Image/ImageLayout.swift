@@ -358,8 +358,9 @@ struct ImageSections: Sendable, BitwiseCopyable {
   /// Room for all sections, and some more.
   private var extents: InlineArray<32, Extent> = InlineArray(repeating: Extent())
 
+  // Read and changed in place: a copy of this value costs more than what is looked up with it.
   subscript(section: ImageSection) -> Extent {
-    get { extents[section.rawValue] }
-    set { extents[section.rawValue] = newValue }
+    @inline(__always) _read { yield extents[section.rawValue] }
+    @inline(__always) _modify { yield &extents[section.rawValue] }
   }
 }

@@ -6,6 +6,10 @@ struct CandidateSet {
 
   init(ruleCount: Int) { words = Array(repeating: 0, count: (ruleCount + 63) / 64) }
 
+  /// May be false of a set that was emptied by `popFirst`, but for its last call.
+  @inline(__always)
+  var isEmpty: Bool { high < low }
+
   @inline(__always)
   mutating func insert(_ rule: Int) {
     let word = rule >> 6

@@ -1,8 +1,10 @@
 import VMFenceCore
 import VMFencePackets
 
-/// What rules are being compared with, apart from its bytes.
-struct PacketMatch {
+/// What rules are being compared with, apart from its bytes. Not copyable: it is handed on for every rule, and is as long as some of the
+/// packets that it is about.
+struct PacketMatch: ~Copyable {
+  private let inPlace = InPlace()
   var packet: DecodedPacket
   /// nil for fragments.
   var flow: FlowTable.Sighting?
@@ -25,6 +27,22 @@ struct PacketMatch {
   var isRebuilt = false
   /// Of a window: where the bytes begin that were not inspected yet.
   var fresh = 0
+
+  init(packet: DecodedPacket, flow: FlowTable.Sighting?, timestamp: Timestamp) {
+    self.packet = packet
+    self.flow = flow
+    self.timestamp = timestamp
+  }
+
+  /// The stream that a packet went into, as far as it came with that packet.
+  init(streamOf segment: borrowing PacketMatch) {
+    self.init(packet: segment.packet, flow: segment.flow, timestamp: segment.timestamp)
+    source = .stream
+    origin = segment.origin
+    verifiesChecksums = segment.verifiesChecksums
+    events = segment.events
+    isRewritten = segment.isRewritten
+  }
 
   enum Source {
     /// A packet that is in no reassembled stream: all rules.

@@ -41,7 +41,7 @@ extension SnortInspector {
   /// Inline: notes where the contents stand that a rule which matched this frame replaces. Only the payload of the frame's own packet can be
   /// replaced: not that of a stream, of a datagram put together, or of a tunnel, whose carriers would have to change too.
   mutating func noteReplacements(
-    _ rule: Int, _ record: Int, _ match: PacketMatch, _ payload: RawSpan, _ frame: RawSpan, _ image: RawSpan
+    _ rule: Int, _ record: Int, _ match: borrowing PacketMatch, _ payload: RawSpan, _ frame: RawSpan, _ image: RawSpan
   ) {
     guard configuration.isInline else { return }
     guard match.source != .stream, match.origin == .wire, match.packet.tunnelDepth == 0, !match.isRewritten,

@@ -5,7 +5,8 @@ import VMFencePackets
 extension SnortInspector {
   /// Notes that a rule matched; `settle` does what it says.
   mutating func find(
-    _ rule: Int, _ record: Int, _ telling: Telling, _ match: PacketMatch, _ payload: RawSpan, _ frame: RawSpan,
+    _ rule: Int, _ record: Int, _ telling: Telling, _ match: borrowing PacketMatch, _ payload: RawSpan,
+    _ frame: RawSpan,
     _ image: RawSpan, into output: inout InspectionOutput
   ) {
     if image.u8(record + RuleRecord.moreFlags) & RuleRecord.replaces != 0 {
@@ -192,7 +193,7 @@ extension SnortInspector {
   // MARK: Alerts
 
   private func alert(
-    _ rule: Int, _ match: PacketMatch, _ payload: RawSpan, _ frame: RawSpan, _ output: inout InspectionOutput
+    _ rule: Int, _ match: borrowing PacketMatch, _ payload: RawSpan, _ frame: RawSpan, _ output: inout InspectionOutput
   ) -> AlertRecord {
     let packet = match.packet
     var flags: AlertRecord.Flags = []

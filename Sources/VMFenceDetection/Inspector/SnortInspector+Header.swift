@@ -5,7 +5,7 @@ import VMFencePackets
 extension SnortInspector {
   /// `size`: of the payload, in bytes.
   func headerMatches(
-    _ kind: HeaderKind, _ option: Int, _ match: PacketMatch, _ size: Int, _ frame: RawSpan, _ image: RawSpan
+    _ kind: HeaderKind, _ option: Int, _ match: borrowing PacketMatch, _ size: Int, _ frame: RawSpan, _ image: RawSpan
   ) -> Bool {
     let small1 = image.u8(option + OptionRecord.small1)
     let small2 = image.u8(option + OptionRecord.small2)
@@ -40,7 +40,7 @@ extension SnortInspector {
   }
 
   private func fieldMatches(
-    _ field: HeaderField, _ option: Int, _ match: PacketMatch, _ frame: RawSpan, _ image: RawSpan
+    _ field: HeaderField, _ option: Int, _ match: borrowing PacketMatch, _ frame: RawSpan, _ image: RawSpan
   ) -> Bool {
     switch field {
     case .packetNumber: return NumberRecord.matches(option, counters.packets, image)
@@ -68,7 +68,9 @@ extension SnortInspector {
     }
   }
 
-  private static func vlanMatches(_ layer: UInt8, _ option: Int, _ match: PacketMatch, _ image: RawSpan) -> Bool {
+  private static func vlanMatches(_ layer: UInt8, _ option: Int, _ match: borrowing PacketMatch, _ image: RawSpan)
+    -> Bool
+  {
     func matches(_ tag: Int) -> Bool { match.vlan(tag).map { NumberRecord.matches(option, $0, image) } ?? false }
     switch layer {
     case HeaderKind.anyTag: return matches(0) || matches(1)

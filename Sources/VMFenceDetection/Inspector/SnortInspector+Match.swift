@@ -9,7 +9,8 @@ extension SnortInspector {
   /// - `payload`: the packet's payload, or the window.
   /// - `frame`: all bytes of `match.packet`.
   mutating func evaluate(
-    _ match: PacketMatch, _ payload: RawSpan, frame: RawSpan, image: RawSpan, into output: inout InspectionOutput
+    _ match: borrowing PacketMatch, _ payload: RawSpan, frame: RawSpan, image: RawSpan,
+    into output: inout InspectionOutput
   ) {
     let (first, second) = match.packetClasses
     findCandidates(first, match, payload, image)
@@ -19,7 +20,7 @@ extension SnortInspector {
 
   /// Collects the rules of a class that this packet has to be compared with.
   private mutating func findCandidates(
-    _ packetClass: PacketClass, _ match: PacketMatch, _ payload: RawSpan, _ image: RawSpan
+    _ packetClass: PacketClass, _ match: borrowing PacketMatch, _ payload: RawSpan, _ image: RawSpan
   ) {
     let record = matching.sections[.classes].offset + packetClass.rawValue * ClassRecord.stride
     let anyPort = image.u32le(record + ClassRecord.anyPort)
@@ -71,8 +72,10 @@ extension SnortInspector {
 
   /// Compares the candidates in order.
   private mutating func evaluateCandidates(
-    _ match: PacketMatch, _ payload: RawSpan, _ frame: RawSpan, _ image: RawSpan, into output: inout InspectionOutput
+    _ match: borrowing PacketMatch, _ payload: RawSpan, _ frame: RawSpan, _ image: RawSpan,
+    into output: inout InspectionOutput
   ) {
+    if matching.candidates.isEmpty { return }
     matching.payloads.budget = Self.workLimit
     let key = HeaderKey(match)
     let records = matching.sections[.rules].offset
@@ -106,7 +109,7 @@ extension SnortInspector {
   }
 
   /// Whether a rule looks at this packet at all.
-  private func isDue(_ flags: UInt8, _ match: PacketMatch) -> Bool {
+  private func isDue(_ flags: UInt8, _ match: borrowing PacketMatch) -> Bool {
     if match.isMalformed, flags & RuleRecord.seesMalformed == 0 { return false }
     if match.hasBadChecksum, flags & RuleRecord.seesBadChecksums == 0 { return false }
     guard flags & RuleRecord.isOncePerDirection != 0, let flow = match.flow else { return true }
@@ -117,7 +120,7 @@ extension SnortInspector {
   /// Whether the rule matches with bytes that were not inspected before: in the new ones alone, or in the window as a whole though not in
   /// the old ones alone.
   private mutating func windowMatches(
-    _ record: Int, _ match: PacketMatch, _ payload: RawSpan, _ frame: RawSpan, _ image: RawSpan
+    _ record: Int, _ match: borrowing PacketMatch, _ payload: RawSpan, _ frame: RawSpan, _ image: RawSpan
   ) -> Bool {
     guard match.fresh > 0 else { return optionsMatch(record, match, payload, frame, image) }
     if optionsMatch(record, match, payload.extracting(match.fresh..<payload.byteCount), frame, image) { return true }
@@ -127,7 +130,7 @@ extension SnortInspector {
   }
 
   private mutating func optionsMatch(
-    _ record: Int, _ match: PacketMatch, _ payload: RawSpan, _ frame: RawSpan, _ image: RawSpan
+    _ record: Int, _ match: borrowing PacketMatch, _ payload: RawSpan, _ frame: RawSpan, _ image: RawSpan
   ) -> Bool {
     let conditions = Int(image.u16le(record + RuleRecord.conditionCount))
     let start =

@@ -59,17 +59,18 @@ extension SnortInspector {
   }
 
   /// The rules about addresses alone have seen a packet of this direction.
-  mutating func noteAddresses(_ match: PacketMatch) {
+  mutating func noteAddresses(_ match: borrowing PacketMatch) {
     guard let flow = match.flow else { return }
     flows[flow.place].marks.insert(flow.toServer ? .clientAddressesSeen : .serverAddressesSeen)
   }
 
-  static func payload(_ packet: DecodedPacket) -> Range<Int> {
+  @inline(__always)
+  static func payload(_ packet: borrowing DecodedPacket) -> Range<Int> {
     Int(packet.payloadOffset)..<Int(packet.payloadOffset) + Int(packet.payloadLength)
   }
 
   /// Tells what was wrong with a packet.
-  private func note(_ match: PacketMatch, into output: inout InspectionOutput) {
+  private func note(_ match: borrowing PacketMatch, into output: inout InspectionOutput) {
     let flow = match.flow.map { flows.name(of: $0.place) } ?? 0
     for event in DecodeEvent.allCases where match.packet.events.contains(event) {
       output.append(
@@ -91,7 +92,7 @@ extension SnortInspector {
 
   /// Compares a packet or a window of a stream with the rules.
   mutating func compare(
-    _ match: PacketMatch, _ payload: RawSpan, _ frame: RawSpan, into output: inout InspectionOutput
+    _ match: borrowing PacketMatch, _ payload: RawSpan, _ frame: RawSpan, into output: inout InspectionOutput
   ) {
     if output.keepsAnomalies, !match.isStream { note(match, into: &output) }
     // SAFETY: the image is valid for its length as long as `rules` holds it, which outlasts this call.
@@ -105,8 +106,7 @@ extension SnortInspector {
   ) {
     match.hasBadChecksum = true
     if !match.packet.isFragment {
-      var (key, isForward) = FlowKey.make(match.packet)
-      key.protocolAndFamily |= UInt64(match.packet.tunnelDepth) << 16
+      let (key, isForward) = Self.flowKey(match.packet)
       if let place = flows.lookUp(key, at: context.frame.timestamp) {
         if decideByFlow(place, into: &output) { return }
         match.flow = sighting(place, isForward: isForward)
@@ -157,6 +157,14 @@ extension SnortInspector {
 
   // MARK: Flows
 
+  /// The key of a packet's flow, and whether its source is the first end of that. Packets in tunnels are in flows of their own.
+  @inline(__always)
+  private static func flowKey(_ packet: borrowing DecodedPacket) -> (FlowKey, isForward: Bool) {
+    var (key, isForward) = FlowKey.make(packet)
+    key.protocolAndFamily |= UInt64(packet.tunnelDepth) << 16
+    return (key, isForward)
+  }
+
   /// Finds the packet's flow and follows it, except for TCP; nil when the packet needs no inspection.
   private mutating func followFlow(
     _ match: inout PacketMatch, _ bytes: RawSpan, _ context: PacketContext, into output: inout InspectionOutput
@@ -166,13 +174,14 @@ extension SnortInspector {
       match.flow = sighting(related.place, isForward: related.isForward)
       return related.place
     }
-    var location = flows.locate(match.packet, layer: Int(match.packet.tunnelDepth), at: context.frame.timestamp)
+    let (key, isForward) = Self.flowKey(match.packet)
+    var location = flows.locate(key, isForward: isForward, at: context.frame.timestamp)
     // Each turn ends one flow; the second finds a place.
     for _ in 0..<4 {
       guard case .isToEnd(let old) = location else { break }
       endFlow(old, at: context.frame.timestamp, into: &output)
       flows.release(old)
-      location = flows.locate(match.packet, layer: Int(match.packet.tunnelDepth), at: context.frame.timestamp)
+      location = flows.locate(key, isForward: isForward, at: context.frame.timestamp)
     }
     switch location {
     case .isToEnd: return nil
@@ -196,11 +205,10 @@ extension SnortInspector {
   }
 
   func sighting(_ place: Int, isForward: Bool) -> FlowTable.Sighting {
-    let session = flows[place].session
-    return FlowTable.Sighting(
+    FlowTable.Sighting(
       place: place, toServer: isForward == flows[place].marks.contains(.clientIsFirst),
       isEstablished: flows[place].isEstablished,
-      handshakeSeen: session.isEstablished && session.marks.contains(.handshakeSeen))
+      handshakeSeen: flows[place].session.isEstablished && flows[place].session.marks.contains(.handshakeSeen))
   }
 
   /// The flow that an ICMP error is about (RFC 792, RFC 4443 §2.4: it carries the beginning of the packet that caused it), if it is known.

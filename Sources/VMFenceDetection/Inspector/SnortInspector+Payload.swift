@@ -4,7 +4,7 @@ import VMFenceCore
 extension SnortInspector {
   /// Whether the payload tests at `first` hold, in their buffers. False also when `matching.payloads.budget` ran out.
   mutating func payloadMatches(
-    _ first: Int, _ rule: Int, _ match: PacketMatch, _ payload: RawSpan, _ frame: RawSpan, _ image: RawSpan
+    _ first: Int, _ rule: Int, _ match: borrowing PacketMatch, _ payload: RawSpan, _ frame: RawSpan, _ image: RawSpan
   ) -> Bool {
     let isSuricata = image.u8(rule + RuleRecord.flags) & RuleRecord.isSuricata != 0
     return matching.payloads.matches(

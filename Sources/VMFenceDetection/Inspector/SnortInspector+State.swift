@@ -3,7 +3,8 @@ import VMFencePackets
 
 /// Tests of what is remembered, and changes to it.
 extension SnortInspector {
-  mutating func stateMatches(_ kind: StateKind, _ option: Int, _ match: PacketMatch, _ image: RawSpan) -> Bool {
+  mutating func stateMatches(_ kind: StateKind, _ option: Int, _ match: borrowing PacketMatch, _ image: RawSpan) -> Bool
+  {
     let small1 = image.u8(option + OptionRecord.small1)
     let small2 = image.u8(option + OptionRecord.small2)
     let word = image.u32le(OptionRecord.word(option, 0))
@@ -45,7 +46,7 @@ extension SnortInspector {
     }
   }
 
-  private static func flowMatches(_ test: FlowTest, _ match: PacketMatch, needsFlow: Bool) -> Bool {
+  private static func flowMatches(_ test: FlowTest, _ match: borrowing PacketMatch, needsFlow: Bool) -> Bool {
     if test.contains(.notFragment), match.packet.isFragment { return false }
     if test.contains(.onlyFragment), !match.packet.isFragment { return false }
     if test.contains(.notStream), match.isStream { return false }
@@ -62,7 +63,7 @@ extension SnortInspector {
   }
 
   /// nil: the packet belongs to no flow.
-  private func owner(_ match: PacketMatch) -> FlowVariables.Owner? {
+  private func owner(_ match: borrowing PacketMatch) -> FlowVariables.Owner? {
     match.flow.map { FlowVariables.Owner(place: $0.place, identity: flows[$0.place].identity) }
   }
 
@@ -111,7 +112,7 @@ extension SnortInspector {
     return variables.integer(Int(word), of: owner)
   }
 
-  private func integerMatches(_ option: Int, _ match: PacketMatch, _ image: RawSpan) -> Bool {
+  private func integerMatches(_ option: Int, _ match: borrowing PacketMatch, _ image: RawSpan) -> Bool {
     guard let owner = owner(match),
       let comparison = FlowIntegerTest.Comparison(rawValue: image.u8(option + OptionRecord.small1))
     else { return false }
@@ -155,7 +156,7 @@ extension SnortInspector {
   enum Telling { case byAction, never, always }
 
   /// Does what the rule at `record` does when all of it matched.
-  mutating func applyEffects(_ record: Int, _ match: PacketMatch, _ image: RawSpan) -> Telling {
+  mutating func applyEffects(_ record: Int, _ match: borrowing PacketMatch, _ image: RawSpan) -> Telling {
     var telling = Telling.byAction
     let count = Int(image.u16le(record + RuleRecord.effectCount))
     let skipped =
@@ -182,7 +183,7 @@ extension SnortInspector {
     return telling
   }
 
-  private mutating func changeHostBit(_ option: Int, _ match: PacketMatch, _ image: RawSpan) {
+  private mutating func changeHostBit(_ option: Int, _ match: borrowing PacketMatch, _ image: RawSpan) {
     guard let side = HostSide(rawValue: image.u8(option + OptionRecord.small1)),
       let kind = HostBitChange.Kind(rawValue: image.u8(option + OptionRecord.small2))
     else { return }

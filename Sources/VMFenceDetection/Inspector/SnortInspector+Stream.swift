@@ -14,8 +14,7 @@ extension SnortInspector {
   mutating func inspectTCP(
     _ match: inout PacketMatch, _ place: Int, _ frame: RawSpan, into output: inout InspectionOutput
   ) {
-    let packet = match.packet
-    let segment = TCPSegment(packet, frame)
+    let segment = TCPSegment(match.packet, frame)
     let isForward = packetIsForward(match)
     let wasEstablished = match.flow?.isEstablished ?? false
     var step = follow(segment, place, isForward, match.timestamp, into: &output)
@@ -33,7 +32,7 @@ extension SnortInspector {
         return
       }
     }
-    let payload = frame.extracting(Self.payload(packet))
+    let payload = frame.extracting(Self.payload(match.packet))
     var stored: Stored?
     if matching.wantsStreams {
       let fromClient = match.flow?.toServer ?? true
@@ -109,7 +108,7 @@ extension SnortInspector {
     return frame.byteCount
   }
 
-  private func packetIsForward(_ match: PacketMatch) -> Bool {
+  private func packetIsForward(_ match: borrowing PacketMatch) -> Bool {
     guard let flow = match.flow else { return true }
     return flow.toServer == flows[flow.place].marks.contains(.clientIsFirst)
   }

@@ -76,7 +76,7 @@ extension SnortInspector {
 
   /// Inline: the stream around a segment that just came.
   mutating func inspectInline(
-    _ match: PacketMatch, _ place: Int, _ sequence: UInt32, _ length: Int, _ frame: RawSpan,
+    _ match: borrowing PacketMatch, _ place: Int, _ sequence: UInt32, _ length: Int, _ frame: RawSpan,
     into output: inout InspectionOutput
   ) {
     let ofClient = match.flow?.toServer ?? true
@@ -86,8 +86,7 @@ extension SnortInspector {
     guard stretch.contains(at) else { return }
     let size = ofClient ? settings.chunkToServer : settings.chunkToClient
     let window = max(stretch.lowerBound, at - size)..<min(stretch.upperBound, at + length + size)
-    var stream = match
-    stream.source = .stream
+    var stream = PacketMatch(streamOf: match)
     // Bytes before were inspected, if they came before.
     stream.fresh = at - window.lowerBound
     counters.streamWindows += 1

@@ -16,6 +16,7 @@ public struct SnortInspector: PacketInspector, ~Copyable {
   /// counts as no match, and `work_limit_hits` counts the packet.
   static let workLimit = 1 << 22
 
+  private let inPlace = InPlace()
   var rules: SnortRules
   /// Made anew with the rules: databases, and what is remembered by rule index.
   var matching: Matching
@@ -43,6 +44,7 @@ public struct SnortInspector: PacketInspector, ~Copyable {
 
   /// What belongs to one rule set.
   struct Matching: ~Copyable {
+    private let inPlace = InPlace()
     let header: HeaderMatcher
     let sections: ImageSections
     /// Whether any rule looks at packets whose checksums are wrong.

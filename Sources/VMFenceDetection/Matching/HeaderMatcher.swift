@@ -14,7 +14,7 @@ struct HeaderKey: BitwiseCopyable {
   let hasTransport: Bool
   let hasPorts: Bool
 
-  init(_ match: PacketMatch) {
+  init(_ match: borrowing PacketMatch) {
     source = match.packet.source
     destination = match.packet.destination
     sourcePort = match.packet.sourcePort

@@ -25,6 +25,7 @@ struct PayloadMatcher: ~Copyable {
     var isSuricata: Bool
   }
 
+  private let inPlace = InPlace()
   let sections: ImageSections
   /// Work left, in steps of about 8 bytes.
   var budget = 0

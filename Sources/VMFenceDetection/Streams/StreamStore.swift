@@ -29,6 +29,7 @@ struct StreamStore: ~Copyable {
     var next: Int32
   }
 
+  private let inPlace = InPlace()
   var bytes: ByteStore
   var blocks: ZeroedTable<Block>
   /// A segment while it is decided which of its bytes count.

@@ -44,7 +44,7 @@ struct TCPSession: BitwiseCopyable {
     static let handshakeSeen = Marks(rawValue: 1024)
   }
 
-  var isEstablished: Bool { state.rawValue >= State.established.rawValue }
+  @inline(__always) var isEstablished: Bool { state.rawValue >= State.established.rawValue }
   /// For rules.
   var phase: TCPPhase {
     switch state {
@@ -53,8 +53,8 @@ struct TCPSession: BitwiseCopyable {
     case .finWait1, .closeWait, .finWait2, .closing, .lastAck, .timeWait, .closed: .closing
     }
   }
-  var isClosed: Bool { state == .closed || state == .timeWait }
-  var wasReset: Bool { !marks.isDisjoint(with: [.clientReset, .serverReset]) }
+  @inline(__always) var isClosed: Bool { state == .closed || state == .timeWait }
+  @inline(__always) var wasReset: Bool { !marks.isDisjoint(with: [.clientReset, .serverReset]) }
 }
 
 /// One end of a connection, and what it sent.
@@ -106,6 +106,7 @@ struct TCPEnd: BitwiseCopyable {
   }
 
   /// Where a byte is in the stream, which lacks the urgent ones: a sequence number that counts only what is in it.
+  @inline(__always)
   func mapped(_ number: UInt32) -> UInt32 {
     guard urgentCount > 0 else { return number }
     return number &- urgentCount &+ (sequenceDistance(number, urgentLast) <= 0 ? 1 : 0)
@@ -173,7 +174,7 @@ struct TCPSegment: BitwiseCopyable {
   var dataStart: UInt32 { flags.contains(.syn) ? sequence &+ 1 : sequence }
 
   /// `packet`: TCP, decoded from `frame`.
-  init(_ packet: DecodedPacket, _ frame: RawSpan) {
+  init(_ packet: borrowing DecodedPacket, _ frame: RawSpan) {
     sequence = packet.tcpSequence
     acknowledgement = packet.tcpAcknowledgement
     flags = packet.tcpFlags
