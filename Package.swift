@@ -125,35 +125,41 @@ let package = Package(
     .testTarget(
       name: "VMFenceCoreTests", dependencies: ["VMFenceCore", "VMFenceTestKit", "ToyEngine"], swiftSettings: strict),
     .testTarget(
-      name: "VMFencePacketsTests", dependencies: ["VMFencePackets", "VMFenceTestKit"], swiftSettings: strict),
+      name: "VMFencePacketsTests", dependencies: ["VMFenceCore", "VMFencePackets", "VMFenceTestKit"],
+      swiftSettings: strict),
     .testTarget(
       name: "VMFenceIntegrityTests",
       // A real rule engine for what is written to files; nothing in VMFenceIntegrity knows it.
-      dependencies: ["VMFenceIntegrity", "VMFenceBlock", "VMFenceDetection", "VMFenceTestKit"],
+      dependencies: ["VMFenceCore", "VMFenceIntegrity", "VMFenceBlock", "VMFenceDetection", "VMFenceTestKit"],
       swiftSettings: strict),
     .testTarget(
-      name: "VMFenceDetectionTests", dependencies: ["VMFenceDetection", "VMFencePackets", "VMFenceTestKit"],
+      name: "VMFenceDetectionTests",
+      dependencies: ["VMFenceCore", "VMFenceDetection", "VMFencePackets", "VMFenceTestKit"],
       swiftSettings: strict),
     .testTarget(
       name: "VMFenceCaptureTests",
       // libpcap is the judge of the capture reader; nothing in Sources needs it.
-      dependencies: ["VMFenceCapture", "VMFenceConformance", "VMFenceTestKit", "CPcap", "NetworkTestSupport"],
+      dependencies: [
+        "VMFenceCore", "VMFenceCapture", "VMFenceConformance", "VMFenceTestKit", "CPcap", "NetworkTestSupport",
+      ],
       swiftSettings: strict),
     .testTarget(
       name: "VMFenceNftablesTests",
-      dependencies: ["VMFenceNftables", "VMFenceConformance", "VMFenceTestKit", "NetworkTestSupport"],
+      dependencies: ["VMFenceCore", "VMFenceNftables", "VMFenceConformance", "VMFenceTestKit", "NetworkTestSupport"],
       swiftSettings: strict),
-    .testTarget(name: "VMFenceChannelTests", dependencies: ["VMFenceChannel"], swiftSettings: strict),
+    .testTarget(name: "VMFenceChannelTests", dependencies: ["VMFenceCore", "VMFenceChannel"], swiftSettings: strict),
     .testTarget(
       name: "VMFenceGuestTests",
-      dependencies: ["VMFenceGuest", "VMFenceChannel", "vmfence-guest", "NetworkTestSupport"],
+      dependencies: ["VMFenceCore", "VMFenceGuest", "VMFenceChannel", "vmfence-guest", "NetworkTestSupport"],
       swiftSettings: strict),
     .testTarget(
-      name: "VMFenceBlockTests", dependencies: ["VMFenceBlock", "VMFenceIntegrity", "VMFenceConformance", "CLinux"],
+      name: "VMFenceBlockTests",
+      dependencies: ["VMFenceCore", "VMFenceBlock", "VMFenceIntegrity", "VMFenceConformance", "CLinux"],
       swiftSettings: strict),
     .testTarget(
       name: "VMFenceProcessTests",
       dependencies: [
+        "VMFenceCore",
         "VMFenceProcess", "VMFenceDetection", "VMFenceTestKit", "vmfence-detector", "ToyEngine", "test-detector",
       ],
       swiftSettings: strict),
@@ -161,25 +167,28 @@ let package = Package(
       name: "VMFenceConfigurationTests",
       dependencies: ["VMFenceCore", "VMFenceConfiguration", "VMFenceConformance", "VMFenceTestKit"],
       swiftSettings: strict),
-    .testTarget(name: "VMFenceNotificationTests", dependencies: ["VMFenceNotification"], swiftSettings: strict),
-    .testTarget(name: "VMFenceControlTests", dependencies: ["VMFenceControl"], swiftSettings: strict),
+    .testTarget(
+      name: "VMFenceNotificationTests", dependencies: ["VMFenceCore", "VMFenceNotification"], swiftSettings: strict),
+    .testTarget(name: "VMFenceControlTests", dependencies: ["VMFenceCore", "VMFenceControl"], swiftSettings: strict),
     .testTarget(
       name: "VMFenceConformanceTests",
-      dependencies: ["VMFenceConformance", "VMFenceTestKit", "VMFenceDetection"], swiftSettings: strict),
+      dependencies: ["VMFenceCore", "VMFenceConformance", "VMFenceTestKit", "VMFenceDetection"], swiftSettings: strict),
     .testTarget(
       name: "VMFenceRefTests",
       dependencies: [
+        "VMFenceCore",
         "vmfence-ref", "vmfence-detector", "VMFenceProcess", "VMFenceControl", "NetworkTestSupport",
       ],
       swiftSettings: strict),
     .testTarget(
-      name: "VMFenceStoreTests", dependencies: ["VMFenceStore", "VMFenceConformance", "VMFenceTestKit"],
+      name: "VMFenceStoreTests", dependencies: ["VMFenceCore", "VMFenceStore", "VMFenceConformance", "VMFenceTestKit"],
       swiftSettings: strict),
     .testTarget(
-      name: "VMFenceXenTests", dependencies: ["VMFenceXen", "VMFenceConformance", "VMFenceTestKit"],
+      name: "VMFenceXenTests", dependencies: ["VMFenceCore", "VMFenceXen", "VMFenceConformance", "VMFenceTestKit"],
       swiftSettings: strict),
     .testTarget(
-      name: "VMFenceDiskTests", dependencies: ["vmfence-disk", "VMFenceControl", "vmfence-ref"], swiftSettings: strict),
+      name: "VMFenceDiskTests", dependencies: ["VMFenceCore", "vmfence-disk", "VMFenceControl", "vmfence-ref"],
+      swiftSettings: strict),
     .testTarget(name: "HouseTests", swiftSettings: strict),
   ]
 )

@@ -1,3 +1,4 @@
+import Foundation
 import Synchronization
 import Testing
 import VMFenceCore
@@ -185,13 +186,14 @@ struct HostileGuestTests {
 
   /// Two threads: Dom0's side works while the guest's rewrites every word that is the guest's, and those that are not.
   @Test("a guest that rewrites everything between any two reads costs its channel, and nothing else", arguments: 0..<4)
-  func flipping(kind: Int) async throws {
+  func flipping(kind: Int) throws {
     let page = try SharedPage.anonymous()
     let isDone = Atomic(false)
     let endings = Mutex<[String: Int]>([:])
     let whole = try policy(1, measures: 30)
-    // A plain thread, so that neither waits for the other.
-    let flips = Task.detached {
+    let (started, ended) = (DispatchSemaphore(value: 0), DispatchSemaphore(value: 0))
+    // A thread of its own: a task would wait for one that is free.
+    let flipper = Thread {
       var random = SystemRandomNumberGenerator()
       var guest = GuestChannel(preparing: page, session: 5)
       var count = 0
@@ -214,9 +216,12 @@ struct HostileGuestTests {
           guest = GuestChannel(preparing: page, session: UInt64.random(in: 0..<4, using: &random))
           _ = guest.step()
         }
+        if count == 1 { started.signal() }
       }
-      return count
+      ended.signal()
     }
+    flipper.start()
+    started.wait()
     var epoch: UInt64 = 0
     for round in 0..<400 {
       epoch += 1
@@ -236,7 +241,7 @@ struct HostileGuestTests {
       endings.withLock { $0["\(host.state)", default: 0] += 1 }
     }
     isDone.store(true, ordering: .relaxed)
-    #expect(await flips.value > 0)
+    ended.wait()
     let seen = endings.withLock { $0 }
     #expect(seen.values.reduce(0, +) == 400)
   }
