@@ -38,16 +38,23 @@ struct Rollback {
     self.changes = changes
   }
 
-  /// Nil when the file is not there any more.
-  func current(on disk: any DiskReader) throws(IntegrityError) -> CurrentFile? {
-    let parts = try DiskLayout(disk).parts
+  /// The partition that the changes were of, or the whole disk, and where it begins in bytes.
+  private func place(on disk: any DiskReader) throws(IntegrityError) -> (reader: any DiskReader, start: UInt64) {
     // The number of the partition is the end of the name that its events have.
     let digits = changes.last?.disk.reversed().prefix { $0.isNumber }.reversed() ?? []
-    guard let part = parts.first(where: { $0.partition == nil || $0.partition?.number == Int(String(digits)) }) else {
-      throw IntegrityError(
-        .notAFileSystem, "the disk has no partition \(String(digits))", remedy: "give the disk that was watched")
+    let number = Int(String(digits))
+    for part in try DiskLayout(disk).parts {
+      guard let partition = part.partition else { return (part.reader, 0) }
+      if partition.number == number { return (part.reader, partition.start) }
     }
-    let fileSystem = try ExtFileSystem(part.reader)
+    throw IntegrityError(
+      .notAFileSystem, "the disk has no partition \(String(digits))", remedy: "give the disk that was watched")
+  }
+
+  /// Nil when the file is not there any more.
+  func current(on disk: any DiskReader) throws(IntegrityError) -> CurrentFile? {
+    let (reader, start) = try place(on: disk)
+    let fileSystem = try ExtFileSystem(reader)
     var found: ExtListing?
     _ = fileSystem.walk { if $0.path == path, $0.inode.kind == .regular { found = $0 } }
     guard let listing = found else { return nil }
@@ -64,7 +71,7 @@ struct Rollback {
     return CurrentFile(
       contents: contents,
       extents: listing.inode.hasInlineData ? [] : fileSystem.extents(of: listing, blocks: &blocks, damage: &damage),
-      start: part.partition?.start ?? 0, isClean: !fileSystem.superblock.features.needsRecovery)
+      start: start, isClean: !fileSystem.superblock.features.needsRecovery)
   }
 
   func undo(_ contents: [UInt8]) throws(IntegrityError) -> [UInt8] {
