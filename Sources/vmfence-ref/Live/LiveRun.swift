@@ -152,7 +152,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
       if now >= nextTick {
         nextTick = now + Self.tickInterval
         pool.tick(at: now)
-        refreshTable(at: now)
+        try refreshTable(at: now)
         await reconcile(at: now)
       }
       if !isReady {
@@ -235,6 +235,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   }
 
   private func openCaptures() throws(ReplayFailure) {
+    let known = captures.ports.numbers.count
     var wanted = host.configuration.captures.map { Captures.Wanted(interface: $0.interface, isBridge: $0.isBridge) }
     if wanted.isEmpty {
       wanted = pool.members.flatMap(\.domain.ports).map { Captures.Wanted(interface: $0.interface, isBridge: false) }
@@ -242,10 +243,13 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     do throws(PacketSourceError) { try captures.update(wanted) } catch {
       throw ReplayFailure(error.diagnostic, Exit.noPermission)
     }
+    // A port that was not known yet is in no table yet.
+    if captures.ports.numbers.count != known { forgetTable() }
   }
 
-  private func refreshTable(at now: Timestamp) {
+  private func refreshTable(at now: Timestamp) throws(ReplayFailure) {
     guard membership != pool.membershipGeneration else { return }
+    try openCaptures()
     membership = pool.membershipGeneration
     do throws(DispatchError) {
       publisher.publish(try captures.ports.table(pool.members, key: hashKey))

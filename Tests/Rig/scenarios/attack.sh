@@ -2,7 +2,7 @@
 exec 2>&1
 . /share/library.sh
 
-host_yaml | daemon_start
+daemon_start
 guest web 00:16:3e:00:00:01 10.77.0.11 || fail "the guest web came up"
 guest evil 00:16:3e:00:00:02 10.77.0.12 || fail "the guest evil came up"
 until_true 30 "both are inspected" eval 'has web state inspecting && has evil state inspecting'

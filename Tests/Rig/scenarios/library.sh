@@ -47,10 +47,10 @@ guest() {
   xl create -q "/tmp/$1.cfg" && domu_wait "$1" 200
 }
 
-# Starts the daemon with the configuration that is read from standard input.
+# Starts the daemon; its process is $daemon. Not in a pipeline: what a subshell counts and starts is lost.
 daemon_start() {
-  mkdir -p /var/log/vmfence /var/lib/vmfence
-  [ -t 0 ] || cat >/var/lib/vmfence/host.yaml
+  mkdir -p /var/log/vmfence
+  host_yaml >/var/lib/vmfence/host.yaml
   vmfence-ref run --config /var/lib/vmfence/host.yaml --eve /var/log/vmfence/eve.json >>/var/log/vmfence/daemon.log 2>&1 &
   daemon=$!
   until_true 90 "the daemon answers" vmfence-ref status || { cat /var/log/vmfence/daemon.log; finish; }

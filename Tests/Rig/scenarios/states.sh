@@ -4,7 +4,7 @@ exec 2>&1
 
 # A guest that is there before the daemon.
 guest early 00:16:3e:00:00:01 10.77.0.11 || fail "the guest early came up"
-host_yaml | daemon_start
+daemon_start
 until_true 30 "a guest that was there before is inspected" has early state inspecting
 has early ports "['vif1.0']" && ok "its port is known" || fail "its port is known: $(domain early ports)"
 
@@ -42,7 +42,7 @@ until_true 30 "a destroyed guest is gone" lacks early
 
 # The daemon goes and comes while a guest runs.
 kill -9 $daemon; wait $daemon 2>/dev/null
-host_yaml | daemon_start
+daemon_start
 until_true 30 "after a restart of the daemon the guest is inspected" has shop state inspecting
 
 # A detector is killed.
