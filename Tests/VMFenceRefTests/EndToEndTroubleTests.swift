@@ -103,6 +103,25 @@ extension EndToEnd {
       #expect(try host.cli("rules", "show", "web").contains("set at run time"), "kept over a restart")
     }
 
+    @Test("a port that becomes known after its guest is captured, and what comes through it inspected")
+    func latePort() throws {
+      let host = try ProtectedHost("lateport")
+      let inventory = try String(contentsOfFile: host.folder.path("inventory.yaml"), encoding: .utf8)
+      let line = try #require(inventory.split(separator: "\n").first { $0.contains("vif1.0") })
+      _ = try host.folder.write("inventory.yaml", inventory.replacingOccurrences(of: line + "\n", with: ""))
+      try host.start()
+      func ports() throws -> [String]? {
+        try host.ask(ControlRequest(.domains), [DomainStatus].self).first { $0.name == "web" }?.ports
+      }
+      #expect(try ports() == [])
+      _ = try host.folder.write("inventory.yaml", inventory)
+      try LiveRunTests.wait("the port is known") { try ports() == ["vif1.0"] }
+      try LiveRunTests.wait("a block") {
+        host.attack()
+        return host.bans.count == 1
+      }
+    }
+
     @Test("a detector that is killed is replaced, and the attack is found all the same")
     func detectorKilled() throws {
       let host = try ProtectedHost("killdet")
