@@ -47,7 +47,8 @@ until_true 30 "after a restart of the daemon the guest is inspected" has shop st
 
 # A detector is killed.
 restarts=$(domain shop restarts)
-pkill -9 vmfence-detector
+# A name has 15 characters there.
+pkill -9 -x vmfence-detecto
 until_true 60 "a killed detector is started again" eval '[ "$(domain shop restarts)" -gt "$restarts" ] && has shop state inspecting'
 
 vmfence-ref domains
