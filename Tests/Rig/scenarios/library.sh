@@ -1,6 +1,9 @@
 # What the scenarios share. Read by each of them, in Dom0, after the rig's own helpers (domu_cfg, domu_wait, domu_exec, log).
 export LD_LIBRARY_PATH=/share/lib PATH=/share/bin:$PATH
 failures=0
+# What dies leaves its memory beside the other results.
+ulimit -c unlimited
+echo /out/core.%e.%p >/proc/sys/kernel/core_pattern
 
 # Each check is a line `ok …` or `FAILED …`, which the runner shows.
 ok() { echo "ok $*"; }
@@ -56,20 +59,20 @@ daemon_start() {
   until_true 90 "the daemon answers" vmfence-ref status || { cat /var/log/vmfence/daemon.log; finish; }
 }
 
-# Of a host whose guests answer at port 5555 with a shell.
+# Of a host with a guest that serves.
 host_yaml() {
   cat <<'YAML'
 version: 1
 node: rig
 hypervisor: xen
 guests:
-  - {name: web, tenant: acme, service: shell}
+  - {name: web, tenant: acme, service: http}
 state-directory: /var/lib/vmfence
 control-socket: /run/vmfence.sock
 rules:
   dialect: snort2
   common: [/var/lib/vmfence/rig.rules]
-  services: {shell: /var/lib/vmfence/shell.rules}
+  services: {http: /var/lib/vmfence/http.rules}
 policy:
   rules:
     - name: password-files
@@ -82,7 +85,7 @@ mkdir -p /var/lib/vmfence
 cat >/var/lib/vmfence/rig.rules <<'RULES'
 alert icmp any any -> any any (msg:"RIG echo request"; itype:8; sid:1000202; rev:1;)
 RULES
-cat >/var/lib/vmfence/shell.rules <<'RULES'
-alert tcp any any -> any 5555 (msg:"RIG password file"; flow:to_server,established; content:"/etc/passwd"; classtype:attempted-admin; sid:1000201; rev:1;)
+cat >/var/lib/vmfence/http.rules <<'RULES'
+alert tcp any any -> any 80 (msg:"RIG password file"; flow:to_server,established; content:"/etc/passwd"; classtype:attempted-admin; sid:1000201; rev:1;)
 RULES
 export VMFENCE_SOCKET=/run/vmfence.sock

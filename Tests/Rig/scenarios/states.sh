@@ -11,7 +11,7 @@ has early ports "['vif1.0']" && ok "its port is known" || fail "its port is know
 # One that comes later, with what the configuration says of it.
 guest web 00:16:3e:00:00:02 10.77.0.12 || fail "the guest web came up"
 until_true 30 "a guest that comes is inspected" has web state inspecting
-has web tenant acme && has web service shell && ok "tenant and service are the configuration's" || fail "tenant and service"
+has web tenant acme && has web service http && ok "tenant and service are the configuration's" || fail "tenant and service"
 [ "$(domain web uuid)" = "$(xl list -v web | awk 'NR==2{print $7}')" ] && ok "its UUID is Xen's" || fail "its UUID: $(domain web uuid)"
 
 xl pause web
