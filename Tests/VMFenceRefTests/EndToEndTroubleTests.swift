@@ -109,7 +109,7 @@ extension EndToEnd {
       let inventory = try String(contentsOfFile: host.folder.path("inventory.yaml"), encoding: .utf8)
       let line = try #require(inventory.split(separator: "\n").first { $0.contains("vif1.0") })
       _ = try host.folder.write("inventory.yaml", inventory.replacingOccurrences(of: line + "\n", with: ""))
-      try host.start()
+      try host.start(captures: 2)
       func ports() throws -> [String]? {
         try host.ask(ControlRequest(.domains), [DomainStatus].self).first { $0.name == "web" }?.ports
       }

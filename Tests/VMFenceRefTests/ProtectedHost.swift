@@ -112,7 +112,7 @@ final class ProtectedHost {
   }
 
   /// Starts the daemon in the host's namespace and waits until it captures at every port.
-  func start(environment: String = "") throws {
+  func start(environment: String = "", captures: Int = 3) throws {
     let program = try Program.path("vmfence-ref")
     _ = FileManager.default.createFile(atPath: errorLog, contents: nil)
     let process = Process()
@@ -130,7 +130,7 @@ final class ProtectedHost {
       try #require(process.isRunning, "\(said)")
       let domains = try? ask(ControlRequest(.domains), [DomainStatus].self)
       return domains?.filter { $0.state == "inspecting" || $0.state == "suspended" }.count == 3
-        && said.components(separatedBy: "capturing on").count == 4
+        && said.components(separatedBy: "capturing on").count == captures + 1
     }
   }
 
