@@ -219,7 +219,34 @@ import VMFenceIntegrity
     var guest = try Guest(protecting: Self.etc)
     guest.image.putInode(13, .init(size: 100, links: 2, blocks: [20]))
     guest.write(6)
-    #expect(guest.flush() == ["0 link /etc/passwd ino 13 links: 1 -> 2"])
+    #expect(guest.flush() == [] && guest.wait(.seconds(1)) == [])
+    #expect(guest.wait(.seconds(1)) == ["0 link /etc/passwd ino 13 links: 1 -> 2"])
+  }
+
+  /// Whichever of inode and directory comes first, and however many settlings lie between them.
+  @Test(arguments: [[6, 14], [14, 6]]) func linksAndRenamesAreToldAlikeInAnyOrder(order: [Int]) throws {
+    var guest = try Guest(protecting: Self.etc)
+    func told(_ inode: TinyDisk.Inode, _ names: [(String, UInt32)], _ guest: inout Guest) -> [String] {
+      guest.image.putInode(13, inode)
+      guest.image.putNames(14, [(".", 12), ("..", 2), ("shadow", 14)] + names)
+      guest.write(order[0])
+      var events = guest.flush() + guest.wait(.milliseconds(100))
+      guest.write(order[1])
+      events += guest.flush()
+      return events.map { $0.split(separator: " ").dropFirst().joined(separator: " ") }
+    }
+    var inode = TinyDisk.Inode(size: 100, links: 2, ctime: 1_700_000_001, blocks: [20])
+    #expect(told(inode, [("passwd", 13), ("second", 13)], &guest) == ["link /etc/second ino 13"])
+    inode.ctime += 1
+    #expect(
+      told(inode, [("passwd", 13), ("third", 13)], &guest) == ["rename /etc/third ino 13 from /etc/second"])
+    inode.ctime += 1
+    inode.links = 1
+    #expect(told(inode, [("passwd", 13)], &guest) == ["unlink /etc/third ino 13 links: 2 -> 1"])
+    // Nothing waits any more: what comes next is told at once.
+    guest.image.putText(20, "x")
+    guest.write(20)
+    #expect(guest.flush().count == 1 && guest.wait(.seconds(3)) == [])
   }
 
   @Test func aDirectoryAboveThatIsRenamedTakesTheProtectedNamesWithIt() throws {

@@ -99,7 +99,7 @@ struct EnforcementTests {
     defer { client.terminate() }
     func received() -> Int { (try? Data(contentsOf: count).count) ?? 0 }
     #expect(await eventually { received() > 5 }, "the connection works")
-    try await sink.change(add: [block("10.77.0.99", for: vm1, seconds: 3)])
+    try await sink.change(add: [block("10.77.0.99", for: vm1, seconds: 6)])
     try await Task.sleep(for: .milliseconds(100))
     let atCut = received()
     try await Task.sleep(for: .milliseconds(500))

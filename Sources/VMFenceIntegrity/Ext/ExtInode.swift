@@ -120,6 +120,14 @@ public struct ExtInode: Hashable, Sendable {
   /// Whether the disk has this inode as one that is in use. A name may reach the disk before the inode it means.
   public var isInUse: Bool { mode != 0 && linkCount != 0 }
 
+  /// Whether only the access and change times differ, as after a rename of one of its names.
+  func isSameButForTimes(_ other: ExtInode) -> Bool {
+    mode == other.mode && userID == other.userID && groupID == other.groupID && size == other.size
+      && linkCount == other.linkCount && modificationTime == other.modificationTime && flags == other.flags
+      && generation == other.generation && attributeBlock == other.attributeBlock && blocks == other.blocks
+      && inlineAttributes == other.inlineAttributes
+  }
+
   /// Contents, names or a link's target are encrypted by the guest: what is read here is ciphertext.
   public var isEncrypted: Bool { flags & Flags.encrypted != 0 }
   /// Names in this directory are compared without regard to case.

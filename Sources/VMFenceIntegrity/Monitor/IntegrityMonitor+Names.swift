@@ -131,7 +131,7 @@ extension IntegrityMonitor {
     for directory in changes.names.keys where !held.contains(where: { $0.directory == directory }) {
       nameNews[directory] = nil
     }
-    if held.isEmpty { rewritten.removeAll() }
+    if held.isEmpty { forgetRewritten() }
   }
 
   private struct NameKey: Hashable {

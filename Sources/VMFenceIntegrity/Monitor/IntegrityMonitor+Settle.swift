@@ -18,8 +18,8 @@ extension IntegrityMonitor {
     // What a journal commits is consistent: nothing of it waits for the rest.
     let isWhole = isFinal || view.fileSystem.journal != nil
     let names = settleNames(at: time, isFinal: isWhole)
-    if nameNews.isEmpty { rewritten.removeAll() }
     settleInodes(at: time, isFinal: isFinal, isWhole: isWhole, names)
+    if nameNews.isEmpty { forgetRewritten() }
     reportDamage(at: moment, isFinal: isWhole)
     flushBatch()
     if !nameNews.isEmpty || !suspects.isEmpty || news.values.contains(where: { $0.heldSince != nil }) {
@@ -37,6 +37,12 @@ extension IntegrityMonitor {
     return time - since >= configuration.holdLimit
   }
 
+  /// Of inodes that wait for a name it is still true that they were written.
+  mutating func forgetRewritten() {
+    guard !rewritten.isEmpty else { return }
+    rewritten = rewritten.filter { news[$0]?.heldSince != nil }
+  }
+
   // MARK: Inodes
 
   private mutating func settleInodes(at time: Timestamp, isFinal: Bool, isWhole: Bool, _ names: NameOutcome) {
@@ -45,8 +51,9 @@ extension IntegrityMonitor {
       news[number] = nil
       guard let node = view?.nodes[number] else { continue }
       if !node.links.isEmpty, !names.created.contains(number) {
-        // Deleted, with its name still there: the name will go, or (a damaged disk) it will not.
-        if !node.inode.isInUse, node.settled.isInUse, !isExpired(&item.heldSince, at: time, isFinal: isWhole) {
+        if mustWait(item, node, isNamed: names.told.contains(number)),
+          !isExpired(&item.heldSince, at: time, isFinal: isWhole)
+        {
           news[number] = item
           continue
         }
@@ -70,6 +77,21 @@ extension IntegrityMonitor {
         news[number] = rest
       }
     }
+  }
+
+  /// Whether an inode came before the directory that explains it.
+  private func mustWait(_ item: News, _ node: FileSystemView.Node, isNamed: Bool) -> Bool {
+    let old = node.settled
+    let new = node.inode
+    guard old.isInUse else { return false }
+    // Deleted, with its name still there: the name will go, or (a damaged disk) it will not.
+    guard new.isInUse else { return true }
+    guard !isNamed, new.kind == old.kind, new.kind != .directory, new.generation == old.generation else { return false }
+    // A name came or went, unless that is where nothing is followed.
+    if new.linkCount != old.linkCount { return true }
+    // What a rename leaves in the inode. It is told with nothing else, so that waiting delays nothing.
+    return new.changeTime != old.changeTime && new.isSameButForTimes(old) && item.changed == nil
+      && item.attributesRewritten == nil
   }
 
   /// Adds to the changed contents those places of a file that have another block now.

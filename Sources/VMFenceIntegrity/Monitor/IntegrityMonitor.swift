@@ -16,7 +16,8 @@ public import VMFenceCore
 /// for growth (append) or for a changed size without data (truncate), one each for mode, owner, attributes. A change
 /// of times is told only when nothing else explains it: also not when the change of contents that it follows was told
 /// before. Without a journal, a name that reaches the disk before its inode does, and a
-/// name that goes while the inode still stands as it was, wait up to `holdLimit` for the inode.
+/// name that goes while the inode still stands as it was, wait up to `holdLimit` for the inode; an inode that another
+/// number of names is counted in waits as long for the name.
 ///
 /// **What is true.** A write is told with the bytes that differ from what the disk had; when the disk had the same
 /// bytes, there is no event. Blocks that a file newly claims are told as written whole. The disk is taken at its
@@ -154,7 +155,7 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
   var toldDamages: Set<Damage> = []
   /// Damage that may be only half-written metadata, and since when it is known.
   var suspects: [UInt64: (since: Timestamp, damages: [Damage])] = [:]
-  /// Followed inodes whose blocks were written since the last settling that left no name waiting. An inode may be
+  /// Followed inodes whose blocks were written since the last settling that left nothing waiting. An inode may be
   /// written and be as before: the times of a file system have a granularity of some milliseconds.
   var rewritten: Set<UInt32> = []
   /// What was protected when the view was lost.
