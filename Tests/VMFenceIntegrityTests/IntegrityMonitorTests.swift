@@ -197,6 +197,26 @@ import VMFenceIntegrity
     #expect(guest.flush() == ["7 write /etc/passwd ino 17 0+1"])
   }
 
+  /// Made and renamed within one tick of the guest's clock: the inode does not show the renaming.
+  @Test(arguments: [[6, 7, 14], [14, 6, 7]])
+  func aReplacementIsToldAtOnceWhereTheInodeOfTheReplacedShowsIt(order: [Int]) throws {
+    var guest = try Guest(protecting: Self.etc)
+    guest.image.putInode(17, .init(size: 50, generation: 9, blocks: [30]))
+    guest.image.putNames(14, [(".", 12), ("..", 2), ("passwd", 13), ("shadow", 14), ("passwd+", 17)])
+    guest.write(30, 7, 14)
+    #expect(guest.flush().count == 1)
+    guest.image.putNames(14, [(".", 12), ("..", 2), ("passwd", 17), ("shadow", 14)])
+    guest.image.putInode(13, .init(size: 0, links: 0, dtime: 1_700_000_009))
+    var told: [String] = []
+    for block in order {
+      guest.write(block)
+      told += guest.flush()
+    }
+    let number = order[0] == 14 ? 4 : 8
+    #expect(
+      told == ["\(number) replace /etc/passwd ino 17 from /etc/passwd+ inode: 13 -> 17 size: 100 -> 50"])
+  }
+
   @Test func aFileMadeAnewUnderTheSameNameAndNumberIsAReplacement() throws {
     var guest = try Guest(protecting: Self.etc)
     guest.image.putInode(13, .init(size: 3, generation: 99, blocks: [33]))

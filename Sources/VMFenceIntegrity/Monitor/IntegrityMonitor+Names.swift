@@ -109,8 +109,13 @@ extension IntegrityMonitor {
       nameNews[directory]?.heldSince = since
     }
     let vanishing = Set(changes.vanished.map(\.inode))
+    var replacing: Set<UInt32> = []
+    for item in changes.appeared where replacesWhatLostIt(item) { replacing.insert(item.inode) }
     for item in changes.appeared where expired[item.directory] == false {
-      guard mustWait(item) || isUnexplained(item, isPaired: vanishing.contains(item.inode)) else { continue }
+      guard
+        mustWait(item)
+          || !replacing.contains(item.inode) && isUnexplained(item, isPaired: vanishing.contains(item.inode))
+      else { continue }
       held.insert(NameKey(directory: item.directory, name: item.name))
     }
     for item in changes.vanished where expired[item.directory] == false && item.action != nil {
@@ -122,7 +127,7 @@ extension IntegrityMonitor {
       let isPaired = appearing.contains(item.inode)
       // A name that goes takes a link with it, or moves; the inode will tell which.
       if !isPaired, new.linkCount < old.linkCount { continue }
-      if isPaired, rewritten.contains(item.inode) { continue }
+      if isPaired, rewritten.contains(item.inode) || replacing.contains(item.inode) { continue }
       held.insert(key)
     }
     changes.appeared.removeAll { held.contains(NameKey(directory: $0.directory, name: $0.name)) }
@@ -137,6 +142,15 @@ extension IntegrityMonitor {
   private struct NameKey: Hashable {
     var directory: UInt32
     var name: [UInt8]
+  }
+
+  /// Whether a name stands for another file than before, and the file that it stood for is known to have lost a name:
+  /// the new one's own inode need not show that (a rename changes only a time there, or not even that).
+  private func replacesWhatLostIt(_ item: NameItem) -> Bool {
+    guard let over = view?.directories[item.directory]?.names[item.name], over != item.inode,
+      let node = view?.nodes[over]
+    else { return false }
+    return node.inode.linkCount < node.settled.linkCount
   }
 
   /// Whether a new name of a followed file is neither a new link (the inode would count it) nor another name for one
