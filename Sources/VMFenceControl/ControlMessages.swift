@@ -14,6 +14,7 @@ public struct ControlRequest: Codable, Sendable, Hashable {
     case follow
     case rulesShow = "rules-show"
     case rulesSet = "rules-set"
+    case guestPolicy = "guest-policy"
     case banAdd = "ban-add"
     case banDelete = "ban-delete"
   }
@@ -253,5 +254,66 @@ public struct RulesStatus: Codable, Sendable, Hashable {
     self.files = files
     self.rules = rules
     self.isAssigned = isAssigned
+  }
+}
+
+/// The policy that a guest is to enforce itself, from the decisions in force.
+public struct GuestPolicyStatus: Codable, Sendable, Hashable {
+  public struct Measure: Codable, Sendable, Hashable {
+    /// `block`, `quarantine` or `rate_limit`.
+    public var kind: String
+    public var network: String?
+    public var packetsPerSecond: UInt32?
+    public var decision: UInt64
+    /// RFC 3339, in UTC.
+    public var expires: String?
+    /// In seconds.
+    public var remaining: Double?
+    public var comment: String
+
+    public init(
+      kind: String, network: String?, packetsPerSecond: UInt32?, decision: UInt64, expires: String?, remaining: Double?,
+      comment: String
+    ) {
+      self.kind = kind
+      self.network = network
+      self.packetsPerSecond = packetsPerSecond
+      self.decision = decision
+      self.expires = expires
+      self.remaining = remaining
+      self.comment = comment
+    }
+  }
+
+  public var domain: String
+  public var uuid: String
+  /// Rises with each change; with the digest it names one policy.
+  public var version: UInt64
+  public var sha256: String
+  /// RFC 3339, in UTC.
+  public var issued: String
+  public var measures: [Measure]
+  /// Whom the guest may speak with in quarantine.
+  public var exceptions: [String]
+  public var allowsDHCP: Bool
+  /// Measures and exceptions that found no room in it; the host enforces them.
+  public var omitted: Int
+  /// The policy as `vmfence-guest apply` and the policy channel take it, in base64.
+  public var encoded: String
+
+  public init(
+    domain: String, uuid: String, version: UInt64, sha256: String, issued: String, measures: [Measure],
+    exceptions: [String], allowsDHCP: Bool, omitted: Int, encoded: String
+  ) {
+    self.domain = domain
+    self.uuid = uuid
+    self.version = version
+    self.sha256 = sha256
+    self.issued = issued
+    self.measures = measures
+    self.exceptions = exceptions
+    self.allowsDHCP = allowsDHCP
+    self.omitted = omitted
+    self.encoded = encoded
   }
 }

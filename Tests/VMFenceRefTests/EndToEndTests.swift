@@ -103,9 +103,22 @@ extension EndToEnd {
         try host.ask(ControlRequest(.pending), [DecisionStatus].self).count == 1
       }
       let before = try #require(host.bans.first)
+      let policy = try host.ask(ControlRequest(.guestPolicy, domain: "web"), GuestPolicyStatus.self)
+      #expect(policy.measures.map(\.network) == ["10.77.0.99"] && policy.measures.first?.decision == before.id)
+      let others = try host.ask(ControlRequest(.guestPolicy, domain: "files"), GuestPolicyStatus.self)
+      #expect(others.measures.isEmpty)
       host.stop(SIGKILL)
       #expect(!host.fetches(1), "the kernel goes on without us")
       try host.start()
+      // What the guest may have taken is not older than what it is given now, and is taken by its own program.
+      #expect(
+        try host.cli("rules", "guest", "web", "--output", host.folder.path("web.policy")).contains("10.77.0.99"))
+      let again = try host.ask(ControlRequest(.guestPolicy, domain: "web"), GuestPolicyStatus.self)
+      #expect(again.version > policy.version && again.measures.map(\.network) == ["10.77.0.99"])
+      let guest = try Program.path("vmfence-guest")
+      let applied = try host.network.vm1.run("\(guest) apply \(host.folder.path("web.policy"))")
+      #expect(applied == "policy \(again.version) is in force: 1 measures\n")
+      _ = try host.network.vm1.run("\(guest) remove")
       let after = try #require(host.bans.first)
       #expect(after.id == before.id && (after.remaining ?? 0) < (before.remaining ?? 0))
       #expect(!host.fetches(1))

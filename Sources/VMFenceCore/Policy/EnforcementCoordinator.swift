@@ -174,6 +174,12 @@ public actor EnforcementCoordinator {
 
   public var measuresInForce: [FirewallMeasure] { updater.measuresInForce }
   public var measureCounts: MeasureCounts { updater.measureCounts }
+  /// See `PolicyUpdater.measureRevision`.
+  public var measureRevision: UInt64 { updater.measureRevision }
+  /// Of the measures in force those of one domain and those of the host, in no order, and the revision that they are of.
+  public func measures(concerning domain: DomainUUID) -> (revision: UInt64, measures: [FirewallMeasure]) {
+    (updater.measureRevision, updater.measures(concerning: domain))
+  }
   /// The decisions behind them.
   public var decisionsInForce: [Decision] { updater.decisionsInForce }
   public var pending: [Decision] { updater.pending }

@@ -12,6 +12,8 @@ struct MeasureRegister: Sendable {
   }
 
   private var entries: [FirewallMeasure.Key: Entry] = [:]
+  /// Rises with each change.
+  private(set) var revision: UInt64 = 0
   /// A binary heap, the earliest first. A timer whose decision is not the entry's any more is stale.
   private var timers: [Timer] = []
   /// How many blocks stand for each length of prefix, so that a look-up tries only lengths in use.
@@ -26,8 +28,14 @@ struct MeasureRegister: Sendable {
   /// In the order of their decisions.
   var all: [Entry] { entries.values.sorted { $0.measure.decision < $1.measure.decision } }
 
+  /// Those of one domain and those of the host, in no order.
+  func all(concerning domain: DomainUUID) -> [FirewallMeasure] {
+    entries.values.lazy.map(\.measure).filter { $0.key.scope == .host || $0.key.scope == .domain(domain) }
+  }
+
   /// Adds a measure, or replaces the one with its key.
   mutating func insert(_ entry: Entry) {
+    revision += 1
     let key = entry.measure.key
     if entries.updateValue(entry, forKey: key) == nil { count(key.kind, by: 1) }
     guard let expires = entry.measure.expires else { return }
@@ -38,6 +46,7 @@ struct MeasureRegister: Sendable {
 
   mutating func remove(_ key: FirewallMeasure.Key) -> Entry? {
     guard let entry = entries.removeValue(forKey: key) else { return nil }
+    revision += 1
     count(key.kind, by: -1)
     return entry
   }

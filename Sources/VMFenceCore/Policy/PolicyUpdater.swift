@@ -11,6 +11,8 @@ public struct PolicyUpdater: Sendable {
   var nextDecisionID: UInt64 = 1
   var waiting: [Decision] = []
   private var rules: [RuleState]
+  /// How often the policy was replaced.
+  private var policyRevision: UInt64 = 0
   /// Until when nothing more is said of a measure that was withheld.
   private var reported: BoundedTable<Subject, Timestamp>
   private var measureCap: MinuteCap
@@ -63,6 +65,14 @@ public struct PolicyUpdater: Sendable {
 
   /// The measures that are to be in force, in the order of their decisions. Empty in a dry run.
   public var measuresInForce: [FirewallMeasure] { policy.isDryRun ? [] : register.all.map(\.measure) }
+
+  /// Of these, those of one domain and those of the host, in no order: what a guest's own policy is made of.
+  public func measures(concerning domain: DomainUUID) -> [FirewallMeasure] {
+    policy.isDryRun ? [] : register.all(concerning: domain)
+  }
+
+  /// Rises whenever the measures in force may be others.
+  public var measureRevision: UInt64 { register.revision &+ policyRevision }
 
   /// What waits for the administrator, in the order of its numbers.
   public var pending: [Decision] { waiting }
@@ -127,6 +137,7 @@ public struct PolicyUpdater: Sendable {
     }
     if policy.reportsPerMinute != self.policy.reportsPerMinute { reportCap = MinuteCap(limit: policy.reportsPerMinute) }
     self.policy = policy
+    policyRevision += 1
     for entry in register.all {
       guard case .block(let network) = entry.measure.key.kind,
         let obstacle = obstacle(

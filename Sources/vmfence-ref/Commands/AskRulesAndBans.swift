@@ -14,7 +14,8 @@ struct Rules: ParsableCommand {
         vmfence-ref rules show web
         vmfence-ref rules set web /etc/vmfence/rules/web.rules local.rules
         vmfence-ref rules set web                        as configured again
-      """, subcommands: [Show.self, Set.self], defaultSubcommand: Show.self)
+        vmfence-ref rules guest web --output web.policy  then, in the guest: vmfence-guest apply web.policy
+      """, subcommands: [Show.self, Set.self, Guest.self], defaultSubcommand: Show.self)
 
   struct Show: ParsableCommand {
     static let configuration = CommandConfiguration(abstract: "Which rules a domain has.")
@@ -39,6 +40,40 @@ struct Rules: ParsableCommand {
       let folder = FileManager.default.currentDirectoryPath
       let paths = files.map { $0.hasPrefix("/") ? $0 : folder + "/" + $0 }
       try control.ask(ControlRequest(.rulesSet, domain: domain, files: paths), Rules.lines)
+    }
+  }
+
+  struct Guest: ParsableCommand {
+    static let configuration = CommandConfiguration(
+      abstract: "The policy that a domain is to enforce itself, from the measures in force.",
+      discussion: """
+        Its version rises with each change; with the digest it names one policy. The host enforces the same measures whether or not the
+        guest does.
+
+        EXAMPLES
+          vmfence-ref rules guest web
+          vmfence-ref rules guest web --output web.policy    then, in the guest: vmfence-guest apply web.policy
+          vmfence-ref rules guest web --json | jq '.version, .sha256'
+        """)
+    @OptionGroup var control: ControlOptions
+    @Argument(help: "The domain's name or UUID.") var domain: String
+    @Option(help: "Write the policy into this file, as `vmfence-guest apply` takes it.") var output: String?
+
+    func run() throws {
+      var policy: Data?
+      try control.ask(ControlRequest(.guestPolicy, domain: domain)) { (status: GuestPolicyStatus) in
+        policy = Data(base64Encoded: status.encoded)
+        return status.lines
+      }
+      guard let output, let policy else { return }
+      do { try policy.write(to: URL(filePath: output), options: .atomic) } catch {
+        Terminal.error.print([
+          Diagnostic(
+            .error, "\(output) cannot be written: \(error.localizedDescription)".escapedForDisplay,
+            remedy: "name a file in a folder that you may write")
+        ])
+        throw Exit.cannotCreate
+      }
     }
   }
 
@@ -145,6 +180,25 @@ struct Pending: ParsableCommand {
     func run() throws {
       try control.ask(ControlRequest(.deny, id: number)) { DecisionStatus.table([$0]) }
     }
+  }
+}
+
+extension GuestPolicyStatus {
+  fileprivate var lines: [String] {
+    var table = TextTable(header: ["DECISION", "MEASURE", "NETWORK", "REMAINING", "COMMENT"], rightAligned: [0, 3])
+    for measure in measures {
+      table.add([
+        "\(measure.decision)", measure.kind + (measure.packetsPerSecond.map { " \($0)/s" } ?? ""),
+        measure.network ?? "-", measure.remaining.map { Duration.seconds($0).display } ?? "-",
+        measure.comment.escapedForDisplay,
+      ])
+    }
+    var lines = ["policy \(version) for \(domain) (\(uuid)), made at \(issued)".escapedForDisplay, "sha256 \(sha256)"]
+    lines += measures.isEmpty ? ["it has no measures"] : table.lines()
+    lines += exceptions.map { "in quarantine, \($0) is let through" }
+    if allowsDHCP { lines.append("in quarantine, DHCP is let through") }
+    if omitted > 0 { lines.append("\(omitted) more found no room in it; the host enforces them") }
+    return lines
   }
 }
 

@@ -154,16 +154,19 @@ struct Run: AsyncParsableCommand {
     let history = try HistoryRecorder.open(
       stateDirectory: configuration.stateDirectory, encoder: encoder, logger: logger)
     history.project(restored)
+    let guestPolicies = GuestPolicies(
+      coordinator: coordinator, clock: clock, exceptions: configuration.firewall.exceptionsFromQuarantine)
     let desk = ControlDesk(
-      coordinator: coordinator, directory: directory, clock: clock, encoder: encoder, mailbox: mailbox, history: history
-    )
+      coordinator: coordinator, directory: directory, clock: clock, encoder: encoder, mailbox: mailbox,
+      history: history, guestPolicies: guestPolicies)
     return LiveParts(
       host: host, assigned: assigned, domains: domains, clock: clock, directory: directory, coordinator: coordinator,
       decisions: queue,
       outputs: EventOutputs(
         file: file, encoder: encoder, others: [history, LogEventSink(logger: logger, directory: directory), desk],
         stateDirectory: configuration.stateDirectory, logger: logger),
-      mailbox: mailbox, desk: desk, history: history, firewall: firewall, logger: logger)
+      mailbox: mailbox, desk: desk, history: history, guestPolicies: guestPolicies, firewall: firewall,
+      logger: logger)
   }
 
   private func openLog(_ configuration: HostConfiguration, _ logger: Logger) throws -> (any DecisionLog, [Decision]) {

@@ -30,6 +30,9 @@ struct HostConfiguration: Sendable {
     var protectsHost = false
     var quarantineExceptions: [IPNetwork] = []
     var quarantineAllowsDHCP = false
+    var exceptionsFromQuarantine: QuarantineExceptions {
+      QuarantineExceptions(networks: quarantineExceptions, allowsDHCP: quarantineAllowsDHCP)
+    }
     /// What guests may not pretend.
     var antiSpoofing = Set(SpoofingKind.allCases)
     /// By domains' names: what they may all the same.

@@ -26,11 +26,12 @@ final class ControlDesk: EventSink {
   private let encoder: EVEEncoder
   private let mailbox: Mailbox<LiveMessage>
   private let history: HistoryRecorder
+  private let guestPolicies: GuestPolicies
   private let server = Mutex<ControlServer?>(nil)
 
   init(
     coordinator: EnforcementCoordinator, directory: DomainDirectory, clock: SteadyClock, encoder: EVEEncoder,
-    mailbox: Mailbox<LiveMessage>, history: HistoryRecorder
+    mailbox: Mailbox<LiveMessage>, history: HistoryRecorder, guestPolicies: GuestPolicies
   ) {
     self.coordinator = coordinator
     self.directory = directory
@@ -38,6 +39,7 @@ final class ControlDesk: EventSink {
     self.encoder = encoder
     self.mailbox = mailbox
     self.history = history
+    self.guestPolicies = guestPolicies
   }
 
   /// Begins to answer at `path`.
@@ -75,6 +77,7 @@ final class ControlDesk: EventSink {
     case .pending: return Self.encode(await coordinator.pending.map(describe))
     case .approve, .deny: return try await settle(request)
     case .why: return try await explain(request)
+    case .guestPolicy: return try await guestPolicy(request)
     case .banAdd: return try await addBan(request)
     case .banDelete: return try await deleteBan(request)
     }
@@ -169,6 +172,15 @@ final class ControlDesk: EventSink {
         alerts: alerts.compactMap { try? JSONDecoder().decode(EVEAlert.self, from: Data($0)).line }))
   }
 
+  private func guestPolicy(_ request: ControlRequest) async throws(ControlFailure) -> [UInt8] {
+    let domain = try find(request.domain ?? "")
+    let rendering: GuestPolicy.Rendering
+    do throws(GuestPolicyError) { rendering = try await guestPolicies.current(of: domain.incarnation.uuid) } catch {
+      throw ControlFailure(error)
+    }
+    return Self.encode(GuestPolicyStatus(rendering, of: domain, at: clock.now + clock.offset))
+  }
+
   private func network(_ request: ControlRequest) throws(ControlFailure) -> IPNetwork {
     guard let text = request.network, let network = IPNetwork(text) else {
       throw ControlFailure(
@@ -256,6 +268,40 @@ extension DomainDirectory {
     let uuid = DomainUUID(text)
     return all.map(\.description).filter { $0.name == text || $0.incarnation.uuid == uuid }
       .max { $0.incarnation.domainID < $1.incarnation.domainID }
+  }
+}
+
+extension GuestPolicyStatus {
+  /// - `now`: of the system's clock, as the policy's times.
+  fileprivate init(_ rendering: GuestPolicy.Rendering, of domain: DomainDescription, at now: Timestamp) {
+    let policy = rendering.policy
+    // What has run out stays in the policy until something else changes.
+    let standing = policy.measures.filter { measure in measure.expires.map { now < $0 } ?? true }
+    self.init(
+      domain: domain.name, uuid: policy.domain.description, version: policy.version,
+      sha256: policy.digest.map { $0.hexadecimal(width: 2) }.joined(), issued: policy.issued.rfc3339,
+      measures: standing.map { Measure($0, at: now) }, exceptions: policy.exceptions.networks.map(\.description),
+      allowsDHCP: policy.exceptions.allowsDHCP, omitted: rendering.omitted,
+      encoded: String(decoding: Base64.encode(policy.encoded), as: UTF8.self))
+  }
+}
+
+extension GuestPolicyStatus.Measure {
+  fileprivate init(_ measure: GuestPolicy.Measure, at now: Timestamp) {
+    var (network, rate): (IPNetwork?, UInt32?)
+    let kind =
+      switch measure.kind {
+      case .block: "block"
+      case .quarantine: "quarantine"
+      case .rateLimit: "rate_limit"
+      }
+    if case .block(let blocked) = measure.kind { network = blocked }
+    if case .rateLimit(let packetsPerSecond) = measure.kind { rate = packetsPerSecond }
+    self.init(
+      kind: kind, network: network?.description, packetsPerSecond: rate, decision: measure.decision,
+      expires: measure.expires?.rfc3339,
+      remaining: measure.expires.map { Double(($0 - now).wholeNanoseconds / 1_000_000) / 1e3 },
+      comment: measure.comment)
   }
 }
 

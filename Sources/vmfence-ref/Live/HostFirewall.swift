@@ -17,7 +17,7 @@ enum HostFirewall: Sendable {
         try NftablesSink.open(
           .init(
             table: choice.table,
-            quarantineExceptions: .init(networks: choice.quarantineExceptions, allowsDHCP: choice.quarantineAllowsDHCP),
+            quarantineExceptions: choice.exceptionsFromQuarantine,
             protectsHost: choice.protectsHost, holdsTable: choice.ownsTable)))
     }
   }

@@ -46,7 +46,7 @@ extension LiveRun {
           : "what was known of the domains stays in force as far as it is not read anew")
       toldProblems = problems
     }
-    forgetGone(at: now)
+    await forgetGone(at: now)
   }
 
   private func take(_ look: InventorySnapshot, at now: Timestamp) {
@@ -70,10 +70,15 @@ extension LiveRun {
     } catch { logger.error("the firewall was not told of the domains' ports: \(error.message)") }
   }
 
-  private func forgetGone(at now: Timestamp) {
+  private func forgetGone(at now: Timestamp) async {
+    var forgotten: [DomainUUID] = []
     for (incarnation, since) in gone where now - since > Self.memoryOfGone {
       directory.remove(incarnation)
       gone[incarnation] = nil
+      forgotten.append(incarnation.uuid)
+    }
+    for uuid in forgotten where !directory.all.contains(where: { $0.description.incarnation.uuid == uuid }) {
+      await guestPolicies.forget(uuid)
     }
   }
 

@@ -22,6 +22,7 @@ struct LiveParts {
   var mailbox: Mailbox<LiveMessage>
   var desk: ControlDesk
   var history: HistoryRecorder
+  var guestPolicies: GuestPolicies
   var firewall: HostFirewall
   var logger: Logger
 }
@@ -53,6 +54,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   let outputs: EventOutputs
   let desk: ControlDesk
   let history: HistoryRecorder
+  let guestPolicies: GuestPolicies
   let firewall: HostFirewall
   let flowCuts: FlowCuts
   var host: PreparedHost
@@ -97,6 +99,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     mailbox = parts.mailbox
     desk = parts.desk
     history = parts.history
+    guestPolicies = parts.guestPolicies
     firewall = parts.firewall
     flowCuts = FlowCuts(parts.firewall, logger: parts.logger)
     captures = Captures(logger: parts.logger)
