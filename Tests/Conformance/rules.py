@@ -11,7 +11,6 @@ import engine
 import snort3
 
 SECONDS = 900
-HOME = {"community": "any", "et2021": "[10.0.0.0/8,172.16.0.0/12,192.168.0.0/16]"}
 
 
 def expected(suite, name):
@@ -118,7 +117,8 @@ def run(options):
                  collections.Counter({alert["sid"]: alert["count"] for alert in flow["alerts"]}))
                 for flow in flows if is_stable(capture, flow)]
             for capture, flows in verdicts.items()}
-        found, wrong = compare(options, name, os.path.join(rules_folder, snort3.SETS[name][0]), HOME[name], files)
+        file, home = snort3.SETS[name]
+        found, wrong = compare(options, name, os.path.join(rules_folder, file), home, files)
         score.update(found)
         problems.update(wrong)
     return score, problems

@@ -1,6 +1,7 @@
 """What Snort 3 says of captures made by others: the (rule, endpoints) pairs of whole rule sets."""
 import collections
 import fnmatch
+import ipaddress
 import json
 import os
 import re
@@ -9,7 +10,11 @@ import subprocess
 import engine
 
 SECONDS = 900
-SETS = {"community": ("community.rules", "any"), "et2021": ("et2021-snort3.rules", "any")}
+# Rules, and what is home: for et2021 the private networks (only servers there are told of in what Snort said).
+SETS = {
+    "community": ("community.rules", "any"),
+    "et2021": ("et2021-snort3.rules", "[10.0.0.0/8,172.16.0.0/12,192.168.0.0/16]"),
+}
 # Captures that one run takes: loading the rules costs more than inspecting most of them.
 CHUNK = 100
 PORTS = {"TCP", "UDP", "SCTP"}
@@ -36,7 +41,7 @@ def rule_sids(path):
 
 def variables(home):
     """The networks and ports that Snort 3's own defaults name. Snort takes connections up in midstream, too."""
-    values = {"HOME_NET": home, "EXTERNAL_NET": "any" if home == "any" else "!$HOME_NET"}
+    values = {"HOME_NET": home, "EXTERNAL_NET": "any"}
     for name in "HTTP SMTP SQL TELNET DNS SSH FTP SIP".split():
         values[name + "_SERVERS"] = "$HOME_NET"
     values["AIM_SERVERS"] = "any"
@@ -62,9 +67,14 @@ def unpack(archive, folder):
     return folder
 
 
+def address(text):
+    """In one notation: IPv6 addresses come in several."""
+    return str(ipaddress.ip_address(text))
+
+
 def pair(alert):
-    source = (alert["src_ip"], alert.get("src_port", 0))
-    destination = (alert["dest_ip"], alert.get("dest_port", 0))
+    source = (address(alert["src_ip"]), alert.get("src_port", 0))
+    destination = (address(alert["dest_ip"]), alert.get("dest_port", 0))
     return alert["alert"]["gid"], alert["alert"]["signature_id"], frozenset((source, destination))
 
 
@@ -80,8 +90,8 @@ def wanted(alerts):
     """Snort's alerts in the same form; only what rules say: its own decoders and inspectors have other generators."""
     return {
         (alert["gid"], alert["sid"], frozenset(
-            ((alert["src"], alert["sport"] if alert["proto"] in PORTS else 0),
-             (alert["dst"], alert["dport"] if alert["proto"] in PORTS else 0))))
+            ((address(alert["src"]), alert["sport"] if alert["proto"] in PORTS else 0),
+             (address(alert["dst"]), alert["dport"] if alert["proto"] in PORTS else 0))))
         for alert in alerts if alert["gid"] == 1}
 
 
