@@ -6,6 +6,8 @@
 //   --alerts OUT.json   what fired in the first pass, as a list of gid, sid, ends, protocol and count (`Benchmarks/compare-alerts`)
 //   --cores N           then N inspectors side by side, the packets split by their hosts, against one
 //   --passes N          over the file; 3 unless it is said
+//   --flood KIND        instead of a file: a flood of SYNs (`syn`), of first fragments (`fragments`), of segments behind gaps (`segments`),
+//                       or one flow whose packets nearly match (`near`)
 //   --gzip no           leaves out what the time is compared with, for profiles
 //   --set NAME=VALUE    a setting of the engine; `stream.midstream` is on, as in the runs that this is compared with
 import CBaseline
@@ -19,6 +21,7 @@ struct Options {
   var cores = 1
   var passes = 3
   var runsGzip = true
+  var flood: Flood?
   var settings = ["stream.midstream": "yes"]
   var capture = ""
   var rules: [String] = []
@@ -36,6 +39,9 @@ struct Options {
       case "--passes":
         guard let number = Int(value), number > 0 else { return nil }
         passes = number
+      case "--flood":
+        guard let kind = Flood(rawValue: value) else { return nil }
+        flood = kind
       case "--gzip": runsGzip = value != "no"
       case "--set":
         let parts = value.split(separator: "=", maxSplits: 1)
@@ -43,6 +49,10 @@ struct Options {
         settings[String(parts[0])] = String(parts[1])
       default: return nil
       }
+    }
+    if flood != nil {
+      rules = Array(rest)
+      return
     }
     guard let path = rest.first else { return nil }
     capture = path
@@ -66,7 +76,8 @@ let variables: [String: String] = {
   return all
 }()
 
-func compile(_ files: [String]) throws -> SnortRules? {
+/// `text`: the rules when there are no files.
+func compile(_ files: [String], or text: String) throws -> SnortRules? {
   var sources: [RuleSource] = []
   for file in files {
     guard let text = read(file) else {
@@ -75,9 +86,7 @@ func compile(_ files: [String]) throws -> SnortRules? {
     }
     sources.append(RuleSource(file: file, text: text))
   }
-  // Without rules: one that asks for what no packet has.
   if sources.isEmpty {
-    let text = "alert tcp 0.0.0.0 1 -> 0.0.0.0 1 (msg:\"none\"; sid:1;)"
     sources.append(RuleSource(file: "none", text: Array(text.utf8), dialect: .snort2))
   }
   let begin = ContinuousClock.now
@@ -104,10 +113,17 @@ func report(_ number: Int, _ pass: Pass, _ reading: Pass, _ gzip: (wall: Double,
 func run() async throws -> Int32 {
   guard let options = Options(Array(CommandLine.arguments.dropFirst())) else {
     complain(
-      "usage: inspect [--alerts OUT.json] [--cores N] [--passes N] [--gzip no] [--set NAME=VALUE] FILE.pcap [RULES …]")
+      "usage: inspect [--flood KIND] [--alerts OUT.json] [--cores N] [--passes N] [--gzip no] [--set NAME=VALUE] FILE.pcap [RULES …]"
+    )
     return 64
   }
-  guard let rules = try compile(options.rules) else { return 66 }
+  // Without rules: one that asks for what no packet has.
+  let none = "alert tcp 0.0.0.0 1 -> 0.0.0.0 1 (msg:\"none\"; sid:1;)"
+  guard let rules = try compile(options.rules, or: options.flood == nil ? none : Flood.rules) else { return 66 }
+  if let flood = options.flood {
+    try run(flood, rules, settings: options.settings)
+    return 0
+  }
   let configuration = InspectorConfiguration(verifiesChecksums: true, hashKey: (1, 2), settings: options.settings)
   let idle = privateMemory()
   var inspector = try SnortInspector.make(rules: rules, configuration: configuration)
