@@ -28,13 +28,14 @@ public struct LiveCapture: ~Copyable, Sendable, PacketSource {
   }
 
   public struct Configuration: Hashable, Sendable {
-    /// The ring's size in bytes, in steps of 512 KiB; at least 1 MiB.
+    /// The ring's size in bytes, in steps of 128 KiB; at least 256 KiB. A block of so many bytes is handed over when it is full or `latency` is over, so a
+    /// reader may be away for the blocks' number times the latency, whatever the rate, before frames are lost.
     public var bufferSize: Int
     /// How long the kernel may hold frames back to hand them over together; at least 1 ms. A timer of this period runs in the
-    /// kernel for each capture.
+    /// kernel for each capture; before Linux 6.18 it counts in the kernel's ticks, of 4 ms where there are 250 a second.
     public var latency: Duration
 
-    public init(bufferSize: Int = 4 << 20, latency: Duration = .milliseconds(8)) {
+    public init(bufferSize: Int = 4 << 20, latency: Duration = .milliseconds(2)) {
       self.bufferSize = bufferSize
       self.latency = latency
     }

@@ -14,7 +14,8 @@ import VMFenceCore
 @safe
 @usableFromInline
 struct PacketRing: ~Copyable, @unchecked Sendable {
-  static let blockSize = 512 << 10
+  /// The longest frame, a segment of 64 KiB before segmentation, fits whole.
+  static let blockSize = 128 << 10
   private static let frameHeaderLength = 68
 
   private let base: UnsafeMutableRawPointer
