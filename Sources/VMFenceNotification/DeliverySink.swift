@@ -100,7 +100,7 @@ public final class DeliverySink: EventSink {
     thread.start()
   }
 
-  public func receive(_ event: Event) async {
+  public func receive(_ event: Event) {
     guard filter.wants(event, directory) else { return }
     let lines = format(event)
     state.withLock { state in

@@ -37,7 +37,7 @@ struct UnixSocketTests {
   func stream() async throws {
     let peer = try Peer(.unixStream)
     let sink = sink(UnixSocketDelivery(path: peer.path, kind: .stream))
-    for number in 1...50 { await sink.receive(alert(UInt32(number))) }
+    for number in 1...50 { sink.receive(alert(UInt32(number))) }
     #expect(peer.lines(50).compactMap(sid) == Array(1...50))
     sink.close()
     #expect(sink.counters.delivered == 50 && sink.counters.lost == 0 && sink.counters.waiting == 0)
@@ -47,11 +47,11 @@ struct UnixSocketTests {
   func reconnects() async throws {
     let first = try Peer(.unixStream)
     let sink = sink(UnixSocketDelivery(path: first.path, kind: .stream))
-    await sink.receive(alert(1))
+    sink.receive(alert(1))
     #expect(first.lines(1).compactMap(sid) == [1])
     first.leave()
-    await sink.receive(alert(2))
-    await sink.receive(alert(3))
+    sink.receive(alert(2))
+    sink.receive(alert(3))
     try wait("the failure is seen") { sink.problem != nil }
     #expect(sink.counters.waiting == 2)
     let path = first.path
@@ -69,7 +69,7 @@ struct UnixSocketTests {
   func datagram() async throws {
     let peer = try Peer(.unixDatagram)
     let sink = sink(UnixSocketDelivery(path: peer.path, kind: .datagram))
-    for number in 1...5 { await sink.receive(alert(UInt32(number))) }
+    for number in 1...5 { sink.receive(alert(UInt32(number))) }
     #expect(peer.receive { $0.count == 5 }.compactMap(sid) == Array(1...5))
     sink.close()
   }
@@ -77,7 +77,7 @@ struct UnixSocketTests {
   @Test("nobody there: the queue is bounded, what does not fit is counted, and what is left at the end too")
   func bounded() async throws {
     let sink = sink(UnixSocketDelivery(path: "/nonexistent/socket", kind: .stream), lines: 10)
-    for number in 1...25 { await sink.receive(alert(UInt32(number))) }
+    for number in 1...25 { sink.receive(alert(UInt32(number))) }
     #expect(sink.counters.waiting == 10 && sink.counters.overflowed == 15)
     try wait("it is told") { sink.problem?.contains("No such file or directory") == true }
     sink.close(patience: .milliseconds(100))
@@ -89,11 +89,11 @@ struct UnixSocketTests {
     let peer = try Peer(.unixStream)
     let sink = sink(
       UnixSocketDelivery(path: peer.path, kind: .stream), EventFilter(tenant: TenantID("globex")))
-    await sink.receive(alert(1, on: guest))
-    await sink.receive(notice())
-    await sink.receive(alert(2, on: other))
-    await sink.receive(alert(3, on: guest))
-    await sink.receive(alert(4, on: other))
+    sink.receive(alert(1, on: guest))
+    sink.receive(notice())
+    sink.receive(alert(2, on: other))
+    sink.receive(alert(3, on: guest))
+    sink.receive(alert(4, on: other))
     #expect(peer.lines(2).compactMap(sid) == [2, 4])
     sink.close()
   }
@@ -133,8 +133,8 @@ struct SyslogTests {
   func local() async throws {
     let peer = try Peer(.unixDatagram)
     let sink = sink(SyslogDelivery(.local(path: peer.path)), format: format())
-    await sink.receive(alert())
-    await sink.receive(notice())
+    sink.receive(alert())
+    sink.receive(notice())
     let got = peer.receive { $0.count == 2 }
     #expect(
       got.count == 2 && got[0].hasPrefix("<35>1 ") && got[1].contains(" platform [vmfence@32473 kind=\"clock-jump\"]"))
@@ -145,8 +145,8 @@ struct SyslogTests {
   func udp() async throws {
     let peer = try Peer(.udp)
     let sink = sink(SyslogDelivery(.udp(host: "127.0.0.1", port: peer.port)), format: format())
-    await sink.receive(alert())
-    await sink.receive(alert(message: String(repeating: "x", count: 20_000)))
+    sink.receive(alert())
+    sink.receive(alert(message: String(repeating: "x", count: 20_000)))
     let got = peer.receive { $0.count == 2 }
     #expect(got.map(\.utf8.count).last == 8_192 && got.first?.hasPrefix("<35>1 ") == true)
     sink.close()
@@ -156,7 +156,7 @@ struct SyslogTests {
   func tcp() async throws {
     let peer = try Peer(.tcp)
     let sink = sink(SyslogDelivery(.tcp(host: "localhost", port: peer.port)), format: format())
-    for number in 1...3 { await sink.receive(alert(UInt32(number))) }
+    for number in 1...3 { sink.receive(alert(UInt32(number))) }
     var rest = Substring(
       peer.receive { $0[0].components(separatedBy: "<35>1 ").count == 4 && $0[0].hasSuffix("80") }[0])
     var messages: [String] = []
@@ -177,10 +177,10 @@ struct FileDeliveryTests {
     let path = NSTemporaryDirectory() + "vmfence-\(UUID().uuidString).json"
     defer { for name in [path, path + ".1"] { remove(name) } }
     let sink = sink(FileDelivery(path: path))
-    for number in 1...20 { await sink.receive(alert(UInt32(number))) }
+    for number in 1...20 { sink.receive(alert(UInt32(number))) }
     try wait("the first half") { sink.counters.delivered == 20 }
     try FileManager.default.moveItem(atPath: path, toPath: path + ".1")
-    for number in 21...40 { await sink.receive(alert(UInt32(number))) }
+    for number in 21...40 { sink.receive(alert(UInt32(number))) }
     try wait("the second half") { sink.counters.delivered == 40 }
     func sids(_ name: String) throws -> [Int] {
       try String(contentsOfFile: name, encoding: .utf8).split(separator: "\n").map(String.init).compactMap(sid)
@@ -195,7 +195,7 @@ struct FileDeliveryTests {
     let folder = NSTemporaryDirectory() + "vmfence-\(UUID().uuidString)"
     defer { try? FileManager.default.removeItem(atPath: folder) }
     let sink = sink(FileDelivery(path: folder + "/eve.json"))
-    await sink.receive(alert())
+    sink.receive(alert())
     try wait("it is told") { sink.problem != nil }
     try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
     try wait("it is written") { sink.counters.delivered == 1 }
@@ -214,13 +214,13 @@ struct WebhookTests {
   func retries() async throws {
     let peer = try Peer(.tcp)
     let sink = sink(WebhookDelivery(url: "http://127.0.0.1:\(peer.port)/hook", headers: ["Authorization": "Bearer x"]))
-    await sink.receive(alert(1))
+    sink.receive(alert(1))
     let request = peer.receive { $0[0].contains("\"signature_id\":1") && $0[0].hasSuffix("\n") }[0]
     #expect(request.hasPrefix("POST /hook HTTP/1.1\r\n") && request.contains("Authorization: Bearer x"))
     #expect(request.contains("application/x-ndjson"))
     answer(peer, "503 Service Unavailable")
     try wait("the failure is seen") { sink.problem?.contains("answers 503") == true }
-    await sink.receive(alert(2))
+    sink.receive(alert(2))
     _ = peer.receive { $0[0].components(separatedBy: "POST /hook").count == 3 && $0[0].hasSuffix("\n") }
     answer(peer, "200 OK")
     try wait("the first is taken") { sink.counters.delivered >= 1 }
@@ -237,7 +237,7 @@ struct WebhookTests {
   func refused() async throws {
     let peer = try Peer(.tcp)
     let sink = sink(WebhookDelivery(url: "http://127.0.0.1:\(peer.port)/"))
-    await sink.receive(alert(1))
+    sink.receive(alert(1))
     _ = peer.receive { $0[0].hasSuffix("\n") && $0[0].contains("\"signature_id\":1") }
     answer(peer, "400 Bad Request")
     try wait("it is counted") { sink.counters.refused == 1 }

@@ -52,7 +52,7 @@ struct SpoolTests {
   func restart() async throws {
     let folder = try Folder()
     let first = try sink(Gate(), folder.file)
-    for number in 1...50 { await first.receive(alert(UInt32(number))) }
+    for number in 1...50 { first.receive(alert(UInt32(number))) }
     try wait("all are in the spool") { first.counters.spooled == 50 }
     first.close(patience: .milliseconds(10))
     #expect(first.counters.lost == 0)
@@ -60,7 +60,7 @@ struct SpoolTests {
     let gate = Gate()
     let second = try sink(gate, folder.file)
     #expect(second.counters.waiting == 50)
-    for number in 51...60 { await second.receive(alert(UInt32(number))) }
+    for number in 51...60 { second.receive(alert(UInt32(number))) }
     gate.open()
     try wait("all are delivered") { gate.lines.count == 60 }
     #expect(gate.lines == (1...60).map { "line \($0)" })
@@ -75,7 +75,7 @@ struct SpoolTests {
   func killed() async throws {
     let folder = try Folder()
     let first = try sink(Gate(), folder.file)
-    for number in 1...20 { await first.receive(alert(UInt32(number))) }
+    for number in 1...20 { first.receive(alert(UInt32(number))) }
     try wait("all are in the spool") { first.counters.spooled == 20 }
     // As the file is now, without any word from the first.
     try FileManager.default.copyItem(atPath: folder.file, toPath: folder.file + "2")
@@ -87,7 +87,7 @@ struct SpoolTests {
   func bounded() async throws {
     let folder = try Folder()
     let sink = try sink(Gate(), folder.file, lines: 10)
-    for number in 1...25 { await sink.receive(alert(UInt32(number))) }
+    for number in 1...25 { sink.receive(alert(UInt32(number))) }
     try wait("ten are in the spool") { sink.counters.spooled == 10 }
     #expect(sink.counters.overflowed == 15)
     sink.close(patience: .zero)

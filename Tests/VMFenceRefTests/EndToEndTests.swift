@@ -48,8 +48,10 @@ extension EndToEnd {
       try LiveRunTests.wait("a block on the host") { host.bans.first?.measure == "block_on_host" }
       #expect(!host.fetches(1) && !host.fetches(2))
       #expect(host.fetches(2, from: "10.77.0.98"))
-      let statuses = try host.decisions().filter { $0.policy == "attacks" }.map(\.status)
-      #expect(statuses.count { $0 == "enforced" } == 3 && statuses.count { $0 == "expired" } == 2, "\(statuses)")
+      try LiveRunTests.wait("all of them are told") {
+        let statuses = try host.decisions().filter { $0.policy == "attacks" }.map(\.status)
+        return statuses.count { $0 == "enforced" } == 3 && statuses.count { $0 == "expired" } == 2
+      }
       host.stop()
       #expect(host.daemon?.terminationStatus == 0)
       #expect(!host.fetches(2), "a measure outlives the daemon")

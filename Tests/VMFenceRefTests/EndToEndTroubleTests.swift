@@ -21,8 +21,10 @@ extension EndToEnd {
       host.attack()
       try LiveRunTests.wait("a block") { host.bans.count == 1 }
       #expect(!host.fetches(1))
-      #expect(try host.decisions().contains { $0.status == "enforced" && !$0.logged })
-      #expect(try host.platformKinds().contains("log-unwritable"))
+      try LiveRunTests.wait("both are told") {
+        try host.decisions().contains { $0.status == "enforced" && !$0.logged }
+          && host.platformKinds().contains("log-unwritable")
+      }
       try LiveRunTests.wait("it is told") { host.said.contains("the history is not written") }
       #expect(try host.cli("status").contains("problem: the history is not written"))
       try FileManager.default.removeItem(atPath: state + "/filler")

@@ -33,7 +33,7 @@ public final class EVEFileSink: EventSink {
     _ = state.withLock { close($0.descriptor) }
   }
 
-  public func receive(_ event: Event) async {
+  public func receive(_ event: Event) {
     write(encoder.encode(event))
     if case .alert(let alert) = event, let drop = encoder.encodeDrop(alert) { write(drop) }
   }

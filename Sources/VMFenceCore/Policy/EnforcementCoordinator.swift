@@ -73,14 +73,19 @@ public actor EnforcementCoordinator {
   @discardableResult
   public func handle(_ event: Event, at time: Timestamp) async -> [Decision] { await handle([event], at: time) }
 
-  /// Lets the time pass: lifts what has run out, tries again what the firewall did not take, and makes the log durable.
+  /// Lets the time pass: lifts what has run out, tries again what the firewall did not take, and makes the log durable. While the log's disk
+  /// is waited for, other calls go on.
   @discardableResult
   public func advance(to time: Timestamp) async -> [Decision] {
     await enter()
-    defer { leave() }
     var decisions = await carryOut(updater.advance(to: time), at: time)
     if isBehind || !desired.isEmpty { decisions += await catchUp(at: time) }
-    await keepLog(at: time)
+    if log.isCompactionDue { await compact(at: time) }
+    if isLogBroken { await appendUnlogged(at: time) }
+    let isSyncNeeded = isSyncNeeded
+    self.isSyncNeeded = false
+    leave()
+    if isSyncNeeded, let error = await Self.sync(log) { await reportBrokenLog(error, at: time) }
     return decisions
   }
 
@@ -420,18 +425,15 @@ extension EnforcementCoordinator {
 // MARK: Log and order
 
 extension EnforcementCoordinator {
-  /// Makes the log durable and keeps it small, and appends what it did not take before.
-  private func keepLog(at time: Timestamp) async {
-    if log.isCompactionDue { await compact(at: time) }
-    if isLogBroken { await appendUnlogged(at: time) }
-    guard isSyncNeeded else { return }
-    isSyncNeeded = false
-    if let error = await Self.sync(log) { await reportBrokenLog(error, at: time) }
+  /// In a thread of its own, since a disk can be slow, and on a host with one processor all tasks share one thread.
+  private static func sync(_ log: any DecisionLog) async -> DecisionLogError? {
+    await withCheckedContinuation { continuation in
+      let isStarted = DetachedThread.start { continuation.resume(returning: syncNow(log)) }
+      if !isStarted { continuation.resume(returning: syncNow(log)) }
+    }
   }
 
-  /// Outside the actor, since a disk can be slow.
-  @concurrent
-  private static func sync(_ log: any DecisionLog) async -> DecisionLogError? {
+  private static func syncNow(_ log: any DecisionLog) -> DecisionLogError? {
     do throws(DecisionLogError) {
       try log.sync()
       return nil

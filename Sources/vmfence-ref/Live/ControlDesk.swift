@@ -12,7 +12,7 @@ struct LoopQuestion: Sendable {
 }
 
 /// Answers what comes over the control socket: what the coordinator knows at once, the rest through the loop.
-final class ControlDesk: EventSink {
+final class ControlDesk: PromptEventSink {
   /// Past decisions, and alerts, that an explanation has.
   private static let pastExplained = 5
   private static let listDefault = 10_000
@@ -54,7 +54,7 @@ final class ControlDesk: EventSink {
 
   func close() { server.withLock { $0?.close() } }
 
-  func receive(_ event: Event) async {
+  func receive(_ event: Event) {
     if let server = server.withLock({ $0 }), server.hasFollowers {
       let isAlert = if case .alert = event { true } else { false }
       server.publish(encoder.encode(event), isAlert: isAlert)

@@ -9,7 +9,7 @@ import VMFenceNotification
 final class EventQueue: EventSink {
   private let events = Mutex<[Event]>([])
 
-  func receive(_ event: Event) async { events.withLock { $0.append(event) } }
+  func receive(_ event: Event) { events.withLock { $0.append(event) } }
 
   func take() -> [Event] {
     events.withLock { events in
@@ -19,105 +19,245 @@ final class EventQueue: EventSink {
   }
 }
 
-/// Everywhere that events go.
-final class EventOutputs {
+/// A sink that keeps nobody waiting but the thread that it is called on.
+protocol PromptEventSink: EventSink {
+  func receive(_ event: Event)
+}
+
+/// Everywhere that events go, by way of a bounded queue and a thread of its own: whoever decides waits for no encoding and for no file. The thread
+/// steps back when processors are scarce, so in a flood it is lines that are lost and not packets or decisions; they are counted. Alerts and what else there
+/// is to tell have room of their own in the queue, so that no flood of alerts costs the line of a decision.
+final class EventOutputs: Sendable {
   struct Loss {
     var message: String
     var count: UInt64
   }
 
+  struct Limits: Sendable {
+    var alerts = 8_192
+    var others = 65_536
+  }
+
+  private struct Place {
+    var wanted: NotificationPlace
+    var sink: DeliverySink
+  }
+
+  private enum Item {
+    case event(Event)
+    case statistics(EVEStatistics)
+  }
+
+  private struct State {
+    var queue: [Item] = []
+    /// Of what waits and of what is being written.
+    var alerts = 0
+    var others = 0
+    var lostAlerts: UInt64 = 0
+    var lostOthers: UInt64 = 0
+    var isClosing = false
+    var places: [Place] = []
+    /// Places that are not used any more, and may still be losing what waited.
+    var former: [DeliverySink] = []
+    var toldLost: [String: UInt64] = [:]
+    var toldProblems: Set<String> = []
+  }
+
   private let file: EVEFileSink?
   private let encoder: EVEEncoder
-  /// The log, and the control socket.
-  private let others: [any EventSink]
+  /// The history, the log, and the control socket.
+  private let others: [any PromptEventSink]
   private let stateDirectory: String?
   private let logger: Logger
-  private var places: [(place: NotificationPlace, sink: DeliverySink)] = []
-  private var toldLost: [String: UInt64] = [:]
-  private var toldProblems: Set<String> = []
-  /// Places that are not used any more, and may still be losing what waited.
-  private var former: [DeliverySink] = []
+  private let limits: Limits
+  private let state = Mutex(State())
+  private let news = Bell()
+  private let end = Bell()
 
   init(
-    file: EVEFileSink?, encoder: EVEEncoder, others: [any EventSink], stateDirectory: String?, logger: Logger
+    file: EVEFileSink?, encoder: EVEEncoder, others: [any PromptEventSink], stateDirectory: String?, logger: Logger,
+    limits: Limits = Limits()
   ) {
     self.stateDirectory = stateDirectory
     self.logger = logger
     self.file = file
     self.encoder = encoder
     self.others = others
+    self.limits = limits
+    let thread = Thread { [self] in
+      ThreadPriority.stepBack()
+      while turn() {}
+    }
+    thread.name = "vmfence-tell"
+    thread.start()
   }
 
   /// Events go to these places from now on. Those that stay keep what waits for them.
   func use(_ wanted: [NotificationPlace]) {
-    for (place, sink) in places where !wanted.contains(place) {
-      former.append(sink)
+    let (gone, kept) = state.withLock { state in
+      let gone = state.places.filter { !wanted.contains($0.wanted) }.map(\.sink)
+      state.former += gone
+      state.places.removeAll { !wanted.contains($0.wanted) }
+      return (gone, state.places)
+    }
+    for sink in gone {
       // With a spool nothing is lost, and whoever goes on with it waits for this.
       if sink.keepsSpool { sink.close(patience: .milliseconds(200)) } else { Thread.detachNewThread { sink.close() } }
     }
-    let kept = places.filter { wanted.contains($0.place) }
-    places = wanted.map { place in
-      let sink = kept.first { $0.place == place }?.sink
-      return (place, sink ?? place.open(encoder: encoder, stateDirectory: stateDirectory, logger: logger))
+    let places = wanted.map { place in
+      let sink = kept.first { $0.wanted == place }?.sink
+      return Place(
+        wanted: place,
+        sink: sink ?? place.open(encoder: encoder, stateDirectory: stateDirectory, logger: logger))
     }
+    state.withLock { $0.places = places }
   }
 
-  func receive(_ event: Event) async {
-    await file?.receive(event)
-    for sink in others { await sink.receive(event) }
-    for (_, sink) in places { await sink.receive(event) }
+  /// Has these told, with times moved by `offset`, after what was received before. What finds no room is lost, and counted.
+  func receive(_ events: [Event], shiftedBy offset: Duration) {
+    guard !events.isEmpty else { return }
+    state.withLock { state in
+      for event in events {
+        if case .alert = event {
+          guard state.alerts < limits.alerts, !state.isClosing else {
+            state.lostAlerts &+= 1
+            continue
+          }
+          state.alerts += 1
+        } else {
+          guard state.others < limits.others, !state.isClosing else {
+            state.lostOthers &+= 1
+            continue
+          }
+          state.others += 1
+        }
+        state.queue.append(.event(event.shifted(by: offset)))
+      }
+    }
+    news.ring()
   }
 
-  func receive(_ statistics: EVEStatistics) { file?.receive(statistics) }
+  func receive(_ statistics: EVEStatistics) {
+    state.withLock { state in
+      guard state.others < limits.others, !state.isClosing else {
+        state.lostOthers &+= 1
+        return
+      }
+      state.others += 1
+      state.queue.append(.statistics(statistics))
+    }
+    news.ring()
+  }
 
   /// After a rotation.
   func reopen() {
     do throws(NotificationError) { try file?.reopen() } catch { logger.log([error.diagnostic]) }
-    for (_, sink) in places { sink.reopen() }
+    for sink in sinks { sink.reopen() }
   }
+
+  private var sinks: [DeliverySink] { state.withLock { $0.places.map(\.sink) } }
 
   /// Events that did not reach where they should have gone.
   var lost: UInt64 {
-    (places.map(\.sink) + former).reduce(file?.counters.linesLost ?? 0) { $0 &+ $1.counters.lost }
+    let (sinks, unwritten) = state.withLock { state in
+      (state.places.map(\.sink) + state.former, state.lostAlerts &+ state.lostOthers)
+    }
+    return sinks.reduce(unwritten &+ (file?.counters.linesLost ?? 0)) { $0 &+ $1.counters.lost }
   }
 
   /// What was lost since the last call, by place.
   func newLosses() -> [Loss] {
     var losses: [Loss] = []
-    func note(_ name: String, _ lost: UInt64, _ problem: String?) {
-      let before = toldLost.updateValue(lost, forKey: name) ?? 0
+    func note(_ name: String, _ lost: UInt64, _ message: @autoclosure () -> String) {
+      let before = state.withLock { $0.toldLost.updateValue(lost, forKey: name) ?? 0 }
       guard lost > before else { return }
-      losses.append(
-        Loss(
-          message: "events did not get to \(name.escapedForDisplay)" + (problem.map { ": \($0)" } ?? ""),
-          count: lost - before))
+      losses.append(Loss(message: message(), count: lost - before))
     }
-    if let file { note(file.path, file.counters.linesLost, file.problem?.message) }
-    for (_, sink) in places { note(sink.name, sink.counters.lost, sink.problem) }
+    func describe(_ name: String, _ problem: String?) -> String {
+      "events did not get to \(name.escapedForDisplay)" + (problem.map { ": \($0)" } ?? "")
+    }
+    let (lostAlerts, lostOthers) = state.withLock { ($0.lostAlerts, $0.lostOthers) }
+    note("alerts", lostAlerts, "alerts came faster than they can be told; the policy counted them all the same")
+    note("other events", lostOthers, "events came faster than they can be told")
+    if let file { note(file.path, file.counters.linesLost, describe(file.path, file.problem?.message)) }
+    for sink in sinks { note(sink.name, sink.counters.lost, describe(sink.name, sink.problem)) }
     return losses
   }
 
   /// What is wrong with outputs now.
   var problems: [String] {
     (file?.problem.map { [$0.message] } ?? [])
-      + places.compactMap { _, sink in sink.problem.map { "\(sink.name): \($0) (\(sink.counters.waiting) events wait)" }
-      }
+      + sinks.compactMap { sink in sink.problem.map { "\(sink.name): \($0) (\(sink.counters.waiting) events wait)" } }
   }
 
   /// Tells the log what is wrong with a place, once, and when it is right again.
   func logProblems() {
-    for (_, sink) in places {
-      let isTold = toldProblems.contains(sink.name)
-      if let problem = sink.problem, !isTold {
-        toldProblems.insert(sink.name)
+    for sink in sinks {
+      let problem = sink.problem
+      let isTold = state.withLock { state in
+        let isTold = state.toldProblems.contains(sink.name)
+        if problem != nil { state.toldProblems.insert(sink.name) } else { state.toldProblems.remove(sink.name) }
+        return isTold
+      }
+      if let problem, !isTold {
         logger.error("events do not get to \(sink.name): \(problem); they wait")
-      } else if sink.problem == nil, isTold {
-        toldProblems.remove(sink.name)
+      } else if problem == nil, isTold {
         logger.notice("events get to \(sink.name) again")
       }
     }
   }
 
-  func close() async { for (_, sink) in places { sink.close() } }
+  /// Tells what waits, within `patience`; what is left then is lost.
+  func close(patience: Duration = .seconds(5)) {
+    state.withLock { $0.isClosing = true }
+    news.ring()
+    if !end.wait(upTo: patience) {
+      logger.warning("\(state.withLock { $0.alerts + $0.others }) events were not told before the end")
+    }
+    for sink in sinks { sink.close() }
+  }
+
+  // MARK: The thread's side
+
+  /// - Returns: whether to go on.
+  private func turn() -> Bool {
+    let (items, places, isClosing) = state.withLock { state in
+      defer { state.queue = [] }
+      return (state.queue, state.places.map(\.sink), state.isClosing)
+    }
+    if items.isEmpty {
+      guard !isClosing else {
+        end.ring()
+        return false
+      }
+      news.wait(upTo: .seconds(60))
+      return true
+    }
+    for item in items { tell(item, places) }
+    let alerts = items.count { if case .event(.alert) = $0 { true } else { false } }
+    state.withLock { state in
+      state.alerts -= alerts
+      state.others -= items.count - alerts
+    }
+    return true
+  }
+
+  private func tell(_ item: Item, _ places: [DeliverySink]) {
+    switch item {
+    case .statistics(let statistics): file?.receive(statistics)
+    case .event(let event):
+      file?.receive(event)
+      for sink in others { sink.receive(event) }
+      for sink in places { sink.receive(event) }
+    }
+  }
+}
+
+enum ThreadPriority {
+  /// Lets the calling thread have what others leave of the processors, and a tenth besides: nice(1) 10. Without effect where that is not allowed.
+  static func stepBack() {
+    // On Linux each thread has a priority of its own, and 0 names the one that calls (setpriority(2)).
+    _ = setpriority(Int32(PRIO_PROCESS.rawValue), 0, 10)
+  }
 }
 #endif

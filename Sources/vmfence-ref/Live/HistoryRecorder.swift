@@ -8,7 +8,7 @@ import VMFenceStore
 /// Keeps alerts and decisions in the history, by a bounded queue and a thread of its own, so that a slow or full disk holds nobody up. What does not fit
 /// into the queue, in a flood say, is skipped and counted: the history is for looking things up, other places get every event. Safe to use from any
 /// thread.
-final class HistoryRecorder: EventSink {
+final class HistoryRecorder: PromptEventSink {
   struct Limits: Sendable {
     /// Alerts and decisions that wait.
     var alerts = 8_192
@@ -49,7 +49,10 @@ final class HistoryRecorder: EventSink {
     self.store = store
     self.encoder = encoder
     self.limits = limits
-    let thread = Thread { [self] in while turn() {} }
+    let thread = Thread { [self] in
+      ThreadPriority.stepBack()
+      while turn() {}
+    }
     thread.name = "vmfence-history"
     thread.start()
   }
@@ -68,7 +71,7 @@ final class HistoryRecorder: EventSink {
 
   static let fileName = "history.db"
 
-  func receive(_ event: Event) async {
+  func receive(_ event: Event) {
     let isFirst = state.withLock { state in
       let isFirst = state.alerts.isEmpty && state.decisions.isEmpty
       switch event {

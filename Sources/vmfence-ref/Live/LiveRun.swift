@@ -1,6 +1,7 @@
 #if Daemon
 import Foundation
 import Logging
+import Synchronization
 import VMFenceCapture
 import VMFenceConfiguration
 import VMFenceControl
@@ -80,6 +81,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   private var metrics: MetricsServer?
   var latency = LatencyHistogram()
   var isReconcileWanted = false
+  private let isAdvancing = SharedFlag()
   private var lastReconcile: Timestamp
   /// When domains that are known and not in the inventory any more were seen last.
   var gone: [Incarnation: Timestamp] = [:]
@@ -147,7 +149,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
         try openCaptures()
         noteDrops(at: now)
         await refreshNeverBlock(at: now)
-        await coordinator.advance(to: now)
+        advance(to: now)
         outputs.logProblems()
         logHistoryProblem()
         if let metrics { metrics.publish(await metricsText(at: now)) }
@@ -185,6 +187,16 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     await stop()
   }
 
+  /// Lets the decisions' time pass, beside the loop: at its end the log is made durable, and a disk can be slow.
+  private func advance(to now: Timestamp) {
+    guard isAdvancing.raise() else { return }
+    let (coordinator, isAdvancing) = (coordinator, isAdvancing)
+    Task {
+      await coordinator.advance(to: now)
+      isAdvancing.lower()
+    }
+  }
+
   /// Looks whether the firewall holds what it should: soon after others changed it, and besides now and then.
   private func reconcile(at now: Timestamp) async {
     guard now >= (isReconcileWanted ? lastReconcile + Self.reconcilePause : lastReconcile + Self.reconcileInterval)
@@ -210,7 +222,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     await coordinator.advance(to: now)
     domains.close()
     writeStatistics(at: now)
-    await outputs.close()
+    outputs.close()
     history.close()
     logger.notice("stopped")
     for line in pool.reports.map(\.summaryLine) { logger.notice("\(line)") }
@@ -312,7 +324,9 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     // Flows first: each packet that they still carry counts.
     let cut = await flowCuts.act(
       on: pool.takeRefusedPackets(), lost: pool.refusedPacketsLost, isDryRun: host.configuration.policy.isDryRun)
-    var events = extra + pool.takeEvents() + sourceAlerts.drain(&dispatcher, at: now)
+    var events = pool.takeEvents()
+    if !extra.isEmpty { events.insert(contentsOf: extra, at: 0) }
+    events += sourceAlerts.drain(&dispatcher, at: now)
     extra = []
     if !cut.isEmpty { for index in events.indices { events[index].noteCut(cut) } }
     for event in events { directory.note(event) }
@@ -320,7 +334,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     // A decision is told after what led to it.
     let decided = decisions.take()
     let offset = clock.offset
-    for event in events + decided { await outputs.receive(event.shifted(by: offset)) }
+    outputs.receive(events + decided, shiftedBy: offset)
   }
 
   /// Notes how long it took from the packet to the block in force.
@@ -351,6 +365,21 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
           ("events_lost", outputs.lost),
         ]))
   }
+}
+
+/// Something is under way.
+private final class SharedFlag: Sendable {
+  private let isRaised = Mutex(false)
+
+  /// - Returns: false when it was raised already.
+  func raise() -> Bool {
+    isRaised.withLock { isRaised in
+      defer { isRaised = true }
+      return !isRaised
+    }
+  }
+
+  func lower() { isRaised.withLock { $0 = false } }
 }
 
 /// The rules that detectors have, as the pool asks for them.

@@ -75,11 +75,13 @@ extension Timestamp {
 
 /// Tells the log of what an operator wants to see there: decisions, what VMFence noticed, who needs rules. Alerts go to the
 /// event sinks.
-struct LogEventSink: EventSink {
+struct LogEventSink: PromptEventSink {
   let logger: Logger
   let directory: DomainDirectory
 
-  func receive(_ event: Event) async {
+  func receive(_ event: Event) {
+    // In a flood, what follows would cost more than all else.
+    if case .alert = event { return }
     let name = event.incarnation.flatMap(directory.entry)?.description.name
     var metadata: Logger.Metadata = [:]
     if let name { metadata["domain"] = "\(name)" }

@@ -13,11 +13,11 @@ struct EVEFileSinkTests {
   func appendAndReopen() async throws {
     let directory = try TemporaryDirectory()
     let sink = try EVEFileSink(path: directory.file("eve.json"), encoder: encoder)
-    await sink.receive(event(1))
+    sink.receive(event(1))
     try directory.rename("eve.json", to: "eve.json.1")
-    await sink.receive(event(2))
+    sink.receive(event(2))
     try sink.reopen()
-    await sink.receive(event(3))
+    sink.receive(event(3))
     let old = try directory.bytes("eve.json.1").split(separator: UInt8(ascii: "\n"))
     #expect(old.map { Array($0) } == [encoder.encode(event(1)), encoder.encode(event(2))])
     #expect(try directory.bytes("eve.json") == encoder.encode(event(3)) + [UInt8(ascii: "\n")])
@@ -30,15 +30,15 @@ struct EVEFileSinkTests {
     let directory = try TemporaryDirectory()
     try directory.write(Array("{}\n".utf8), to: "eve.json")
     let sink = try EVEFileSink(path: directory.file("eve.json"), encoder: encoder)
-    await sink.receive(event(1))
+    sink.receive(event(1))
     #expect(try directory.bytes("eve.json").starts(with: "{}\n{".utf8))
   }
 
   @Test("a full disk loses lines, counts them and says so")
   func full() async throws {
     let sink = try EVEFileSink(path: "/dev/full", encoder: encoder)
-    await sink.receive(event(1))
-    await sink.receive(event(2))
+    sink.receive(event(1))
+    sink.receive(event(2))
     #expect(sink.counters.linesLost == 2)
     #expect(sink.counters.linesWritten == 0)
     #expect(sink.problem?.code == .full)
@@ -60,7 +60,7 @@ struct EVEFileSinkTests {
     let sink = try EVEFileSink(path: inner + "/eve.json", encoder: encoder)
     try directory.rename("logs", to: "moved")
     #expect(throws: NotificationError.self) { try sink.reopen() }
-    await sink.receive(event(1))
+    sink.receive(event(1))
     #expect(try !directory.bytes("moved/eve.json").isEmpty)
   }
 }
