@@ -33,9 +33,20 @@ extension Timestamp {
   /// `2026-11-23T04:46:55.123456+0000`: the form that EVE JSON prescribes, in UTC, to the microsecond below.
   public var eveDescription: String {
     let civil = CivilTime(self)
-    return "\(civil.year.padded(4))-\(civil.month.padded(2))-\(civil.day.padded(2))"
-      + "T\(civil.hour.padded(2)):\(civil.minute.padded(2)):\(civil.second.padded(2))"
-      + ".\(civil.microsecond.padded(6))+0000"
+    // Digits go over the zeros of a template: every event has a time. Nanoseconds in 64 bits leave a year four digits.
+    var text = Array("0000-00-00T00:00:00.000000+0000".utf8)
+    for (value, end) in [
+      (civil.year, 4), (civil.month, 7), (civil.day, 10), (civil.hour, 13), (civil.minute, 16), (civil.second, 19),
+      (civil.microsecond, 26),
+    ] {
+      var (rest, position) = (value, end)
+      while rest > 0 {
+        position -= 1
+        text[position] += UInt8(rest % 10)
+        rest /= 10
+      }
+    }
+    return String(decoding: text, as: UTF8.self)
   }
 }
 

@@ -81,18 +81,18 @@ package struct JSONLine {
   /// on a reader by lines, or on the order in which text is shown.
   private mutating func append(_ text: String) {
     bytes.append(UInt8(ascii: "\""))
-    if !appendPlain(text.utf8.span) { appendEscaped(text) }
+    // Most texts are written as they are, all at once.
+    if Self.isPlain(text.utf8.span) { bytes.append(contentsOf: text.utf8) } else { appendEscaped(text) }
     bytes.append(UInt8(ascii: "\""))
   }
 
-  /// Appends a short text of printable ASCII with nothing to escape, as most are, and otherwise nothing.
-  private mutating func appendPlain(_ text: Span<UInt8>) -> Bool {
-    guard text.count <= Self.textLimit else { return false }
+  /// Whether it is a short text of printable ASCII with nothing to escape.
+  private static func isPlain(_ text: Span<UInt8>) -> Bool {
+    guard text.count <= textLimit else { return false }
     for index in text.indices {
       let byte = text[index]
       guard byte >= 0x20, byte < 0x7F, byte != UInt8(ascii: "\""), byte != UInt8(ascii: "\\") else { return false }
     }
-    for index in text.indices { bytes.append(text[index]) }
     return true
   }
 

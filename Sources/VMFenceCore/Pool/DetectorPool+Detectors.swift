@@ -262,8 +262,9 @@ extension DetectorPool {
     for index in alerts.indices {
       let record = alerts[index]
       let alert = Alert(
-        record, rule: rules.metadata(at: Int(record.ruleIndex)), incarnation: entry.incarnation,
-        packetID: verdict.id, verdict: verdict.rule == record.ruleIndex ? verdict.verdict : .pass)
+        record, rule: entry.metadata(of: record.ruleIndex, in: rules, generation: verdict.generation),
+        incarnation: entry.incarnation, packetID: verdict.id,
+        verdict: verdict.rule == record.ruleIndex ? verdict.verdict : .pass)
       events.append(alert, slot: entry.slot)
     }
   }

@@ -31,12 +31,16 @@ final class GuardedDomain<Rules: CompiledRules> {
   var inspectedAtProgress: UInt64 = 0
   /// The rule that rejected a packet last, while the packets behind it are kept.
   var rejecting: (rule: RuleMetadata, left: Int)?
+  /// Of rules that fired: what they are called is read from the image once.
+  private var metadata: [UInt32: RuleMetadata] = [:]
+  private var metadataGeneration: UInt32 = 0
   /// Drops that an alert has told of, and when it did.
   var reportedDrops: UInt64 = 0
   var lastDropReport: Timestamp?
 
   /// Rule sets that are remembered while verdicts of older ones are still to come.
   static var generationsKept: Int { 64 }
+  private static var metadataKept: Int { 64 }
 
   init(_ description: DomainDescription, slot: Int) {
     incarnation = description.incarnation
@@ -50,6 +54,18 @@ final class GuardedDomain<Rules: CompiledRules> {
   func remember(_ rules: Rules, generation: UInt32) {
     generations.append((generation, rules))
     if generations.count > Self.generationsKept { generations.removeFirst() }
+  }
+
+  /// What a rule of a generation is called.
+  func metadata(of index: UInt32, in rules: Rules, generation: UInt32) -> RuleMetadata {
+    if generation != metadataGeneration || metadata.count >= Self.metadataKept {
+      metadata.removeAll(keepingCapacity: true)
+      metadataGeneration = generation
+    }
+    if let known = metadata[index] { return known }
+    let read = rules.metadata(at: Int(index))
+    metadata[index] = read
+    return read
   }
 
   /// The rule set of a generation. Verdicts come in order, so older ones are forgotten.
@@ -144,7 +160,11 @@ struct EventSorter {
     }
   }
 
-  private var events: [(key: Key, event: Event)] = []
+  private var keys: [Key] = []
+  /// As many as keys.
+  private var events: [Event] = []
+  /// Whether they came in order, as those of one detector do.
+  private var isOrdered = true
   /// By slot: the time of its last alert. Alerts of one domain stay in the order of its packets, whatever times these carry.
   private var lastAlert: [Timestamp] = []
   private var lastNotice = Timestamp(nanoseconds: .min)
@@ -152,27 +172,34 @@ struct EventSorter {
   /// Adds something that VMFence noticed itself.
   mutating func append(_ event: Event) {
     lastNotice = max(lastNotice, event.time)
-    events.append((Key(time: lastNotice, isAlert: false, slot: 0, packet: 0, order: events.count), event))
+    append(event, Key(time: lastNotice, isAlert: false, slot: 0, packet: 0, order: keys.count))
   }
 
   mutating func append(_ alert: Alert, slot: Int) {
     while lastAlert.count <= slot { lastAlert.append(Timestamp(nanoseconds: .min)) }
     lastAlert[slot] = max(lastAlert[slot], alert.time)
-    events.append(
-      (
-        Key(time: lastAlert[slot], isAlert: true, slot: slot, packet: alert.packetID, order: events.count),
-        .alert(alert)
-      ))
+    append(
+      .alert(alert),
+      Key(time: lastAlert[slot], isAlert: true, slot: slot, packet: alert.packetID, order: keys.count))
+  }
+
+  private mutating func append(_ event: Event, _ key: Key) {
+    if let last = keys.last, key < last { isOrdered = false }
+    keys.append(key)
+    events.append(event)
   }
 
   /// Hands over all of it, and begins anew.
   mutating func take() -> [Event] {
     defer {
-      events.removeAll(keepingCapacity: true)
+      keys.removeAll(keepingCapacity: true)
+      events = []
+      isOrdered = true
       lastAlert.removeAll(keepingCapacity: true)
       lastNotice = Timestamp(nanoseconds: .min)
     }
-    return events.sorted { $0.key < $1.key }.map(\.event)
+    guard !isOrdered else { return events }
+    return keys.indices.sorted { keys[$0] < keys[$1] }.map { events[$0] }
   }
 }
 
