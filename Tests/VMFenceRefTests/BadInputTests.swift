@@ -86,6 +86,9 @@ struct BadInputTests {
     Case(
       what: "two measures in one step", replace: "{block: 1m}", with: "{block: 1m, pause: true}",
       says: ["must name exactly one measure"]),
+    Case(
+      what: "a policy with a class that no rule has", replace: "all-alerts: true", with: "classes: [no-such-class]",
+      says: ["there is no class 'no-such-class'"]),
     Case(what: "an empty file", replace: base, with: "", says: ["the file is empty"]),
   ]
 

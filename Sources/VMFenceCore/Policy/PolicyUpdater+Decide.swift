@@ -24,8 +24,10 @@ extension PolicyUpdater {
     if isReportOnly || isForgeable && step.action.isAddressBlock {
       return Outcome(
         decisions: withhold(
-          decision, because: "anybody can forge this evidence, and an address is not blocked on it", about: subject,
-          for: rule.counting.window))
+          decision,
+          because: "anybody can forge this evidence, "
+            + (step.action.isAddressBlock ? "and an address is not blocked on it" : "which the rule does not count"),
+          about: subject, for: rule.counting.window))
     }
     if step.action.isAddressBlock, let network = subject.network,
       let obstacle = obstacle(to: network, for: observation.domain, onHost: step.action == .blockOnHost)

@@ -41,6 +41,13 @@ struct RuleSelection: Sendable {
   /// All rule sets, each once.
   var all: [SnortRules] { Array(byName.values) + byService.values + (fallback.map { [$0] } ?? []) }
 
+  /// Classes that a policy names and no rule can have.
+  func unknownClasses(in policy: Policy) -> [Diagnostic] {
+    let known = SnortRuleEngine.standardClasses.union(classes)
+    let before = Set(policy.validate())
+    return policy.validate(knownClasses: known).filter { $0.severity == .error && !before.contains($0) }
+  }
+
   /// The classes of all rules.
   var classes: Set<String> {
     var result: Set<String> = []

@@ -62,8 +62,8 @@ struct Check: ParsableCommand {
     guard let scenario = parsed else { return found }
     var loading = RuleLoading(rules: scenario.rules)
     do throws(RuleLoading.Failure) {
-      _ = try RuleSelection(&loading, domains: scenario.domains.map { ($0.name, $0.serviceType) })
-      found += loading.diagnostics
+      let rules = try RuleSelection(&loading, domains: scenario.domains.map { ($0.name, $0.serviceType) })
+      found += loading.diagnostics + rules.unknownClasses(in: scenario.policy)
     } catch { found += error.diagnostics }
     for capture in scenario.captures {
       do throws(PacketSourceError) {

@@ -91,6 +91,9 @@ struct PreparedScenario {
       throw Exit.badData
     }
     Terminal.error.print(loading.diagnostics)
+    let unknown = rules.unknownClasses(in: scenario.policy)
+    Terminal.error.print(unknown)
+    guard unknown.isEmpty else { throw Exit.badData }
     captures = scenario.captures.map { capture in
       let attributes = try? FileManager.default.attributesOfItem(atPath: capture.path)
       return (capture, (attributes?[.size] as? Int64) ?? 0)

@@ -33,7 +33,7 @@ struct PreparedHost: Sendable {
     found += compiled.diagnostics
     guard let rules = compiled.rules else { return (nil, found) }
     let host = PreparedHost(configuration: configuration, rules: rules)
-    let unknown = host.unknownClasses()
+    let unknown = rules.unknownClasses(in: configuration.policy)
     found += unknown
     return (unknown.isEmpty ? host : nil, found)
   }
@@ -51,13 +51,6 @@ struct PreparedHost: Sendable {
       let rules = try RuleSelection(&loading, domains: domains)
       return (rules, loading.diagnostics)
     } catch { return (nil, loading.diagnostics.isEmpty ? error.diagnostics : loading.diagnostics) }
-  }
-
-  /// Classes that the policy names and no rule can have.
-  private func unknownClasses() -> [Diagnostic] {
-    let known = SnortRuleEngine.standardClasses.union(rules.classes)
-    let before = Set(configuration.policy.validate())
-    return configuration.policy.validate(knownClasses: known).filter { $0.severity == .error && !before.contains($0) }
   }
 }
 
