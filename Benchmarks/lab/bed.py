@@ -11,8 +11,8 @@ TICKS = os.sysconf("SC_CLK_TCK")
 GUEST, OUTSIDE = "10.77.0.1", "10.77.0.99"
 GUEST_MAC, OUTSIDE_MAC = "02:77:00:00:00:01", "02:77:00:00:00:63"
 UUID = "6e1b4d0a-93c5-4c54-8d0e-5a0c7a1f0001"
-# Of the capture, in bytes: as `run` has it. Another engine should get as much.
-BUFFER = 4 << 20
+# Of the capture, in bytes: as `run` has it with one capture. Another engine should get as much.
+BUFFER = 8 << 20
 
 
 def sh(script, **options):
@@ -237,11 +237,11 @@ policy: policy.yaml
             last = now
         return dict(zip(("captured", "inspected", "uninspected", "dropped"), last))
 
-    def stop(self):
+    def stop(self, number=None):
         """- Returns: what another engine said of its packets and drops, by the patterns that were given."""
         if not self.process:
             return None
-        self.bed.stop(self.process, signal.SIGTERM if self.is_ours else signal.SIGINT)
+        self.bed.stop(self.process, number or (signal.SIGTERM if self.is_ours else signal.SIGINT))
         self.process = None
         if self.is_ours or not self.patterns:
             return None

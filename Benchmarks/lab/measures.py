@@ -304,7 +304,7 @@ def alerts(options):
             while not stop.wait(0.2):
                 memory.append(memory_of(engine.pids()))
         watcher = threading.Thread(target=watch)
-        before = memory_of(engine.pids())
+        before, begin = memory_of(engine.pids()), cpu_of(engine.pids())
         watcher.start()
         flood = bed.start(bed.host, [wire, "flood", bed.outside, "eth0", "02:77:00:00:00:01", "10.77.0.77", str(options.alerts),
                                      str(seconds), str(options.sources), "noise"], options.load_cpu, stdout=subprocess.PIPE)
@@ -312,17 +312,18 @@ def alerts(options):
         times, never = attacked(options, bed, wire, max(3, options.samples // 10), 100_000)
         sent = flood.communicate()[0]
         figures = engine.settle()
-        told = engine.total("vmfence_alerts_total")
+        spent = cpu_of(engine.pids()) - begin
+        told, unwritten = engine.total("vmfence_alerts_total"), engine.total("vmfence_events_lost_total")
         stop.set()
         watcher.join()
         after = memory_of(engine.pids())
         engine.stop()
-    write_alerts(options, quiet, times, (never_quiet, never), memory, (before, after), sent, figures, told)
+    write_alerts(options, quiet, times, (never_quiet, never), memory, (before, after), sent, figures, (told, unwritten, spent))
 
 
-def write_alerts(options, quiet, times, never, memory, around, sent, figures, told):
+def write_alerts(options, quiet, times, never, memory, around, sent, figures, of_alerts):
     import json
-    flood = json.loads(sent)
+    flood, (told, unwritten, spent) = json.loads(sent), of_alerts
     rows = []
     for name, values, missed in (("no flood", quiet, never[0]), ("flood", times, never[1])):
         line = summary(values)
@@ -330,10 +331,11 @@ def write_alerts(options, quiet, times, never, memory, around, sent, figures, to
     mib = [value / 2**20 for value in memory]
     report.write(
         options, "alerts", f"A flood of {flood['rate']:,.0f} packets/s that each are an alert, from {options.sources:,} sources, for "
-        f"{flood['seconds']:.0f} s: {told:,.0f} alerts, {figures['uninspected'] + figures['dropped']:,.0f} packets counted as not inspected; "
+        f"{flood['seconds']:.0f} s: {told:,.0f} alerts ({1e6 * spent / max(1, told):.1f} us of a processor each, all told), "
+        f"{unwritten:,.0f} of them counted as not written, {figures['uninspected'] + figures['dropped']:,.0f} packets counted as not inspected; "
         f"memory of daemon and detector {around[0] / 2**20:.0f} MiB before, at most {max(mib):.0f}, {around[1] / 2**20:.0f} after",
         ["new blocks", "samples", "never blocked", "p50 ms", "p99 ms", "max ms"], rows,
-        {"flood": flood, "alerts": told, "packets": figures, "memory_mib": mib, "block_ms": times, "block_quiet_ms": quiet})
+        {"flood": flood, "alerts": told, "not_written": unwritten, "processor_seconds": spent, "packets": figures, "memory_mib": mib, "block_ms": times, "block_quiet_ms": quiet})
     step = 0.2
     plot.write(report.path(options, "alerts.svg"), [
         plot.lines("Memory during the flood", {"daemon and detector": [(step * index, value) for index, value in enumerate(mib)]},
@@ -341,4 +343,30 @@ def write_alerts(options, quiet, times, never, memory, around, sent, figures, to
                        "New blocks", {"no flood": quiet, "flood": times}, "ms")] if times and quiet else []))
 
 
-ALL = {"drops": drops, "throughput": throughput, "http": http, "ftp": ftp, "latency": latency, "alerts": alerts}
+# Restoring
+
+def restore(options):
+    """Starts the daemon with a log of many bans: with a packet filter that holds none, and once more after kill -9 with one that holds them all."""
+    found = {"empty": [], "after kill -9": []}
+    for _ in range(options.rounds):
+        with Bed(options.build) as bed:
+            standing_bans(options, bed)
+            for name in found:
+                engine = Engine(bed, "vmfence", rules_of(options, bed, 1), options.engine_cpu, policy=ATTACK_POLICY)
+                ready = engine.start()
+                cpu = cpu_of(engine.pids())
+                # What stands in the kernel when the daemon says that it runs.
+                held = sum(bed.run(bed.host, f"nft list set bridge vmfence {block_set}").stdout.count(" expires ")
+                           for block_set in ("block4", "net6-64"))
+                found[name].append({"ready": ready, "cpu": cpu, "held": held})
+                engine.stop(signal.SIGKILL)
+    rows = [[name] + [statistics.median(value[field] for value in values) for field in ("ready", "cpu")]
+            + [min(value["held"] for value in values)] for name, values in found.items()]
+    report.write(options, "restore", f"From the start to all bans in force, {options.standing:,} of them in the log; median of {options.rounds} rounds",
+                 ["packet filter", "seconds", "processor s", "in force"], rows, found)
+    if any(row[-1] < options.standing for row in rows):
+        sys.exit("evaluation: bans are missing in the packet filter")
+
+
+ALL = {"drops": drops, "throughput": throughput, "http": http, "ftp": ftp, "latency": latency, "alerts": alerts,
+       "restore": restore}

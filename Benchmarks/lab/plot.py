@@ -4,6 +4,12 @@ from xml.sax.saxutils import escape
 
 COLOURS = ["#444444", "#e45756", "#4c78a8", "#f58518", "#54a24b", "#b279a2"]
 GREY = "#cccccc"
+# The same in every plot, however many others are in it.
+OF_NAME = {"base": "#444444", "vmfence": "#e45756", "other": "#4c78a8"}
+
+
+def colour_of(name, index):
+    return OF_NAME.get(name, COLOURS[index % len(COLOURS)])
 
 
 def number(value):
@@ -58,11 +64,13 @@ def lines(title, series, x_label="", y_label="", width=460, height=240):
     x_steps, panel.y_steps = steps(max(x for x, _ in points)), steps(max(y for _, y in points))
     panel.ticks_x = [(width * x / x_steps[-1], number(x)) for x in x_steps]
     for index, (name, values) in enumerate(series.items()):
-        colour = COLOURS[index % len(COLOURS)]
+        colour = colour_of(name, index)
         places = [(width * x / x_steps[-1], height * (1 - y / panel.y_steps[-1])) for x, y in values]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         panel.marks.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-        panel.marks += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>' for x, y in places]
+        # Of many, the points would hide the line.
+        if len(places) <= width / 8:
+            panel.marks += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>' for x, y in places]
     panel.names = list(series)
     return panel
 
@@ -73,12 +81,12 @@ def bars(title, groups, series, x_label="", y_label="", width=460, height=240):
     panel.y_steps = steps(max(max(values) for values in series.values()))
     step, bar = width / len(groups), width / len(groups) / (len(series) + 1)
     panel.ticks_x = [((index + 0.5) * step, str(name)) for index, name in enumerate(groups)]
-    for index, values in enumerate(series.values()):
+    for index, (name, values) in enumerate(series.items()):
         for column, value in enumerate(values):
             tall = height * value / panel.y_steps[-1]
             panel.marks.append(
                 f'<rect x="{column * step + (index + 0.5) * bar:.1f}" y="{height - tall:.1f}" width="{bar:.1f}" '
-                f'height="{tall:.1f}" fill="{COLOURS[index % len(COLOURS)]}"/>')
+                f'height="{tall:.1f}" fill="{colour_of(name, index)}"/>')
     panel.names = list(series)
     return panel
 
@@ -116,7 +124,7 @@ def histogram(title, series, x_label="", y_label="samples", width=460, height=24
 
 def write(path, panels, columns=2):
     """Draws the panels into one file, row by row."""
-    left, top, gap = 70, 40, 60
+    left, top, gap = 70, 40, 80
     wide, tall = max(panel.width for panel in panels), max(panel.height for panel in panels)
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -128,7 +136,7 @@ def write(path, panels, columns=2):
         parts.append(f'<g transform="translate({x},{y})">{panel.svg()}')
         place = 0
         for series, name in enumerate(panel.names):
-            colour = COLOURS[(series + getattr(panel, "colour_offset", 0)) % len(COLOURS)]
+            colour = colour_of(name, series + getattr(panel, "colour_offset", 0))
             parts.append(f'<rect x="{place}" y="{panel.height + 46}" width="11" height="11" fill="{colour}"/>'
                          f'<text x="{place + 16}" y="{panel.height + 56}">{escape(name)}</text>')
             place += 30 + 7 * len(name)
