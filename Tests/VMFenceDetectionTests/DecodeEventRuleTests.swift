@@ -54,6 +54,17 @@ import VMFenceDetection
     #expect(engine.output[1].origin == .ipv4Tunnel && engine.output[1].layer == 1)
   }
 
+  @Test func `in Snort 3 the protocol of a packet that carries another is that one's`() throws {
+    let inner = Array(tcp[14...])
+    let outer: [UInt8] =
+      [0x45, 0, 0, UInt8(20 + inner.count), 0, 1, 0, 0, 64, 4, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2] + inner
+    for dialect in RuleDialect.allCases {
+      let rules = "alert ip any any -> any any (ip_proto:4; sid:1;)\nalert ip any any -> any any (ip_proto:6; sid:2;)"
+      var engine = try EngineUnderTest(rules, dialect: dialect, settings: EngineUnderTest.immediate)
+      #expect(engine.inspect(Array(tcp[..<14]) + outer) == (dialect == .snort3 ? [2] : [1, 2]), "\(dialect)")
+    }
+  }
+
   @Test func `a datagram put together in a tunnel keeps the link header that it had there`() throws {
     // GRE with PPP in it, whose header is one byte long (RFC 1661 §2, RFC 1701).
     func carried(_ datagram: ArraySlice<UInt8>) -> [UInt8] {

@@ -8,7 +8,7 @@ import VMFenceDetection
   private func reference(
     _ tests: [RuleTest], _ payload: [UInt8], _ dialect: RuleDialect, level: Int = 0, cursor: Int = 0
   ) -> Bool {
-    if payload.isEmpty { return false }
+    if payload.isEmpty, dialect == .suricata { return false }
     guard level < tests.count else { return true }
     guard let content = tests[level].content else {
       return reference(tests, payload, dialect, level: level + 1, cursor: cursor)
@@ -28,8 +28,7 @@ import VMFenceDetection
         && (0..<content.pattern.count).allSatisfy { fold(payload[position + $0]) == fold(content.pattern[$0]) }
     }
     if content.isNegated {
-      // In Snort nothing is absent from where nothing is.
-      return (dialect == .suricata || low < high) && positions.isEmpty
+      return positions.isEmpty
         && reference(tests, payload, dialect, level: level + 1, cursor: cursor)
     }
     return positions.contains {

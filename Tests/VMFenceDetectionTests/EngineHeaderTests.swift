@@ -73,6 +73,7 @@ import VMFenceDetection
     #expect(try fires(.snort2, "ip_proto:tcp;", odd))
     #expect(try fires(.suricata, "ip_proto:!17;", odd))
     #expect(try fires(.snort3, "ip_proto:>5; ip_proto:<7;", odd))
+    #expect(try !fires(.suricata, "ip_proto:17;", odd))
     let same = Frame(destination: "192.0.2.1").tcp
     #expect(try fires(.suricata, "sameip;", same))
     #expect(try !fires(.snort2, "sameip;", odd))

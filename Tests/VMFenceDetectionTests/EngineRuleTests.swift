@@ -31,7 +31,7 @@ import VMFenceDetection
     .init("content:\"a.c\";", "abc", false),
     .init("content:!\"abc\";", "xxabcxx", false),
     .init("content:!\"abc\";", "xxabxx", true),
-    .init("content:!\"abc\";", "", false),
+    .init("content:!\"abc\";", "", true),
     .init("content:\"abc\"; offset:2;", "abcd", false),
     .init("content:\"abc\"; offset:2;", "xxabc", true),
     .init("content:\"abc\"; depth:3;", "abcd", true),
@@ -53,7 +53,7 @@ import VMFenceDetection
     .init("content:\"cd\"; content:\"ab\"; distance:-3; within:2;", "abcd", false),
     .init("content:\"a\"; content:!\"b\"; distance:0; within:1;", "ab", false),
     .init("content:\"a\"; content:!\"b\"; distance:0; within:1;", "axb", true),
-    .init("content:\"a\"; content:!\"b\"; within:1;", "a", false),
+    .init("content:\"a\"; content:!\"b\"; within:1;", "a", true),
     // An earlier content is retried: the first "a" is not followed by "b" in time.
     .init("content:\"a\"; content:\"b\"; within:1;", "axxab", true),
     .init("content:\"a\"; content:\"b\"; within:2; content:\"c\"; within:1;", "abxaxbxabc", true),
@@ -188,6 +188,21 @@ import VMFenceDetection
         }
         #expect(engine.inspect(frame.tcp).sorted() == expected.sorted(), "\(from) -> \(to)")
       }
+    }
+  }
+
+  @Test("many rules for one wide list of ports fire at its ports, in both directions' groups, and others beside them")
+  func widePorts() throws {
+    var text =
+      "alert tcp any any -> any any (content:\"GET\"; sid:1;)\nalert tcp any any -> any !80 (content:\"GET\"; sid:2;)\n"
+    for sid in 101...140 { text += "alert tcp any any -> any 1024: (content:\"needle-\(sid)-\"; sid:\(sid);)\n" }
+    text += "alert tcp any any <> any 1024: (content:\"both\"; sid:200;)\n"
+    var engine = try EngineUnderTest(text)
+    for (port, isWide) in [(1023, false), (1024, true), (80, false), (65_535, true)] as [(UInt16, Bool)] {
+      let frame = Frame(sourcePort: 1000, destinationPort: port)
+      let others: [UInt32] = port == 80 ? [1] : [1, 2]
+      #expect(engine.inspect(frame.carrying("GET needle-117- both").tcp) == others + (isWide ? [117, 200] : []))
+      #expect(engine.inspect(frame.reply.carrying("needle-117- both").tcp) == (isWide ? [200] : []))
     }
   }
 

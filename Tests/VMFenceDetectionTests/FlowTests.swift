@@ -41,6 +41,8 @@ import VMFenceDetection
     #expect(engine.inspect(connection.fromServer("x")) == [2, 5])
     var other = Connection(Frame(sourcePort: 40_001))
     #expect(engine.inspect(other.fromServer("x")) == [2, 5], "the well-known port is the server's")
+    var high = Connection(Frame(sourcePort: 50_000, destinationPort: 40_000))
+    #expect(engine.inspect(high.fromServer("x")) == [2, 5], "of two others the lower one is")
   }
 
   @Test("who does not know the server's sequence number is not established by acknowledging some number")

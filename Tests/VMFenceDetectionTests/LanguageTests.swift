@@ -421,6 +421,17 @@ struct LanguageRuleSetTests {
     #expect(set.rejected == 0)
   }
 
+  @Test("Ports of a rule for `ip` are compared, but for Snort 3's, where they are worth a warning")
+  func portsOfIP() throws {
+    let text = "alert ip any any -> any 5060 (content:\"INVITE\"; sid:1;)"
+    for dialect in RuleDialect.allCases {
+      let set = parse(dialect, text)
+      #expect(set.diagnostics.map(\.severity) == (dialect == .snort3 ? [.warning] : []))
+      #expect(set.diagnostics.allSatisfy { $0.place?.column == 25 && $0.message.contains("no notice of ports") })
+      #expect(set.rules.first?.destination.ports.isAny == (dialect == .snort3))
+    }
+  }
+
   @Test("An activation without its other half is worth a warning")
   func halves() {
     let set = set(

@@ -152,7 +152,7 @@ struct PayloadTests {
     .init([.suricata], "content:!\"abc\"; endswith;", "abcx", true),
     // A negated content where no byte is: true in Suricata, not in Snort.
     .init([.suricata], "content:\"a\"; content:!\"b\"; within:1;", "a", true),
-    .init([.snort3], "content:\"a\"; content:!\"b\",within 1;", "a", false),
+    .init([.snort3], "content:\"a\"; content:!\"b\",within 1;", "a", true),
     .init([.snort3], "content:\"a\"; content:!\"bcd\",within 3;", "ab", true),
     .init([.snort3], "content:\"ab\",width 16;", "\u{0}a\u{0}b", true),
     .init([.snort3], "content:\"ab\",width 16,endian little;", "a\u{0}b\u{0}", true),
@@ -217,6 +217,23 @@ struct PayloadTests {
     var engine = try EngineUnderTest("alert tcp any any -> any any (\(chain) pcre:\"/b/R\"; sid:1;)")
     #expect(engine.inspect(Frame().carrying(String(repeating: "a", count: 2000)).tcp) == [])
     #expect(engine.statistic("work_limit_hits") == 1)
+  }
+
+  @Test("what a packet costs beyond its allowance is taken from the later ones of its flow, not from others")
+  func dearFlow() throws {
+    let chain = (0..<12).map { _ in "pcre:\"/a/R\";" }.joined(separator: " ")
+    var engine = try EngineUnderTest(
+      """
+      alert udp any any -> any any (\(chain) pcre:\"/b/R\"; sid:1;)
+      alert udp any any -> any any (pcre:\"/needle/\"; sid:2;)
+      """)
+    let text = String(repeating: "a", count: 2000)
+    for _ in 0..<3 { #expect(engine.inspect(Frame().carrying(text).udp) == []) }
+    #expect(engine.statistic("work_limit_hits") == 3)
+    #expect(engine.statistic("flow_work_limit_hits") == 2)
+    #expect(engine.inspect(Frame(sourcePort: 7).carrying("a needle").udp) == [2], "another flow")
+    #expect(engine.inspect(Frame().carrying("a needle").udp) == [2], "the allowance is enough for what is cheap")
+    #expect(engine.statistic("work_limit_hits") == 3)
   }
 
   // MARK: Formats

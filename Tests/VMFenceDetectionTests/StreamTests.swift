@@ -225,6 +225,37 @@ import VMFenceDetection
     #expect(wire.engine.statistic("stream_depth_reached") == 1)
   }
 
+  @Test(
+    "what was found in an inspected part counts in the next, however many rules were found there, and over a change of rules",
+    arguments: [1, FoundInOneWindow.fits, FoundInOneWindow.tooMany], [false, true])
+  func foundBefore(_ count: Int, _ swaps: Bool) throws {
+    // The first content is the longer one, so the search is for it; the second comes a window later.
+    let rules = (1...count).map {
+      "alert tcp any any -> any any (content:\"beginning-of-\($0)-\"; content:\"end-\($0)\"; distance:0; sid:\($0);)"
+    }.joined(separator: "\n")
+    var wire = try Wire(rules)
+    func pass(_ text: String, _ wire: inout Wire) {
+      wire.send(text)
+      wire.acknowledge(text.utf8.count)
+      wire.send(wire.connection.fromServer("an answer"))
+    }
+    pass((1...count).map { "beginning-of-\($0)-" }.joined(), &wire)
+    pass("nothing here", &wire)
+    if swaps {
+      let other = try compiled("alert tcp any any -> any any (content:\"something else\"; sid:999;)\n" + rules)
+      try wire.engine.inspector.replaceRules(with: other)
+      wire.engine.rules = other
+    }
+    #expect(wire.found == [])
+    pass((1...count).map { "end-\($0)" }.joined(separator: " "), &wire)
+    #expect(wire.finish() == (1...count).map { UInt32($0) })
+  }
+
+  private enum FoundInOneWindow {
+    static let fits = 4
+    static let tooMany = 40
+  }
+
   @Test("a flood of segments beyond gaps stays within its memory, and the rest is still inspected")
   func memory() throws {
     var engine = try EngineUnderTest(
@@ -250,7 +281,7 @@ import VMFenceDetection
       var found = engine.inspect(connection.fromClient(String(Self.needle.prefix(10))))
       found += engine.inspect(connection.fromClient(String(Self.needle.dropFirst(10))))
       #expect(found + engine.finish() == (isOn ? [1] : []))
-      #expect(engine.inspect(Frame(sourcePort: 7).carrying(Self.needle).tcp) + engine.finish() == [1])
+      #expect(engine.inspect(Frame(sourcePort: 50_007).carrying(Self.needle).tcp) + engine.finish() == [1])
     }
   }
 

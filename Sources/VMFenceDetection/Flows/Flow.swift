@@ -3,7 +3,7 @@ import VMFencePackets
 
 /// What is kept of one flow. All zeros is "no flow".
 ///
-/// Some 300 bytes: what reads it is inlined where it is called, so that it stays where it is.
+/// Some 350 bytes: what reads it is inlined where it is called, so that it stays where it is.
 struct Flow: BitwiseCopyable {
   var key: FlowKey
   var hash: UInt64
@@ -15,8 +15,13 @@ struct Flow: BitwiseCopyable {
   var verdictRule: UInt32
   var verdictGeneration: UInt32
   var marks: Marks
+  /// What comparing its packets cost beyond what each may (`SnortInspector.workAllowance`).
+  var workDebt: UInt32 = 0
   /// Of TCP.
   var session = TCPSession()
+  /// Of what the client sent, and the server.
+  var clientFound = FoundRules()
+  var serverFound = FoundRules()
 
   /// What the two sides have sent. Bytes are those of whole frames.
   struct Counts: BitwiseCopyable {
@@ -94,5 +99,49 @@ struct Flow: BitwiseCopyable {
     if session.isClosed { return 0 }
     guard session.isEstablished else { return 1 }
     return session.marks.contains(.handshakeSeen) ? 4 : 2
+  }
+}
+
+/// The rules that the multi-pattern search found in what of a stream was inspected and is kept: so the next window is searched from its
+/// new bytes on.
+struct FoundRules: BitwiseCopyable {
+  static let capacity = 4
+
+  private var rules: InlineArray<4, UInt32> = InlineArray(repeating: 0)
+  private var count: UInt8 = 0
+  /// There were more, or nobody knows: the whole window is to be searched.
+  private(set) var isIncomplete = false
+  /// Of the rule set that `rules` are indices into.
+  private var generation: UInt32 = 0
+
+  /// Whether it says all of what was found with the rules of `generation`.
+  func isComplete(_ generation: UInt32) -> Bool { !isIncomplete && self.generation == generation }
+
+  static func nothing(_ generation: UInt32) -> FoundRules {
+    var none = FoundRules()
+    none.generation = generation
+    return none
+  }
+
+  static let unknown: FoundRules = {
+    var some = FoundRules()
+    some.isIncomplete = true
+    return some
+  }()
+
+  mutating func insert(_ rule: UInt32) {
+    for index in 0..<Int(count) where rules[index] == rule { return }
+    guard Int(count) < Self.capacity else {
+      isIncomplete = true
+      return
+    }
+    rules[Int(count)] = rule
+    count += 1
+  }
+
+  mutating func noteMore() { isIncomplete = true }
+
+  func forEach(_ body: (UInt32) -> Void) {
+    for index in 0..<Int(count) { body(rules[index]) }
   }
 }

@@ -6,7 +6,7 @@ enum HeaderKind: UInt8 {
   case tcpFlags = 64
   /// A number (`NumberRecord`).
   case payloadSize = 65
-  /// `HeaderField` (small 1) and a number (`NumberRecord`).
+  /// `HeaderField` (small 1) and a number (`NumberRecord`). Small 2 is 1: a packet that carries another has none.
   case field = 66
   /// Mode (small 1), bits (small 2).
   case fragmentBits = 67
@@ -53,7 +53,9 @@ extension ImageBuilder {
         kind: HeaderKind.tcpFlags.rawValue, small1: flags.mode.rawValue, small2: flags.flags,
         words: [UInt32(flags.ignored)])
     case .payloadSize(let number): number.draft(HeaderKind.payloadSize.rawValue)
-    case .field(let field, let number): number.draft(HeaderKind.field.rawValue, small1: field.rawValue)
+    case .field(let field, let number):
+      number.draft(
+        HeaderKind.field.rawValue, small1: field.rawValue, small2: field == .ipProtocol && dialect == .snort3 ? 1 : 0)
     case .fragmentBits(let bits):
       OptionDraft(kind: HeaderKind.fragmentBits.rawValue, small1: bits.mode.rawValue, small2: bits.bits)
     case .ipOption(let kind):

@@ -77,7 +77,7 @@ struct ImageBuilder {
       $0.u32(suppressionStart)
       $0.u32(rateFilter)
       $0.u16(UInt16(topCount))
-      $0.u16(0)
+      $0.u16(rule.tcpFlags)
     }
     let start = sections[.metadata]?.count ?? 0
     write(.metadata) { $0.metadata(rule.metadata) }
@@ -222,10 +222,12 @@ struct ImageBuilder {
     for packetClass in plan.classes {
       let destination = append(packetClass.destination, &pages)
       let source = append(packetClass.source, &pages)
+      let wide = append(packetClass.wide, &pages)
       write(.classes) {
         $0.u32(packetClass.anyPort == noGroup ? noIndex : UInt32(packetClass.anyPort))
         $0.u32(destination)
         $0.u32(source)
+        $0.u32(wide)
       }
     }
   }

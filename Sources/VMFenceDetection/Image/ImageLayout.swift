@@ -85,7 +85,7 @@ package enum ImageSection: Int, CaseIterable {
 package enum ImageLayout {
   /// "VMFRULES" as its bytes stand in memory.
   static let magic: UInt64 = 0x5345_4C55_5246_4D56
-  static let version: UInt32 = 4
+  static let version: UInt32 = 5
   package static let checksumOffset = 16
   package static let sectionTable = 48
   package static let sectionEntry = 16
@@ -161,6 +161,8 @@ enum RuleRecord {
   static let rateFilter = 48
   /// Of the payload tests, those that are not for what `base64_decode` makes.
   static let topPayloadCount = 52
+  /// TCP flags that its own tests want set (low byte) and not set (high byte); both 0 for a rule that other protocols can match.
+  static let tcpFlags = 54
 
   /// The verdict (or `pass`) is for the rest of the flow too.
   static let actsOnFlow: UInt8 = 1
@@ -305,20 +307,25 @@ enum PacketClass: Int, CaseIterable {
   case icmp = 2
   /// Other protocols, and fragments.
   case other = 3
-  /// Windows of TCP streams, and TCP packets that are in none, for rules that want streams.
-  case tcpStream = 4
+  /// Windows of TCP streams, and TCP packets that are in none, for rules that want streams: what the client sent, and what belongs to no
+  /// flow; then what the server sent. What servers send is most of all traffic, and few rules are about it.
+  case tcpToServer = 4
+  case tcpToClient = 5
 
   var hasPorts: Bool { self != .icmp && self != .other }
 }
 
-/// The rule groups of a packet class: one for any port, and two tables from a port to a group.
+/// The rule groups of a packet class: one for any port, and three tables from a port to a group.
 enum ClassRecord {
-  static let stride = 12
+  static let stride = 16
   /// The group for packets of any port, or `noIndex`.
   static let anyPort = 0
   /// The first of 256 page numbers in `portPages` for destination ports, or `noIndex`.
   static let destinationPages = 4
+  /// By the type of the message in class `icmp`.
   static let sourcePages = 8
+  /// For destination ports, too: rules for many of them.
+  static let widePages = 12
 }
 
 /// Rules that are looked for together.

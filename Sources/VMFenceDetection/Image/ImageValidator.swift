@@ -177,7 +177,7 @@ enum ImageValidator {
     for index in 0..<sections[.classes].count {
       let record = sections[.classes].offset + index * ClassRecord.stride
       try requireIndex(bytes.u32le(record + ClassRecord.anyPort), in: .groups, sections, orNone: true)
-      for field in [ClassRecord.destinationPages, ClassRecord.sourcePages] {
+      for field in [ClassRecord.destinationPages, ClassRecord.sourcePages, ClassRecord.widePages] {
         let start = bytes.u32le(record + field)
         if start != noIndex { try requireRange(start, 256, in: .portPages, sections) }
       }

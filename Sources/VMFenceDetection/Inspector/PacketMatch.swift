@@ -27,6 +27,8 @@ struct PacketMatch: ~Copyable {
   var isRebuilt = false
   /// Of a window: where the bytes begin that were not inspected yet.
   var fresh = 0
+  /// Of a window: from where on it is searched; what stands before is known by what `SnortInspector.found` holds.
+  var searched = 0
 
   init(packet: DecodedPacket, flow: FlowTable.Sighting?, timestamp: Timestamp) {
     self.packet = packet
@@ -72,13 +74,15 @@ struct PacketMatch: ~Copyable {
     return switch packet.transport {
     case .tcp:
       switch source {
-      case .packet: (.tcp, .tcpStream)
+      case .packet: (.tcp, streamClass)
       case .segment: (.tcp, nil)
-      case .stream: (.tcpStream, nil)
+      case .stream: (streamClass, nil)
       }
     case .udp: (.udp, nil)
     case .icmp, .icmpv6: (.icmp, nil)
     case .none, .sctp, .other: (.other, nil)
     }
   }
+
+  private var streamClass: PacketClass { flow?.toServer ?? true ? .tcpToServer : .tcpToClient }
 }

@@ -60,7 +60,7 @@ extension SnortInspector {
       let run = first + index * OptionRecord.stride
       let tests = Int(image.u32le(OptionRecord.word(run, 2)))
       if matching.payloads.placesContents(
-        run, tests, first, PayloadMatcher.Subject(packet: match.packet, isSuricata: isSuricata), payload, frame, image)
+        run, tests, first, PayloadMatcher.Subject(isSuricata: isSuricata), payload, frame, image)
       {
         for level in 0..<tests {
           let test = run + (1 + level) * OptionRecord.stride

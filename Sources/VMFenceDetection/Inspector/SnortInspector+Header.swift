@@ -15,7 +15,7 @@ extension SnortInspector {
       return match.isTCP && Self.flagsMatch(small1, match.packet.tcpFlags.rawValue & ~ignored, small2)
     case .payloadSize: return NumberRecord.matches(option, UInt64(size), image)
     case .field:
-      guard let field = HeaderField(rawValue: small1) else { return false }
+      guard let field = HeaderField(rawValue: small1), small2 == 0 || !match.packet.isTunnel else { return false }
       return fieldMatches(field, option, match, frame, image)
     case .fragmentBits:
       guard let bits = match.fragmentBits(frame) else { return false }

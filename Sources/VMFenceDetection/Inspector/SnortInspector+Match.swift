@@ -13,8 +13,13 @@ extension SnortInspector {
     into output: inout InspectionOutput
   ) {
     let (first, second) = match.packetClasses
-    findCandidates(first, match, payload, image)
-    if let second { findCandidates(second, match, payload, image) }
+    if match.searched > 0 {
+      found.forEach { matching.candidates.insert(Int($0)) }
+      findCandidates(first, match, payload.extracting(match.searched..<payload.byteCount), image)
+    } else {
+      findCandidates(first, match, payload, image)
+      if let second { findCandidates(second, match, payload, image) }
+    }
     evaluateCandidates(match, payload, frame, image, into: &output)
   }
 
@@ -24,12 +29,14 @@ extension SnortInspector {
   ) {
     let record = matching.sections[.classes].offset + packetClass.rawValue * ClassRecord.stride
     let anyPort = image.u32le(record + ClassRecord.anyPort)
-    if anyPort != noIndex { search(Int(anyPort), payload, image) }
-    guard packetClass.hasPorts else { return }
+    let remembers = match.isStream
+    if anyPort != noIndex { search(Int(anyPort), payload, image, remembers: remembers) }
     let destination = group(image.u32le(record + ClassRecord.destinationPages), match.packet.destinationPort, image)
-    if destination != noGroup { search(Int(destination), payload, image) }
+    if destination != noGroup { search(Int(destination), payload, image, remembers: remembers) }
+    let wide = group(image.u32le(record + ClassRecord.widePages), match.packet.destinationPort, image)
+    if wide != noGroup { search(Int(wide), payload, image, remembers: remembers) }
     let source = group(image.u32le(record + ClassRecord.sourcePages), match.packet.sourcePort, image)
-    if source != noGroup, source != destination { search(Int(source), payload, image) }
+    if source != noGroup, source != destination { search(Int(source), payload, image, remembers: remembers) }
   }
 
   private func group(_ pages: UInt32, _ port: UInt16, _ image: RawSpan) -> UInt16 {
@@ -38,7 +45,8 @@ extension SnortInspector {
     return image.u16le(matching.sections[.portGroups].offset + (Int(page) << 8 + Int(port & 0xFF)) * 2)
   }
 
-  private mutating func search(_ group: Int, _ payload: RawSpan, _ image: RawSpan) {
+  /// `remembers`: what is found is put into `found`, too.
+  private mutating func search(_ group: Int, _ payload: RawSpan, _ image: RawSpan, remembers: Bool) {
     let record = matching.sections[.groups].offset + group * GroupRecord.stride
     insertList(image.u32le(record + GroupRecord.directStart), image.u32le(record + GroupRecord.directCount), image)
     let patterns = image.u32le(record + GroupRecord.patternCount)
@@ -48,19 +56,25 @@ extension SnortInspector {
     case .hits(let count):
       for index in 0..<count {
         let pattern = matching.scanner.hit(index)
-        if pattern < patterns { insertRules(ofPattern: first + pattern, image) }
+        if pattern < patterns { insertRules(ofPattern: first + pattern, image, remembers: remembers) }
       }
     case .everything:
       // Nothing is missed for the want of room: all rules of the group are compared.
       counters.scanOverflows += 1
-      for pattern in 0..<Int(patterns) { insertRules(ofPattern: first + pattern, image) }
+      for pattern in 0..<Int(patterns) { insertRules(ofPattern: first + pattern, image, remembers: false) }
+      found.noteMore()
     }
   }
 
-  private mutating func insertRules(ofPattern pattern: Int, _ image: RawSpan) {
+  private mutating func insertRules(ofPattern pattern: Int, _ image: RawSpan, remembers: Bool) {
     let record = matching.sections[.groupPatterns].offset + pattern * GroupPatternRecord.stride
-    insertList(
-      image.u32le(record + GroupPatternRecord.rulesStart), image.u32le(record + GroupPatternRecord.rulesCount), image)
+    let start = image.u32le(record + GroupPatternRecord.rulesStart)
+    let count = image.u32le(record + GroupPatternRecord.rulesCount)
+    insertList(start, count, image)
+    guard remembers else { return }
+    guard count <= FoundRules.capacity else { return found.noteMore() }
+    let list = matching.sections[.ruleLists].offset + Int(start) * 4
+    for index in 0..<Int(count) { found.insert(image.u32le(list + index * 4)) }
   }
 
   private mutating func insertList(_ start: UInt32, _ count: UInt32, _ image: RawSpan) {
@@ -76,11 +90,18 @@ extension SnortInspector {
     into output: inout InspectionOutput
   ) {
     if matching.candidates.isEmpty { return }
-    matching.payloads.budget = Self.workLimit
+    let debt = match.flow.map { Int(flows[$0.place].workDebt) } ?? 0
+    let budget = max(Self.workLimit - debt, Self.workAllowance)
+    matching.payloads.budget = budget
+    matching.payloads.packet = match.packet
     let key = HeaderKey(match)
+    let tcpFlags = UInt16(match.packet.tcpFlags.rawValue)
     let records = matching.sections[.rules].offset
     while let rule = matching.candidates.popFirst() {
       let record = records + rule * RuleRecord.stride
+      // Most rules without a content are about flags that few packets have.
+      let flags = image.u16le(record + RuleRecord.tcpFlags)
+      if flags & 0xFF & ~tcpFlags | flags >> 8 & tcpFlags != 0 { continue }
       if matching.isSecondLook, !asksForVariables(record, image) || findings.contains(rule) { continue }
       guard isAwake(rule, image.u8(record + RuleRecord.action)), isDue(image.u8(record + RuleRecord.moreFlags), match)
       else { continue }
@@ -92,7 +113,13 @@ extension SnortInspector {
       guard isMatch else { continue }
       find(rule, record, applyEffects(record, match, image), match, payload, frame, image, into: &output)
     }
-    if matching.payloads.budget < 0 { counters.workLimitHits += 1 }
+    if matching.payloads.budget < 0 {
+      counters.workLimitHits += 1
+      if debt > 0 { counters.flowWorkLimitHits += 1 }
+    }
+    let cost = budget - max(matching.payloads.budget, 0)
+    guard let flow = match.flow, debt > 0 || cost > Self.workAllowance else { return }
+    flows[flow.place].workDebt = UInt32(min(max(0, debt + cost - Self.workAllowance), Self.workLimit))
   }
 
   private func asksForVariables(_ record: Int, _ image: RawSpan) -> Bool {

@@ -9,7 +9,7 @@ extension SnortInspector {
     let isSuricata = image.u8(rule + RuleRecord.flags) & RuleRecord.isSuricata != 0
     return matching.payloads.matches(
       first, count: Int(image.u16le(rule + RuleRecord.topPayloadCount)),
-      PayloadMatcher.Subject(packet: match.packet, isSuricata: isSuricata), payload: payload, frame: frame, image: image
+      PayloadMatcher.Subject(isSuricata: isSuricata), payload: payload, frame: frame, image: image
     )
   }
 }

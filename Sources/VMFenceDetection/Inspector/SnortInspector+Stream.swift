@@ -136,10 +136,13 @@ extension SnortInspector {
   }
 
   private mutating func setClient(_ place: Int, isFirst: Bool) {
+    if isFirst == flows[place].marks.contains(.clientIsFirst) { return }
     if isFirst { flows[place].marks.insert(.clientIsFirst) } else { flows[place].marks.remove(.clientIsFirst) }
+    // Other rules are about it now.
+    (flows[place].clientFound, flows[place].serverFound) = (.unknown, .unknown)
   }
 
-  /// Of a connection in midstream the sender is taken for the client, unless its port says otherwise.
+  /// Of a connection in midstream the end with the lower port is taken for the server; the receiver when they are equal.
   private mutating func guessClient(_ segment: TCPSegment, _ place: Int, _ isForward: Bool) {
     guard !segment.flags.contains(.syn) else {
       setClient(place, isFirst: isForward)
@@ -147,7 +150,7 @@ extension SnortInspector {
     }
     let key = flows[place].key
     let (own, other) = isForward ? (key.firstPort, key.secondPort) : (key.secondPort, key.firstPort)
-    setClient(place, isFirst: (own < 1024 && other >= 1024) != isForward)
+    setClient(place, isFirst: (own > other) == isForward)
   }
 
   /// Another connection between the same ends: its SYN, or the answer to one that was kept in mind.

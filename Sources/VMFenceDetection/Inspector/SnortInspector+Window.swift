@@ -119,10 +119,18 @@ extension SnortInspector {
     match.packet.tunnelDepth = UInt8(truncatingIfNeeded: flows[place].key.protocolAndFamily >> 16)
     match.fresh = fresh
     match.missing = track.missing
+    found = ofClient ? flows[place].clientFound : flows[place].serverFound
+    if fresh > 0, found.isComplete(generation) {
+      // A pattern that ends in the new bytes may begin before.
+      match.searched = max(0, fresh - (PatternDatabase.patternLimit - 1))
+    } else {
+      found = .nothing(generation)
+    }
     let position = streams.position(track, window)
     // SAFETY: comparing changes neither the store nor the header.
     compare(
       match, unsafe streams.bytes.bytes(position).bytes, unsafe pseudoFrame.bytes(0..<count).bytes, into: &output)
+    if ofClient { flows[place].clientFound = found } else { flows[place].serverFound = found }
   }
 
   // MARK: The end of flows

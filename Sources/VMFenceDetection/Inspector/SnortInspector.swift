@@ -15,6 +15,10 @@ public struct SnortInspector: PacketInspector, ~Copyable {
   /// Work spent on the contents of one packet at the most, in steps of about 8 bytes. What was not decided by then
   /// counts as no match, and `work_limit_hits` counts the packet.
   static let workLimit = 1 << 22
+  /// What each packet of a flow may cost without counting against the flow. What it costs more is taken from what later packets of the flow
+  /// may cost, down to this: so a flow that is made to be dear costs about this much a packet in the long run. `flow_work_limit_hits`
+  /// counts packets that would have had more in another flow.
+  static let workAllowance = 1 << 14
 
   private let inPlace = InPlace()
   var rules: SnortRules
@@ -36,6 +40,8 @@ public struct SnortInspector: PacketInspector, ~Copyable {
   var bits: HostBits
   /// Of the packet being inspected.
   var findings = Findings()
+  /// Of the window being inspected: what the search finds in it, after what it found in the bytes before.
+  var found = FoundRules()
   var counters = Counters()
   /// Counts rule sets, so that a verdict kept with a flow is not taken for a rule of a later set.
   var generation: UInt32 = 0
@@ -111,6 +117,7 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     var dropped: UInt64 = 0
     var scanOverflows: UInt64 = 0
     var workLimitHits: UInt64 = 0
+    var flowWorkLimitHits: UInt64 = 0
     var midstream: UInt64 = 0
     var invalidSegments: UInt64 = 0
     var lowTTL: UInt64 = 0
@@ -189,6 +196,7 @@ public struct SnortInspector: PacketInspector, ~Copyable {
       ("packets_dropped", counters.dropped), ("packets_rewritten", counters.rewritten),
       ("replacements_lost", replacements.lost), ("dataset_values_refused", matching.payloads.dataSets.refused),
       ("scan_overflows", counters.scanOverflows), ("work_limit_hits", counters.workLimitHits),
+      ("flow_work_limit_hits", counters.flowWorkLimitHits),
       ("private_databases", UInt64(matching.scanner.privateCopies)),
       ("regexes_compiled", matching.payloads.regexes.compiled),
       ("regexes_without_jit", matching.payloads.regexes.withoutJIT),

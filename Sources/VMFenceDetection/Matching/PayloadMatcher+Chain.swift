@@ -31,7 +31,7 @@ extension PayloadMatcher {
       let cursor = Int(progress[base + level].cursor)
       let outcome =
         image.u8(record + OptionRecord.kind) == PayloadKind.content.rawValue
-        ? content(record, flags, base + level, cursor, subject, bytes, image)
+        ? content(record, flags, base + level, cursor, bytes, image)
         : test(record, flags, base + level, cursor, first, depth, subject, bytes, frame, image)
       switch outcome {
       case .holds(let next):
@@ -72,8 +72,6 @@ extension PayloadMatcher {
   private struct Window {
     var first: Int
     var last: Int
-    /// Whether there are bytes at all where it may stand.
-    var hasBytes: Bool
   }
 
   private func window(
@@ -90,9 +88,8 @@ extension PayloadMatcher {
       if flags & PayloadFlags.hasWithin != 0 { high = min(high, base + position(record, 3, image)) }
     }
     let end = min(high, count)
-    let hasBytes = low < end
     if flags & PayloadFlags.endsBuffer != 0 { low = max(low, count - size) }
-    return Window(first: low, last: end - size, hasBytes: hasBytes)
+    return Window(first: low, last: end - size)
   }
 
   /// offset, depth, distance, within (0 ... 3) of a content.
@@ -104,7 +101,7 @@ extension PayloadMatcher {
   }
 
   private mutating func content(
-    _ record: Int, _ flags: UInt8, _ level: Int, _ cursor: Int, _ subject: Subject, _ bytes: RawSpan, _ image: RawSpan
+    _ record: Int, _ flags: UInt8, _ level: Int, _ cursor: Int, _ bytes: RawSpan, _ image: RawSpan
   ) -> Outcome {
     let size = Int(image.u32le(OptionRecord.word(record, 1)))
     let search = ByteSearch(
@@ -112,8 +109,6 @@ extension PayloadMatcher {
       ignoresCase: flags & PayloadFlags.ignoresCase != 0)
     let window = window(record, flags, cursor, size: size, count: bytes.byteCount, image)
     if flags & OptionRecord.isNegated != 0 {
-      // Snort: where there is nothing to look at, nothing is absent.
-      if !window.hasBytes, !subject.isSuricata { return .fails }
       return stands(search, level, window, bytes, image) ? .fails : .holds(cursor: cursor)
     }
     let start = max(window.first, Int(progress[level].next))

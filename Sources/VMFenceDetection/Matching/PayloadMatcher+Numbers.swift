@@ -27,7 +27,7 @@ extension PayloadMatcher {
         ? .holds(cursor: cursor) : .fails
     case .entropy: return outcome(entropy(record, bytes, image))
     case .digest: return digest(record, flags, cursor, bytes, image)
-    case .rpc: return outcome(Self.isCall(record, subject, bytes, image))
+    case .rpc: return outcome(isCall(record, bytes, image))
     case .asn1: return outcome(asn1(record, flags, cursor, bytes, image))
     case .ber: return ber(record, cursor, bytes, image)
     case .cvsEntry: return outcome(Self.hasInvalidEntry(bytes, from: cursor))

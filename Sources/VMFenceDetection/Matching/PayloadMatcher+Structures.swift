@@ -54,8 +54,8 @@ extension PayloadMatcher {
 
   /// A call of ONC RPC (RFC 5531 §9): after the record mark of TCP, an identifier, 0 for "call", RPC version 2, program, version,
   /// procedure.
-  static func isCall(_ record: Int, _ subject: Subject, _ bytes: RawSpan, _ image: RawSpan) -> Bool {
-    let start = subject.packet.transport == .tcp ? 4 : 0
+  func isCall(_ record: Int, _ bytes: RawSpan, _ image: RawSpan) -> Bool {
+    let start = packet.transport == .tcp ? 4 : 0
     guard bytes.byteCount >= start + 24, bytes.u32(start + 4) == 0, bytes.u32(start + 8) == 2,
       bytes.u32(start + 12) == image.u32le(OptionRecord.word(record, 0))
     else { return false }

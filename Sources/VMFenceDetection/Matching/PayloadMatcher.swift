@@ -18,15 +18,16 @@ struct PayloadMatcher: ~Copyable {
     var cursor: Int32 = 0
   }
 
-  /// What one packet or window gives to look at.
+  /// What of the rule matters to its tests.
   struct Subject {
-    var packet: DecodedPacket
     /// The rule's dialect, in what differs.
     var isSuricata: Bool
   }
 
   private let inPlace = InPlace()
   let sections: ImageSections
+  /// Whose bytes are looked at: set once for all rules, because it is long.
+  var packet = DecodedPacket()
   /// Work left, in steps of about 8 bytes.
   var budget = 0
   /// Of the buffer's tests, then of the tests of what `base64_decode` made.
@@ -78,7 +79,7 @@ struct PayloadMatcher: ~Copyable {
     var start = record + OptionRecord.stride
     var tests = tests
     let isPayload = source == .payload || source == .base64
-    let range = isPayload ? nil : source.range(of: subject.packet, in: frame)
+    let range = isPayload ? nil : source.range(of: packet, in: frame)
     // A test for absence comes first, if there is one.
     let isAbsenceTest = image.u8(start + OptionRecord.kind) == PayloadKind.absent.rawValue
     if !isPayload, range == nil { return isAbsenceTest }
@@ -87,7 +88,7 @@ struct PayloadMatcher: ~Copyable {
       start += OptionRecord.stride
       tests -= 1
     }
-    let data = source == .payload && subject.isSuricata ? Self.firstData(subject, frame) : range
+    let data = source == .payload ? dialectData(subject, frame) : range
     let raw = if let data { frame.extracting(data) } else { payload }
     return contentsMatch(record, start, tests, first, depth, subject, raw, frame, image)
   }
@@ -117,13 +118,13 @@ struct PayloadMatcher: ~Copyable {
     var start = record + OptionRecord.stride
     var tests = tests
     let isAbsenceTest = image.u8(start + OptionRecord.kind) == PayloadKind.absent.rawValue
-    var chunks = SCTPChunks(subject.packet)
+    var chunks = SCTPChunks(packet)
     var hasData = false
     if isAbsenceTest {
       start += OptionRecord.stride
       tests -= 1
     }
-    while subject.hasChunks, let chunk = chunks.next(in: frame) {
+    while hasChunks, let chunk = chunks.next(in: frame) {
       guard let data = chunk.userData else { continue }
       hasData = true
       if isAbsenceTest, image.u8(start - OptionRecord.stride + OptionRecord.small2) != 1 { return false }
@@ -134,21 +135,35 @@ struct PayloadMatcher: ~Copyable {
     return isAbsenceTest && !hasData
   }
 
-  /// What Suricata takes for the payload: what the first DATA chunk carries, if there is one.
+  /// What the dialects take for the payload where it is not what follows the headers: Suricata what the first DATA chunk of SCTP carries,
+  /// Snort all of IGMP.
   @inline(__always)
-  private static func firstData(_ subject: Subject, _ frame: RawSpan) -> Range<Int>? {
-    guard subject.hasChunks else { return nil }
-    var chunks = SCTPChunks(subject.packet)
+  private func dialectData(_ subject: Subject, _ frame: RawSpan) -> Range<Int>? {
+    guard packet.transport == .sctp || packet.transport == .other else { return nil }
+    return otherData(subject, frame)
+  }
+
+  private func otherData(_ subject: Subject, _ frame: RawSpan) -> Range<Int>? {
+    guard subject.isSuricata else {
+      return packet.isGroupMessage ? Int(packet.transportOffset)..<Int(packet.networkEnd) : nil
+    }
+    guard hasChunks else { return nil }
+    var chunks = SCTPChunks(packet)
     while let chunk = chunks.next(in: frame) {
       if let data = chunk.userData { return data }
     }
     return nil
   }
+
+  /// Whether it is a whole packet of SCTP.
+  private var hasChunks: Bool { packet.transport == .sctp && !packet.isFragment }
 }
 
-extension PayloadMatcher.Subject {
-  /// Whether it is a whole packet of SCTP.
-  fileprivate var hasChunks: Bool { packet.transport == .sctp && !packet.isFragment }
+extension DecodedPacket {
+  /// Whether it is a whole message of IGMP.
+  fileprivate var isGroupMessage: Bool {
+    network == .ipv4 && ipProtocol == 2 && transport == .other && !isFragment && transportOffset <= networkEnd
+  }
 }
 
 extension BufferSource {
@@ -184,7 +199,7 @@ extension BufferSource {
       return isTransport && packet.transport == .sctp ? part(transport, Int(packet.networkEnd) - transport) : nil
     // One for each chunk: `SCTPChunks` finds them.
     case .sctpData: return nil
-    case .igmpHeader: return isV4 && packet.ipProtocol == 2 ? part(Int(packet.payloadOffset), 8) : nil
+    case .igmpHeader: return packet.isGroupMessage ? part(transport, 8) : nil
     }
   }
 

@@ -1,9 +1,9 @@
 import VMFenceCore
 
-/// Which rules are looked for together: groups by packet class and port, as in Snort. A rule whose destination ports are few
+/// Which rules are looked for together: groups by packet class (which for streams has their direction) and port, as in Snort. A rule whose destination ports are few
 /// is looked for in packets to those ports; else one whose source ports are few, in packets from those; all
-/// others in every packet of the class. So a packet is searched at most three times: for its destination port's
-/// group, its source port's, and the group for any port.
+/// others in every packet of the class, but for those of the list of many destination ports that most rules have. Messages of ICMP have their type for a source port. So a packet is searched at most four times: for its destination port's
+/// group, its source port's, the group for any port, and that for many.
 ///
 /// Groups only narrow down: the rule's header is compared with each packet all the same.
 struct PrefilterPlan {
@@ -21,6 +21,8 @@ struct PrefilterPlan {
     var anyPort: UInt16 = noGroup
     var destination: PortTable?
     var source: PortTable?
+    /// For the destination ports of many rules, when those are more than `portLimit`.
+    var wide: PortTable?
   }
 
   private(set) var groups: [Group] = []
@@ -31,6 +33,8 @@ struct PrefilterPlan {
 
   /// Rules for more ports than this are looked for at any port.
   private static let portLimit = 4096
+  /// Rules for one such list of destination ports that are worth a search of their own, instead of one in every packet.
+  private static let wideMinimum = 32
 
   init(_ rules: [Rule]) throws(RuleCompilationError) {
     var portLimit = Self.portLimit
@@ -60,23 +64,35 @@ struct PrefilterPlan {
     var anyPort: [UInt32] = []
     var destination: [Entry] = []
     var source: [Entry] = []
+    var wide: [PortSet: [UInt32]] = [:]
     for (index, rule) in rules.enumerated() where Self.applies(rule, to: packetClass) {
       let rule32 = UInt32(index)
       var orientations = [(rule.source.ports, rule.destination.ports)]
       if rule.isBidirectional { orientations.append((rule.destination.ports, rule.source.ports)) }
       for (from, to) in orientations {
-        if !packetClass.hasPorts {
+        if packetClass == .icmp, let types = rule.messageTypes {
+          source.append(Entry(rule: rule32, ports: types))
+        } else if !packetClass.hasPorts {
           anyPort.append(rule32)
         } else if Self.isNarrow(to, portLimit) {
           destination.append(Entry(rule: rule32, ports: to))
         } else if Self.isNarrow(from, portLimit) {
           source.append(Entry(rule: rule32, ports: from))
-        } else {
+        } else if to.isAny {
           anyPort.append(rule32)
+        } else {
+          wide[to, default: []].append(rule32)
         }
       }
     }
     var result = ClassPlan()
+    // Of lists with as many rules, that of the first rule: equal rules give equal images.
+    let most = wide.max { ($0.value.count, $1.value[0]) < ($1.value.count, $0.value[0]) }
+    if let most, most.value.count >= Self.wideMinimum {
+      wide[most.key] = nil
+      result.wide = try table(Self.unique(most.value).map { Entry(rule: $0, ports: most.key) })
+    }
+    anyPort = (anyPort + wide.values.joined()).sorted()
     if !anyPort.isEmpty { result.anyPort = try number(of: Self.unique(anyPort)) }
     result.destination = try table(destination)
     result.source = try table(source)
@@ -138,10 +154,14 @@ struct PrefilterPlan {
 
   private static func applies(_ rule: Rule, to packetClass: PacketClass) -> Bool {
     // What is wrong with a packet may be that it is of no class.
+    if !rule.testsDecoding, !rule.allows(packetClass.ipProtocols) { return false }
     let isIP = [.ip, .ether, .any].contains(rule.ipProtocol) || rule.testsDecoding
     return switch packetClass {
     case .tcp: (isIP || rule.ipProtocol == .tcp) && rule.inspects.contains(.packets)
-    case .tcpStream: (isIP || rule.ipProtocol == .tcp) && rule.inspects.contains(.streams)
+    case .tcpToServer:
+      (isIP || rule.ipProtocol == .tcp) && rule.inspects.contains(.streams) && rule.flow?.contains(.toClient) != true
+    case .tcpToClient:
+      (isIP || rule.ipProtocol == .tcp) && rule.inspects.contains(.streams) && rule.flow?.contains(.toServer) != true
     case .udp: isIP || rule.ipProtocol == .udp
     case .icmp: isIP || rule.ipProtocol == .icmp
     case .other: isIP || [.sctp, .igmp, .arp].contains(rule.ipProtocol)
@@ -149,7 +169,38 @@ struct PrefilterPlan {
   }
 }
 
+extension PacketClass {
+  /// What such packets' headers can name as their protocol; empty: anything. After extension headers, but for that of authentication
+  /// (RFC 4302), which stands before each of them in IPv4.
+  fileprivate var ipProtocols: [UInt64] {
+    switch self {
+    case .tcp, .tcpToServer, .tcpToClient: [6, 51]
+    case .udp: [17, 51]
+    case .icmp: [1, 58, 51]
+    case .other: []
+    }
+  }
+}
+
 extension Rule {
+  /// Whether its own tests leave one of these protocols.
+  fileprivate func allows(_ protocols: [UInt64]) -> Bool {
+    protocols.isEmpty
+      || tests.allSatisfy { test in
+        guard case .header(.field(.ipProtocol, let number)) = test else { return true }
+        return protocols.contains(where: number.holds)
+      }
+  }
+
+  /// The types of messages that a test asks for, as the ports that they stand for; nil: any.
+  fileprivate var messageTypes: PortSet? {
+    for case .header(.field(.icmpType, let number)) in tests {
+      guard !number.isNegated, number.mask == .max, number.low <= min(number.high, 255) else { continue }
+      return PortSet(ranges: [UInt16(number.low)...UInt16(min(number.high, 255))])
+    }
+    return nil
+  }
+
   /// What the multi-pattern search looks for on behalf of this rule: the content its author chose, or the longest. nil when it
   /// has none that must be there.
   var searchPattern: SearchPattern? {

@@ -108,4 +108,6 @@ package struct NumberTest: Hashable, Sendable {
   }
 
   package init(_ value: UInt64) { self.init(low: value, high: value) }
+
+  package func holds(_ value: UInt64) -> Bool { (low <= value & mask && value & mask <= high) != isNegated }
 }

@@ -53,6 +53,23 @@ extension Rule {
     tests.insert(.header(.field(.ipProtocol, NumberTest(low: number, high: number))), at: 0)
   }
 
+  /// `RuleRecord.tcpFlags`.
+  var tcpFlags: UInt16 {
+    guard ipProtocol == .tcp else { return 0 }
+    var (wanted, unwanted): (UInt8, UInt8) = (0, 0)
+    for case .header(.tcpFlags(let test)) in tests {
+      switch test.mode {
+      case .exactly:
+        wanted |= test.flags
+        unwanted |= ~(test.flags | test.ignored)
+      case .all: wanted |= test.flags
+      case .none: unwanted |= test.flags & ~test.ignored
+      case .any, .notAll: break
+      }
+    }
+    return UInt16(unwanted) << 8 | UInt16(wanted)
+  }
+
   /// Whether it has a `replace`.
   var replaces: Bool { tests.contains { $0.content?.replacement != nil } }
 

@@ -265,6 +265,13 @@ package struct RuleFileParser {
       options.unsupported.append(RuleFeature(name: "action `\(name)`", offset: start))
     }
     if let feature = head.unsupported { options.unsupported.append(feature) }
+    if let ports = head.ignoredPorts {
+      report(
+        RuleProblem(
+          ports, "Snort 3 takes no notice of ports in a rule for `ip`", "write `tcp` or `udp`, or give the ports as any"
+        ),
+        .warning)
+    }
     try body(&options, start)
     if let requirement = options.unmetRequirement {
       return skip(requirement, sid: "\(options.metadata.sid)", start)

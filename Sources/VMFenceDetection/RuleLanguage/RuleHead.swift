@@ -13,6 +13,8 @@ struct RuleHead {
   var unsupported: RuleFeature?
   /// What is to be said when nothing stands before the parenthesis, unless the rule is a built-in one.
   var missing: RuleProblem?
+  /// Where ports stand that the dialect takes no notice of.
+  var ignoredPorts: Int?
 
   private static let form = "write ACTION PROTOCOL ADDRESS PORT -> ADDRESS PORT ("
 
@@ -79,7 +81,11 @@ struct RuleHead {
     destination.addresses = try variables.addresses(words[4], dialect)
     destination.ports = try variables.ports(words[5], dialect)
     // Only these have ports, whatever the rule says.
-    if ![.tcp, .udp, .sctp, .ip].contains(ipProtocol) {
+    let hasPorts = [.tcp, .udp, .sctp].contains(ipProtocol) || ipProtocol == .ip && dialect != .snort3
+    if !hasPorts {
+      if ipProtocol == .ip, !source.ports.isAny || !destination.ports.isAny {
+        ignoredPorts = (source.ports.isAny ? words[5] : words[2]).startIndex
+      }
       source.ports = .any
       destination.ports = .any
     }

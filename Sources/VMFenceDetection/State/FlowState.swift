@@ -94,6 +94,7 @@ extension StateReader {
     flow.session.alternative = try u32()
     flow.session.client = try end(clock)
     flow.session.server = try end(clock)
+    (flow.clientFound, flow.serverFound) = (.unknown, .unknown)
     return flow
   }
 
