@@ -20,9 +20,12 @@ public final class XenControl: HypervisorControl {
 
   /// - Throws: as `XenProbe.open`.
   public static func open(patience: Duration = .seconds(30)) throws(ProbeError) -> XenControl {
-    let hypervisor = try XenInterface.open(on: try XenHost.find())
-    return XenControl(
-      hypervisor: hypervisor, connect: { () throws(ProbeError) in try XenStoreConnection.open() }, patience: patience)
+    open(on: try XenInterface.open(on: try XenHost.find()), patience: patience)
+  }
+
+  /// The same over an interface that is open already.
+  package static func open(on hypervisor: XenInterface, patience: Duration = .seconds(30)) -> XenControl {
+    XenControl(hypervisor: hypervisor, connect: XenStoreConnection.connect, patience: patience)
   }
 
   public func pause(_ domain: Incarnation) async throws(ProbeError) {

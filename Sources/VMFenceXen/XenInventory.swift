@@ -49,7 +49,8 @@ package struct XenInventory {
   private let refreshInterval: Duration
 
   private var store: (any XenStoreAccess)?
-  private var storeFailure: ProbeError?
+  /// Why xenstore is not connected to.
+  private(set) var storeFailure: ProbeError?
   private var nextConnection: Duration?
   private var wasConnected = false
   private var entries: [Incarnation: Entry] = [:]
@@ -122,25 +123,26 @@ package struct XenInventory {
   /// Marks what hints are about, and collects the numbers that they name.
   private mutating func takeHints() -> Set<DomainID> {
     var hinted: Set<DomainID> = []
+    var uuids: Set<DomainUUID> = []
     guard let store else { return hinted }
+    var count = 0
     do throws(SystemFailure) {
-      var count = 0
       while let path = try store.nextEvent() {
         count += 1
-        guard count <= Self.hintLimit else {
-          for incarnation in order { entries[incarnation]?.isStale = true }
-          continue
-        }
+        guard count <= Self.hintLimit else { continue }
         switch Hint(path) {
-        case .number(let number):
-          hinted.insert(number)
-          for incarnation in order where incarnation.domainID == number { entries[incarnation]?.isStale = true }
-        case .uuid(let uuid):
-          for incarnation in order where incarnation.uuid == uuid { entries[incarnation]?.isStale = true }
+        case .number(let number): hinted.insert(number)
+        case .uuid(let uuid): uuids.insert(uuid)
         case .none: break
         }
       }
     } catch { lostStore(error) }
+    // Once for all hints, however many there are.
+    guard count > Self.hintLimit || !hinted.isEmpty || !uuids.isEmpty else { return hinted }
+    for incarnation in order
+    where count > Self.hintLimit || hinted.contains(incarnation.domainID) || uuids.contains(incarnation.uuid) {
+      entries[incarnation]?.isStale = true
+    }
     return hinted
   }
 

@@ -74,13 +74,19 @@ public final class XenProbe: HypervisorProbe {
   public static func open(clock: any TimeSource, configuration: Configuration = Configuration()) throws(ProbeError)
     -> XenProbe
   {
-    let hypervisor = try XenInterface.open(on: try XenHost.find())
-    _ = try XenStoreConnection.open()
-    return try open(
-      clock: clock, configuration: configuration, hypervisor: hypervisor,
-      connect: { () throws(ProbeError) in try XenStoreConnection.open() },
+    try open(clock: clock, configuration: configuration, on: try XenInterface.open(on: try XenHost.find()))
+  }
+
+  /// The same over an interface that is open already.
+  package static func open(
+    clock: any TimeSource, configuration: Configuration = Configuration(), on hypervisor: XenInterface
+  ) throws(ProbeError) -> XenProbe {
+    let probe = try open(
+      clock: clock, configuration: configuration, hypervisor: hypervisor, connect: XenStoreConnection.connect,
       // SAFETY: the name is handed over as a string that ends in zero and lives during the call.
       interfaceExists: { unsafe if_nametoindex($0) != 0 })
+    if let failure = probe.contents.withLock({ $0.inventory.storeFailure }) { throw failure }
+    return probe
   }
 
   /// The same with another hypervisor and another xenstore.

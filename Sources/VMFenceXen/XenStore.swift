@@ -46,6 +46,8 @@ package protocol XenStoreAccess: Sendable {
   package static func open() throws(ProbeError) -> XenStoreConnection {
     var number: CInt = 0
     // SAFETY: one number is written; the handle is ours.
+  package static let connect: XenInventory.Connect = { () throws(ProbeError) in try open() }
+
     if let store = unsafe vmfence_xenstore_open(&number) { return unsafe XenStoreConnection(Handle(store: store)) }
     switch number {
     case ELIBACC:

@@ -15,6 +15,8 @@ final class FakeXen: XenHypervisor, XenStoreAccess {
     var isHypervisorDown = false
     var losesHints = false
     var connections = 0
+    /// Questions that xenstored was asked.
+    var questions = 0
     /// Domains that do what `control/shutdown` says.
     var obedient: Set<DomainID> = []
   }
@@ -98,6 +100,7 @@ final class FakeXen: XenHypervisor, XenStoreAccess {
 
   func obey(_ number: DomainID) { contents.withLock { _ = $0.obedient.insert(number) } }
   func entry(_ path: String) -> String? { contents.withLock { $0.entries[path] } }
+  var questions: Int { contents.withLock { $0.questions } }
   var watches: [String] { contents.withLock { $0.watches } }
 
   func connect() throws(ProbeError) -> FakeXen {
@@ -145,11 +148,13 @@ final class FakeXen: XenHypervisor, XenStoreAccess {
 
   func read(_ path: String, limit: Int) throws(SystemFailure) -> [UInt8]? {
     try failIfDown()
+    contents.withLock { $0.questions += 1 }
     return entry(path).map { Array($0.utf8.prefix(limit)) }
   }
 
   func list(_ path: String) throws(SystemFailure) -> [String] {
     try failIfDown()
+    contents.withLock { $0.questions += 1 }
     let names = contents.withLock { contents in
       contents.entries.keys.filter { $0.hasPrefix(path + "/") }.map {
         String($0.dropFirst(path.count + 1).prefix { $0 != "/" })

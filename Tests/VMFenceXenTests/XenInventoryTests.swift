@@ -252,6 +252,22 @@ import VMFenceCore
     #expect(inventory.problems.first?.message.contains("65 devices") == true)
   }
 
+  @Test func ofManyDomainsOnlyThoseThatChangedAreAskedAbout() throws {
+    for number in 1...200 { create(UInt32(number)) }
+    var inventory = inventory()
+    _ = try inventory.look(at: .zero)
+    let all = xen.questions
+    _ = try inventory.look(at: .milliseconds(50))
+    #expect(xen.questions == all, "nothing happened")
+    for number: UInt32 in [3, 100, 200] {
+      xen.set("/local/domain/0/backend/vif/\(number)/0/ip", "192.0.2.1")
+      xen.set("/local/domain/0/backend/vif/\(number)/0/state", "5")
+    }
+    let news = try inventory.look(at: .milliseconds(100))
+    #expect(news.changes.count == 3)
+    #expect(xen.questions - all == 3 * all / 200, "three of two hundred, each once")
+  }
+
   @Test func aStormOfHintsMakesEverythingStale() throws {
     create(1)
     create(2)
