@@ -96,7 +96,8 @@ let package = Package(
       name: "vmfence-ref",
       dependencies: [
         "VMFenceCore", "VMFencePackets", "VMFenceIntegrity", "VMFenceDetection", "VMFenceCapture", "VMFenceBlock",
-        "VMFenceProcess", "VMFenceNftables", "VMFenceXen", "VMFenceTestKit", "VMFenceConfiguration", "VMFenceControl",
+        "VMFenceProcess", "VMFenceNftables", "VMFenceXen", "VMFenceChannel", "VMFenceTestKit", "VMFenceConfiguration",
+        "VMFenceControl",
         "VMFenceNotification", "VMFenceStore",
         .product(
           name: "ArgumentParser", package: "swift-argument-parser", condition: .when(traits: ["Daemon"])),

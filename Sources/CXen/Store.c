@@ -10,6 +10,15 @@
 
 #define WATCH_PATH 0
 
+#define PERMISSION_NONE 0
+#define PERMISSION_READ 1
+
+// struct xs_permissions of xenstore_lib.h.
+struct permission {
+  unsigned int domid;
+  unsigned int permission;
+};
+
 struct vmfence_xenstore {
   void *library;
   void *handle;
@@ -18,6 +27,8 @@ struct vmfence_xenstore {
   void *(*read)(void *, uint32_t, const char *, unsigned int *);
   char **(*directory)(void *, uint32_t, const char *, unsigned int *);
   bool (*write)(void *, uint32_t, const char *, const void *, unsigned int);
+  bool (*remove)(void *, uint32_t, const char *);
+  bool (*permit)(void *, uint32_t, const char *, struct permission *, unsigned int);
   bool (*watch)(void *, const char *, const char *);
   char **(*check)(void *);
 };
@@ -41,9 +52,12 @@ struct vmfence_xenstore *vmfence_xenstore_open(int *error) {
   store->read = dlsym(store->library, "xs_read");
   store->directory = dlsym(store->library, "xs_directory");
   store->write = dlsym(store->library, "xs_write");
+  store->remove = dlsym(store->library, "xs_rm");
+  store->permit = dlsym(store->library, "xs_set_permissions");
   store->watch = dlsym(store->library, "xs_watch");
   store->check = dlsym(store->library, "xs_check_watch");
-  if (!open || !store->close || !store->fileno || !store->read || !store->directory || !store->write || !store->watch || !store->check)
+  if (!open || !store->close || !store->fileno || !store->read || !store->directory || !store->write || !store->remove ||
+      !store->permit || !store->watch || !store->check)
     goto fail;
   errno = 0;
   store->handle = open(0);
@@ -108,4 +122,16 @@ ssize_t vmfence_xenstore_event(struct vmfence_xenstore *store, char *path, size_
   memcpy(path, event[WATCH_PATH], length < capacity ? length : capacity);
   free(event);
   return (ssize_t)length;
+}
+
+int vmfence_xenstore_let_read(struct vmfence_xenstore *store, const char *path, uint32_t domid) {
+  // The first names the owner, and what everybody else may do.
+  struct permission permissions[] = {{0, PERMISSION_NONE}, {domid, PERMISSION_READ}};
+  errno = 0;
+  return store->permit(store->handle, 0, path, permissions, 2) ? 0 : failure();
+}
+
+int vmfence_xenstore_remove(struct vmfence_xenstore *store, const char *path) {
+  errno = 0;
+  return store->remove(store->handle, 0, path) ? 0 : failure();
 }

@@ -62,6 +62,8 @@ public struct HostChannel: Sendable {
   private var sent: [InForceReport.PolicyName] = []
   private var isQuerying = false
   private var assembly = DeclarationAssembly()
+  /// Rises with every message that was put into the page: then the guest is to be rung.
+  public private(set) var messagesSent: UInt64 = 0
   /// Messages of a type that may be passed over.
   public private(set) var passedOver: UInt64 = 0
 
@@ -156,11 +158,15 @@ public struct HostChannel: Sendable {
   // MARK: Sending
 
   private mutating func send(at now: Timestamp) throws(ChannelViolation) {
-    if isQuerying, try writer.send(MessageType.query, [], epoch: epoch, version: version) { isQuerying = false }
+    if isQuerying, try writer.send(MessageType.query, [], epoch: epoch, version: version) {
+      isQuerying = false
+      messagesSent += 1
+    }
     while var next = outgoing, next.sentAt == nil {
       let chunk = PolicyChunk(
         version: next.policy.version, digest: next.digest, whole: next.bytes, index: next.nextChunk, now: now)
       guard try writer.send(MessageType.policy, chunk.encoded, epoch: epoch, version: version) else { return }
+      messagesSent += 1
       next.nextChunk += 1
       if next.nextChunk == chunk.count {
         next.sentAt = now

@@ -93,11 +93,17 @@ public struct DomainStatus: Codable, Sendable, Hashable {
   public var measures: Int
   /// Rules that inspect it; 0 when it has none.
   public var rules: Int
+  /// Its policy channel: `none`, `offered`, `open`, `error`; nil when guests of this host have none.
+  public var channel: String?
+  /// The version of the policy that the guest says is in force.
+  public var policy: UInt64?
+  /// Paths that its owner declared over the channel.
+  public var declared: [String]?
 
   public init(
     name: String, uuid: String, domid: UInt32, tenant: String?, service: String?, state: String, ports: [String],
     packets: UInt64, bytes: UInt64, inspected: UInt64, alerts: UInt64, drops: UInt64, waiting: UInt64, restarts: UInt64,
-    measures: Int, rules: Int
+    measures: Int, rules: Int, channel: String? = nil, policy: UInt64? = nil, declared: [String]? = nil
   ) {
     self.name = name
     self.uuid = uuid
@@ -115,6 +121,9 @@ public struct DomainStatus: Codable, Sendable, Hashable {
     self.restarts = restarts
     self.measures = measures
     self.rules = rules
+    self.channel = channel
+    self.policy = policy
+    self.declared = declared
   }
 }
 

@@ -12,6 +12,10 @@ package protocol XenStoreAccess: Sendable {
   /// The names below `path`; none when there is no such entry.
   func list(_ path: String) throws(SystemFailure) -> [String]
   func write(_ path: String, _ text: String) throws(SystemFailure)
+  /// Has a domain read an entry of Dom0's.
+  func letRead(_ path: String, _ domain: DomainID) throws(SystemFailure)
+  /// Removes an entry with all below it, if it is there.
+  func remove(_ path: String) throws(SystemFailure)
   func watch(_ path: String) throws(SystemFailure)
   /// The path that changed; nil when there is nothing more.
   func nextEvent() throws(SystemFailure) -> String?
@@ -42,12 +46,12 @@ package protocol XenStoreAccess: Sendable {
     handle.withLock { unsafe vmfence_xenstore_close($0.store) }
   }
 
+  package static let connect: XenInventory.Connect = { () throws(ProbeError) in try open() }
+
   /// - Throws: `unavailable` and `permissionDenied`.
   package static func open() throws(ProbeError) -> XenStoreConnection {
     var number: CInt = 0
     // SAFETY: one number is written; the handle is ours.
-  package static let connect: XenInventory.Connect = { () throws(ProbeError) in try open() }
-
     if let store = unsafe vmfence_xenstore_open(&number) { return unsafe XenStoreConnection(Handle(store: store)) }
     switch number {
     case ELIBACC:
@@ -94,6 +98,18 @@ package protocol XenStoreAccess: Sendable {
       unsafe vmfence_xenstore_write(handle.store, path, bytes, UInt32(bytes.count))
     }
     if result < 0 { throw SystemFailure(call: "write \(path) in xenstore", number: -result) }
+  }
+
+  package func letRead(_ path: String, _ domain: DomainID) throws(SystemFailure) {
+    // SAFETY: the handle is open, the path ends in zero.
+    let result = handle.withLock { unsafe vmfence_xenstore_let_read($0.store, path, domain.rawValue) }
+    if result < 0 { throw SystemFailure(call: "give permission for \(path) in xenstore", number: -result) }
+  }
+
+  package func remove(_ path: String) throws(SystemFailure) {
+    // SAFETY: the handle is open, the path ends in zero.
+    let result = handle.withLock { unsafe vmfence_xenstore_remove($0.store, path) }
+    if result < 0, result != -ENOENT { throw SystemFailure(call: "remove \(path) in xenstore", number: -result) }
   }
 
   package func watch(_ path: String) throws(SystemFailure) {

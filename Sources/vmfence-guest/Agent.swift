@@ -6,6 +6,12 @@ import VMFenceGuest
 /// How the page is shared with Dom0, and how the two ring each other.
 protocol ChannelTransport {
   var page: SharedPage { get }
+  /// Tells Dom0 where the page is, which is prepared.
+  func offer()
+  /// Whether what was offered is not there any more, as after a restore: then `page` is another one, which is to be prepared and offered.
+  func renew() -> Bool
+  /// Takes the offer back.
+  func withdraw()
   /// Waits until Dom0 may have written something, or for so long. Ends early at a signal.
   func wait(atMost time: Duration)
   /// Tells Dom0 that something was written.
@@ -29,15 +35,24 @@ struct Agent<Transport: ChannelTransport> {
     self.transport = transport
     self.own = own
     self.configuration = configuration
-    channel = GuestChannel(preparing: transport.page, session: UInt64.random(in: 1...UInt64.max))
+    channel = Self.prepare(transport.page)
+  }
+
+  private static func prepare(_ page: SharedPage) -> GuestChannel {
+    GuestChannel(preparing: page, session: UInt64.random(in: 1...UInt64.max))
   }
 
   /// Works until a signal ends it. What is in force stays.
   mutating func run() throws(GuestCommand.Failure) {
     var wishes = try TenantFile.read(configuration)
     Agent.say("waiting for the host")
-    transport.ring()
+    transport.offer()
     while !Signals.isEnding {
+      if transport.renew() {
+        Agent.say("the page is not offered any more: offering another")
+        channel = Self.prepare(transport.page)
+        transport.offer()
+      }
       if Signals.takeReload() {
         do throws(GuestCommand.Failure) {
           wishes = try TenantFile.read(configuration)
@@ -56,6 +71,7 @@ struct Agent<Transport: ChannelTransport> {
       }
       transport.wait(atMost: Agent.patience)
     }
+    transport.withdraw()
     Agent.say("ended by a signal; the policy stays in force")
   }
 
@@ -162,6 +178,11 @@ struct PageFileTransport: ChannelTransport {
   }
 
   func ring() {}
+
+  // Whoever shares the file knows where it is.
+  func offer() {}
+  func renew() -> Bool { false }
+  func withdraw() {}
 }
 
 /// SIGTERM and SIGINT end the frontend, SIGHUP makes it read its configuration again.

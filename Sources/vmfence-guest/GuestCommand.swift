@@ -22,7 +22,7 @@ enum GuestCommand {
     usage: vmfence-guest apply FILE [--check] [--allow-older] [--uuid UUID]
            vmfence-guest show [--json]
            vmfence-guest remove
-           vmfence-guest run --page FILE [--config FILE] [--uuid UUID]
+           vmfence-guest run [--page FILE | --event-channel] [--config FILE] [--uuid UUID]
            vmfence-guest --help | --version
 
     Enforces, in a guest, the policy that the host's VMFence made for it: in nftables, in the table inet vmfence_guest,
@@ -36,7 +36,9 @@ enum GuestCommand {
         --json          as one line of JSON
       remove          takes the policy out of force
       run             takes policies from the host as they come, puts them in force, and answers, until a signal ends it
-        --page FILE     the page that the host maps too: the memory of an ivshmem device
+        --page FILE     the page that the host maps too: the memory of an ivshmem device; when not given, a page that
+                        this guest grants to Xen's Dom0
+        --event-channel ring over an event channel of Xen, too; only in a guest that is never saved or migrated
         --config FILE   what the tenant wants (/etc/vmfence-guest.yaml): service-type, protected-paths; SIGHUP reads it again
 
     exit codes
@@ -74,9 +76,14 @@ enum GuestCommand {
       try remove()
     case "run":
       guard options.words.count == 1 else { throw wrong("run takes no word behind it") }
-      try options.allow(["page", "config", "uuid"])
-      guard let page = options.values["page"] else { throw wrong("run needs --page FILE") }
-      try work(page, options)
+      try options.allow(["page", "event-channel", "config", "uuid"])
+      let usesEvents = options.flags.contains("event-channel")
+      if let page = options.values["page"] {
+        guard !usesEvents else { throw wrong("a page in a file has no event channel") }
+        try work(try PageFileTransport(page), options)
+      } else {
+        try work(try XenTransport(usesEventChannel: usesEvents), options)
+      }
     case nil where options.flags.contains("help"): try say(usage)
     case nil where options.flags.contains("version"): try say("\(VMFenceVersion.text)\n")
     case nil: throw wrong("a command is needed")
@@ -150,11 +157,11 @@ enum GuestCommand {
 
   // MARK: run
 
-  private static func work(_ page: String, _ options: Options) throws(Failure) {
+  private static func work(_ transport: some ChannelTransport, _ options: Options) throws(Failure) {
     let own = try Identity.uuid(options.values["uuid"])
     Signals.install()
     var agent = Agent(
-      try PageFileTransport(page), own: own, configuration: options.values["config"] ?? "/etc/vmfence-guest.yaml")
+      transport, own: own, configuration: options.values["config"] ?? "/etc/vmfence-guest.yaml")
     try agent.run()
   }
 
@@ -175,7 +182,7 @@ struct Options {
   /// Of options that have a value.
   private(set) var values: [String: String] = [:]
 
-  private static let known: Set<String> = ["check", "allow-older", "json", "help", "version"]
+  private static let known: Set<String> = ["check", "allow-older", "json", "event-channel", "help", "version"]
   private static let withValue: Set<String> = ["uuid", "page", "config"]
 
   init(_ arguments: [String]) throws(GuestCommand.Failure) {

@@ -59,7 +59,7 @@ enum House {
     ]),
     "vmfence-ref": rooms.union([
       "VMFenceDetection", "VMFenceCapture", "VMFenceBlock", "VMFenceProcess", "VMFenceNftables", "VMFenceXen",
-      "VMFenceTestKit",
+      "VMFenceChannel", "VMFenceTestKit",
       "VMFenceConfiguration", "VMFenceControl", "VMFenceNotification", "VMFenceStore", "ArgumentParser", "Foundation",
       "Logging",
     ]),

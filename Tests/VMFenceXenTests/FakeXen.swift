@@ -171,6 +171,13 @@ final class FakeXen: XenHypervisor, XenStoreAccess {
     if contents.withLock({ $0.obedient.contains(DomainID(number)) }) { try powerOff(DomainID(number)) }
   }
 
+  func letRead(_ path: String, _ domain: DomainID) throws(SystemFailure) { try failIfDown() }
+
+  func remove(_ path: String) throws(SystemFailure) {
+    try failIfDown()
+    removeEntries(below: path)
+  }
+
   func watch(_ path: String) throws(SystemFailure) {
     try failIfDown()
     contents.withLock { $0.watches.append(path) }

@@ -78,5 +78,35 @@ int vmfence_xenstore_write(struct vmfence_xenstore *store, const char *path, con
 int vmfence_xenstore_watch(struct vmfence_xenstore *store, const char *path, const char *token);
 // The path of the next event, as much as fits, without its zero; returns its whole length, or -EAGAIN when there is none.
 ssize_t vmfence_xenstore_event(struct vmfence_xenstore *store, char *path, size_t capacity);
+// Has domain `domid` read what stands at `path`, and Dom0 alone write it.
+int vmfence_xenstore_let_read(struct vmfence_xenstore *store, const char *path, uint32_t domid);
+int vmfence_xenstore_remove(struct vmfence_xenstore *store, const char *path);
+
+// MARK: libxengnttab and libxenevtchn, whose ABIs are stable (Channel.c)
+
+struct vmfence_grants;
+
+// NULL with `error` set to an errno value; ELIBACC when there is no libxengnttab.
+struct vmfence_grants *vmfence_grants_open(int *error);
+// Pages that are mapped still are unmapped.
+void vmfence_grants_close(struct vmfence_grants *grants);
+// Maps the page that domain `domid` granted under `reference`, to be read and written.
+int vmfence_grants_map(struct vmfence_grants *grants, uint32_t domid, uint32_t reference, void **page);
+int vmfence_grants_unmap(struct vmfence_grants *grants, void *page);
+
+struct vmfence_events;
+
+// NULL with `error` set to an errno value; ELIBACC when there is no libxenevtchn.
+struct vmfence_events *vmfence_events_open(int *error);
+void vmfence_events_close(struct vmfence_events *events);
+// Readable when `vmfence_events_take` has something, which it waits for otherwise.
+int vmfence_events_descriptor(struct vmfence_events *events);
+// A port of this side's at the other end of port `port` of domain `domid`.
+int vmfence_events_bind(struct vmfence_events *events, uint32_t domid, uint32_t port);
+int vmfence_events_unbind(struct vmfence_events *events, uint32_t port);
+int vmfence_events_notify(struct vmfence_events *events, uint32_t port);
+// The next port of this side's that was rung; it stays silent until it is unmasked.
+int vmfence_events_take(struct vmfence_events *events);
+int vmfence_events_unmask(struct vmfence_events *events, uint32_t port);
 
 #endif

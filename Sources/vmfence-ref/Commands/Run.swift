@@ -113,7 +113,7 @@ struct Run: AsyncParsableCommand {
     do throws(ProbeError) {
       domains = try LiveDomains(configuration, clock: clock)
       directory = DomainDirectory(try await domains.snapshot().domains)
-      control = try LiveDomains.control(configuration, directory)
+      control = domains.control(configuration, directory)
     } catch {
       logger.log([error.diagnostic])
       switch error.code {
@@ -122,6 +122,15 @@ struct Run: AsyncParsableCommand {
       default: throw Exit.badData
       }
     }
+    let mailbox = try Mailbox<LiveMessage>()
+    let declarations: Declarations
+    do { declarations = try Declarations.read(stateDirectory: configuration.stateDirectory) } catch {
+      logger.error(
+        "\(Declarations.fileName) in the state directory cannot be read: \(error.localizedDescription) (mend it, or move it away)"
+      )
+      throw Exit.badData
+    }
+    let channels = try openChannels(domains, declarations, clock, mailbox, logger)
     let queue = EventQueue()
     let (log, restored) = try openLog(configuration, logger)
     let firewall: HostFirewall
@@ -150,7 +159,6 @@ struct Run: AsyncParsableCommand {
       throw Exit.cannotCreate
     }
     logger.notice("measures are carried out by \(firewall.name)")
-    let mailbox = try Mailbox<LiveMessage>()
     let history = try HistoryRecorder.open(
       stateDirectory: configuration.stateDirectory, encoder: encoder, logger: logger)
     history.project(restored)
@@ -166,7 +174,23 @@ struct Run: AsyncParsableCommand {
         file: file, encoder: encoder, others: [history, LogEventSink(logger: logger, directory: directory), desk],
         stateDirectory: configuration.stateDirectory, logger: logger),
       mailbox: mailbox, desk: desk, history: history, guestPolicies: guestPolicies, firewall: firewall,
-      logger: logger)
+      channels: channels, declarations: declarations, logger: logger)
+  }
+
+  /// A host whose guests cannot be sent policies guards them all the same.
+  private func openChannels(
+    _ domains: LiveDomains, _ declarations: Declarations, _ clock: SteadyClock, _ mailbox: Mailbox<LiveMessage>,
+    _ logger: Logger
+  ) throws -> GuestChannels? {
+    let pages: XenGuestPages?
+    do throws(ProbeError) { pages = try domains.pages() } catch {
+      logger.log([error.diagnostic])
+      logger.warning("guests are sent no policies")
+      return nil
+    }
+    return try pages.map { pages in
+      try GuestChannels(pages, standing: declarations.byUUID, clock: clock) { mailbox.post(.channels) }
+    }
   }
 
   private func openLog(_ configuration: HostConfiguration, _ logger: Logger) throws -> (any DecisionLog, [Decision]) {

@@ -8,37 +8,49 @@ import VMFenceXen
 final class LiveDomains: Sendable {
   private enum Source: Sendable {
     case inventory(StaticInventory)
-    case xen(XenProbe)
+    case xen(XenProbe, XenInterface)
   }
 
   private let source: Source
   private let guests: Mutex<GuestSettings>
+  /// Services that guests declared themselves, for those of which the configuration says none.
+  private let declared = Mutex<[DomainUUID: String]>([:])
 
   /// - Throws: what the adapter throws: a mistake in the inventory, no hypervisor here, no permission.
   init(_ configuration: HostConfiguration, clock: any TimeSource) throws(ProbeError) {
     switch configuration.domains {
     case .inventory(let path): source = .inventory(try StaticInventory.open(path: path, clock: clock))
-    case .xen: source = .xen(try XenProbe.open(clock: clock))
+    case .xen:
+      let interface = try XenInterface.open(on: try XenHost.find())
+      source = .xen(try XenProbe.open(clock: clock, on: interface), interface)
     }
     guests = Mutex(configuration.guests)
   }
 
   /// What pauses, resumes and shuts domains down; nil when nothing does.
-  static func control(_ configuration: HostConfiguration, _ directory: DomainDirectory) throws(ProbeError) -> (
-    any HypervisorControl
-  )? {
+  func control(_ configuration: HostConfiguration, _ directory: DomainDirectory) -> (any HypervisorControl)? {
     if !configuration.control.isEmpty { return CommandControl(configuration.control, directory: directory) }
-    return configuration.domains == .xen ? try XenControl.open() : nil
+    return if case .xen(_, let interface) = source { XenControl.open(on: interface) } else { nil }
+  }
+
+  /// What carries the pages of guests' policy channels; nil when this host's domains are not Xen's.
+  func pages() throws(ProbeError) -> XenGuestPages? {
+    guard case .xen(_, let interface) = source else { return nil }
+    return try XenGuestPages(hypervisor: interface, connect: XenStoreConnection.connect)
   }
 
   func snapshot() async throws(ProbeError) -> InventorySnapshot {
     var snapshot: InventorySnapshot
     switch source {
     case .inventory(let inventory): snapshot = try await inventory.snapshot()
-    case .xen(let probe): snapshot = try await probe.snapshot()
+    case .xen(let probe, _): snapshot = try await probe.snapshot()
     }
-    let guests = guests.withLock { $0 }
-    snapshot.domains = snapshot.domains.map(guests.applied)
+    let (guests, declared) = (guests.withLock { $0 }, declared.withLock { $0 })
+    snapshot.domains = snapshot.domains.map { domain in
+      var domain = guests.applied(to: domain)
+      if domain.serviceType == nil { domain.serviceType = declared[domain.incarnation.uuid] }
+      return domain
+    }
     return snapshot
   }
 
@@ -46,16 +58,19 @@ final class LiveDomains: Sendable {
   func hints() async -> AsyncStream<InventoryChange> {
     switch source {
     case .inventory(let inventory): await inventory.changes()
-    case .xen(let probe): await probe.changes()
+    case .xen(let probe, _): await probe.changes()
     }
   }
 
   var problems: [Diagnostic] {
     switch source {
     case .inventory(let inventory): inventory.problems
-    case .xen(let probe): probe.problems
+    case .xen(let probe, _): probe.problems
     }
   }
+
+  /// Takes over what guests declare that they serve.
+  func use(declared services: [DomainUUID: String]) { declared.withLock { $0 = services } }
 
   /// Takes over what a reloaded configuration says of guests.
   func use(_ settings: GuestSettings) { guests.withLock { $0 = settings } }
@@ -63,7 +78,7 @@ final class LiveDomains: Sendable {
   func close() {
     switch source {
     case .inventory(let inventory): inventory.close()
-    case .xen(let probe): probe.close()
+    case .xen(let probe, _): probe.close()
     }
   }
 }

@@ -53,8 +53,10 @@ extension LiveRun {
     for measure in await coordinator.measuresInForce {
       if case .domain(let uuid) = measure.key.scope { measures[uuid, default: 0] += 1 }
     }
+    let statuses = channels?.statuses ?? [:]
     return pool.reports.filter { $0.automaton?.state != .ended }.map { report in
       let (domain, counters) = (report.description, report.counters)
+      let channel = statuses[domain.incarnation]
       return DomainStatus(
         name: domain.name, uuid: domain.incarnation.uuid.description, domid: domain.incarnation.domainID.rawValue,
         tenant: domain.tenant?.name, service: domain.serviceType,
@@ -62,7 +64,8 @@ extension LiveRun {
         packets: counters.packets, bytes: counters.bytes, inspected: counters.inspected, alerts: counters.alerts,
         drops: counters.uninspected.reduce(0) { $0 &+ $1.count }, waiting: UInt64(report.waiting),
         restarts: counters.restarts, measures: measures[domain.incarnation.uuid] ?? 0,
-        rules: rules.selection.rules(for: domain)?.ruleCount ?? 0)
+        rules: rules.selection.rules(for: domain)?.ruleCount ?? 0, channel: channel?.state.rawValue,
+        policy: channel?.inForce?.policy?.version, declared: channel?.standing.protectedPaths)
     }
   }
 

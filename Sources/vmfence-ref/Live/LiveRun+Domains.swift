@@ -6,6 +6,8 @@ import VMFenceCore
 enum LiveMessage: Sendable {
   /// The inventory has something new.
   case inventory
+  /// The policy channels have something new.
+  case channels
   /// Somebody else changed the packet filter: who and how, in a sentence.
   case foreignChange(String)
   /// A reload was prepared, or what stands against it.
@@ -33,7 +35,10 @@ extension LiveRun {
   func refreshInventory(at now: Timestamp) async {
     do throws(ProbeError) {
       let look = try await domains.snapshot()
-      if snapshot?.domains != look.domains { take(look, at: now) }
+      if snapshot?.domains != look.domains {
+        take(look, at: now)
+        tellChannels(look.domains)
+      }
       snapshot = look
       await tellFirewall(look.domains)
     } catch { logger.log([error.diagnostic]) }
@@ -134,6 +139,7 @@ extension LiveRun {
   func take(_ message: LiveMessage, at now: Timestamp) async {
     switch message {
     case .inventory: await refreshInventory(at: now)
+    case .channels: await takeChannelNews(at: now)
     case .foreignChange(let sentence):
       if !isReconcileWanted { logger.warning("the packet filter: \(sentence); it is read back") }
       isReconcileWanted = true
@@ -168,6 +174,7 @@ extension LiveRun {
     }
     host = prepared
     domains.use(prepared.configuration.guests)
+    useDeclarations()
     putInForce(prepared.rules, at: now)
     outputs.use(prepared.configuration.notifications)
     portsAreStale = true

@@ -25,6 +25,9 @@ struct LiveParts {
   var history: HistoryRecorder
   var guestPolicies: GuestPolicies
   var firewall: HostFirewall
+  /// nil: guests of this host have none.
+  var channels: GuestChannels?
+  var declarations: Declarations
   var logger: Logger
 }
 
@@ -58,6 +61,9 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   let guestPolicies: GuestPolicies
   let firewall: HostFirewall
   let flowCuts: FlowCuts
+  let channels: GuestChannels?
+  let policyRefresh = PolicyRefresh()
+  var declarations: Declarations
   var host: PreparedHost
   var assigned: RuleAssignments
   /// A reload or a compilation that is under way.
@@ -104,6 +110,8 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     guestPolicies = parts.guestPolicies
     firewall = parts.firewall
     flowCuts = FlowCuts(parts.firewall, logger: parts.logger)
+    channels = parts.channels
+    declarations = parts.declarations
     captures = Captures(logger: parts.logger)
     let configuration = parts.host.configuration
     var random = SystemRandomNumberGenerator()
@@ -126,6 +134,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   func run() async throws(ReplayFailure) {
     var (nextTick, nextSlow, nextStatistics, nextAlive) = (started, started, started, started)
     // First the ports, so that restored measures need not move there afterwards; what is never blocked puts the measures in force.
+    useDeclarations()
     await refreshInventory(at: clock.now)
     await refreshNeverBlock(at: clock.now, isFirst: true)
     do throws(FirewallError) { try await coordinator.reconcile(at: clock.now) } catch {
@@ -150,6 +159,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
         noteDrops(at: now)
         await refreshNeverBlock(at: now)
         advance(to: now)
+        refreshPolicies()
         outputs.logProblems()
         logHistoryProblem()
         if let metrics { metrics.publish(await metricsText(at: now)) }
@@ -220,6 +230,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     pool.close(at: now)
     await tell(at: now)
     await coordinator.advance(to: now)
+    channels?.close()
     domains.close()
     writeStatistics(at: now)
     outputs.close()
@@ -333,6 +344,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     if !events.isEmpty { measure(await coordinator.handle(events, at: now), after: events) }
     // A decision is told after what led to it.
     let decided = decisions.take()
+    if !decided.isEmpty { refreshPolicies() }
     let offset = clock.offset
     outputs.receive(events + decided, shiftedBy: offset)
   }

@@ -1,0 +1,59 @@
+#if Daemon
+import Foundation
+import VMFenceChannel
+import VMFenceCore
+
+/// What guests declared over the policy channel, and stands. Kept in the state directory: a guest that is owned cannot wait for a restart to declare less.
+struct Declarations: Sendable, Equatable {
+  private struct Kept: Codable {
+    var service: String?
+    var paths: [String]
+  }
+
+  static let fileName = "declarations.json"
+  /// Guests that are remembered; of more, those that are not there are forgotten first.
+  private static let guestLimit = 4096
+
+  var byUUID: [DomainUUID: TenantDeclaration] = [:]
+
+  /// The services that are declared, of those for which there are rules.
+  func services(among known: some Sequence<String>) -> [DomainUUID: String] {
+    let known = Set(known)
+    return byUUID.compactMapValues { $0.serviceType.flatMap { known.contains($0) ? $0 : nil } }
+  }
+
+  /// None, when there is no such file.
+  static func read(stateDirectory: String?) throws -> Declarations {
+    guard let stateDirectory else { return Declarations() }
+    let url = URL(filePath: stateDirectory + "/" + fileName)
+    guard FileManager.default.fileExists(atPath: url.path) else { return Declarations() }
+    let kept = try JSONDecoder().decode([String: Kept].self, from: Data(contentsOf: url))
+    var result = Declarations()
+    for (text, guest) in kept {
+      guard let uuid = DomainUUID(text) else { continue }
+      let declaration = TenantDeclaration(serviceType: guest.service, protectedPaths: guest.paths)
+      if (try? declaration.validate()) != nil { result.byUUID[uuid] = declaration }
+    }
+    return result
+  }
+
+  /// Makes room for guests that are there.
+  mutating func shrink(keeping present: Set<DomainUUID>) {
+    guard byUUID.count > Self.guestLimit else { return }
+    for uuid in byUUID.keys.filter({ !present.contains($0) }).prefix(byUUID.count - Self.guestLimit) {
+      byUUID[uuid] = nil
+    }
+  }
+
+  /// Whole, or not at all.
+  func write(stateDirectory: String) throws {
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
+    let kept = Dictionary(
+      uniqueKeysWithValues: byUUID.map {
+        ($0.key.description, Kept(service: $0.value.serviceType, paths: $0.value.protectedPaths))
+      })
+    try encoder.encode(kept).write(to: URL(filePath: stateDirectory + "/" + Self.fileName), options: .atomic)
+  }
+}
+#endif
