@@ -17,6 +17,8 @@ public struct ControlRequest: Codable, Sendable, Hashable {
     case guestPolicy = "guest-policy"
     case banAdd = "ban-add"
     case banDelete = "ban-delete"
+    /// Answered when the guest at `port` is guarded there, or `duration` is over (10 s when not given, 60 s at the most).
+    case barrier
   }
 
   public var verb: Verb
@@ -25,6 +27,8 @@ public struct ControlRequest: Codable, Sendable, Hashable {
   public var address: String?
   /// An address or network: `192.0.2.7`, `2001:db8::/48`.
   public var network: String?
+  /// A network interface: `vif3.0`.
+  public var port: String?
   /// In seconds.
   public var duration: Double?
   /// A decision's number.
@@ -38,12 +42,13 @@ public struct ControlRequest: Codable, Sendable, Hashable {
 
   public init(
     _ verb: Verb, domain: String? = nil, address: String? = nil, network: String? = nil, duration: Double? = nil,
-    id: UInt64? = nil, files: [String]? = nil, limit: Int? = nil, all: Bool? = nil
+    id: UInt64? = nil, files: [String]? = nil, limit: Int? = nil, all: Bool? = nil, port: String? = nil
   ) {
     self.verb = verb
     self.domain = domain
     self.address = address
     self.network = network
+    self.port = port
     self.duration = duration
     self.id = id
     self.files = files
@@ -324,5 +329,19 @@ public struct GuestPolicyStatus: Codable, Sendable, Hashable {
     self.allowsDHCP = allowsDHCP
     self.omitted = omitted
     self.encoded = encoded
+  }
+}
+
+/// A guest is guarded at a port.
+public struct BarrierStatus: Codable, Sendable, Hashable {
+  public var port: String
+  public var domain: String
+  /// Whether there are rules for it; without, the packet filter alone stands there.
+  public var isInspected: Bool
+
+  public init(port: String, domain: String, isInspected: Bool) {
+    self.port = port
+    self.domain = domain
+    self.isInspected = isInspected
   }
 }

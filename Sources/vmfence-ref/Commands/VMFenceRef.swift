@@ -34,13 +34,14 @@ struct VMFenceRef: AsyncParsableCommand {
         69  something that is needed is missing (a library, a program, the hypervisor)
         70  a defect of VMFence itself
         73  an output cannot be written
+        75  it was not so in time (barrier)
         77  a permission is missing (the message names it)
       """,
     version: VMFenceVersion.text,
     subcommands: [
       Replay.self, Inspect.self, Check.self, Run.self, Integrity.self, Lifecycle.self, Status.self, Domains.self,
       Top.self, Alerts.self,
-      Rules.self, Bans.self, Why.self, Pending.self,
+      Rules.self, Bans.self, Why.self, Pending.self, Barrier.self,
     ])
 }
 
@@ -51,6 +52,7 @@ enum Exit {
   static let unavailable = ExitCode(69)
   static let internalError = ExitCode(70)
   static let cannotCreate = ExitCode(73)
+  static let temporary = ExitCode(75)
   static let noPermission = ExitCode(77)
 }
 

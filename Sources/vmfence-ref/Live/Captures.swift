@@ -71,6 +71,11 @@ final class Captures {
     open.removeAll { $0 === capture }
   }
 
+  /// Whether frames of a port are captured: there, or on the bridge that it is plugged into.
+  func isOpen(at port: String, bridge: String?) -> Bool {
+    open.contains { $0.wanted.isBridge ? $0.wanted.interface == bridge : $0.wanted.interface == port }
+  }
+
   /// Hands over what has come in. Capture times become those of `clock`.
   ///
   /// - Returns: how many frames there were.

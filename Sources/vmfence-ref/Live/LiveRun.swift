@@ -64,6 +64,8 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   let channels: GuestChannels?
   let policyRefresh = PolicyRefresh()
   var declarations: Declarations
+  /// Who waits until a guest is guarded at a port.
+  var barriers: [BarrierWait] = []
   var host: PreparedHost
   var assigned: RuleAssignments
   /// A reload or a compilation that is under way.
@@ -75,7 +77,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   private let publisher = DispatchTablePublisher()
   private let hashKey: (UInt64, UInt64)
   var dispatcher: Dispatcher
-  private var membership: UInt64?
+  private(set) var membership: UInt64?
   private var extra: [Event] = []
   private var isHistoryBroken = false
   private var sourceAlerts = SourceAlertPace()
@@ -169,6 +171,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
         pool.tick(at: now)
         try refreshTable(at: now)
         await reconcile(at: now)
+        openBarriers(at: now)
       }
       if !isReady {
         isReady = true
@@ -222,6 +225,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   private func stop() async {
     service.stopping()
     desk.close()
+    abandonBarriers()
     metrics?.close()
     for case .question(let question) in mailbox.take() {
       question.answer(.failure(ControlFailure("the daemon stops")))
