@@ -1,5 +1,4 @@
 # What the scenarios share. Read by each of them, in Dom0, after the rig's own helpers (domu_cfg, domu_wait, domu_exec, log).
-export LD_LIBRARY_PATH=/share/lib PATH=/share/bin:$PATH
 failures=0
 # What dies leaves its memory beside the other results.
 ulimit -c unlimited
@@ -13,6 +12,8 @@ finish() {
   [ "$failures" -eq 0 ] || exit 1
   exit 0
 }
+
+dpkg -i /share/vmfence_*.deb || { fail "the package is installed"; finish; }
 
 # until_true SECONDS WHAT COMMAND… : waits until the command succeeds, and is a check.
 until_true() {
@@ -37,7 +38,7 @@ rows = data["domains"] if isinstance(data, dict) else data
 rows = [row for row in rows if row["name"] == sys.argv[1]]
 if not rows: sys.exit(1)
 row = max(rows, key=lambda row: row["domid"])
-print(row[sys.argv[2]])' "$1" "$2"
+print(row.get(sys.argv[2]))' "$1" "$2"
 }
 has() { [ "$(domain "$1" "$2")" = "$3" ]; }
 lacks() { ! domain "$1" state; }
@@ -89,3 +90,44 @@ cat >/var/lib/vmfence/http.rules <<'RULES'
 alert tcp any any -> any 80 (msg:"RIG password file"; flow:to_server,established; content:"/etc/passwd"; classtype:attempted-admin; sid:1000201; rev:1;)
 RULES
 export VMFENCE_SOCKET=/run/vmfence.sock
+
+# The guest with what it does not have by itself: the frontend, and the kernel's nftables (its image is two archives, one behind the other).
+guest_with_frontend() {
+  local root=/tmp/frontend module
+  mkdir -p $root/bin $root/etc $root/modules
+  cp /share/vmfence-guest $root/bin/
+  printf 'service-type: http\nprotected-paths:\n  - /etc/passwd\n' >$root/etc/vmfence-guest.yaml
+  for module in nf_tables nft_limit; do modprobe -S "$(uname -r)" --show-depends $module; done |
+    awk '$1 == "insmod" && !seen[$2]++ { print $2 }' | while read -r module; do
+      cp "$module" $root/modules/
+      basename "$module" >>$root/modules/order
+    done
+  { cat /rig/domu.img; archive $root | gzip -1; } >/tmp/frontend.img
+}
+
+# archive FOLDER : as the kernel unpacks it (cpio's form `newc`).
+archive() {
+  python3 - "$1" <<'PYTHON'
+import os, sys
+out = sys.stdout.buffer
+def entry(name, mode, data=b""):
+    head = b"070701" + b"".join(b"%08X" % n for n in (0, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0)) + name.encode() + b"\0"
+    out.write(head + b"\0" * (-len(head) % 4) + data + b"\0" * (-len(data) % 4))
+os.chdir(sys.argv[1])
+for folder, _, files in os.walk("."):
+    if folder != ".": entry(folder[2:], 0o40755)
+    for name in files:
+        path = os.path.join(folder, name)
+        entry(path[2:], os.stat(path).st_mode, open(path, "rb").read())
+entry("TRAILER!!!", 0)
+PYTHON
+}
+
+# frontend NAME MAC ADDRESS : creates a guest of that kind, and starts the frontend in it.
+frontend() {
+  DOMU_MEM=192 DOMU_IP=$3 domu_cfg "$1" "$(vif "$2" "$3")" | sed 's|/rig/domu.img|/tmp/frontend.img|' >"/tmp/$1.cfg"
+  xl create -q "/tmp/$1.cfg" && domu_wait "$1" 200 || return 1
+  domu_exec "$1" 'for m in $(cat /modules/order); do insmod /modules/$m; done' 60
+  frontend_start "$1"
+}
+frontend_start() { domu_exec "$1" 'vmfence-guest run >>/tmp/frontend.log 2>&1 & echo $! >/tmp/frontend.pid' 30; }
