@@ -91,7 +91,8 @@ alert tcp any any -> any 80 (msg:"RIG password file"; flow:to_server,established
 RULES
 export VMFENCE_SOCKET=/run/vmfence.sock
 
-# The guest with what it does not have by itself: the frontend, and the kernel's nftables (its image is two archives, one behind the other).
+# The guest with what it does not have by itself: the frontend, and the kernel's nftables. Its image is two archives, one behind the other, packed as one:
+# libxl unpacks a packed image, and takes no more of it than the first part.
 guest_with_frontend() {
   local root=/tmp/frontend module
   mkdir -p $root/bin $root/etc $root/modules
@@ -102,7 +103,7 @@ guest_with_frontend() {
       cp "$module" $root/modules/
       basename "$module" >>$root/modules/order
     done
-  { cat /rig/domu.img; archive $root | gzip -1; } >/tmp/frontend.img
+  { zcat /rig/domu.img; archive $root; } | gzip -1 >/tmp/frontend.img
 }
 
 # archive FOLDER : as the kernel unpacks it (cpio's form `newc`).

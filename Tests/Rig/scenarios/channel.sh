@@ -1,0 +1,77 @@
+# The policy channel between Dom0 and guests: delivery, answer, begin anew, save and restore, and guests that mean no good.
+exec 2>&1
+. /share/library.sh
+
+guest_with_frontend
+daemon_start
+frontend web 00:16:3e:00:00:02 10.77.0.12 || fail "the guest web came up"
+guest plain 00:16:3e:00:00:04 10.77.0.14 || fail "the guest plain came up"
+until_true 60 "a guest's frontend has a session" has web channel open
+has plain channel none && ok "a guest without one is a normal state" || fail "a guest without a frontend: $(domain plain channel)"
+until_true 30 "a policy is in force in the guest" eval '[ "$(domain web policy)" != None ]'
+until_true 30 "what its owner wants is known" eval 'domain web declared | grep -q /etc/passwd'
+
+# A ban of one guest's, in Dom0 and in the guest.
+vmfence-ref bans add 192.0.2.7 --domain web --for 10m || fail "a ban can be set"
+until_true 60 "a measure is in force in the guest" eval 'domu_exec web "vmfence-guest show" 20 | grep -q 192.0.2.7'
+domu_exec web 'vmfence-guest show; cat /tmp/frontend.log' 20
+first=$(domain web policy)
+vmfence-ref bans delete 192.0.2.7 --domain web || fail "a ban can be taken back"
+until_true 60 "and goes when it is taken back" eval '! domu_exec web "vmfence-guest show" 20 | grep -q 192.0.2.7'
+until_true 30 "the guest answers with another version" eval '[ "$(domain web policy)" -gt "$first" ]'
+
+# The frontend dies and comes back.
+domu_exec web 'kill -9 $(cat /tmp/frontend.pid)' 20
+frontend_start web
+until_true 60 "a frontend that died and came back has a session again" eval 'domu_exec web "grep -c began /tmp/frontend.log" 20 | grep -q 2'
+
+# The daemon goes and comes: the guest's page stays.
+kill -9 $daemon; wait $daemon 2>/dev/null
+daemon_start
+until_true 60 "after a restart of the daemon there is a session" has web channel open
+
+# Saved and restored: another number, no grants, no events.
+uuid=$(domain web uuid)
+xl save web /tmp/web.sav >/dev/null 2>&1
+until_true 60 "a saved guest is gone, though its page was mapped" eval '! xl domid web'
+xl restore /tmp/web.sav >/dev/null 2>&1
+until_true 90 "a restored guest has a session" eval 'has web channel open && has web uuid $uuid'
+vmfence-ref bans add 192.0.2.8 --domain web --for 10m
+until_true 60 "and gets its policy" eval 'domu_exec web "vmfence-guest show" 20 | grep -q 192.0.2.8'
+
+# Over an event channel.
+domu_exec web 'kill $(cat /tmp/frontend.pid)' 20
+until_true 60 "a frontend that ends takes its offer back" has web channel none
+domu_exec web 'vmfence-guest run --event-channel >>/tmp/frontend.log 2>&1 & echo $! >/tmp/frontend.pid' 20
+until_true 60 "a frontend with an event channel has a session" has web channel open
+vmfence-ref bans add 192.0.2.9 --domain web --for 10m
+until_true 60 "and gets its policy" eval 'domu_exec web "vmfence-guest show" 20 | grep -q 192.0.2.9'
+
+
+busy() { awk '{print $14 + $15}' /proc/$daemon/stat; }
+before=$(busy); sleep 10; after=$(busy)
+echo "note the daemon took $((after - before)) of 1000 ticks with all at rest"
+
+# A guest that rewrites its offer and its entries in a loop, with everything that they may hold.
+domu_exec plain 'i=0; while :; do i=$((i+1)); for v in 1 8 "8 9" 4294967295 99999999999 "1 2 3" x "" "$(head -c 900 /dev/urandom | tr -d "\0")"; do xenstore-write data/vmfence/offer "$v" data/vmfence/x$i y; done; done >/dev/null 2>&1 & echo started' 20
+until_true 60 "a guest whose offers are none is marked" has plain channel error
+before=$(busy); sleep 10; after=$(busy)
+echo "note the daemon took $((after - before)) of 1000 ticks while a guest rewrote its entries"
+has web state inspecting && ok "others are guarded as before" || fail "the guest web is $(domain web state)"
+grep -c channel-violation /var/log/vmfence/eve.json
+[ "$(grep -c channel-violation /var/log/vmfence/eve.json)" -le 20 ] && ok "and it is told a bounded number of times" || fail "told too often"
+xl destroy plain
+until_true 30 "a guest with that is destroyed as any other" lacks plain
+
+# Why it is not what a frontend uses by itself: nothing is asserted, since it is Linux's.
+xl save web /tmp/web.sav >/dev/null 2>&1; xl restore /tmp/web.sav >/dev/null 2>&1
+domu_exec web 'kill $(cat /tmp/frontend.pid); sleep 2' 30
+echo "note after a restore with an event channel the guest's kernel said: $(domu_exec web 'dmesg | grep -E "BUG|WARNING|Oops" | tail -1' 20)"
+
+xl destroy web
+until_true 60 "a guest with a mapped page is destroyed as any other" eval '! xl list | grep -q "web\|(null)"'
+vmfence-ref domains
+kill $daemon; wait $daemon
+[ $? -eq 0 ] && ok "the daemon stops when it is asked to" || fail "the daemon ended with $?"
+ls /out/core.* 2>/dev/null && fail "something died"
+finish
