@@ -261,6 +261,12 @@ public struct PlatformAlert: Sendable, Hashable {
     public static let eventsLost = Kind("events-lost")
     /// What a firewall holds is not what it should.
     public static let firewallDrift = Kind("firewall-drift")
+    /// A domain was paused because a request to its disk is held (the verb `freeze`).
+    public static let domainFrozen = Kind("domain-frozen")
+    /// It runs again.
+    public static let domainThawed = Kind("domain-thawed")
+    /// A policy of file integrity is carried out in another way than it says, because of what is on the disk.
+    public static let integrityLimit = Kind("integrity-limit")
   }
 
   public var time: Timestamp
