@@ -88,7 +88,8 @@ let package = Package(
     .executableTarget(
       name: "vmfence-disk",
       dependencies: [
-        "VMFenceCore", "VMFenceIntegrity", "VMFenceBlock", "VMFenceProcess", "VMFenceControl", "CLinux",
+        "VMFenceCore", "VMFenceIntegrity", "VMFenceBlock", "VMFenceDetection", "VMFenceProcess", "VMFenceControl",
+        "CLinux",
         .product(
           name: "ArgumentParser", package: "swift-argument-parser", condition: .when(traits: ["Daemon"])),
       ], swiftSettings: strict),

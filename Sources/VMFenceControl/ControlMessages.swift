@@ -156,13 +156,15 @@ public struct DaemonStatus: Codable, Sendable, Hashable {
   public var problems: [String]
   /// Domains without rules: they are not guarded.
   public var needRules: [String]
+  /// Domains that are paused because a request to one of their disks is held.
+  public var frozen: [String]
   public var policy: [String: UInt64]
 
   public init(
     version: String, node: String, uptime: Double, firewall: String, isDryRun: Bool, measures: Int, pending: Int,
     desired: Int, flows: [String: UInt64], captureDrops: UInt64, eventsLost: UInt64, history: [String: UInt64],
     clockOffset: Double, problems: [String],
-    needRules: [String], policy: [String: UInt64]
+    needRules: [String], frozen: [String], policy: [String: UInt64]
   ) {
     self.version = version
     self.node = node
@@ -179,6 +181,7 @@ public struct DaemonStatus: Codable, Sendable, Hashable {
     self.clockOffset = clockOffset
     self.problems = problems
     self.needRules = needRules
+    self.frozen = frozen
     self.policy = policy
   }
 }

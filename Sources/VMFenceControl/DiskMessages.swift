@@ -14,6 +14,8 @@ public struct DiskControlRequest: Codable, Sendable, Hashable {
     case expect
     /// The request that is held passes, or fails.
     case decide
+    /// Answered at once, and again each time when another request waits for a decision, or none does any more.
+    case follow
   }
 
   public enum Verdict: String, Codable, Sendable { case allow, deny }
@@ -56,7 +58,7 @@ public struct DiskControlStatus: Codable, Sendable, Hashable {
   /// A request that waits for a decision; the whole disk waits with it.
   public struct Held: Codable, Sendable, Hashable {
     public var request: UInt64
-    /// What it would change, escaped for people.
+    /// What it would change, escaped for people; long ones cut.
     public var paths: [String]
     /// In seconds, how long it has waited, and when it is decided without anybody.
     public var waiting: Double
@@ -74,12 +76,15 @@ public struct DiskControlStatus: Codable, Sendable, Hashable {
   public var held: Held?
   public var requests: UInt64
   public var denied: UInt64
+  /// Where a policy is carried out in another way than it says, because of what is on the disk.
+  public var limits: [String]
 
-  public init(expected: [Window], held: Held?, requests: UInt64, denied: UInt64) {
+  public init(expected: [Window], held: Held?, requests: UInt64, denied: UInt64, limits: [String] = []) {
     self.expected = expected
     self.held = held
     self.requests = requests
     self.denied = denied
+    self.limits = limits
   }
 }
 

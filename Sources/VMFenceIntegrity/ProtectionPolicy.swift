@@ -16,7 +16,7 @@ public struct ProtectionPolicy: Sendable {
     case denyData
     /// Report, and hold the request that `denyMetadata` would refuse, until somebody decides about it or `freezeLimit` has
     /// passed (`BlockVerdict.hold`). **The whole disk stands still meanwhile**; a guest's kernel complains of tasks that hang
-    /// after two minutes, and nothing else is done to the domain: pausing it is for whoever reads the event. What is refused
+    /// after two minutes. Pausing the domain is for whoever has a hypervisor's control (`FrozenDomains`). What is refused
     /// then is refused as by `denyMetadata`, with the same consequences; of what passes, the contents before are kept as by
     /// `rollback`. Without a journal only contents are judged.
     case freeze

@@ -14,7 +14,8 @@ final class ContentsKeeper {
   init(_ file: KeptFile) { self.file = file }
 
   func keep(_ contents: [KeptContents], at time: Timestamp, _ output: EventOutput, _ incarnation: Incarnation) {
-    for item in contents {
+    for var item in contents {
+      item.time = item.time + output.offset
       if file.append(item) {
         kept += 1
         isFailing = false

@@ -17,6 +17,8 @@ final class ControlDesk {
     var descriptor: Int32
     var input: [UInt8] = []
     var lastHeard: Timestamp
+    /// It is told of what changes, and need not say anything.
+    var isFollowing = false
   }
 
   private let listener: Int32
@@ -59,14 +61,16 @@ final class ControlDesk {
     }
     guard count > 0 else {
       guard count < 0, errno == EAGAIN || errno == EINTR else { return false }
-      return time - client.lastHeard < Self.patience
+      return client.isFollowing || time - client.lastHeard < Self.patience
     }
     client.lastHeard = time
     client.input += chunk[..<count]
     while let end = client.input.firstIndex(of: 0x0A) {
       let line = Array(client.input[..<end])
       client.input.removeFirst(end + 1)
-      guard send(answer(line, handler), to: client.descriptor) else { return false }
+      let request = try? JSONDecoder().decode(DiskControlRequest.self, from: Data(line))
+      if request?.verb == .follow { client.isFollowing = true }
+      guard send(answer(request, handler), to: client.descriptor) else { return false }
     }
     guard client.input.count <= Self.requestLimit else {
       _ = send(.failure(ControlFailure("a request has at most \(Self.requestLimit) bytes")), to: client.descriptor)
@@ -75,19 +79,31 @@ final class ControlDesk {
     return true
   }
 
+  /// Tells those who follow; whoever does not take it is hung up on.
+  func tell(_ status: DiskControlStatus) {
+    let line = Self.encode(status)
+    for index in clients.indices.reversed() where clients[index].isFollowing {
+      guard !send(line, to: clients[index].descriptor) else { continue }
+      close(clients[index].descriptor)
+      clients.remove(at: index)
+    }
+  }
+
   private func answer(
-    _ line: [UInt8], _ handler: (DiskControlRequest) -> Result<DiskControlStatus, ControlFailure>
+    _ request: DiskControlRequest?, _ handler: (DiskControlRequest) -> Result<DiskControlStatus, ControlFailure>
   ) -> Result<[UInt8], ControlFailure> {
-    guard let request = try? JSONDecoder().decode(DiskControlRequest.self, from: Data(line)) else {
+    guard let request else {
       let verbs = DiskControlRequest.Verb.allCases.map(\.rawValue).joined(separator: ", ")
       return .failure(ControlFailure("this is no request", remedy: "one JSON object with `verb`: one of \(verbs)"))
     }
+    return handler(request).flatMap(Self.encode)
+  }
+
+  private static func encode(_ status: DiskControlStatus) -> Result<[UInt8], ControlFailure> {
     let encoder = JSONEncoder()
     encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
-    return handler(request).flatMap { status in
-      guard let bytes = try? encoder.encode(status) else { return .failure(ControlFailure("there is no answer")) }
-      return .success(Array(bytes))
-    }
+    guard let bytes = try? encoder.encode(status) else { return .failure(ControlFailure("there is no answer")) }
+    return .success(Array(bytes))
   }
 
   /// - Returns: false when the client does not take the answer, which is shorter than what its socket holds.

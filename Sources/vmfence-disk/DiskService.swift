@@ -9,10 +9,14 @@ import VMFenceIntegrity
 protocol DiskWatcher: BlockObserver, ~Copyable {
   mutating func advance(to time: Timestamp)
   mutating func finish(at time: Timestamp)
+  var hasEvents: Bool { get }
+  var nextSettling: Timestamp? { get }
   mutating func drainEvents() -> [FileEvent]
   mutating func drainKeptContents() -> [KeptContents]
   mutating func expect(_ patterns: [String], from: Timestamp, until: Timestamp) throws(IntegrityError)
   func expected(at time: Timestamp) -> [(patterns: [String], until: Timestamp)]
+  mutating func nextContents() -> FileContents?
+  var refusesFastCommits: Bool { get }
   var heldRequest: IntegrityMonitor.HeldRequest? { get }
   mutating func decide(_ verdict: BlockVerdict) -> Bool
   var counters: [(name: String, value: UInt64)] { get }
@@ -26,6 +30,7 @@ extension DiskMonitor: DiskWatcher {
       ("monitor_resyncs", statistics.resyncs), ("monitor_damages", statistics.damages),
       ("monitor_lost_events", statistics.lostEvents), ("monitor_held", statistics.held),
       ("monitor_fast_commits", statistics.fastCommits),
+      ("monitor_refused_fast_commits", statistics.refusedFastCommits),
       ("monitor_lost_contents", statistics.lostContents),
     ]
   }
@@ -37,12 +42,16 @@ struct PassingObserver: DiskWatcher, ~Copyable {
   mutating func observeGap(at time: Timestamp, reason: String) {}
   mutating func advance(to time: Timestamp) {}
   mutating func finish(at time: Timestamp) {}
+  var hasEvents: Bool { false }
+  var nextSettling: Timestamp? { nil }
   mutating func drainEvents() -> [FileEvent] { [] }
   mutating func drainKeptContents() -> [KeptContents] { [] }
   mutating func expect(_ patterns: [String], from: Timestamp, until: Timestamp) throws(IntegrityError) {
     throw IntegrityError(.badPattern, "nothing is watched on this disk", remedy: "protect something first")
   }
   func expected(at time: Timestamp) -> [(patterns: [String], until: Timestamp)] { [] }
+  mutating func nextContents() -> FileContents? { nil }
+  var refusesFastCommits: Bool { false }
   var heldRequest: IntegrityMonitor.HeldRequest? { nil }
   mutating func decide(_ verdict: BlockVerdict) -> Bool { false }
   var counters: [(name: String, value: UInt64)] { [] }
@@ -56,31 +65,43 @@ struct DiskService {
   private static let idleAfter = Duration.seconds(5)
   private static let statisticsInterval = Duration.seconds(60)
 
-  let clock: SystemClock
+  private static let fastCommitLimit =
+    "the file system has fast commits, which are not read: they are refused where metadata are judged (freeze, deny-metadata), and "
+    + "the guest's kernel commits in full instead"
+
+  let clock: SteadyClock
   let output: EventOutput
   let incarnation: Incarnation
   var desk: ControlDesk?
   var keeper: ContentsKeeper?
+  var contents: ContentDesk?
+  var windows: WindowFile?
 
   func run<Watcher: DiskWatcher & ~Copyable>(_ server: inout NBDServer, _ watcher: inout Watcher) throws {
     let start = clock.now
     var lastRequest = start
     var lastStatistics = start
+    var told = Told()
+    reopenWindows(&watcher, at: start)
     output.write(watcher.drainEvents(), at: start)
     do throws(BlockSourceError) {
       while true {
+        _ = clock.look()
+        output.offset = clock.offset
         let before = clock.now
         let isIdle = before - lastRequest >= Self.idleAfter
         // The first request after a rest ends it: what it changes is told as soon as at any other time.
-        let outcome = try server.deliver(
-          limit: isIdle ? 1 : .max, until: before + (isIdle ? Self.idleInterval : Self.busyInterval), to: &watcher)
+        var end = before + (isIdle ? Self.idleInterval : Self.busyInterval)
+        if let settling = watcher.nextSettling { end = max(before, min(end, settling)) }
+        let outcome = try server.deliver(limit: isIdle ? 1 : .max, until: end, to: &watcher) { $0.hasEvents }
         let now = clock.now
         if outcome.requests > 0 { lastRequest = now }
         watcher.advance(to: now)
-        desk?.serve(at: now) { answer($0, server.statistics, &watcher, at: now) }
+        serveDesk(&watcher, server.statistics, &told, at: now)
         if outcome.isAtEnd { watcher.finish(at: now) }
         keeper?.keep(watcher.drainKeptContents(), at: now, output, incarnation)
         output.write(watcher.drainEvents(), at: now)
+        compareContents(&watcher, all: outcome.isAtEnd, at: now)
         if outcome.isAtEnd || now - lastStatistics >= Self.statisticsInterval {
           lastStatistics = now
           output.write(statistics(server.statistics, watcher.counters, at: now, since: start))
@@ -89,6 +110,47 @@ struct DiskService {
       }
     } catch {
       throw VMFenceDisk.end(71, error.description)
+    }
+  }
+
+  /// What those who follow were told last, and whether a limit was.
+  private struct Told {
+    var held: (request: UInt64, isDecided: Bool)?
+    var limit = false
+  }
+
+  private func serveDesk<Watcher: DiskWatcher & ~Copyable>(
+    _ watcher: inout Watcher, _ statistics: NBDStatistics, _ told: inout Told, at now: Timestamp
+  ) {
+    desk?.serve(at: now) { answer($0, statistics, &watcher, at: now) }
+    let held = watcher.heldRequest.map { ($0.sequence, $0.decision != nil) }
+    if held?.0 != told.held?.request || held?.1 != told.held?.isDecided {
+      told.held = held
+      desk?.tell(status(statistics, &watcher, at: now))
+    }
+    // Fast commits may be turned on at any time.
+    if watcher.refusesFastCommits, !told.limit {
+      VMFenceDisk.log(Self.fastCommitLimit)
+      output.write(
+        PlatformAlert(
+          time: now, incarnation: incarnation, kind: .integrityLimit, message: Self.fastCommitLimit, severity: 2))
+    }
+    told.limit = watcher.refusesFastCommits
+  }
+
+  private func compareContents<Watcher: DiskWatcher & ~Copyable>(
+    _ watcher: inout Watcher, all: Bool, at now: Timestamp
+  ) {
+    guard let contents else { return }
+    while all || contents.hasRoom, let next = watcher.nextContents() { contents.take(next) }
+    output.write(contents.drain(all: all), at: now)
+  }
+
+  /// Windows that a process before this one was told of.
+  private func reopenWindows<Watcher: DiskWatcher & ~Copyable>(_ watcher: inout Watcher, at now: Timestamp) {
+    for (paths, remaining) in windows?.remaining(at: now) ?? [] {
+      // Of a disk on which nothing is watched any more, nothing is expected.
+      try? watcher.expect(paths, from: now, until: now + remaining)
     }
   }
 
@@ -104,9 +166,8 @@ struct DiskService {
       else {
         return .failure(ControlFailure("`expect` needs `paths`, and a `duration` of at most seven days in seconds"))
       }
-      do throws(IntegrityError) { try watcher.expect(paths, from: now, until: now + .seconds(duration)) } catch {
-        return .failure(ControlFailure(error))
-      }
+      if let failure = expect(paths, for: .seconds(duration), &watcher, at: now) { return .failure(failure) }
+    case .follow: break
     case .decide:
       guard let verdict = request.verdict, let held = watcher.heldRequest, held.sequence == request.request,
         watcher.decide(verdict == .allow ? .allow : .deny)
@@ -115,20 +176,61 @@ struct DiskService {
           ControlFailure("no such request waits for a decision", remedy: "`status` says which does, by its number"))
       }
     }
-    let windows = watcher.expected(at: now).map {
-      DiskControlStatus.Window(paths: $0.patterns, remaining: ($0.until - now).wholeSeconds)
+    return .success(status(statistics, &watcher, at: now))
+  }
+
+  /// Opens a window once it is written down.
+  private func expect<Watcher: DiskWatcher & ~Copyable>(
+    _ paths: [String], for duration: Duration, _ watcher: inout Watcher, at now: Timestamp
+  ) -> ControlFailure? {
+    let open = Self.windows(watcher, at: now)
+    let all = open + [DiskControlStatus.Window(paths: paths, remaining: duration.wholeSeconds)]
+    guard WindowFile.fits(all) else {
+      return ControlFailure(
+        "the windows that are open have too many paths together", remedy: "announce fewer patterns in more general form"
+      )
     }
+    if let windows, !windows.write(all, at: now + output.offset) {
+      return ControlFailure(
+        "the window cannot be written to \(windows.path.escapedForDisplay), and was not opened",
+        remedy: "see what is wrong with its disk")
+    }
+    do throws(IntegrityError) {
+      try watcher.expect(paths, from: now, until: now + duration)
+      return nil
+    } catch {
+      _ = windows?.write(open, at: now + output.offset)
+      return ControlFailure(error)
+    }
+  }
+
+  private static func windows<Watcher: DiskWatcher & ~Copyable>(
+    _ watcher: borrowing Watcher, at now: Timestamp
+  ) -> [DiskControlStatus.Window] {
+    watcher.expected(at: now).map { .init(paths: $0.patterns, remaining: ($0.until - now).wholeSeconds) }
+  }
+
+  /// A path, of which a guest chooses the length, in what is told of it: an answer must not become longer than its socket takes.
+  private static let shownBytes = 512
+
+  private func status<Watcher: DiskWatcher & ~Copyable>(
+    _ statistics: NBDStatistics, _ watcher: inout Watcher, at now: Timestamp
+  ) -> DiskControlStatus {
     let held = watcher.heldRequest.flatMap { held in
       held.decision != nil
         ? nil
         : DiskControlStatus.Held(
-          request: held.sequence, paths: held.paths.map { String(decoding: $0, as: UTF8.self).escapedForDisplay },
+          request: held.sequence,
+          paths: held.paths.map { path in
+            String(decoding: path.prefix(Self.shownBytes), as: UTF8.self).escapedForDisplay
+              + (path.count > Self.shownBytes ? "…" : "")
+          },
           waiting: (now - held.since).wholeSeconds, remaining: (held.deadline - now).wholeSeconds)
     }
-    return .success(
-      DiskControlStatus(
-        expected: windows, held: held,
-        requests: statistics.reads + statistics.writes + statistics.otherRequests, denied: statistics.denied))
+    return DiskControlStatus(
+      expected: Self.windows(watcher, at: now), held: held,
+      requests: statistics.reads + statistics.writes + statistics.otherRequests, denied: statistics.denied,
+      limits: watcher.refusesFastCommits ? [Self.fastCommitLimit] : [])
   }
 
   private func statistics(
@@ -142,7 +244,10 @@ struct DiskService {
         ("disk_other_requests", server.otherRequests), ("disk_bytes_read", server.bytesRead),
         ("disk_bytes_written", server.bytesWritten), ("disk_denied", server.denied),
         ("disk_refused_requests", server.refusedRequests), ("disk_failures", server.diskFailures),
-        ("events_lost", output.lost), ("contents_kept", keeper?.kept ?? 0), ("contents_lost", keeper?.lost ?? 0),
+        ("events_lost", output.lost), ("contents_compared", contents?.statistics.files ?? 0),
+        ("contents_matched", contents?.statistics.matches ?? 0),
+        ("contents_lost_matches", contents?.statistics.lostMatches ?? 0), ("contents_kept", keeper?.kept ?? 0),
+        ("contents_lost", keeper?.lost ?? 0),
       ] + watcher)
   }
 }

@@ -13,6 +13,8 @@ final class EventOutput {
   private var isInsideLine = false
   private(set) var lost: UInt64 = 0
   private var untold: UInt64 = 0
+  /// How far the system's clock is ahead of the times that come in.
+  var offset = Duration.zero
 
   enum Place {
     case file(String)
@@ -57,17 +59,23 @@ final class EventOutput {
       let alert = PlatformAlert(
         time: time, incarnation: incarnation, kind: .integrityGap,
         message: "\(untold) file events could not be written", severity: 1, count: untold)
-      if write(line: encoder.encode(.platform(alert))) { untold = 0 }
+      if write(line: encoder.encode(Event.platform(alert).shifted(by: offset))) { untold = 0 }
     }
-    for event in events where !write(line: encoder.encode(.file(event))) {
+    for event in events where !write(line: encoder.encode(Event.file(event).shifted(by: offset))) {
       lost += 1
       untold += 1
     }
   }
 
-  func write(_ statistics: EVEStatistics) { _ = write(line: encoder.encode(statistics)) }
+  func write(_ statistics: EVEStatistics) {
+    var statistics = statistics
+    statistics.time = statistics.time + offset
+    _ = write(line: encoder.encode(statistics))
+  }
 
-  func write(_ alert: PlatformAlert) { _ = write(line: encoder.encode(.platform(alert))) }
+  func write(_ alert: PlatformAlert) {
+    _ = write(line: encoder.encode(Event.platform(alert).shifted(by: offset)))
+  }
 
   private func write(line: [UInt8]) -> Bool {
     let bytes = (isInsideLine ? [0x0A] : []) + line + [0x0A]

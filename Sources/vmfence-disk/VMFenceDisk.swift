@@ -3,6 +3,7 @@ import ArgumentParser
 import Foundation
 import VMFenceBlock
 import VMFenceCore
+import VMFenceDetection
 import VMFenceIntegrity
 import VMFenceProcess
 
@@ -23,8 +24,9 @@ struct VMFenceDisk: ParsableCommand {
         vmfence-disk --disk web.img --read-only --socket /tmp/web.sock --eve -
 
       EXIT CODES
-        0 ended by a signal · 64 the command line or the policy is wrong · 66 the disk or the policy cannot be opened
-        69 the sandbox cannot be made · 71 a socket failed · 73 events or kept contents cannot be written · 77 a permission is missing
+        0 ended by a signal · 64 the command line, the policy or a rule file is wrong · 66 the disk, the policy or a rule file
+        cannot be opened · 69 the sandbox cannot be made · 71 a socket failed · 73 events, kept contents or the state cannot be
+        written · 77 a permission is missing
       """, version: VMFenceVersion.text)
 
   @Option(help: "The raw image or block device to serve.")
@@ -97,6 +99,18 @@ struct VMFenceDisk: ParsableCommand {
   @Option(help: "A unix socket for `vmfence-ref integrity expect`, `held` and `decide`, mode 0600.")
   var control: String?
 
+  @Option(help: "A file in which announced windows outlive this process (made when it is not there).")
+  var state: String?
+
+  @Option(
+    parsing: .upToNextOption,
+    help: ArgumentHelp(
+      """
+      Rule files that what is written to protected files is compared with, as the body of an HTTP transfer: those named here by pattern, \
+      and in a policy those with the attribute content.
+      """, valueName: "file"))
+  var rules: [String] = []
+
   @Option(help: "Where events go: a file that is appended to, unix:PATH of a listening stream socket, or - (EVE JSON).")
   var eve = "-"
 
@@ -120,7 +134,7 @@ struct VMFenceDisk: ParsableCommand {
   }
 
   func run() throws {
-    let clock = SystemClock()
+    let clock = SteadyClock()
     let incarnation = Incarnation(uuid: DomainUUID(domain) ?? DomainUUID(high: 0, low: 0), domainID: DomainID(domid))
     let protection = try protection()
     let file: DiskFile
@@ -135,10 +149,12 @@ struct VMFenceDisk: ParsableCommand {
     var service = DiskService(clock: clock, output: output, incarnation: incarnation)
     service.keeper = try keeper(protection)
     service.desk = try desk()
+    service.windows = try windows()
+    let contentRules = try contentRules()
     Signals.install()
     // The order matters: listening needs the file system; threads inherit what was given up before they started; the
     // filter forbids to start any.
-    var server = try sandboxed(file, clock: clock)
+    var server = try sandboxed(file, contentRules, &service)
     // SAFETY: written once, here, while the handlers are the only other readers.
     unsafe Signals.stopper = server.stopper
     if protection.rules.isEmpty {
@@ -163,7 +179,10 @@ struct VMFenceDisk: ParsableCommand {
     let verbs: [(patterns: [String], action: ProtectionPolicy.Action)] = [
       (protect, .alert), (rollback, .rollback), (deny, .denyData), (freeze, .freeze), (denyMetadata, .denyMetadata),
     ]
-    var rules = verbs.flatMap { verb in verb.patterns.map { ProtectionPolicy.Rule($0, action: verb.action) } }
+    let attributes: FileAttributes = self.rules.isEmpty ? .standard : [.standard, .content]
+    var rules = verbs.flatMap { verb in
+      verb.patterns.map { ProtectionPolicy.Rule($0, action: verb.action, attributes: attributes) }
+    }
     if let policy {
       guard let text = FileManager.default.contents(atPath: policy) else {
         throw Self.end(66, "\(policy.escapedForDisplay): the policy cannot be read")
@@ -187,6 +206,21 @@ struct VMFenceDisk: ParsableCommand {
     } catch { throw Self.end(error.code == .permissionDenied ? 77 : 73, error.description) }
   }
 
+  private func windows() throws -> WindowFile? {
+    guard let state else { return nil }
+    do throws(SystemFailure) { return try WindowFile(path: state) } catch {
+      throw Self.end(error.isPermission ? 77 : 73, "the state cannot be kept: \(error.description)")
+    }
+  }
+
+  private func contentRules() throws -> SnortRules? {
+    guard !rules.isEmpty else { return nil }
+    do throws(RuleCompilationError) { return try ContentDesk.compile(rules) { Self.log($0.description) } } catch {
+      for diagnostic in error.diagnostics { Self.log(diagnostic.description) }
+      throw Self.end(error.code == .inputOutput ? 66 : 64, error.description)
+    }
+  }
+
   private func desk() throws -> ControlDesk? {
     guard let control else { return nil }
     do throws(SystemFailure) { return try ControlDesk(path: control) } catch {
@@ -194,7 +228,9 @@ struct VMFenceDisk: ParsableCommand {
     }
   }
 
-  private func sandboxed(_ file: DiskFile, clock: SystemClock) throws -> NBDServer {
+  private func sandboxed(
+    _ file: DiskFile, _ contentRules: SnortRules?, _ service: inout DiskService
+  ) throws -> NBDServer {
     let listener: NBDListener
     do throws(BlockSourceError) {
       listener = try NBDListener(path: socket, mode: UInt32(socketMode, radix: 8) ?? 0o600)
@@ -206,8 +242,12 @@ struct VMFenceDisk: ParsableCommand {
     } catch { throw Self.end(69, error.description) }
     let server: NBDServer
     do throws(BlockSourceError) {
-      server = try NBDServer(disk: file, listener: listener, configuration: .init(exportName: export), clock: clock)
+      server = try NBDServer(
+        disk: file, listener: listener, configuration: .init(exportName: export), clock: service.clock)
     } catch { throw Self.end(71, error.description) }
+    do throws(RuleCompilationError) { service.contents = try contentRules.map(ContentDesk.init) } catch {
+      throw Self.end(64, error.description)
+    }
     do throws(DetectorError) { try DiskSandbox.filterSystemCalls() } catch { throw Self.end(69, error.description) }
     return server
   }

@@ -55,7 +55,7 @@ enum House {
     "vmfence-detector": rooms.union(["VMFenceDetection", "VMFenceProcess"]),
     "vmfence-guest": rooms.union(["VMFenceGuest", "VMFenceChannel"]),
     "vmfence-disk": rooms.union([
-      "VMFenceBlock", "VMFenceProcess", "VMFenceControl", "CLinux", "ArgumentParser", "Foundation",
+      "VMFenceBlock", "VMFenceDetection", "VMFenceProcess", "VMFenceControl", "CLinux", "ArgumentParser", "Foundation",
     ]),
     "vmfence-ref": rooms.union([
       "VMFenceDetection", "VMFenceCapture", "VMFenceBlock", "VMFenceProcess", "VMFenceNftables", "VMFenceXen",

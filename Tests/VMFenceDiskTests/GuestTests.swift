@@ -6,7 +6,7 @@ import Testing
 @Suite(.serialized, .enabled(if: Guest.isWanted, Guest.needs))
 struct GuestTests {
   private static let formats = ["ext2", "ext3", "ext4"]
-  private static let names = ["vda", "vdb", "vdc", "vdd"]
+  private static let names = ["vda", "vdb", "vdc", "vdd", "vde"]
 
   private static func served(_ arguments: [String]) throws -> [ServedDisk] {
     try formats.map { try ServedDisk(format: "-t \($0)", arguments: arguments) }
@@ -73,9 +73,13 @@ struct GuestTests {
   @Test func aRefusedTransactionStopsTheJournal() throws {
     let kinds = [
       ("ext4", "errors=remount-ro"), ("ext4", "errors=continue"), ("ext3", "errors=continue"), ("ext2", "rw"),
+      ("ext4", "errors=continue"),
     ]
-    let disks = try kinds.map { kind in
-      try ServedDisk(format: "-t \(kind.0)", arguments: ["--protect", "/etc/**", "--deny-metadata", "/boot/**"])
+    let disks = try kinds.enumerated().map { number, kind in
+      // The fifth with fast commits, which are refused.
+      let features = number == 4 ? " -O fast_commit" : ""
+      return try ServedDisk(
+        format: "-t \(kind.0)\(features)", arguments: ["--protect", "/etc/**", "--deny-metadata", "/boot/**"])
     }
     let workload = zip(Self.names, kinds).map { name, kind in
       """

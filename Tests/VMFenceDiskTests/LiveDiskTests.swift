@@ -40,6 +40,26 @@ struct LiveDiskTests {
     #expect(try disk.told() == ["gap ", "chmod /etc/passwd"])
   }
 
+  /// Where metadata are judged fast commits are refused: the kernel commits in full instead, and that is judged.
+  @Test func aFastCommitDoesNotGetRoundARefusal() throws {
+    let disk = try LiveDisk(
+      format: "-t ext4 -O fast_commit", mountOptions: "commit=300",
+      arguments: ["--protect", "/etc/**", "--deny-metadata", "/boot/**"])
+    try shell("cd \(disk.mount) && echo x > x && sync -f . && chmod 600 etc/passwd && sync etc/passwd")
+    let refused = try shell("cd \(disk.mount) && chmod 777 boot/kernel && sync boot/kernel", allowFailure: true)
+    #expect(refused.status != 0, "the guest is told")
+    disk.disconnect()
+    #expect(try disk.stop() == 0)
+    #expect(
+      try disk.events().map { "\($0) \($0.verdict)" } == ["chmod /etc/passwd allow", "chmod /boot/kernel deny"])
+    let said = try String(contentsOfFile: disk.eve, encoding: .utf8)
+    #expect(said.contains("integrity-limit") && !said.contains("\"monitor_refused_fast_commits\":0"))
+    // The kernel's own replay of what the journal has.
+    try shell("mount -o loop \(disk.image) \(disk.mount)")
+    defer { _ = try? shell("umount \(disk.mount)") }
+    #expect(try shell("stat -c %a \(disk.mount)/boot/kernel \(disk.mount)/etc/passwd").output == "644\n600\n")
+  }
+
   @Test(arguments: ["ext2", "ext3", "ext4"]) func aRefusedWriteFailsInTheGuestAndLeavesTheDiskIntact(fileSystem: String)
     throws
   {

@@ -141,6 +141,85 @@ struct VerbTests {
         "no disk process"))
   }
 
+  /// What is announced outlives the process, killed at any time; of two copies the older one counts when the newer is damaged.
+  @Test func announcedWindowsOutliveTheProcess() throws {
+    let disk = try ServedImage()
+    let place = try disk.place(of: "/boot/kernel")
+    let state = "\(disk.folder)/windows"
+    let arguments = ["--protect", "/**", "--state", state]
+    func expect(_ path: String, _ duration: String) throws -> Int32 {
+      try disk.integrity(
+        "expect", "web", path, "--for", duration, "--control", disk.control, "--store", "\(disk.folder)/state.db"
+      ).status
+    }
+    func held() throws -> String { try disk.integrity("held", "web", "--control", disk.control).output }
+    try disk.begin(arguments)
+    #expect(try expect("/boot/**", "1h") == 0)
+    #expect(try expect("/etc/**", "2h") == 0)
+    disk.kill()
+    try disk.begin(arguments)
+    let kept = try held()
+    #expect(kept.contains("/boot/**") && kept.contains("/etc/**"), "\(kept)")
+    _ = try disk.io("write -P 0x41 \(place) 1k", "flush")
+    try disk.end()
+    #expect(try disk.events().map(\.isAnnounced) == [true])
+    // The second was written to the first of the two places.
+    try shell("printf damaged | dd of=\(state) bs=1 seek=100 conv=notrunc status=none")
+    try disk.begin(arguments)
+    let older = try held()
+    #expect(older.contains("/boot/**") && !older.contains("/etc/**"), "\(older)")
+    // What is over is not opened again.
+    #expect(try expect("/short/**", "1s") == 0)
+    try eventually("the window is over") { try !held().contains("/short") }
+    disk.kill()
+    try disk.begin(arguments)
+    let last = try held()
+    #expect(last.contains("/boot/**") && !last.contains("/short"), "\(last)")
+    // More than is kept is refused, and changes nothing.
+    let program = try programPath("vmfence-ref")
+    let long = (0..<20).map { "/etc/\($0)" + String(repeating: "x", count: 2000) }.joined(separator: " ")
+    let announce =
+      "\(program) integrity expect web \(long) --for 1h --control \(disk.control) --store \(disk.folder)/state.db"
+    try shell(announce)
+    let refused = try shell(announce, allowFailure: true)
+    #expect(refused.status == 69 && refused.output.contains("too many paths"), "\(refused)")
+    #expect(try held().contains("/boot/**"))
+    try disk.end()
+    try shell("rm \(state) && mkdir \(state)")
+    let bad = try shell(
+      "timeout 10 \(programPath("vmfence-disk")) --disk \(disk.image) --socket \(disk.socket) --state \(state)",
+      allowFailure: true)
+    #expect(bad.status == 73 && bad.output.contains("the state cannot be kept"), "\(bad)")
+  }
+
+  @Test func whatIsWrittenIsComparedWithRules() throws {
+    let disk = try ServedImage()
+    let place = try disk.place(of: "/boot/kernel")
+    let rules = "\(disk.folder)/files.rules"
+    try """
+    alert tcp any 80 -> any any (msg:"letters"; flow:established,to_client; content:"AAAAAAAA"; sid:7; rev:2;)
+    alert tcp any any -> any any (msg:"absent"; content:"not in there"; sid:8;)
+    alert tcp any any -> any any (msg:"wrong"; content:; sid:9;)
+    """.write(toFile: rules, atomically: true, encoding: .utf8)
+    try disk.begin(["--protect", "/boot/**", "--rules", rules])
+    _ = try disk.io("write -P 0x41 \(place) 1k", "flush")
+    try eventually("the rule's match is told") { try disk.verdicts().contains("match /boot/kernel allow") }
+    // What was written just before the end is compared, too.
+    _ = try disk.io("write -P 0x42 \(place + 2048) 1k", "write -P 0x41 \(place + 4096) 1k", "flush")
+    try disk.end()
+    #expect(try disk.verdicts().filter { $0.hasPrefix("match") }.count == 2)
+    #expect(try shell("grep -c '1:7:2 letters' \(disk.eve)").output == "2\n")
+    #expect(try shell("tail -n 1 \(disk.eve)").output.contains("\"contents_matched\":2"))
+    for (text, status) in [("alert tcp any any", Int32(64)), (nil as String?, 66)] {
+      try? FileManager.default.removeItem(atPath: rules)
+      try text?.write(toFile: rules, atomically: true, encoding: .utf8)
+      let program = try programPath("vmfence-disk")
+      let end = try shell(
+        "timeout 60 \(program) --disk \(disk.image) --socket \(disk.socket) --rules \(rules)", allowFailure: true)
+      #expect(end.status == status && end.output.contains("files.rules"), "\(end)")
+    }
+  }
+
   @Test func whatIsNoRequestIsAnsweredAndTheDiskGoesOn() throws {
     let disk = try ServedImage()
     try disk.begin(["--protect", "/boot/**"])
@@ -232,7 +311,8 @@ struct BadDiskTests {
       default:
         words.append(
           word.replacingOccurrences(of: "%i", with: "web")
-            .replacingOccurrences(of: "/run/vmfence-disk", with: disk.folder))
+            .replacingOccurrences(of: "/run/vmfence-disk", with: disk.folder)
+            .replacingOccurrences(of: "/var/lib/vmfence-disk", with: disk.folder))
       }
     }
     let process = Process()

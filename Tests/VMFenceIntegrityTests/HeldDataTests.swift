@@ -102,4 +102,23 @@ import VMFenceIntegrity
     test.guest.write(TinyJournal.first + 30)
     #expect(test.guest.events().count == 1)
   }
+
+  @Test(arguments: [ProtectionPolicy.Action.denyMetadata, .freeze])
+  func whereMetadataAreJudgedFastCommitsAreRefused(action: ProtectionPolicy.Action) throws {
+    var test = try JournalLiveTests.Journalled([.init("/etc/passwd", action: action)])
+    var refuses = test.guest.disk.observer.refusesFastCommits
+    #expect(!refuses)
+    // The guest turns them on.
+    TinyJournal.put(0x21, at: TinyJournal.first * 1024 + 40, in: &test.guest.image)
+    TinyJournal.put(4, at: TinyJournal.first * 1024 + 84, in: &test.guest.image)
+    test.guest.write(TinyJournal.first)
+    refuses = test.guest.disk.observer.refusesFastCommits
+    #expect(refuses)
+    #expect(test.guest.write(TinyJournal.first + 29) == .deny)
+    // The log before them is not concerned, nor is what lies behind the journal.
+    #expect(test.guest.write(TinyJournal.first + 27) == .allow && test.guest.write(TinyJournal.first + 32) == .allow)
+    #expect(test.guest.events().isEmpty)
+    let statistics = test.guest.disk.observer.statistics
+    #expect(statistics.refusedFastCommits == 1 && statistics.denied == 1 && statistics.fastCommits == 0)
+  }
 }

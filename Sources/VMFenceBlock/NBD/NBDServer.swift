@@ -78,6 +78,15 @@ public struct NBDServer: BlockSource, ~Copyable {
   public mutating func deliver<Observer: BlockObserver & ~Copyable>(
     limit: Int, until deadline: Timestamp?, to observer: inout Observer
   ) throws(BlockSourceError) -> BlockOutcome {
+    try deliver(limit: limit, until: deadline, to: &observer) { _ in false }
+  }
+
+  /// The same, and returns as soon as a request was delivered after which `isEnough`: so that what an observer has to say then is
+  /// said at once.
+  @inlinable
+  public mutating func deliver<Observer: BlockObserver & ~Copyable>(
+    limit: Int, until deadline: Timestamp?, to observer: inout Observer, orAfter isEnough: (borrowing Observer) -> Bool
+  ) throws(BlockSourceError) -> BlockOutcome {
     var outcome = BlockOutcome(requests: 0, denied: 0, isAtEnd: false)
     while outcome.requests < limit {
       let step = try engine.next(until: deadline)
@@ -92,6 +101,10 @@ public struct NBDServer: BlockSource, ~Copyable {
         engine.submit(verdict)
         outcome.requests += 1
         if verdict == .deny { outcome.denied += 1 }
+        if isEnough(observer) {
+          engine.flushAll()
+          return outcome
+        }
       case .gap:
         let gap = engine.takeGap()
         observer.observeGap(at: gap.time, reason: gap.reason)

@@ -166,6 +166,10 @@ public struct DiskMonitor: BlockObserver, ~Copyable {
       .map(\.element)
   }
 
+  public var hasEvents: Bool { !own.isEmpty || parts.contains { $0.monitor.hasEvents } }
+
+  public var nextSettling: Timestamp? { parts.lazy.compactMap { $0.monitor.nextSettling }.min() }
+
   public mutating func advance(to time: Timestamp) {
     for part in parts { part.monitor.advance(to: time) }
   }
@@ -190,6 +194,9 @@ public struct DiskMonitor: BlockObserver, ~Copyable {
   public var heldRequest: IntegrityMonitor.HeldRequest? {
     held.flatMap { parts.indices.contains($0.part) ? parts[$0.part].monitor.heldRequest : nil }
   }
+
+  /// Whether fast commits are refused on one of the partitions; see `IntegrityMonitor.refusesFastCommits`.
+  public var refusesFastCommits: Bool { parts.contains { $0.monitor.refusesFastCommits } }
 
   @discardableResult
   public mutating func decide(_ verdict: BlockVerdict) -> Bool {
@@ -240,6 +247,7 @@ extension IntegrityMonitor.Statistics {
     lostEvents += other.lostEvents
     held += other.held
     fastCommits += other.fastCommits
+    refusedFastCommits += other.refusedFastCommits
     lostContents += other.lostContents
   }
 }

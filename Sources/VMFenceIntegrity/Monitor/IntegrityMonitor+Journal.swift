@@ -17,6 +17,10 @@ extension IntegrityMonitor {
 
   /// Looks for commit blocks and for the journal's superblock in a request, and takes over what was committed.
   mutating func followJournal(_ write: WriteInFlight, _ data: RawSpan, _ moment: Moment) -> BlockVerdict {
+    if refusesFastCommits, write.operation == .write, touchesFastCommits(write) {
+      statisticsStorage.refusedFastCommits += 1
+      return .deny
+    }
     var isDue = transactionAttempts > 0
     if write.operation == .write, UInt64(data.byteCount) >= write.end - write.offset {
       for (logical, start) in journalBlocks(in: write) {
@@ -75,6 +79,15 @@ extension IntegrityMonitor {
         )
       ])
     flushBatch()
+  }
+
+  /// Whether any byte of a request lies where fast commits do.
+  private func touchesFastCommits(_ write: WriteInFlight) -> Bool {
+    guard let fileSystem = view?.fileSystem, let journal = fileSystem.journal else { return false }
+    let size = UInt64(fileSystem.blockSize)
+    return (write.offset / size...(write.end - 1) / size).contains { block in
+      journal.logicalBlock(block).map { $0 >= journal.header.end } ?? false
+    }
   }
 
   /// The blocks of the journal that begin in a request: their numbers in the journal, and where in the request.

@@ -28,6 +28,12 @@ extension IntegrityMonitor {
     return true
   }
 
+  /// Whether fast commits are refused: the guest's journal has them, they are not read, and the policy judges what changes metadata
+  /// (`freeze`, `denyMetadata`). A guest whose fast commit fails commits in full, and that is judged.
+  public var refusesFastCommits: Bool {
+    configuration.policy.judgesMetadata && view?.fileSystem.journal?.header.hasFastCommits == true
+  }
+
   mutating func expireHeld(at time: Timestamp) {
     guard let held, held.decision == nil, time >= held.deadline else { return }
     self.held?.decision = configuration.freezeVerdict

@@ -97,6 +97,8 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
     public var lostEvents: UInt64 = 0
     /// Blocks of fast commits that were seen and not read.
     public var fastCommits: UInt64 = 0
+    /// Requests that were refused because they write fast commits (`refusesFastCommits`).
+    public var refusedFastCommits: UInt64 = 0
     /// Requests that waited for a decision.
     public var held: UInt64 = 0
     /// Contents that should have been kept, or handed to rules, and were not: no room, or they could not be read.
@@ -238,10 +240,20 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
     return events
   }
 
+  /// Whether `drainEvents` has something to give.
+  public var hasEvents: Bool { !queue.isEmpty }
+
+  /// When `advance` will tell something if no request comes before; nil: nothing waits for that.
+  public var nextSettling: Timestamp? {
+    guard let firstChange, let lastChange else { return nil }
+    return settlesNext
+      ? lastChange : min(lastChange + configuration.settleDelay, firstChange + configuration.settleLimit)
+  }
+
   public var statistics: Statistics {
     var result = statisticsStorage
     result.lostEvents = queue.dropped
-    result.lostContents = kept.lost
+    result.lostContents += kept.lost
     return result
   }
 
@@ -251,11 +263,7 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
   /// Time has passed without a request: tells what has waited long enough.
   public mutating func advance(to time: Timestamp) {
     expireHeld(at: time)
-    guard let firstChange, let lastChange else { return }
-    if settlesNext || time - lastChange >= configuration.settleDelay || time - firstChange >= configuration.settleLimit
-    {
-      settle(at: time)
-    }
+    if let nextSettling, time >= nextSettling { settle(at: time) }
   }
 
   /// Tells all that is still waiting, for whatever it waits.

@@ -125,6 +125,8 @@ struct EventQueue: Sendable {
 
   init(limit: Int) { self.limit = max(1, limit) }
 
+  var isEmpty: Bool { events.isEmpty }
+
   mutating func append(_ event: FileEvent) {
     if events.count < limit {
       events.append(event)

@@ -80,6 +80,9 @@ struct Status: ParsableCommand {
       if !status.needRules.isEmpty {
         lines.append("without rules, not guarded: " + status.needRules.joined(separator: ", ").escapedForDisplay)
       }
+      if !status.frozen.isEmpty {
+        lines.append("paused, a request to a disk waits: " + status.frozen.joined(separator: ", ").escapedForDisplay)
+      }
       return lines + status.problems.map { "problem: \($0.escapedForDisplay)" }
     }
   }

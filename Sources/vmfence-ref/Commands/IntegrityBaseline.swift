@@ -269,7 +269,7 @@ struct IntegrityExpect: ParsableCommand {
     abstract: "Announce changes: for some time, what happens to these paths is recorded and alerts nobody.",
     discussion: """
       Told to the disk's process that runs (what its events say is `announced` then), and written into the store for `check`. A process
-      that is restarted meanwhile has forgotten it. What a policy refuses stays refused.
+      that is restarted meanwhile knows it still if it has a file for that (`vmfence-disk --state`). What a policy refuses stays refused.
 
       EXAMPLES
         vmfence-ref integrity expect web '/usr/**' '/etc/**' --for 2h

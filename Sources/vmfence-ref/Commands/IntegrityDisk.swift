@@ -64,6 +64,7 @@ struct IntegrityHeld: ParsableCommand {
         Terminal.output.print(
           "announced for \(Int(window.remaining)) s more: \(window.paths.joined(separator: " ").escapedForDisplay)")
       }
+      for limit in status.limits { Terminal.output.print("note: \(limit.escapedForDisplay)") }
       if let held = status.held {
         Terminal.output.print(
           "request \(held.request) has waited \(Int(held.waiting)) s, and the whole disk with it; decided by itself in "

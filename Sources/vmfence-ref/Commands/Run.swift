@@ -167,6 +167,13 @@ struct Run: AsyncParsableCommand {
     let desk = ControlDesk(
       coordinator: coordinator, directory: directory, clock: clock, encoder: encoder, mailbox: mailbox,
       history: history, guestPolicies: guestPolicies)
+    let disks = control.map {
+      LiveDisks(
+        control: $0, stateDirectory: configuration.stateDirectory, events: queue, mailbox: mailbox, logger: logger)
+    }
+    if disks == nil, !configuration.disks.isEmpty {
+      logger.warning("nothing here can pause a domain, so `disks` changes nothing: give `control` programs")
+    }
     return LiveParts(
       host: host, assigned: assigned, domains: domains, clock: clock, directory: directory, coordinator: coordinator,
       decisions: queue,
@@ -174,7 +181,7 @@ struct Run: AsyncParsableCommand {
         file: file, encoder: encoder, others: [history, LogEventSink(logger: logger, directory: directory), desk],
         stateDirectory: configuration.stateDirectory, logger: logger),
       mailbox: mailbox, desk: desk, history: history, guestPolicies: guestPolicies, firewall: firewall,
-      channels: channels, declarations: declarations, logger: logger)
+      channels: channels, declarations: declarations, disks: disks, logger: logger)
   }
 
   /// A host whose guests cannot be sent policies guards them all the same.

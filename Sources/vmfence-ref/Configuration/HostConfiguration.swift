@@ -44,6 +44,18 @@ struct HostConfiguration: Sendable {
     var port: UInt16
   }
 
+  /// The process of a guest's disk.
+  struct Disk: Sendable, Equatable {
+    enum Guest: Sendable, Equatable {
+      case uuid(DomainUUID)
+      case name(String)
+    }
+
+    var guest: Guest
+    /// Its control socket.
+    var control: String
+  }
+
   var file: String
   var node: String
   var usesProcesses: Bool
@@ -57,6 +69,8 @@ struct HostConfiguration: Sendable {
   var firewall: Firewall
   /// What pauses, resumes and shuts domains down.
   var control: [CommandControl.Act: [String]]
+  /// Disks that are followed, to pause guests whose disk holds a request.
+  var disks: [Disk]
   var inspector: InspectorConfiguration
   var lifecycle: LifecycleConfiguration
   /// Where decisions and what was set at run time are kept; nil: in memory only.

@@ -31,7 +31,8 @@ struct HostConfigurationParser {
       guests: guests(root, domains),
       rules: sections.rules(root), captures: root.children("captures").compactMap(capture),
       policy: sections.policy(root), firewall: firewall(root.child("firewall")),
-      control: control(root.child("control")), inspector: sections.inspector(root),
+      control: control(root.child("control")), disks: root.children("disks").compactMap(disk),
+      inspector: sections.inspector(root),
       lifecycle: sections.lifecycle(root),
       stateDirectory: root.string("state-directory").map(sections.resolve),
       controlSocket: root.string("control-socket").map { $0.hasPrefix("@") ? $0 : sections.resolve($0) },
@@ -131,6 +132,23 @@ struct HostConfigurationParser {
     CommandControl.Act.allCases.forEach { _ = map.raw($0.rawValue) }
     map.finish()
     return result
+  }
+
+  private func disk(_ map: YAMLMapping) -> HostConfiguration.Disk? {
+    let uuid = map.value("uuid", expected: "a UUID", { DomainUUID($0) })
+    let name = map.string("name")
+    let control = map.string("control")
+    map.finish()
+    guard map.has("uuid") != map.has("name"), map.has("control") else {
+      reader.report(
+        at: map.node, "\(map.path) must say whose disk it is, by uuid or name, and where its process listens",
+        remedy: "for example {name: web, control: /run/vmfence-disk/web.control}")
+      return nil
+    }
+    guard let control, let guest = uuid.map(HostConfiguration.Disk.Guest.uuid) ?? name.map({ .name($0) }) else {
+      return nil
+    }
+    return .init(guest: guest, control: control.hasPrefix("@") ? control : sections.resolve(control))
   }
 
   private func metrics(_ map: YAMLMapping?) -> HostConfiguration.Endpoint? {

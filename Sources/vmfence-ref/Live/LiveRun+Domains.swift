@@ -1,5 +1,6 @@
 #if Daemon
 import Foundation
+import VMFenceControl
 import VMFenceCore
 
 /// What other threads hand in.
@@ -15,6 +16,8 @@ enum LiveMessage: Sendable {
   /// Rules were compiled for domains that came, with the assignments that they were compiled for.
   case compiled(RuleSelection?, [Diagnostic])
   case question(LoopQuestion)
+  /// How the process of a disk stands, by its control socket; nil: nobody is there.
+  case disk(String, DiskControlStatus?)
   /// Rules that were set for a domain are compiled, or cannot be.
   case assigned(RuleAssignments, RuleSelection?, [Diagnostic], LoopQuestion)
 }
@@ -52,6 +55,7 @@ extension LiveRun {
       toldProblems = problems
     }
     await forgetGone(at: now)
+    if let snapshot { disks?.settle(snapshot.domains, at: now) }
   }
 
   private func take(_ look: InventorySnapshot, at now: Timestamp) {
@@ -157,6 +161,7 @@ extension LiveRun {
       logger.log(diagnostics)
       if let selection { putInForce(selection, at: now) }
     case .question(let question): await answer(question, at: now)
+    case .disk(let path, let status): disks?.note(status, of: path, at: now)
     case .assigned(let wanted, let selection, let diagnostics, let question):
       take(assigned: wanted, selection, diagnostics, for: question, at: now)
     }
@@ -178,6 +183,7 @@ extension LiveRun {
     putInForce(prepared.rules, at: now)
     outputs.use(prepared.configuration.notifications)
     portsAreStale = true
+    disks?.follow(prepared.configuration.disks)
     await refreshInventory(at: now)
     forgetTable()
     if !fixed.isEmpty {

@@ -28,6 +28,8 @@ struct LiveParts {
   /// nil: guests of this host have none.
   var channels: GuestChannels?
   var declarations: Declarations
+  /// Nil when nothing can pause a domain.
+  var disks: LiveDisks?
   var logger: Logger
 }
 
@@ -66,6 +68,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   var declarations: Declarations
   /// Who waits until a guest is guarded at a port.
   var barriers: [BarrierWait] = []
+  let disks: LiveDisks?
   var host: PreparedHost
   var assigned: RuleAssignments
   /// A reload or a compilation that is under way.
@@ -111,6 +114,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     history = parts.history
     guestPolicies = parts.guestPolicies
     firewall = parts.firewall
+    disks = parts.disks
     flowCuts = FlowCuts(parts.firewall, logger: parts.logger)
     channels = parts.channels
     declarations = parts.declarations
@@ -135,6 +139,8 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   /// Runs until a signal asks it to stop.
   func run() async throws(ReplayFailure) {
     var (nextTick, nextSlow, nextStatistics, nextAlive) = (started, started, started, started)
+    // Before domains are looked at: one that is paused because of a disk that is not known would be let run.
+    disks?.follow(host.configuration.disks)
     // First the ports, so that restored measures need not move there afterwards; what is never blocked puts the measures in force.
     useDeclarations()
     await refreshInventory(at: clock.now)
@@ -236,6 +242,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     await coordinator.advance(to: now)
     channels?.close()
     domains.close()
+    disks?.close()
     writeStatistics(at: now)
     outputs.close()
     history.close()

@@ -1,0 +1,115 @@
+internal import Foundation
+internal import Glibc
+internal import Synchronization
+internal import VMFenceCore
+
+/// Follows the processes of many disks over their control sockets, in one thread: says at once what one holds, and when one comes or goes.
+/// A process that is not there, or has gone, is looked for every second.
+///
+/// What a process writes is not trusted: its lines are bounded, and one that writes nonsense is hung up on and looked for anew.
+public final class DiskFollower: Sendable {
+  /// Which of the paths, and how its process stands; nil: nobody is there.
+  public typealias Handler = @Sendable (_ index: Int, DiskControlStatus?) -> Void
+
+  /// In bytes; an answer is shorter.
+  private static let lineLimit = 256 << 10
+  private static let interval: Duration = .seconds(1)
+
+  private let wakeUp: WakeUp
+  private let isClosed = Atomic<Bool>(false)
+
+  /// Begins to follow.
+  ///
+  /// - `paths`: the control sockets.
+  /// - `handler`: called in the follower's thread: at the start for each that is not there, and then for each change.
+  /// - Throws: when there are no descriptors left.
+  public init(_ paths: [String], _ handler: @escaping Handler) throws(ControlFailure) {
+    do throws(SystemFailure) { wakeUp = try WakeUp() } catch {
+      throw ControlFailure("disks cannot be followed: \(error.description)", remedy: "raise the limit of open files")
+    }
+    let thread = Thread { [self] in follow(paths, handler) }
+    thread.name = "vmfence-disks"
+    thread.start()
+  }
+
+  /// Ends it; nothing is said any more once its thread has noticed.
+  public func close() {
+    isClosed.store(true, ordering: .releasing)
+    wakeUp.ring()
+  }
+
+  private func follow(_ paths: [String], _ handler: Handler) {
+    var connections = [DiskConnection?](repeating: nil, count: paths.count)
+    var isKnownAbsent = [Bool](repeating: false, count: paths.count)
+    func tell(_ index: Int, _ status: DiskControlStatus?) {
+      guard status != nil || !isKnownAbsent[index] else { return }
+      isKnownAbsent[index] = status == nil
+      handler(index, status)
+    }
+    var nextLook = ContinuousClock.now
+    while !isClosed.load(ordering: .acquiring) {
+      if ContinuousClock.now >= nextLook {
+        nextLook = ContinuousClock.now + Self.interval
+        for index in paths.indices where connections[index] == nil {
+          connections[index] = DiskConnection(paths[index])
+          if connections[index] == nil { tell(index, nil) }
+        }
+      }
+      var waited = [pollfd(fd: wakeUp.descriptor, events: Int16(POLLIN), revents: 0)]
+      let open = connections.indices.filter { connections[$0] != nil }
+      waited += open.map { pollfd(fd: connections[$0]?.descriptor ?? -1, events: Int16(POLLIN), revents: 0) }
+      let rest = max(.zero, ContinuousClock.now.duration(to: nextLook))
+      // SAFETY: as many structures as the array has.
+      _ = unsafe poll(&waited, nfds_t(waited.count), Int32(clamping: rest.wholeNanoseconds / 1_000_000 + 1))
+      for (position, index) in open.enumerated() where waited[position + 1].revents != 0 {
+        guard let connection = connections[index] else { continue }
+        let isThere = connection.read(limit: Self.lineLimit) { tell(index, $0) }
+        if isThere { continue }
+        connections[index] = nil
+        tell(index, nil)
+      }
+    }
+  }
+}
+
+/// A connection to the process of a disk that says how it stands.
+private final class DiskConnection {
+  let descriptor: Int32
+  private var buffer: [UInt8] = []
+
+  private struct Answer: Decodable {
+    var result: DiskControlStatus?
+  }
+
+  /// Nil when nobody is there.
+  init?(_ path: String) {
+    guard let descriptor = try? LocalSocket.connect(to: path, .stream) else { return nil }
+    self.descriptor = descriptor
+    var request = (try? JSONEncoder().encode(DiskControlRequest(.follow))).map { [UInt8]($0) } ?? []
+    request.append(0x0A)
+    // SAFETY: the array's bytes are read. A fresh socket has room for so few.
+    let sent = unsafe request.withUnsafeBytes { unsafe send(descriptor, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) }
+    guard sent == request.count else { return nil }
+  }
+
+  deinit { close(descriptor) }
+
+  /// Reads what has come.
+  ///
+  /// - Returns: false when it hung up, or what it says is not understood.
+  func read(limit: Int, _ body: (DiskControlStatus) -> Void) -> Bool {
+    var chunk = [UInt8](repeating: 0, count: 16 << 10)
+    // SAFETY: as many bytes as the array has.
+    let count = unsafe chunk.withUnsafeMutableBytes { unsafe recv(descriptor, $0.baseAddress, $0.count, 0) }
+    guard count > 0 else { return count < 0 && (errno == EAGAIN || errno == EINTR) }
+    buffer += chunk[..<count]
+    while let end = buffer.firstIndex(of: 0x0A) {
+      guard let status = (try? JSONDecoder().decode(Answer.self, from: Data(buffer[..<end])))?.result else {
+        return false
+      }
+      buffer.removeFirst(end + 1)
+      body(status)
+    }
+    return buffer.count <= limit
+  }
+}

@@ -1,0 +1,84 @@
+#if Daemon
+import Foundation
+import Testing
+
+/// The daemon beside the process of a disk that holds a request: the guest is paused until somebody has decided.
+@Suite(.enabled(if: ServedImage.isPossible, "needs e2fsprogs, qemu-utils, libnbd-bin and python3"))
+struct FreezeTests {
+  /// The daemon, and what it did to domains, as the programs wrote it down that stand for the hypervisor.
+  private final class Daemon {
+    let disk: ServedImage
+    private var process: Process?
+    var eve: String { "\(disk.folder)/daemon.json" }
+
+    init(_ disk: ServedImage) throws {
+      self.disk = disk
+      let act = "echo $0 {name} >> \(disk.folder)/acts"
+      try """
+      version: 1
+      inventory: inventory.yaml
+      state-directory: state
+      firewall: {kind: none}
+      detectors: thread
+      control:
+        pause: [/bin/sh, -c, "\(act)", pause]
+        resume: [/bin/sh, -c, "\(act)", resume]
+      disks:
+        - {name: web, control: control.sock}
+      """.write(toFile: "\(disk.folder)/host.yaml", atomically: true, encoding: .utf8)
+      try """
+      version: 1
+      domains: [{name: web, uuid: 6e1b4d0a-93c5-4c54-8d0e-5a0c7a1f0001, domid: 1}]
+      """.write(toFile: "\(disk.folder)/inventory.yaml", atomically: true, encoding: .utf8)
+      try start()
+    }
+
+    func start() throws {
+      let process = Process()
+      process.executableURL = URL(filePath: try programPath("vmfence-ref"))
+      process.arguments = ["run", "--config", "\(disk.folder)/host.yaml", "--eve", eve]
+      process.standardInput = FileHandle.nullDevice
+      try process.run()
+      self.process = process
+    }
+
+    func kill() {
+      guard let process else { return }
+      Foundation.kill(process.processIdentifier, SIGKILL)
+      process.waitUntilExit()
+      self.process = nil
+    }
+
+    func acts() -> String { (try? String(contentsOfFile: "\(disk.folder)/acts", encoding: .utf8)) ?? "" }
+    func says(_ text: String) -> Bool { (try? String(contentsOfFile: eve, encoding: .utf8))?.contains(text) == true }
+
+    deinit { kill() }
+  }
+
+  @Test func theGuestIsPausedUntilSomebodyDecides() throws {
+    let disk = try ServedImage()
+    let place = try disk.place(of: "/boot/kernel")
+    let daemon = try Daemon(disk)
+    // The process comes after the daemon.
+    try disk.begin(["--freeze", "/boot/**"])
+    let (writer, pipe) = try disk.beginIO("write -P 0x41 \(place) 4k", "flush")
+    try eventually("the guest is paused") { daemon.acts() == "pause web\n" && daemon.says("domain-frozen") }
+    #expect(writer.isRunning && daemon.says("/boot/kernel"))
+    // Who paused it, a daemon that is started anew knows.
+    daemon.kill()
+    try daemon.start()
+    let (_, json) = try disk.integrity("held", "web", "--control", disk.control, "--json")
+    let status = try JSONSerialization.jsonObject(with: Data(json.utf8)) as? [String: Any]
+    let request = try #require((status?["held"] as? [String: Any])?["request"] as? Int)
+    #expect(try disk.integrity("decide", "web", "\(request)", "deny", "--control", disk.control).status == 0)
+    _ = try pipe.fileHandleForReading.readToEnd()
+    writer.waitUntilExit()
+    try eventually("the guest runs again") {
+      daemon.acts() == "pause web\nresume web\n" && daemon.says("domain-thawed")
+    }
+    // A process that dies while it holds a request: the next one shows it again, or nobody does.
+    try disk.end()
+    #expect(try disk.verdicts() == ["write /boot/kernel hold", "write /boot/kernel deny"])
+  }
+}
+#endif
