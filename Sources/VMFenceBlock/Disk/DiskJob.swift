@@ -23,29 +23,25 @@ internal import Glibc
   /// Whose it is, and the request's name there.
   let connection: UInt64
   let cookie: UInt64
-  // SAFETY: `headroom + length` bytes for a read or write, owned by the job; nil for all others.
-  let memory: UnsafeMutableRawPointer?
+  /// Of a read or write, with where its data begin there; nil for all others.
+  let block: (memory: ByteBlock, start: Int)?
   /// An error number of the system; written by the worker.
   private(set) var error: CInt = 0
   private(set) var extents: [(length: UInt32, isHole: Bool)] = []
 
-  init(_ work: Work, _ request: NBDRequest, connection: UInt64) {
+  /// - Precondition: for a read or write, `block` has `length` bytes from `start` on.
+  init(_ work: Work, _ request: NBDRequest, connection: UInt64, block: (memory: ByteBlock, start: Int)? = nil) {
     self.work = work
     offset = request.offset
     length = request.length
     isForced = request.isForced
     self.connection = connection
     cookie = request.cookie
-    // SAFETY: freed in `deinit`.
+    self.block = block
     switch work {
-    case .read, .write: unsafe memory = .allocate(byteCount: Self.headroom + Int(length), alignment: 4096)
-    default: unsafe memory = nil
+    case .read, .write: precondition(block.map { $0.memory.capacity - $0.start >= Int(length) } ?? false)
+    default: break
     }
-  }
-
-  deinit {
-    // SAFETY: allocated in `init`.
-    unsafe memory?.deallocate()
   }
 
   /// What of `length` bytes are held.
@@ -65,8 +61,9 @@ internal import Glibc
 
   /// Where the data of a read or write are.
   @unsafe var data: UnsafeMutableRawPointer? {
-    // SAFETY: the memory has the headroom, and `length` bytes after it.
-    unsafe memory.map { unsafe $0 + Self.headroom }
+    // SAFETY: the block has `length` bytes from there on.
+    guard let block else { return nil }
+    return unsafe block.memory.memory + block.start
   }
 
   func conflicts(from offset: UInt64, to end: UInt64, changes: Bool) -> Bool {
@@ -81,7 +78,7 @@ internal import Glibc
   func run(on disk: DiskFile) {
     switch work {
     case .read:
-      // SAFETY: the job's own memory of `length` bytes.
+      // SAFETY: `length` bytes that nobody else looks at meanwhile.
       if let data = unsafe data { error = unsafe disk.readAll(data, Int(length), at: offset) }
     case .write:
       // SAFETY: as above.

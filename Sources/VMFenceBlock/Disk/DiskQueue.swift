@@ -13,11 +13,13 @@ internal import VMFenceIntegrity
   static let threads = 8
 
   let disk: DiskFile
-  /// Becomes readable when something is done.
+  /// Becomes readable when something is done while the submitting thread waits for it (`waitsForEvent`).
   let event: CInt
   // SAFETY: initialised in `init`, destroyed in `deinit`, and the mutex is held around each look at what follows.
   private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
-  private let changed = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
+  /// Told when a worker may have something to do, and when the submitting thread may have. One thread is woken, not all.
+  private let hasWork = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
+  private let hasChanged = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
   /// Submitted and not done; `waiting` are those that no worker has taken.
   private var active: [DiskJob] = []
   private var waiting: [DiskJob] = []
@@ -26,18 +28,24 @@ internal import VMFenceIntegrity
   private var isStopping = false
   private var running = 0
   private var begun = 0
+  private var idleWorkers = 0
+  /// The submitting thread waits for `hasChanged`.
+  private var isAwaited = false
   /// So that the way past an idle queue takes no lock.
   private let activeCount = Atomic<Int>(0)
   private let doneCount = Atomic<Int>(0)
+  private let waitsForEvent = Atomic<Bool>(false)
 
   init(_ disk: DiskFile) throws(BlockSourceError) {
     self.disk = disk
     event = vmfence_event_make()
     // SAFETY: fresh allocations.
     unsafe mutex.initialize(to: pthread_mutex_t())
-    unsafe changed.initialize(to: pthread_cond_t())
+    unsafe hasWork.initialize(to: pthread_cond_t())
+    unsafe hasChanged.initialize(to: pthread_cond_t())
     unsafe pthread_mutex_init(mutex, nil)
-    unsafe pthread_cond_init(changed, nil)
+    unsafe pthread_cond_init(hasWork, nil)
+    unsafe pthread_cond_init(hasChanged, nil)
     guard event >= 0 else { throw DiskFile.failure("make an eventfd", disk.path, errno) }
     for _ in 0..<Self.threads {
       let error = start()
@@ -47,16 +55,18 @@ internal import VMFenceIntegrity
       }
     }
     // A thread that has not begun yet still needs system calls that a sandbox may forbid next.
-    locked { while begun < Self.threads { wait() } }
+    locked { waitForChange { begun < Self.threads } }
   }
 
   deinit {
     close(event)
     // SAFETY: no thread holds a reference any more.
     unsafe pthread_mutex_destroy(mutex)
-    unsafe pthread_cond_destroy(changed)
+    unsafe pthread_cond_destroy(hasWork)
+    unsafe pthread_cond_destroy(hasChanged)
     unsafe mutex.deallocate()
-    unsafe changed.deallocate()
+    unsafe hasWork.deallocate()
+    unsafe hasChanged.deallocate()
   }
 
   private func start() -> CInt {
@@ -80,15 +90,17 @@ internal import VMFenceIntegrity
     return body()
   }
 
-  /// Lets the lock go until something changed.
-  private func wait() {
+  /// The submitting thread lets the lock go until a worker has changed something, as often as `condition` holds.
+  private func waitForChange(while condition: () -> Bool) {
+    isAwaited = true
     // SAFETY: the caller holds the lock.
-    unsafe _ = pthread_cond_wait(changed, mutex)
+    while condition() { unsafe _ = pthread_cond_wait(hasChanged, mutex) }
+    isAwaited = false
   }
 
-  private func tellAll() {
+  private func tellSubmitter() {
     // SAFETY: initialised in `init`.
-    unsafe _ = pthread_cond_broadcast(changed)
+    unsafe _ = pthread_cond_signal(hasChanged)
   }
 
   // MARK: The submitting thread
@@ -107,30 +119,47 @@ internal import VMFenceIntegrity
   private func waitSlowly(_ offset: UInt64, _ length: UInt64, changes: Bool) {
     let end = offset + length
     locked {
-      while active.contains(where: { $0.conflicts(from: offset, to: end, changes: changes) }) { wait() }
+      waitForChange { active.contains { $0.conflicts(from: offset, to: end, changes: changes) } }
     }
   }
 
   /// Takes a request; while too much waits already, so does the caller.
   func submit(_ job: DiskJob) {
-    locked {
-      while active.count >= NBDLimits.queuedRequests
-        || !active.isEmpty && heldBytes + job.heldBytes > NBDLimits.queuedBytes
-      {
-        wait()
+    let someoneIsIdle = locked {
+      waitForChange {
+        active.count >= NBDLimits.queuedRequests
+          || !active.isEmpty && heldBytes + job.heldBytes > NBDLimits.queuedBytes
       }
       active.append(job)
       waiting.append(job)
       heldBytes += job.heldBytes
       activeCount.store(active.count, ordering: .releasing)
+      return idleWorkers > 0
     }
-    tellAll()
+    // SAFETY: initialised in `init`.
+    if someoneIsIdle { unsafe _ = pthread_cond_signal(hasWork) }
   }
+
+  /// Has `event` rung when something is done from now on.
+  ///
+  /// - Returns: false when something is done already: then nobody must wait for it.
+  func willWait() -> Bool {
+    waitsForEvent.store(true, ordering: .sequentiallyConsistent)
+    guard doneCount.load(ordering: .sequentiallyConsistent) == 0 else {
+      hasWaited()
+      return false
+    }
+    return true
+  }
+
+  func hasWaited() { waitsForEvent.store(false, ordering: .relaxed) }
+
+  /// To be called when `event` was found readable.
+  func clearEvent() { vmfence_event_clear(event) }
 
   /// What was done since the last call.
   func collect() -> [DiskJob] {
-    vmfence_event_clear(event)
-    return locked {
+    locked {
       defer {
         done.removeAll(keepingCapacity: true)
         doneCount.store(0, ordering: .releasing)
@@ -142,35 +171,40 @@ internal import VMFenceIntegrity
   /// Finishes what was submitted, and ends the threads.
   func stop() {
     locked { isStopping = true }
-    tellAll()
-    locked { while running > 0 { wait() } }
+    // SAFETY: initialised in `init`.
+    unsafe _ = pthread_cond_broadcast(hasWork)
+    locked { waitForChange { running > 0 } }
   }
 
   // MARK: The workers
 
   fileprivate func work() {
     locked { begun += 1 }
-    tellAll()
+    tellSubmitter()
     while let job = take() {
       job.run(on: disk)
-      let isFirst = locked {
+      let isSubmitterWaiting = locked {
         if let index = active.firstIndex(where: { $0 === job }) { active.remove(at: index) }
         heldBytes -= job.heldBytes
         done.append(job)
         activeCount.store(active.count, ordering: .releasing)
-        doneCount.store(done.count, ordering: .releasing)
-        return done.count == 1
+        doneCount.store(done.count, ordering: .sequentiallyConsistent)
+        return isAwaited
       }
-      tellAll()
-      if isFirst { vmfence_event_ring(event) }
+      if isSubmitterWaiting { tellSubmitter() }
+      // Whoever looks at what is done before it waits needs no bell; the first that is done rings it.
+      if waitsForEvent.exchange(false, ordering: .sequentiallyConsistent) { vmfence_event_ring(event) }
     }
     locked { running -= 1 }
-    tellAll()
+    tellSubmitter()
   }
 
   private func take() -> DiskJob? {
     locked {
-      while waiting.isEmpty, !isStopping { wait() }
+      idleWorkers += 1
+      // SAFETY: the lock is held.
+      while waiting.isEmpty, !isStopping { unsafe _ = pthread_cond_wait(hasWork, mutex) }
+      idleWorkers -= 1
       return waiting.isEmpty ? nil : waiting.removeFirst()
     }
   }

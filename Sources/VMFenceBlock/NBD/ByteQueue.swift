@@ -1,24 +1,15 @@
 /// Bytes in the order in which they came, in one piece of memory: appended at the end, taken from the beginning.
 @safe final class ByteQueue {
-  // SAFETY: `capacity` bytes that only this object frees; `start <= end <= capacity`.
-  private var memory: UnsafeMutableRawPointer
-  private var capacity: Int
+  private var block: ByteBlock
+  /// Inside the block: `start <= end <= capacity`.
   private var start = 0
   private var end = 0
-  private let usual: Int
 
-  /// `usual`: the capacity, in bytes, that it has and goes back to when what needed more is gone.
-  init(usual: Int) {
-    self.usual = usual
-    capacity = usual
-    // SAFETY: freed in `deinit`, or when it is exchanged.
-    unsafe memory = .allocate(byteCount: usual, alignment: 4096)
-  }
+  init() { block = ByteBlock(ByteBlockPool.usual) }
 
-  deinit {
-    // SAFETY: allocated by this object.
-    unsafe memory.deallocate()
-  }
+  // SAFETY: `capacity` bytes, as long as the block is not exchanged.
+  @unsafe private var memory: UnsafeMutableRawPointer { unsafe block.memory }
+  private var capacity: Int { block.capacity }
 
   var count: Int { end - start }
 
@@ -47,7 +38,7 @@
     if start == end {
       start = 0
       end = 0
-      if capacity > 4 * usual { exchange(usual) }
+      if capacity > 8 * ByteBlockPool.usual { resize(to: ByteBlockPool.usual) }
     }
   }
 
@@ -76,17 +67,15 @@
       end -= start
       start = 0
     } else {
-      exchange(count + room)
+      resize(to: count + room)
     }
   }
 
-  private func exchange(_ newCapacity: Int) {
-    // SAFETY: the content, which fits, is copied before the old memory is freed.
-    let fresh = UnsafeMutableRawPointer.allocate(byteCount: newCapacity, alignment: 4096)
-    unsafe fresh.copyMemory(from: memory + start, byteCount: count)
-    unsafe memory.deallocate()
-    unsafe memory = fresh
-    capacity = newCapacity
+  private func resize(to newCapacity: Int) {
+    let fresh = ByteBlock(newCapacity)
+    // SAFETY: the content, which fits, is copied before the old memory is let go.
+    unsafe fresh.memory.copyMemory(from: memory + start, byteCount: count)
+    block = fresh
     end -= start
     start = 0
   }

@@ -19,8 +19,8 @@ final class NBDConnection {
   let id: UInt64
   let socket: CInt
   var phase: Phase
-  let input = ByteQueue(usual: 256 << 10)
-  let output = ByteQueue(usual: 256 << 10)
+  let input = ByteQueue()
+  let output = ByteQueue()
   /// When the handshake must have ended, on the monotonic clock.
   let handshakeDeadline: UInt64
   var jobs = 0
@@ -116,6 +116,19 @@ final class NBDConnection {
         return
       }
     }
+  }
+
+  /// Sends bytes behind what waits already; what the client does not take in time is copied and waits, too.
+  @unsafe func send(_ bytes: UnsafeRawBufferPointer) {
+    flush()
+    var sent = 0
+    if output.count == 0, !isBroken {
+      // SAFETY: the caller's bytes are read.
+      let result = unsafe vmfence_send(socket, bytes.baseAddress, bytes.count, 1)
+      if result < 0, errno != EAGAIN, errno != EINTR { isBroken = true }
+      sent = max(0, result)
+    }
+    if sent < bytes.count { unsafe output.append(UnsafeRawBufferPointer(rebasing: bytes[sent...])) }
   }
 
   /// Sends a part of the disk from the page cache, without a copy of it.

@@ -46,7 +46,7 @@ extension NBDEngine {
   func hold(until deadline: Timestamp?) {
     if queue.hasDone { finishJobs() }
     flushAll()
-    guard let deadline else { return }
+    guard let deadline, queue.willWait() else { return }
     var waited = [
       pollfd(fd: stopEvent, events: Int16(POLLIN), revents: 0),
       pollfd(fd: queue.event, events: Int16(POLLIN), revents: 0),
@@ -54,17 +54,22 @@ extension NBDEngine {
     let rest = (deadline - clock.now).wholeNanoseconds
     let patience = rest <= 0 ? 0 : min(100, rest / 1_000_000 + 1)
     // SAFETY: two structures, as is said.
-    guard unsafe poll(&waited, 2, Int32(patience)) > 0 else { return }
+    _ = unsafe poll(&waited, 2, Int32(patience))
+    queue.hasWaited()
     if waited[0].revents != 0 { isStopping = true }
+    if waited[1].revents != 0 { queue.clearEvent() }
     if queue.hasDone {
       finishJobs()
       flushAll()
     }
   }
 
-  private func queue(_ work: DiskJob.Work, _ request: NBDRequest, _ connection: NBDConnection) {
+  private func queue(
+    _ work: DiskJob.Work, _ request: NBDRequest, _ connection: NBDConnection,
+    _ block: (memory: ByteBlock, start: Int)? = nil
+  ) {
     connection.jobs += 1
-    queue.submit(DiskJob(work, request, connection: connection.id))
+    queue.submit(DiskJob(work, request, connection: connection.id, block: block))
   }
 
   /// Reads straight behind the header of the answer. What the page cache does not have is left to a worker.
@@ -79,7 +84,7 @@ extension NBDEngine {
     let place = unsafe connection.output.reserve(header + length)
     let count = unsafe queue.disk.readCached(place + header, length, at: request.offset)
     guard count == length else {
-      queue(.read, request, connection)
+      queue(.read, request, connection, (pool.take(DiskJob.headroom + length), DiskJob.headroom))
       return
     }
     unsafe connection.writeReadHeader(
@@ -111,20 +116,19 @@ extension NBDEngine {
 
   /// A plain write goes to the page cache from where it lies. One that must be durable waits with a worker.
   private func write(_ request: NBDRequest, _ connection: NBDConnection) {
+    let length = Int(request.length)
     // SAFETY: the data are in the input behind the header; the queue does not change before they are used.
     let data = unsafe connection.input.bytes.baseAddress.map { unsafe $0 + NBD.requestSize }
     guard let data = unsafe data else { return }
-    guard request.isForced else {
-      let error = unsafe queue.disk.writeAll(data, Int(request.length), at: request.offset)
-      if error != 0 { noteFailure(request.offset, UInt64(request.length), error) }
-      connection.answer(request.cookie, error: Self.failure(error))
-      return
+    guard !request.isForced else {
+      let block = pool.take(length)
+      // SAFETY: the block has room for `length` bytes.
+      unsafe block.memory.copyMemory(from: data, byteCount: length)
+      return queue(.write, request, connection, (block, 0))
     }
-    connection.jobs += 1
-    let job = DiskJob(.write, request, connection: connection.id)
-    // SAFETY: the job has memory for `length` bytes.
-    unsafe job.data?.copyMemory(from: data, byteCount: Int(request.length))
-    queue.submit(job)
+    let error = unsafe queue.disk.writeAll(data, length, at: request.offset)
+    if error != 0 { noteFailure(request.offset, UInt64(length), error) }
+    connection.answer(request.cookie, error: Self.failure(error))
   }
 
   func answer(_ request: NBDRequest, of connection: NBDConnection, error: UInt32) {
@@ -170,6 +174,7 @@ extension NBDEngine {
       } else if job.error != 0 {
         statistics.diskFailures += 1
       }
+      defer { if let block = job.block { pool.giveBack(block.memory) } }
       guard let connection = connections[job.connection] else { continue }
       connection.jobs -= 1
       answer(job, connection)
@@ -196,7 +201,7 @@ extension NBDEngine {
       unsafe connection.writeReadHeader(
         UnsafeMutableRawBufferPointer(start: start, count: header), cookie: job.cookie, offset: job.offset,
         length: job.length)
-      unsafe connection.output.append(UnsafeRawBufferPointer(start: start, count: header + Int(job.length)))
+      unsafe connection.send(UnsafeRawBufferPointer(start: start, count: header + Int(job.length)))
     case .extents where error == 0: connection.answer(job.cookie, extents: job.extents)
     case .extents: answer(job.cookie, of: connection, error: error, isStructured: true)
     default: connection.answer(job.cookie, error: error)
@@ -232,15 +237,17 @@ extension NBDEngine {
       let rest = Int64((connection.handshakeDeadline - now) / 1_000_000 + 1)
       patience = patience < 0 ? rest : min(patience, rest)
     }
+    guard queue.willWait() else { return }
     var tokens = [UInt64](repeating: 0, count: Int(VMFENCE_EPOLL_EVENTS))
     // SAFETY: the array has as many elements as the call fills at the most.
     let count = unsafe vmfence_epoll_wait(poller, &tokens, Int32(patience))
+    queue.hasWaited()
     guard count >= 0 else { throw DiskFile.failure("wait for clients", socketPath, errno) }
     for token in tokens[..<Int(count)] {
       switch token {
       case Self.listenerToken: accept()
       case Self.stopToken: isStopping = true
-      case Self.doneToken: break
+      case Self.doneToken: queue.clearEvent()
       default:
         guard let connection = connections[token] else { continue }
         if connection.output.count > 0 {

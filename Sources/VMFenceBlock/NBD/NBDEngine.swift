@@ -30,6 +30,7 @@ final class NBDEngine {
   let socketPath: String
   let export: NBDExport
   let queue: DiskQueue
+  let pool = ByteBlockPool()
   let clock: any TimeSource
   let poller: CInt
   let stopEvent: CInt
