@@ -32,8 +32,8 @@ final class Guest {
   private let folder: String
   private var consolePath: String { "\(folder)/console" }
 
-  /// `workload`: a shell script; the disks are /dev/vda, /dev/vdb and so on.
-  init(_ disks: [Disk], workload: String) throws {
+  /// `workload`: a shell script; the disks are /dev/vda, /dev/vdb and so on. `tree`: a folder whose content is added to the guest's root.
+  init(_ disks: [Disk], workload: String, tree: String? = nil) throws {
     guard Self.isPossible else { throw Failure("no guest can be booted here: \(Self.needs)") }
     folder = try shell("mktemp -d /tmp/vmfence-guest.XXXXXX").output.trimmingCharacters(in: .whitespacesAndNewlines)
     try (Self.prologue + workload).write(toFile: "\(folder)/workload", atomically: false, encoding: .utf8)
@@ -42,10 +42,12 @@ final class Guest {
       cd \(folder) && echo workload | cpio -o -H newc --quiet > workload.cpio
       cat '\(Self.kernel)/base.cpio' workload.cpio > initramfs
       """)
+    if let tree { try shell("cd \(tree) && find . | cpio -o -H newc --quiet -R 0:0 >> \(folder)/initramfs") }
     process.executableURL = URL(filePath: "/usr/bin/qemu-system-x86_64")
     process.arguments =
       [
-        "-accel", "tcg", "-cpu", "max", "-m", "192", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+        "-accel", "tcg", "-cpu", "max", "-m", tree == nil ? "192" : "768", "-nodefaults", "-no-user-config",
+        "-no-reboot", "-display", "none",
         "-serial", "file:\(consolePath)", "-kernel", "\(Self.kernel)/vmlinuz", "-initrd", "\(folder)/initramfs",
         "-append", "console=ttyS0 loglevel=1 mitigations=off",
       ] + disks.enumerated().flatMap { Self.arguments($0.offset, $0.element) }
