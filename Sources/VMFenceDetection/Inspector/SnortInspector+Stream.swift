@@ -7,6 +7,8 @@ extension SnortInspector {
   static let overlap = 1024
   /// Urgent bytes of one stream that are left out of it.
   static let urgentLimit: UInt32 = 65_535
+  /// Flows that are looked at for room at once.
+  static let sweep = 64
   /// Streams that went on for this long are inspected in larger parts, four chunks at a time.
   static let bulk = 64 << 10
 

@@ -157,9 +157,13 @@ extension SnortInspector {
     }
   }
 
-  /// Gives up what was inspected already of all streams, to make room.
+  /// Gives up what was inspected already of some streams, to make room: of all in turn, a few at a time, so that no flood makes each of its
+  /// packets look at every flow.
   mutating func giveUpOverlaps() {
-    for place in 0..<flows.places where flows[place].hasBuffers {
+    for _ in 0..<min(Self.sweep, flows.places) {
+      let place = sweepPlace
+      sweepPlace = sweepPlace + 1 < flows.places ? sweepPlace + 1 : 0
+      guard flows[place].hasBuffers else { continue }
       for ofClient in [true, false] {
         var track = ofClient ? flows[place].session.client.stream : flows[place].session.server.stream
         streams.release(&track, before: track.inspected)

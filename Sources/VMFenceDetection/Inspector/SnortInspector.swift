@@ -47,6 +47,8 @@ public struct SnortInspector: PacketInspector, ~Copyable {
   var generation: UInt32 = 0
   /// Where `finish` goes on.
   var finishPlace = 0
+  /// Where the next look for room begins.
+  var sweepPlace = 0
 
   /// What belongs to one rule set.
   struct Matching: ~Copyable {
