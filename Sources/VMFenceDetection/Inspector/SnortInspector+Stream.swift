@@ -121,8 +121,8 @@ extension SnortInspector {
     _ segment: TCPSegment, _ place: Int, _ isForward: Bool, _ time: Timestamp, into output: inout InspectionOutput
   ) -> TCPStep {
     let seconds = UInt32(truncatingIfNeeded: time.nanoseconds / FlowTimeouts.second)
-    let fromClient = isForward == flows[place].marks.contains(.clientIsFirst)
     if flows[place].session.state == .none { guessClient(segment, place, isForward) }
+    let fromClient = isForward == flows[place].marks.contains(.clientIsFirst)
     let blocks = (flows[place].session.client.stream.block, flows[place].session.server.stream.block)
     var step = flows[place].session.follow(segment, fromClient: fromClient, settings, at: seconds)
     // A stream that begins anew has nothing any more.

@@ -4,7 +4,7 @@ import VMFencePackets
 extension TCPSession {
   /// Follows a segment of a known or a new connection.
   ///
-  /// - `fromClient`: ignored for a new one.
+  /// - `fromClient`: for a new one, what it is taken for.
   /// - `seconds`: packet time.
   mutating func follow(
     _ segment: TCPSegment, fromClient: Bool, _ settings: EngineSettings, at seconds: UInt32
@@ -20,7 +20,7 @@ extension TCPSession {
       return step
     }
     switch state {
-    case .none: open(segment, settings, at: seconds, into: &step)
+    case .none: open(segment, fromClient: fromClient, settings, at: seconds, into: &step)
     case .synSent: followSynSent(segment, fromClient: fromClient, settings, at: seconds, into: &step)
     case .synReceived: followSynReceived(segment, fromClient: fromClient, settings, at: seconds, into: &step)
     default: followEstablished(segment, fromClient: fromClient, settings, at: seconds, into: &step)

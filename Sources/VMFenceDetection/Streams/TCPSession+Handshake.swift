@@ -22,7 +22,9 @@ extension TCPSession {
   static let synAckLimit: UInt8 = 5
 
   /// `fromClient`: by what was known before; for a new session its sender is the client.
-  mutating func open(_ segment: TCPSegment, _ settings: EngineSettings, at seconds: UInt32, into step: inout TCPStep) {
+  mutating func open(
+    _ segment: TCPSegment, fromClient: Bool, _ settings: EngineSettings, at seconds: UInt32, into step: inout TCPStep
+  ) {
     let flags = segment.flags
     if flags.contains(.syn), flags.contains(.fin) { step.events.insert(.finSyn) }
     if flags.contains(.rst) {
@@ -43,7 +45,7 @@ extension TCPSession {
       return
     }
     guard flags.contains(.ack) else { return }
-    takeUp(segment, settings, at: seconds, into: &step)
+    takeUp(segment, fromClient: fromClient, settings, at: seconds, into: &step)
   }
 
   /// A SYN without ACK.
@@ -65,7 +67,7 @@ extension TCPSession {
 
   /// Midstream: nothing is known but this segment.
   private mutating func takeUp(
-    _ segment: TCPSegment, _ settings: EngineSettings, at seconds: UInt32, into step: inout TCPStep
+    _ segment: TCPSegment, fromClient: Bool, _ settings: EngineSettings, at seconds: UInt32, into step: inout TCPStep
   ) {
     marks.insert(.midstream)
     step.isTakenUp = true
@@ -97,8 +99,8 @@ extension TCPSession {
     receiver.edge = segment.acknowledgement &+ sender.window
     receiver.marks.insert(.hasEdge)
     if segment.flags.contains(.fin) { sender.noteFin(segment) }
-    (client, server) = (sender, receiver)
-    marks.insert(.clientSeen)
+    (client, server) = fromClient ? (sender, receiver) : (receiver, sender)
+    marks.insert(fromClient ? .clientSeen : .serverSeen)
     if settings.picksUpOneSide { marks.insert(.oneSided) }
     step.isAccepted = true
   }
