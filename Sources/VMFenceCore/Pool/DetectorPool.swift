@@ -102,7 +102,8 @@ public final class DetectorPool<Backend: DetectorBackend> {
     // A frame that comes later belongs to whoever is there then: what was delivered is published first.
     publish()
     perform(tracker.apply(change, at: time) { chooseRules($0) != nil }, at: time)
-    refreshSlots(at: time)
+    // A domain is seen before its name is: only with that it may turn out which rules it is to have.
+    if refreshSlots(at: time) { rulesChanged(at: time) }
   }
 
   /// Lets time pass: states that depend on it change, detectors that have died are noticed and restarted.
@@ -262,13 +263,23 @@ public final class DetectorPool<Backend: DetectorBackend> {
   }
 
   /// Gives new domains a slot, takes those of ended ones away, and notes what depends on the state.
-  func refreshSlots(at time: Timestamp) {
+  ///
+  /// - Returns: whether something by which rules are chosen is different now.
+  @discardableResult
+  func refreshSlots(at time: Timestamp) -> Bool {
+    var isOtherwise = false
     for incarnation in tracker.incarnations {
       guard let description = tracker.description(of: incarnation), let state = tracker.state(of: incarnation) else {
         continue
       }
       if let slot = slotOf[incarnation], let entry = slots[slot] {
-        if entry.description.ports != description.ports { membershipGeneration &+= 1 }
+        let before = entry.description
+        if before.ports != description.ports { membershipGeneration &+= 1 }
+        if before.name != description.name || before.serviceType != description.serviceType
+          || before.tenant != description.tenant
+        {
+          isOtherwise = true
+        }
         entry.description = description
         entry.wakesOnTraffic = tracker.wakesOnTraffic(incarnation)
       } else if !state.isOver {
@@ -279,6 +290,7 @@ public final class DetectorPool<Backend: DetectorBackend> {
     for entry in slots.compactMap(\.self) where entry.handle == nil {
       if tracker.state(of: entry.incarnation)?.isOver ?? true { release(entry, at: time) }
     }
+    return isOtherwise
   }
 
   @discardableResult

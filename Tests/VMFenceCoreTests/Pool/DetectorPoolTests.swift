@@ -74,6 +74,21 @@ struct DetectorPoolTests {
     #expect(rig.words() == [] && rig.backend.launches == 1)
   }
 
+  @Test("chooses the rules of a domain again when its name becomes known")
+  func renamed() throws {
+    let rig = PoolRig()
+    try rig.happen(.create(web), at: 0)
+    _ = rig.words()
+    rig.rules.rules[1] = ToyRules([(.alert, 9)])
+    try rig.happen(.pause(web.incarnation), at: 1)
+    try rig.happen(.resume(web.incarnation), at: 1)
+    #expect(rig.words() == ["q2×e3→q3", "q3×e4→q2"], "nothing by which rules are chosen has changed")
+    try rig.happen(.rename(web.incarnation, to: "shop"), at: 2)
+    rig.send([9], to: web, at: 3)
+    rig.drain()
+    #expect(rig.words() == ["q2×e2→q2", "alert 0 alert on byte 9"])
+  }
+
   @Test("keeps the heads of packets that rules refused, when it is told to, and counts what nobody takes")
   func refusedPackets() throws {
     let rig = PoolRig([1: ToyRules([(.alert, 7), (.drop, 9)])], .init(keepsRefusedPackets: true))
