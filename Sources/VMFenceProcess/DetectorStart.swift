@@ -17,7 +17,7 @@ package struct DetectorStart: Equatable, Sendable {
   package var options: DetectorProcessOptions
 
   /// Changes with the layout of anything that lies in shared memory: a detector of another build refuses to start.
-  private static let magic: UInt64 = 0x564D_4645_4E43_4502
+  private static let magic: UInt64 = 0x564D_4645_4E43_4503
   private static let at = RingLayout.startParameters
 
   package init(configuration: InspectorConfiguration, options: DetectorProcessOptions) {

@@ -48,7 +48,7 @@ struct DetectorSession: ~Copyable {
         OwnedDescriptor(adopting: DetectorDescriptor.down), byteCount: downBytes, isWritable: false)
       let up = try MemoryFile.map(
         OwnedDescriptor(adopting: DetectorDescriptor.up), byteCount: upBytes, isWritable: true)
-      guard let start = DetectorStart(from: down) else {
+      guard let start = DetectorStart(from: down), hasRings(down, upBytes) else {
         refuse("is of another version than its supervisor: install both from one build", code: DetectorExitCode.usage)
       }
       let session = DetectorSession(down: down, up: up, start: start)
@@ -59,11 +59,19 @@ struct DetectorSession: ~Copyable {
     }
   }
 
-  /// A control page and a power of two.
+  /// A control page and at least a page more.
   private static func ringFileSize(_ descriptor: Int32) -> Int? {
     guard let size = MemoryFile.size(of: descriptor) else { return nil }
-    let ring = size - RingLayout.controlBytes
-    return ring >= 4096 && ring <= 1 << 30 && ring & (ring - 1) == 0 ? size : nil
+    return size >= RingLayout.controlBytes + 4096 && size <= 1 << 31 ? size : nil
+  }
+
+  /// Whether what lies between the control page and the state area is a power of two, in both regions.
+  private static func hasRings(_ down: SharedRegion, _ upBytes: Int) -> Bool {
+    let rest = RingLayout.controlBytes + DetectorLoop.stateBytes(down)
+    return [down.byteCount, upBytes].allSatisfy { size in
+      let ring = size - rest
+      return rest >= RingLayout.controlBytes && ring >= 4096 && ring <= 1 << 30 && ring & (ring - 1) == 0
+    }
   }
 
   @usableFromInline

@@ -19,12 +19,13 @@ struct ProcessPoolTests {
   }
 
   private func makePool<Backend: DetectorBackend>(
-    _ backend: Backend, _ rules: ToyRules
+    _ backend: Backend, _ rules: ToyRules, savedState: @escaping (DomainDescription) -> [UInt8]? = { _ in nil }
   ) -> DetectorPool<Backend> where Backend.Rules == ToyRules {
     let configuration = DetectorPool<Backend>.Configuration(
       channel: DetectorChannelConfiguration(packetRingBytes: 8192, verdictRingBytes: 16384, snapLength: 2048),
       waitsWhenFull: true)
-    let pool = DetectorPool(backend: backend, configuration: configuration, at: .zero) { _ in rules }
+    let pool = DetectorPool(
+      backend: backend, configuration: configuration, at: .zero, savedState: savedState, rules: { _ in rules })
     pool.update(
       .snapshot(InventorySnapshot(time: .zero, sequence: 1, domains: domains)), at: .zero)
     return pool
@@ -70,6 +71,47 @@ struct ProcessPoolTests {
     let ofThreads = story(makePool(ThreadDetectorBackend<ToyInspector>(), rules))
     #expect(ofProcesses.count > 100)
     #expect(ofProcesses == ofThreads)
+  }
+
+  /// The second pool goes on with what the first one's detectors remembered, as far as it is a state.
+  private func succession<Backend: DetectorBackend>(_ backend: Backend) -> (flows: [UInt64], told: [String])
+  where Backend.Rules == ToyRules {
+    let rules = ToyRules([(.alert, 7)])
+    let first = makePool(backend, rules)
+    for _ in 0..<5 { send([7], to: 0, at: 1, first) }
+    send([7], to: 1, at: 1, first)
+    var paused = domains[1]
+    paused.runState = .paused
+    first.update(.changed(paused), at: Timestamp(seconds: 2))
+    let saved = first.saveStates(at: Timestamp(seconds: 3), patience: .seconds(20))
+    first.close(at: Timestamp(seconds: 3))
+    #expect(saved.map(\.domain.name) == ["vm1", "vm2", "vm3"])
+    let second = makePool(backend, rules) { domain in
+      domain.name == "vm3" ? [1, 2, 3] : saved.first { $0.domain.incarnation == domain.incarnation }?.bytes
+    }
+    for slot in 0..<3 { send([7], to: slot, at: 4, second) }
+    #expect(second.drain(at: Timestamp(seconds: 4)))
+    second.tick(at: Timestamp(seconds: 5))
+    var result: (flows: [UInt64], told: [String]) = ([], [])
+    for event in second.takeEvents() {
+      switch event {
+      case .alert(let alert): result.flows.append(alert.flowID)
+      case .platform(let alert): result.told.append("\(alert.kind.name): \(alert.message)")
+      default: break
+      }
+    }
+    second.close(at: Timestamp(seconds: 6))
+    return result
+  }
+
+  @Test(
+    "saves what its detectors remember, suspended ones too, and the next pool's go on with it or say that they cannot")
+  func states() {
+    for result in [succession(processes), succession(ThreadDetectorBackend<ToyInspector>())] {
+      // Six packets, two, and one: that detector refused what it was given.
+      #expect(result.flows == [6, 2, 1])
+      #expect(result.told == ["state-lost: the detector refused the saved state, and began without one"])
+    }
   }
 
   @Test("survives a packet that crashes its detector, twice, and goes on with the next")

@@ -86,6 +86,76 @@ struct LiveRunTests {
     #expect(!summary.contains("not inspected"), "\(summary)")
   }
 
+  @Test("what a flow has been, a detector of the next daemon knows; a damaged file is named and changes nothing")
+  func stateOfDetectors() throws {
+    let id = String(UUID().uuidString.prefix(6)).lowercased()
+    let (host, guest) = ("vfs\(id)", "vft\(id)")
+    defer { try? Self.sh("ip netns del \(host); ip netns del \(guest)") }
+    try Self.sh(
+      """
+      ip netns add \(host); ip netns add \(guest)
+      ip -n \(host) link add vif1.0 type veth peer name eth0 netns \(guest)
+      ip -n \(guest) link set eth0 address 00:16:3e:00:00:01
+      ip -n \(host) addr add 10.9.9.1/24 dev vif1.0; ip -n \(guest) addr add 10.9.9.2/24 dev eth0
+      ip -n \(host) link set vif1.0 up; ip -n \(guest) link set eth0 up
+      """)
+    let folder = try TemporaryFolder()
+    // The first ping marks the flow of all pings between these two; later ones are told of by the other rule.
+    _ = try folder.write(
+      "live.rules",
+      """
+      alert icmp any any -> any any (msg:"again"; itype:8; flowbits:isset,pinged; sid:2;)
+      alert icmp any any -> any any (msg:"first"; itype:8; flowbits:isnotset,pinged; flowbits:set,pinged; sid:1;)
+
+      """)
+    _ = try folder.write(
+      "inventory.yaml",
+      """
+      version: 1
+      domains:
+        - name: guest
+          uuid: 6e1b4d0a-93c5-4c54-8d0e-5a0c7a1f0002
+          domid: 1
+          ports: [{interface: vif1.0, mac: "00:16:3e:00:00:01", addresses: [10.9.9.2]}]
+      """)
+    let config = try folder.write(
+      "live.yaml",
+      "version: 1\nrules: {dialect: snort2, common: live.rules}\ninventory: inventory.yaml\nstate-directory: state\n")
+    let state = folder.path("state/detectors/6e1b4d0a-93c5-4c54-8d0e-5a0c7a1f0002.state")
+
+    /// The alerts of a daemon over one ping, and what it said.
+    func runOnce(_ number: Int) throws -> (sids: [Int], said: String) {
+      let eve = folder.path("eve\(number).json")
+      let errors = Pipe()
+      let daemon = try Program.start(
+        ["run", "--config", config, "--eve", eve], in: host, errors: errors, output: Pipe())
+      defer { if daemon.isRunning { daemon.terminate() } }
+      try Self.wait("the first event") { (try? EVELine.read(eve))?.isEmpty == false }
+      func sids() throws -> [Int] { try EVELine.read(eve).compactMap { $0.alert?.signatureID } }
+      try Self.wait("an alert") {
+        try Self.sh("ip netns exec \(guest) ping -q -c 1 10.9.9.1")
+        return try !sids().isEmpty
+      }
+      kill(daemon.processIdentifier, SIGTERM)
+      daemon.waitUntilExit()
+      #expect(daemon.terminationStatus == 0)
+      let said = String(decoding: errors.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+      return (try sids(), said)
+    }
+    let first = try runOnce(1)
+    #expect(first.sids.first == 1, "\(first)")
+    #expect(FileManager.default.fileExists(atPath: state), "\(first)")
+    let second = try runOnce(2)
+    #expect(second.sids.allSatisfy { $0 == 2 }, "\(second)")
+    #expect(second.said.contains("goes on with"), "\(second)")
+    var bytes = try Data(contentsOf: URL(filePath: state))
+    bytes[bytes.count - 1] ^= 1
+    try bytes.write(to: URL(filePath: state))
+    let third = try runOnce(3)
+    #expect(third.sids.first == 1, "\(third)")
+    #expect(third.said.contains("6e1b4d0a-93c5-4c54-8d0e-5a0c7a1f0002.state is damaged: the checksum"), "\(third)")
+  }
+
   /// The detectors that a process has started.
   private func detectorsOf(_ parent: Int32) throws -> [Int32] {
     // `ip netns exec` replaces itself by the program, so the process that was started is the daemon.

@@ -244,6 +244,8 @@ public struct PlatformAlert: Sendable, Hashable {
     public static let detectorViolation = Kind("detector-violation")
     public static let poisonPacket = Kind("poison-packet")
     public static let packetsDropped = Kind("packets-dropped")
+    /// What a detector remembered of the traffic could not be saved, or not be taken over.
+    public static let stateLost = Kind("state-lost")
     public static let spoofedSource = Kind("spoofed-source")
     public static let unknownSource = Kind("unknown-source")
     public static let probeGap = Kind("probe-gap")

@@ -53,11 +53,18 @@ public struct DetectorChannelConfiguration: Hashable, Sendable {
   public var verdictRingBytes: Int
   /// Bytes kept of a frame at the most; longer frames are cut, counted, and keep their original length.
   public var snapLength: Int
+  /// Bytes that a detector's saved state may have, a multiple of 4 KiB up to 256 MiB; 0: it is not saved. There is room for two, which takes
+  /// memory only once it is written to.
+  public var stateBytes: Int
 
-  public init(packetRingBytes: Int = 4 << 20, verdictRingBytes: Int = 1 << 20, snapLength: Int = 262_144) {
+  public init(
+    packetRingBytes: Int = 4 << 20, verdictRingBytes: Int = 1 << 20, snapLength: Int = 262_144,
+    stateBytes: Int = 16 << 20
+  ) {
     self.packetRingBytes = packetRingBytes
     self.verdictRingBytes = verdictRingBytes
     self.snapLength = snapLength
+    self.stateBytes = stateBytes
   }
 }
 

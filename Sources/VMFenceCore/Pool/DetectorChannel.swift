@@ -29,6 +29,12 @@ public final class DetectorChannel: @unchecked Sendable {
         .memory, "rings of \(packet) and \(verdict) bytes",
         remedy: "use powers of two: 4096 to 1073741824 for packets, 16384 to 1073741824 for verdicts")
     }
+    guard configuration.stateBytes >= 0, configuration.stateBytes <= 1 << 28, configuration.stateBytes % 4096 == 0
+    else {
+      throw DetectorError(
+        .memory, "\(configuration.stateBytes) bytes for a saved state",
+        remedy: "use a multiple of 4096, 268435456 at the most")
+    }
     guard configuration.snapLength > 0, configuration.snapLength <= packet / 2 - RingLayout.slotHeader else {
       throw DetectorError(
         .memory, "frames of up to \(configuration.snapLength) bytes do not fit twice into a ring of \(packet)",
@@ -50,11 +56,11 @@ public final class DetectorChannel: @unchecked Sendable {
   }
 
   package static func downBytes(_ configuration: DetectorChannelConfiguration) -> Int {
-    RingLayout.controlBytes + configuration.packetRingBytes
+    RingLayout.controlBytes + configuration.packetRingBytes + configuration.stateBytes
   }
 
   package static func upBytes(_ configuration: DetectorChannelConfiguration) -> Int {
-    RingLayout.controlBytes + configuration.verdictRingBytes
+    RingLayout.controlBytes + configuration.verdictRingBytes + configuration.stateBytes
   }
 
   // MARK: Packets in
@@ -185,6 +191,12 @@ public final class DetectorChannel: @unchecked Sendable {
     control.store(state.packets.head, at: RingLayout.startPosition)
     control.store(state.packets.headID, at: RingLayout.startID)
     control.store(state.generation, at: RingLayout.startGeneration)
+    control.store(UInt64(configuration.stateBytes), at: RingLayout.stateCapacity)
+    control.store(UInt64(state.offered?.length ?? 0), at: RingLayout.startStateLength)
+    control.store(state.offered?.time.nanoseconds ?? 0, at: RingLayout.startStateTime)
+    control.store(state.stateRequests, at: RingLayout.answeredRequests)
+    state.offered = nil
+    up.word(RingLayout.startStateOutcome).storeReleasing(0)
     state.link = consume socket
     state.attached = true
   }
@@ -211,6 +223,70 @@ public final class DetectorChannel: @unchecked Sendable {
     let result = body(borrowed)
     _ = (consume borrowed).releaseDescriptor()
     return result
+  }
+
+  // MARK: What detectors remember
+
+  /// Gives the next detector a state to take over, which `saveState` gave: of this engine, from any time. It checks it, and begins without
+  /// when it is not one (`tookOverState`).
+  ///
+  /// - `time`: packet time: what remained of a time when the state was saved remains from then on.
+  /// - Returns: false when there is no room for so much.
+  /// - Precondition: no detector is attached.
+  package func offerState(_ bytes: [UInt8], at time: Timestamp) -> Bool {
+    precondition(!state.attached, "a state may be offered only while no detector runs")
+    guard bytes.count <= configuration.stateBytes else { return false }
+    let area = down.area(down.byteCount - configuration.stateBytes, count: configuration.stateBytes)
+    bytes.withRawSpan { area.copy($0, length: bytes.count, to: 0) }
+    state.offered = (bytes.count, time)
+    return true
+  }
+
+  /// Whether the detector took over the state that it was offered; nil while it has not said so, or was offered none.
+  package var tookOverState: Bool? {
+    switch up.word(RingLayout.startStateOutcome).loadOnce() {
+    case 0: nil
+    case 1: true
+    default: false
+    }
+  }
+
+  /// What the detector remembers of the traffic, as it was at a batch boundary from now on: collect all verdicts first, and publish nothing
+  /// meanwhile. The bytes are hostile; only another detector is to read them.
+  ///
+  /// - `time`: packet time.
+  /// - Returns: nil when it did not answer within `patience` of real time, or nothing can be saved.
+  package func saveState(at time: Timestamp, upTo patience: Duration) -> [UInt8]? {
+    guard state.attached, configuration.stateBytes > 0 else { return nil }
+    state.stateRequests &+= 1
+    down.area(0, count: RingLayout.controlBytes).store(time.nanoseconds, at: RingLayout.stateTime)
+    down.word(RingLayout.stateRequest).storeReleasing(state.stateRequests)
+    state.link?.ring()
+    let deadline = MonotonicTime.now() + max(0, min(patience.wholeNanoseconds, 1 << 60))
+    guard awaitState(until: deadline) else { return nil }
+    let length = up.word(RingLayout.stateLength).loadOnce()
+    guard length <= UInt64(configuration.stateBytes) else { return nil }
+    let area = up.area(up.byteCount - configuration.stateBytes, count: configuration.stateBytes)
+    return area.withBytes(0, length: Int(length)) { $0.copiedBytes() }
+  }
+
+  private func awaitState(until deadline: Int64) -> Bool {
+    let answer = up.word(RingLayout.stateAnswer)
+    while true {
+      state.ownSleep.announce()
+      if answer.loadAcquiring() == state.stateRequests {
+        state.ownSleep.withdraw()
+        return true
+      }
+      let remaining = deadline - MonotonicTime.now()
+      guard remaining > 0 else {
+        state.ownSleep.withdraw()
+        return false
+      }
+      let result = state.link?.wait(milliseconds: Int32(min(remaining / 1_000_000 + 1, Int64(Int32.max)))) ?? .gone
+      let isOpen = endWait() && result != .gone
+      if !isOpen { return answer.loadAcquiring() == state.stateRequests }
+    }
   }
 
   // MARK: The packet that kills

@@ -16,6 +16,10 @@ struct DetectorChannelState: ~Copyable {
   /// How many packets are still kept behind the one that was rejected last.
   private var following = 0
   var tally = DetectorChannelCounters()
+  /// What the next detector is to take over: so many bytes in the state area.
+  var offered: (length: Int, time: Timestamp)?
+  /// How many states were asked for.
+  var stateRequests: UInt64 = 0
   private var failure: DetectorError?
   /// The rule sets that packets in the ring may have been inspected with, oldest first: how many rules each has.
   private var ruleCounts: [(generation: UInt32, count: Int)] = []

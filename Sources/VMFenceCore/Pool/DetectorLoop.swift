@@ -38,6 +38,12 @@ package struct DetectorLoop: ~Copyable {
   private var expectedID: UInt64
   private var generation: UInt32
   private var isDamaged = false
+  private let stateRequest: SharedWord
+  private let stateAnswer: SharedWord
+  private let stateArea: SharedArea
+  private let up: SharedRegion
+  /// The number of the last state that was asked for and saved.
+  private var answeredState: UInt64
 
   /// Packets inspected between two looks at the control and at a sleeping supervisor.
   private static let batch = 64
@@ -47,16 +53,29 @@ package struct DetectorLoop: ~Copyable {
   /// Joins the rings where the supervisor's `attach` said.
   package init(down: SharedRegion, up: SharedRegion) {
     self.down = down
-    ring = down.area(RingLayout.controlBytes, count: down.byteCount - RingLayout.controlBytes)
+    self.up = up
+    let control = down.area(0, count: RingLayout.controlBytes)
+    let stateBytes = Self.stateBytes(down)
+    ring = down.area(RingLayout.controlBytes, count: down.byteCount - RingLayout.controlBytes - stateBytes)
     sharedTail = down.word(RingLayout.packetTail)
-    verdicts = VerdictRingWriter(up: up, down: down)
+    verdicts = VerdictRingWriter(up: up, down: down, stateBytes: stateBytes)
+    stateArea = up.area(up.byteCount - stateBytes, count: stateBytes)
+    stateRequest = down.word(RingLayout.stateRequest)
+    stateAnswer = up.word(RingLayout.stateAnswer)
+    // What a predecessor was asked for is not this one's to answer; what was asked for since this one was started is.
+    answeredState = control.load(RingLayout.answeredRequests, as: UInt64.self)
     ownSleep = SleepWord(up, RingLayout.detectorSleep)
     supervisorSleep = SleepWord(down, RingLayout.supervisorSleep)
-    let control = down.area(0, count: RingLayout.controlBytes)
     head = control.load(RingLayout.startPosition, as: UInt64.self)
     tail = head
     expectedID = control.load(RingLayout.startID, as: UInt64.self)
     generation = control.load(RingLayout.startGeneration, as: UInt32.self)
+  }
+
+  /// How many bytes of each region are its state area.
+  package static func stateBytes(_ down: SharedRegion) -> Int {
+    Int(
+      truncatingIfNeeded: down.area(0, count: RingLayout.controlBytes).load(RingLayout.stateCapacity, as: UInt64.self))
   }
 
   /// Inspects packets until the control or the inspector's rules end it.
@@ -65,7 +84,18 @@ package struct DetectorLoop: ~Copyable {
     _ loop: consuming DetectorLoop, inspector: consuming Inspector, control: inout Control
   ) -> DetectorLoopEnd where Control.Rules == Inspector.Rules {
     var output = InspectionOutput()
+    if let start = loop.startState {
+      do throws(EngineStateError) {
+        _ = try inspector.restoreState(start.bytes, at: start.time)
+        loop.noteStart(isTaken: true)
+      } catch {
+        loop.noteStart(isTaken: false)
+      }
+    }
     while loop.awaitPackets(&control) {
+      if let time = loop.stateTime {
+        loop.answerState(inspector.saveState(at: time, limit: loop.stateCapacity).bytes)
+      }
       var taken = 0
       while let slot = loop.next(&taken) {
         if let generation = loop.newGeneration(of: slot) {
@@ -85,11 +115,11 @@ package struct DetectorLoop: ~Copyable {
     return loop.end
   }
 
-  /// Waits at a batch boundary until there are packets. False: the loop is to end.
+  /// Waits at a batch boundary until there are packets, or a state is asked for. False: the loop is to end.
   @usableFromInline
   mutating func awaitPackets(_ control: inout some DetectorControl & ~Copyable) -> Bool {
     guard !isDamaged, control.checkpoint() else { return false }
-    if head != tail { return true }
+    if head != tail || isStateWanted { return true }
     for _ in 0..<Self.spins {
       tail = sharedTail.loadAcquiring()
       if head != tail { return checkTail() }
@@ -100,6 +130,10 @@ package struct DetectorLoop: ~Copyable {
       if head != tail {
         ownSleep.withdraw()
         return checkTail()
+      }
+      if isStateWanted {
+        ownSleep.withdraw()
+        return true
       }
       let goesOn = control.sleep()
       ownSleep.withdraw()
@@ -165,6 +199,47 @@ package struct DetectorLoop: ~Copyable {
   mutating func endBatch(_ control: inout some DetectorControl & ~Copyable) {
     if supervisorSleep.mustRing() { control.ring() }
   }
+
+  // MARK: What the inspector remembers
+
+  private var isStateWanted: Bool { stateRequest.loadAcquiring() != answeredState }
+
+  /// For what time a state is wanted; nil when none is.
+  @usableFromInline
+  var stateTime: Timestamp? {
+    guard isStateWanted else { return nil }
+    let control = down.area(0, count: RingLayout.controlBytes)
+    return Timestamp(nanoseconds: control.load(RingLayout.stateTime, as: Int64.self))
+  }
+
+  @usableFromInline
+  var stateCapacity: Int { stateArea.count }
+
+  /// Hands a state to the supervisor; an empty one if it is too long.
+  @usableFromInline
+  mutating func answerState(_ bytes: [UInt8]) {
+    let length = bytes.count <= stateArea.count ? bytes.count : 0
+    bytes.withRawSpan { stateArea.copy($0, length: length, to: 0) }
+    up.word(RingLayout.stateLength).storeOnce(UInt64(length))
+    answeredState = stateRequest.loadAcquiring()
+    stateAnswer.storeReleasing(answeredState)
+  }
+
+  /// What is to be taken over before the first packet.
+  @usableFromInline
+  var startState: (bytes: [UInt8], time: Timestamp)? {
+    let control = down.area(0, count: RingLayout.controlBytes)
+    let length = Int(truncatingIfNeeded: control.load(RingLayout.startStateLength, as: UInt64.self))
+    guard length > 0, length <= stateArea.count else { return nil }
+    let area = down.area(down.byteCount - stateArea.count, count: stateArea.count)
+    return (
+      area.withBytes(0, length: length) { $0.copiedBytes() },
+      Timestamp(nanoseconds: control.load(RingLayout.startStateTime, as: Int64.self))
+    )
+  }
+
+  @usableFromInline
+  func noteStart(isTaken: Bool) { up.word(RingLayout.startStateOutcome).storeReleasing(isTaken ? 1 : 2) }
 
   @usableFromInline
   var end: DetectorLoopEnd { isDamaged ? .damaged : .stopped }

@@ -21,7 +21,7 @@ extension DetectorPool {
     }
     do throws(DetectorError) {
       let channel: DetectorChannel
-      if let known = entry.channel { channel = known } else { channel = try backend.makeChannel(configuration.channel) }
+      if let known = entry.channel { channel = known } else { channel = try makeChannel(entry, at: time) }
       if configuration.keepsRefusedPackets { channel.keepRefused() }
       entry.channel = channel
       entry.handle = try backend.launch(rules: rules, channel: channel, configuration: configuration.inspector)
@@ -42,6 +42,31 @@ extension DetectorPool {
       entry.deathsInVain += 1
       tell(entry, .detectorDied, severity: 1, at: time, "the detector could not be started: \(error.message)")
       return tracker.detectorGone(incarnation, at: time, retry: time + backOff(entry))
+    }
+  }
+
+  private func makeChannel(
+    _ entry: GuardedDomain<Rules>, at time: Timestamp
+  ) throws(DetectorError) -> DetectorChannel {
+    let channel = try backend.makeChannel(configuration.channel)
+    if entry.pastChannels.enqueued == 0, let bytes = savedState(entry.description) {
+      entry.isTakingOver = channel.offerState(bytes, at: time)
+      if !entry.isTakingOver {
+        tell(
+          entry, .stateLost, severity: 3, at: time,
+          "the saved state has \(bytes.count) bytes, more than the \(configuration.channel.stateBytes) there is room for"
+        )
+      }
+    }
+    return channel
+  }
+
+  /// Tells once that a saved state was refused.
+  private func noteTakeover(_ entry: GuardedDomain<Rules>, at time: Timestamp) {
+    guard entry.isTakingOver, let isTaken = entry.channel?.tookOverState else { return }
+    entry.isTakingOver = false
+    if !isTaken {
+      tell(entry, .stateLost, severity: 3, at: time, "the detector refused the saved state, and began without one")
     }
   }
 
@@ -107,6 +132,7 @@ extension DetectorPool {
       if entry.isAnswering, entry.channel?.endWait() == false { expectEnd(entry, at: time) }
       checkDetector(entry, at: time)
       checkProgress(entry, at: time)
+      noteTakeover(entry, at: time)
     }
   }
 

@@ -54,6 +54,7 @@ public final class DetectorPool<Backend: DetectorBackend> {
   let backend: Backend
   /// The rules for a domain; nil: none are configured for it.
   let chooseRules: (DomainDescription) -> Rules?
+  let savedState: (DomainDescription) -> [UInt8]?
   var tracker: LifecycleTracker
   var slots: [GuardedDomain<Rules>?] = []
   var slotOf: [Incarnation: Int] = [:]
@@ -72,14 +73,16 @@ public final class DetectorPool<Backend: DetectorBackend> {
   /// Until when capture times are believed: a frame may carry any time.
   private var horizon: Timestamp
 
-  /// `rules`: chooses the rules for a domain; called often, so it should keep what it compiled.
+  /// - `savedState`: what `saveStates` gave for the domain, perhaps in an earlier process; asked when its first detector starts.
+  /// - `rules`: chooses the rules for a domain; called often, so it should keep what it compiled.
   public init(
     backend: Backend, configuration: Configuration = .init(), at time: Timestamp,
-    rules: @escaping (DomainDescription) -> Rules?
+    savedState: @escaping (DomainDescription) -> [UInt8]? = { _ in nil }, rules: @escaping (DomainDescription) -> Rules?
   ) {
     self.backend = backend
     self.configuration = configuration
     chooseRules = rules
+    self.savedState = savedState
     tracker = LifecycleTracker(configuration: configuration.lifecycle, at: time)
     now = time
     horizon = time + configuration.lifecycle.blockedAfter
@@ -236,6 +239,27 @@ public final class DetectorPool<Backend: DetectorBackend> {
   /// One report for each incarnation, those that have ended included (the last `endedReportCapacity` of them).
   public var reports: [DomainReport] {
     (ended + slots.compactMap { $0.map(report) }).sorted { $0.description.incarnation < $1.description.incarnation }
+  }
+
+  /// What each detector remembers of its domain's traffic, after it has answered everything that was delivered: for `savedState` of a
+  /// later pool. Detectors that are suspended are woken for it. To be called before `close`, with no frame between the two.
+  ///
+  /// - `patience`: of real time, for each detector. What a detector does not say in time is left out, and told as an event.
+  public func saveStates(at time: Timestamp, patience: Duration) -> [(domain: DomainDescription, bytes: [UInt8])] {
+    advance(to: time)
+    var states: [(domain: DomainDescription, bytes: [UInt8])] = []
+    for entry in slots.compactMap(\.self) where entry.handle != nil {
+      if entry.isSuspended { resume(entry.incarnation, at: time) }
+      entry.channel?.publish()
+      drain(entry, at: time, patience: patience)
+      guard entry.isAnswering, let channel = entry.channel else { continue }
+      if let bytes = channel.saveState(at: time, upTo: patience) {
+        if !bytes.isEmpty { states.append((entry.description, bytes)) }
+      } else if configuration.channel.stateBytes > 0 {
+        tell(entry, .stateLost, severity: 3, at: time, "the detector did not save what it remembers in time")
+      }
+    }
+    return states
   }
 
   /// Ends all detectors: the platform shuts down.

@@ -8,12 +8,23 @@
 ///        128    verdict head         position up to which verdict records were taken
 ///        256    supervisor's sleep   odd: it sleeps until its bell is rung
 ///        384    start position, id, generation: where a newly started detector begins
+///        408    state request        number of the last state that the supervisor asked for
+///        416    its time             i64   ns
+///        424    state capacity       u64   bytes of each of the two state areas
+///        432    start state          u64   bytes in the state area that a newly started detector takes over; 0: none
+///        440    its time             i64   ns
+///        448    answered requests    u64   the number of the last state that a predecessor was asked for
 ///        1024   start parameters of a process
 ///        4096   packet ring          a power of two
+///        …      state area           what a newly started detector takes over
 ///
 /// up     0      verdict tail         position after the last published record
 ///        128    detector's sleep     odd: it sleeps until its bell is rung
+///        256    state answer         number of the last state that was saved
+///        264    its length           u64   bytes in the state area
+///        272    start state          u64   1: taken over, 2: refused
 ///        4096   verdict ring         a power of two
+///        …      state area           what the detector remembered when it was asked last
 ///
 /// slot   0      captured length  u32   (0xFFFF_FFFF: nothing more before the ring's end)
 ///        4      generation       u32
@@ -52,9 +63,18 @@ package enum RingLayout {
   static let startPosition = 384
   static let startID = 392
   static let startGeneration = 400
+  static let stateRequest = 408
+  static let stateTime = 416
+  package static let stateCapacity = 424
+  static let startStateLength = 432
+  static let startStateTime = 440
+  static let answeredRequests = 448
 
   package static let verdictTail = 0
   package static let detectorSleep = 128
+  static let stateAnswer = 256
+  static let stateLength = 264
+  static let startStateOutcome = 272
 
   static let slotHeader = 40
   static let slotAlignment = 8

@@ -111,10 +111,10 @@ struct VerdictRingWriter: ~Copyable {
   private var head: UInt64
   private let scratch: PrivateArea
 
-  init(up: SharedRegion, down: SharedRegion) {
+  init(up: SharedRegion, down: SharedRegion, stateBytes: Int) {
     self.up = up
     self.down = down
-    let count = up.byteCount - RingLayout.controlBytes
+    let count = up.byteCount - RingLayout.controlBytes - stateBytes
     ring = up.area(RingLayout.controlBytes, count: count)
     sharedTail = up.word(RingLayout.verdictTail)
     sharedHead = down.word(RingLayout.verdictHead)

@@ -46,6 +46,8 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   /// Whoever changes our table again and again does not keep us busy with it.
   private static var reconcilePause: Duration { .milliseconds(200) }
   private static var batch: Int { 1024 }
+  /// How long each detector may take to save what it remembers when the daemon stops.
+  private static var savePatience: Duration { .seconds(2) }
 
   let logger: Logger
   let clock: SteadyClock
@@ -76,6 +78,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   let jobs = DispatchQueue(label: "vmfence-jobs")
 
   private let decisions: EventQueue
+  private let detectorStates: DetectorStates?
   let service = ServiceManager()
   private let publisher = DispatchTablePublisher()
   private let hashKey: (UInt64, UInt64)
@@ -126,13 +129,28 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     (inspector.hashKeyLow, inspector.hashKeyHigh) = hashKey
     let rules = RulesInForce(parts.host.rules)
     self.rules = rules
+    let states = configuration.stateDirectory.map { DetectorStates(stateDirectory: $0) }
+    detectorStates = states
+    let channel = DetectorChannelConfiguration()
+    let logger = parts.logger
     pool = DetectorPool(
       backend: backend,
       configuration: .init(
         lifecycle: .init(
           blockedAfter: configuration.lifecycle.blockedAfter, stuckAfter: configuration.lifecycle.stuckAfter),
-        inspector: inspector, answerTimeout: answerTimeout, keepsRefusedPackets: true), at: parts.clock.now
-    ) { rules.selection.rules(for: $0) }
+        channel: channel, inspector: inspector, answerTimeout: answerTimeout, keepsRefusedPackets: true),
+      at: parts.clock.now,
+      savedState: { domain in
+        do throws(DetectorStateProblem) {
+          guard let bytes = try states?.take(domain.incarnation.uuid, limit: channel.stateBytes) else { return nil }
+          logger.notice(
+            "\(domain.name.escapedForDisplay): its detector goes on with \(bytes.count) bytes of saved state")
+          return bytes
+        } catch {
+          logger.log([error.diagnostic])
+          return nil
+        }
+      }, rules: { rules.selection.rules(for: $0) })
     dispatcher = Dispatcher(publisher)
   }
 
@@ -237,6 +255,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
       question.answer(.failure(ControlFailure("the daemon stops")))
     }
     let now = clock.now
+    if let detectorStates { logger.log(detectorStates.write(pool.saveStates(at: now, patience: Self.savePatience))) }
     pool.close(at: now)
     await tell(at: now)
     await coordinator.advance(to: now)

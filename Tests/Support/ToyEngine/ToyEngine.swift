@@ -65,6 +65,23 @@ package struct ToyInspector: PacketInspector, ~Copyable {
     rules: ToyRules, configuration: InspectorConfiguration
   ) throws(RuleCompilationError) -> ToyInspector { ToyInspector(rules: rules) }
 
+  /// The number of packets, and what it is a number of.
+  package func saveState(at now: Timestamp, limit: Int) -> SavedEngineState {
+    SavedEngineState(
+      bytes: Array("SEEN".utf8) + (0..<8).map { UInt8(truncatingIfNeeded: seen >> UInt64(8 * $0)) },
+      report: EngineStateReport([.init("packets", kept: Int(seen))]))
+  }
+
+  package mutating func restoreState(
+    _ bytes: [UInt8], at now: Timestamp?
+  ) throws(EngineStateError) -> EngineStateReport {
+    guard bytes.count == 12, Array(bytes[..<4]) == Array("SEEN".utf8) else {
+      throw EngineStateError(.unknownFormat, "not a toy's state")
+    }
+    seen = bytes[4...].reversed().reduce(0) { $0 << 8 | UInt64($1) }
+    return EngineStateReport([.init("packets", kept: Int(seen))])
+  }
+
   package mutating func replaceRules(with rules: ToyRules) throws(RuleCompilationError) { self.rules = rules }
 
   package var statistics: [(name: String, value: UInt64)] { [("seen", seen)] }

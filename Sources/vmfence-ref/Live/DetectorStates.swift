@@ -1,0 +1,103 @@
+#if Daemon
+import Foundation
+import VMFenceCore
+
+/// What detectors remembered of their domains' traffic when the daemon stopped, in files of its state directory: one for each domain, by its
+/// UUID. Each is used once, by the next daemon.
+///
+/// ```
+/// 0    "VMFSTATE"
+/// 8    version        u32, little-endian: 1
+/// 12   CRC-32C        u32, of the bytes
+/// 16   length         u64
+/// 24   bytes          the engine's own
+/// ```
+struct DetectorStates: Sendable {
+  private static let magic = Array("VMFSTATE".utf8)
+  private static let version: UInt32 = 1
+  private static let headerBytes = 24
+
+  /// The folder of the files; it need not exist.
+  let folder: String
+
+  init(stateDirectory: String) { folder = stateDirectory + "/detectors" }
+
+  private func path(_ domain: DomainUUID) -> String { "\(folder)/\(domain).state" }
+
+  /// Writes one file for each domain, and removes all others. What cannot be written is told in the result.
+  func write(_ states: [(domain: DomainDescription, bytes: [UInt8])]) -> [Diagnostic] {
+    try? FileManager.default.removeItem(atPath: folder)
+    guard !states.isEmpty else { return [] }
+    var problems: [Diagnostic] = []
+    do {
+      try FileManager.default.createDirectory(
+        atPath: folder, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+    } catch { return [failure(folder, error)] }
+    for (domain, bytes) in states {
+      let path = path(domain.incarnation.uuid)
+      var data = Data(Self.magic)
+      for value in [Self.version, CRC32C.checksum(bytes)] { data.append(contentsOf: littleEndian(UInt64(value), 4)) }
+      data.append(contentsOf: littleEndian(UInt64(bytes.count), 8))
+      data.append(contentsOf: bytes)
+      do { try data.write(to: URL(filePath: path), options: .atomic) } catch { problems.append(failure(path, error)) }
+    }
+    return problems
+  }
+
+  /// A domain's state, at most `limit` bytes, and its file is gone; nil when there is none.
+  ///
+  /// - Throws: when the file is damaged, or not one of these. It stays where it is, for whoever looks into it, until the daemon stops.
+  func take(_ domain: DomainUUID, limit: Int) throws(DetectorStateProblem) -> [UInt8]? {
+    let path = path(domain)
+    guard let file = FileHandle(forReadingAtPath: path) else { return nil }
+    let bytes: [UInt8]
+    do { bytes = Array(try file.read(upToCount: Self.headerBytes + limit + 1) ?? Data()) } catch {
+      throw DetectorStateProblem(path, error.localizedDescription)
+    }
+    func number(_ range: Range<Int>) -> UInt64 { bytes[range].reversed().reduce(0) { $0 << 8 | UInt64($1) } }
+    guard bytes.count >= Self.headerBytes, Array(bytes[..<8]) == Self.magic else {
+      throw DetectorStateProblem(path, "it does not begin as such a file does")
+    }
+    guard number(8..<12) == Self.version else {
+      throw DetectorStateProblem(path, "its version is \(number(8..<12)), not \(Self.version)")
+    }
+    let length = number(16..<24)
+    guard length <= UInt64(limit) else {
+      throw DetectorStateProblem(path, "its state has \(length) bytes, more than \(limit)")
+    }
+    guard bytes.count == Self.headerBytes + Int(length) else {
+      throw DetectorStateProblem(
+        path, "its state should have \(length) bytes, and the file has \(bytes.count - Self.headerBytes) after its head"
+      )
+    }
+    let state = Array(bytes[Self.headerBytes...])
+    guard CRC32C.checksum(state) == UInt32(number(12..<16)) else {
+      throw DetectorStateProblem(path, "the checksum at byte 12 does not fit what follows")
+    }
+    try? FileManager.default.removeItem(atPath: path)
+    return state
+  }
+
+  private func littleEndian(_ value: UInt64, _ count: Int) -> [UInt8] {
+    (0..<count).map { UInt8(truncatingIfNeeded: value >> UInt64(8 * $0)) }
+  }
+
+  private func failure(_ path: String, _ error: any Error) -> Diagnostic {
+    Diagnostic(
+      .error,
+      "what a detector remembers cannot be saved in \(path.escapedForDisplay): \(error.localizedDescription)",
+      remedy: "check the state directory")
+  }
+}
+
+/// Why a file is no detector's state.
+struct DetectorStateProblem: Error {
+  var diagnostic: Diagnostic
+
+  init(_ path: String, _ reason: String) {
+    diagnostic = Diagnostic(
+      .error, "the saved detector state \(path.escapedForDisplay) is damaged: \(reason.escapedForDisplay)",
+      remedy: "the detector begins without it; nothing is to be done")
+  }
+}
+#endif
