@@ -151,8 +151,9 @@ ptrdiff_t vmfence_send_file(int socket, int fd, int64_t offset, size_t count) {
   off_t position = offset;
   ptrdiff_t result = sendfile(socket, fd, &position, count);
   int error = errno;
-  // It was raised in this thread. Whoever blocked it before wants to see it pending.
-  if (result == -1 && error == EPIPE && !sigismember(&before, SIGPIPE)) {
+  // It was raised in this thread, after a part was sent as well: then the result is that part, and no error. Whoever blocked
+  // it before wants to see it pending.
+  if (result != (ptrdiff_t)count && !sigismember(&before, SIGPIPE)) {
     struct timespec now = {0, 0};
     while (sigtimedwait(&broken, NULL, &now) == -1 && errno == EINTR) {}
   }
