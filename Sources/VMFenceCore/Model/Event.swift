@@ -1,5 +1,6 @@
-/// Everything that VMFence has to tell somebody, in one type: what goes to the notification sinks, in order.
-public enum Event: Sendable, Hashable {
+/// Everything that VMFence has to tell somebody, in one type: what goes to the notification sinks, in order. Handing one on, or keeping many,
+/// costs a reference each and no copy.
+public indirect enum Event: Sendable, Hashable {
   case alert(Alert)
   case file(FileEvent)
   case decision(Decision)

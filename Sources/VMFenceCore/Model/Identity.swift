@@ -30,13 +30,13 @@ public struct DomainUUID: Hashable, Comparable, Sendable, BitwiseCopyable, Custo
   }
 
   public var description: String {
-    let digits = high.hexadecimal(width: 16) + low.hexadecimal(width: 16)
-    var text = ""
-    for (index, digit) in digits.enumerated() {
-      if index == 8 || index == 12 || index == 16 || index == 20 { text.append("-") }
-      text.append(digit)
+    var text: [UInt8] = []
+    text.reserveCapacity(36)
+    for index in 0..<32 {
+      if index == 8 || index == 12 || index == 16 || index == 20 { text.append(UInt8(ascii: "-")) }
+      text.append(UInt8(hexadecimalDigit: (index < 16 ? high : low) >> UInt64(60 - index % 16 * 4)))
     }
-    return text
+    return String(decoding: text, as: UTF8.self)
   }
 
   public static func < (a: DomainUUID, b: DomainUUID) -> Bool { (a.high, a.low) < (b.high, b.low) }
@@ -109,14 +109,25 @@ public struct MACAddress: Hashable, Comparable, Sendable, BitwiseCopyable, Custo
   public var isMulticast: Bool { rawValue & 0x0100_0000_0000 != 0 }
 
   public var description: String {
-    let digits = Array(rawValue.hexadecimal(width: 12))
-    return (0..<6).map { String(digits[$0 * 2..<$0 * 2 + 2]) }.joined(separator: ":")
+    var text: [UInt8] = []
+    text.reserveCapacity(17)
+    for index in 0..<12 {
+      if index > 0, index % 2 == 0 { text.append(UInt8(ascii: ":")) }
+      text.append(UInt8(hexadecimalDigit: rawValue >> UInt64(44 - index * 4)))
+    }
+    return String(decoding: text, as: UTF8.self)
   }
 
   public static func < (a: MACAddress, b: MACAddress) -> Bool { a.rawValue < b.rawValue }
 }
 
 extension UInt8 {
+  /// The ASCII digit for the lowest four bits.
+  fileprivate init(hexadecimalDigit number: UInt64) {
+    let value = UInt8(truncatingIfNeeded: number & 0xF)
+    self = value < 10 ? UInt8(ascii: "0") + value : UInt8(ascii: "a") + value - 10
+  }
+
   /// The value of this ASCII byte as a hexadecimal digit, or nil.
   @inlinable
   public var hexadecimalDigitValue: UInt8? {

@@ -14,6 +14,10 @@ public final class EVEFileSink: EventSink {
     var descriptor: CInt
     /// The last write was cut short: the next line begins with a line feed, so that only one line is lost.
     var isInsideLine = false
+  }
+
+  /// Apart from the file, so that whoever asks waits for no disk.
+  private struct Tally {
     var counters = Counters()
     var problem: NotificationError?
   }
@@ -21,6 +25,7 @@ public final class EVEFileSink: EventSink {
   public let path: String
   public let encoder: EVEEncoder
   private let state: Mutex<State>
+  private let tally = Mutex(Tally())
 
   /// Opens `path` for appending; makes it if it is not there (mode 0640).
   public init(path: String, encoder: EVEEncoder) throws(NotificationError) {
@@ -41,10 +46,10 @@ public final class EVEFileSink: EventSink {
   /// Writes a `stats` event.
   public func receive(_ statistics: EVEStatistics) { write(encoder.encode(statistics)) }
 
-  public var counters: Counters { state.withLock { $0.counters } }
+  public var counters: Counters { tally.withLock { $0.counters } }
 
   /// Why lines were lost, as long as the last write failed.
-  public var problem: NotificationError? { state.withLock { $0.problem } }
+  public var problem: NotificationError? { tally.withLock { $0.problem } }
 
   /// Goes on in a new file under the same path, after a rotation moved the old one away. Lines before it are in the old file,
   /// lines after it in the new one.
@@ -60,18 +65,21 @@ public final class EVEFileSink: EventSink {
   }
 
   private func write(_ line: [UInt8]) {
-    state.withLock { state in
+    let (isWhole, error) = state.withLock { state in
       var bytes = state.isInsideLine ? [UInt8(ascii: "\n")] : []
       bytes += line
       bytes.append(UInt8(ascii: "\n"))
       let (written, error) = Self.write(bytes, to: state.descriptor)
       if written > 0 { state.isInsideLine = written < bytes.count && !(state.isInsideLine && written == 1) }
-      if written == bytes.count {
-        state.counters.linesWritten += 1
-        state.problem = nil
+      return (written == bytes.count, error)
+    }
+    tally.withLock { tally in
+      if isWhole {
+        tally.counters.linesWritten += 1
+        tally.problem = nil
       } else {
-        state.counters.linesLost += 1
-        state.problem = NotificationError(
+        tally.counters.linesLost += 1
+        tally.problem = NotificationError(
           error == ENOSPC || error == EDQUOT ? .full : .inputOutput,
           "cannot write to \(path.escapedForDisplay): \(describeError(error))",
           remedy: "free space or choose another file; events since then are missing from it")

@@ -28,6 +28,14 @@ struct MeasureRegister: Sendable {
   /// In the order of their decisions.
   var all: [Entry] { entries.values.sorted { $0.measure.decision < $1.measure.decision } }
 
+  /// The measures alone, in the order of their decisions.
+  var measures: [FirewallMeasure] { entries.values.map(\.measure).sorted { $0.decision < $1.decision } }
+
+  /// Those that `isWanted` picks, in the order of their decisions.
+  func all(where isWanted: (Entry) -> Bool) -> [Entry] {
+    entries.values.filter(isWanted).sorted { $0.measure.decision < $1.measure.decision }
+  }
+
   /// Those of one domain and those of the host, in no order.
   func all(concerning domain: DomainUUID) -> [FirewallMeasure] {
     entries.values.lazy.map(\.measure).filter { $0.key.scope == .host || $0.key.scope == .domain(domain) }

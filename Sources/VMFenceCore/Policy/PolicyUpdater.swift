@@ -64,7 +64,7 @@ public struct PolicyUpdater: Sendable {
   }
 
   /// The measures that are to be in force, in the order of their decisions. Empty in a dry run.
-  public var measuresInForce: [FirewallMeasure] { policy.isDryRun ? [] : register.all.map(\.measure) }
+  public var measuresInForce: [FirewallMeasure] { policy.isDryRun ? [] : register.measures }
 
   /// Of these, those of one domain and those of the host, in no order: what a guest's own policy is made of.
   public func measures(concerning domain: DomainUUID) -> [FirewallMeasure] {
@@ -138,16 +138,19 @@ public struct PolicyUpdater: Sendable {
     if policy.reportsPerMinute != self.policy.reportsPerMinute { reportCap = MinuteCap(limit: policy.reportsPerMinute) }
     self.policy = policy
     policyRevision += 1
-    for entry in register.all {
-      guard case .block(let network) = entry.measure.key.kind,
-        let obstacle = obstacle(
-          to: network, for: entry.decision.incarnation.flatMap(directory.entry),
-          onHost: entry.measure.key.scope == .host)
-      else { continue }
+    for entry in register.all(where: { obstacle(to: $0) != nil }) {
+      guard let obstacle = obstacle(to: entry) else { continue }
       _ = register.remove(entry.measure.key)
       decisions.append(lifting(entry, reason: "the policy changed: \(obstacle)"))
     }
     return decisions
+  }
+
+  /// What stands against a block that is in force.
+  private func obstacle(to entry: MeasureRegister.Entry) -> String? {
+    guard case .block(let network) = entry.measure.key.kind else { return nil }
+    return obstacle(
+      to: network, for: entry.decision.incarnation.flatMap(directory.entry), onHost: entry.measure.key.scope == .host)
   }
 
   mutating func takeMeasure() -> Bool { measureCap.take(at: now) }

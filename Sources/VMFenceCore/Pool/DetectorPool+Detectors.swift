@@ -127,7 +127,7 @@ extension DetectorPool {
   // MARK: Watching
 
   func checkDetectors(at time: Timestamp) {
-    for entry in slots.compactMap(\.self) {
+    for case let entry? in slots {
       // One that hung up would end every sleep of the driver at once.
       if entry.isAnswering, entry.channel?.endWait() == false { expectEnd(entry, at: time) }
       checkDetector(entry, at: time)
@@ -279,17 +279,15 @@ extension DetectorPool {
       keepFollowing(entry, verdict)
     }
     entry.counters.alertsLost &+= UInt64(verdict.overflow)
-    guard !alerts.isEmpty else { return }
-    guard let rules = entry.rules(of: verdict.generation) else {
-      entry.counters.alertsLost &+= UInt64(alerts.count)
-      return
-    }
-    entry.counters.alerts &+= UInt64(alerts.count)
     for index in alerts.indices {
       let record = alerts[index]
+      guard let rule = entry.metadata(of: record.ruleIndex, generation: verdict.generation) else {
+        entry.counters.alertsLost &+= 1
+        continue
+      }
+      entry.counters.alerts &+= 1
       let alert = Alert(
-        record, rule: entry.metadata(of: record.ruleIndex, in: rules, generation: verdict.generation),
-        incarnation: entry.incarnation, packetID: verdict.id,
+        record, rule: rule, incarnation: entry.incarnation, packetID: verdict.id,
         verdict: verdict.rule == record.ruleIndex ? verdict.verdict : .pass)
       events.append(alert, slot: entry.slot)
     }

@@ -116,7 +116,7 @@ public final class DetectorPool<Backend: DetectorBackend> {
     checkDetectors(at: time)
     perform(tracker.tick(at: time), at: time)
     refreshSlots(at: time)
-    for entry in slots.compactMap(\.self) { reportDrops(entry, at: time) }
+    for case let entry? in slots { reportDrops(entry, at: time) }
   }
 
   /// Looks again which rules each domain has: detectors that run swap to them between two packets, domains that got their first rules
@@ -124,7 +124,7 @@ public final class DetectorPool<Backend: DetectorBackend> {
   public func rulesChanged(at time: Timestamp) {
     advance(to: time)
     publish()
-    for entry in slots.compactMap(\.self) {
+    for case let entry? in slots {
       guard let handle = entry.handle, let rules = chooseRules(entry.description),
         rules.image !== entry.generations.last?.rules.image
       else { continue }
@@ -190,7 +190,7 @@ public final class DetectorPool<Backend: DetectorBackend> {
   /// Takes the verdicts that have come in.
   public func collect(at time: Timestamp) {
     advance(to: time)
-    for entry in slots.compactMap(\.self) { collect(entry, at: time) }
+    for case let entry? in slots { collect(entry, at: time) }
   }
 
   /// Publishes, and waits until every detector that is not suspended has answered everything: the barrier of a replay.
@@ -201,7 +201,7 @@ public final class DetectorPool<Backend: DetectorBackend> {
     advance(to: time)
     publish()
     var isComplete = true
-    for entry in slots.compactMap(\.self) where !drain(entry, at: time, patience: patience) { isComplete = false }
+    for case let entry? in slots where !drain(entry, at: time, patience: patience) { isComplete = false }
     return isComplete
   }
 
@@ -311,7 +311,7 @@ public final class DetectorPool<Backend: DetectorBackend> {
       }
     }
     // The tracker may have forgotten the oldest of the ended ones already.
-    for entry in slots.compactMap(\.self) where entry.handle == nil {
+    for case let entry? in slots where entry.handle == nil {
       if tracker.state(of: entry.incarnation)?.isOver ?? true { release(entry, at: time) }
     }
     return isOtherwise
@@ -360,7 +360,7 @@ public final class DetectorPool<Backend: DetectorBackend> {
 
   /// Tells the tracker of the packets since the last time.
   private func noteTraffic() {
-    for entry in slots.compactMap(\.self) where entry.lastTraffic > entry.notedTraffic {
+    for case let entry? in slots where entry.lastTraffic > entry.notedTraffic {
       entry.notedTraffic = entry.lastTraffic
       let time = min(entry.lastTraffic, now)
       perform(tracker.noteTraffic(entry.incarnation, at: time), at: now)

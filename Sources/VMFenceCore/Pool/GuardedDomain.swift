@@ -58,14 +58,14 @@ final class GuardedDomain<Rules: CompiledRules> {
     if generations.count > Self.generationsKept { generations.removeFirst() }
   }
 
-  /// What a rule of a generation is called.
-  func metadata(of index: UInt32, in rules: Rules, generation: UInt32) -> RuleMetadata {
+  /// What a rule of a generation is called; nil when that generation is not known.
+  func metadata(of index: UInt32, generation: UInt32) -> RuleMetadata? {
     if generation != metadataGeneration || metadata.count >= Self.metadataKept {
       metadata.removeAll(keepingCapacity: true)
       metadataGeneration = generation
     }
     if let known = metadata[index] { return known }
-    let read = rules.metadata(at: Int(index))
+    guard let read = rules(of: generation)?.metadata(at: Int(index)) else { return nil }
     metadata[index] = read
     return read
   }

@@ -86,7 +86,8 @@ final class EventOutputs: Sendable {
     self.limits = limits
     let thread = Thread { [self] in
       ThreadPriority.stepBack()
-      while turn() {}
+      var items: [Item] = []
+      while turn(&items) {}
     }
     thread.name = "vmfence-tell"
     thread.start()
@@ -219,11 +220,12 @@ final class EventOutputs: Sendable {
 
   // MARK: The thread's side
 
+  /// - `items`: empty, and so afterwards; its room and that of the queue are used in turns.
   /// - Returns: whether to go on.
-  private func turn() -> Bool {
-    let (items, places, isClosing) = state.withLock { state in
-      defer { state.queue = [] }
-      return (state.queue, state.places.map(\.sink), state.isClosing)
+  private func turn(_ items: inout [Item]) -> Bool {
+    let (places, isClosing) = state.withLock { state in
+      swap(&items, &state.queue)
+      return (state.places.map(\.sink), state.isClosing)
     }
     if items.isEmpty {
       guard !isClosing else {
@@ -239,6 +241,7 @@ final class EventOutputs: Sendable {
       state.alerts -= alerts
       state.others -= items.count - alerts
     }
+    items.removeAll(keepingCapacity: true)
     return true
   }
 

@@ -15,7 +15,7 @@ final class HistoryRecorder: PromptEventSink {
     var decisions = 65_536
     /// What is written in one transaction, and how long nothing more is written then: the rate that a flood is kept at.
     var batch = 1_024
-    var pace = Duration.milliseconds(50)
+    var pace = Duration.milliseconds(200)
     /// After a failure.
     var retry = Duration.seconds(1)
   }
@@ -26,9 +26,18 @@ final class HistoryRecorder: PromptEventSink {
     var waiting = 0
   }
 
+  private struct Waiting {
+    var alerts: ArraySlice<Event> = []
+    var decisions: ArraySlice<Decision> = []
+
+    var count: Int { alerts.count + decisions.count }
+  }
+
   private struct State {
-    var alerts: [Event] = []
-    var decisions: [Decision] = []
+    /// What came since the thread took what is in hand: it takes more when that is written, so both are bounded.
+    var fresh = Waiting()
+    /// How much the thread has in hand.
+    var inHand = 0
     var counters = Counters()
     var problem: String?
     var figures = HistoryStore.Figures()
@@ -51,7 +60,8 @@ final class HistoryRecorder: PromptEventSink {
     self.limits = limits
     let thread = Thread { [self] in
       ThreadPriority.stepBack()
-      while turn() {}
+      var waiting = Waiting()
+      while turn(&waiting) {}
     }
     thread.name = "vmfence-history"
     thread.start()
@@ -73,10 +83,11 @@ final class HistoryRecorder: PromptEventSink {
 
   func receive(_ event: Event) {
     let isFirst = state.withLock { state in
-      let isFirst = state.alerts.isEmpty && state.decisions.isEmpty
+      let isFirst = state.fresh.count == 0
       switch event {
-      case .alert where state.alerts.count < limits.alerts: state.alerts.append(event)
-      case .decision(let decision) where state.decisions.count < limits.decisions: state.decisions.append(decision)
+      case .alert where state.fresh.alerts.count < limits.alerts: state.fresh.alerts.append(event)
+      case .decision(let decision) where state.fresh.decisions.count < limits.decisions:
+        state.fresh.decisions.append(decision)
       case .alert, .decision: state.counters.skipped &+= 1
       case .file, .lifecycle, .platform: return false
       }
@@ -87,7 +98,7 @@ final class HistoryRecorder: PromptEventSink {
 
   /// What the decision log held at the start: the projection of it is made again.
   func project(_ decisions: [Decision]) {
-    state.withLock { $0.decisions = decisions + $0.decisions }
+    state.withLock { $0.fresh.decisions = decisions + $0.fresh.decisions }
     news.ring()
   }
 
@@ -119,7 +130,7 @@ final class HistoryRecorder: PromptEventSink {
   var counters: Counters {
     state.withLock { state in
       var result = state.counters
-      result.waiting = state.alerts.count + state.decisions.count
+      result.waiting = state.fresh.count + state.inHand
       return result
     }
   }
@@ -139,37 +150,39 @@ final class HistoryRecorder: PromptEventSink {
 
   // MARK: The thread's side
 
+  /// - `waiting`: what the thread has in hand.
   /// - Returns: whether to go on.
-  private func turn() -> Bool {
-    let (alerts, decisions, isClosing) = state.withLock { state in
-      (
-        Array(state.alerts.prefix(limits.batch)), Array(state.decisions.prefix(4 * limits.batch)), state.isClosing
-      )
+  private func turn(_ waiting: inout Waiting) -> Bool {
+    let isClosing = state.withLock { state in
+      if waiting.alerts.isEmpty { swap(&waiting.alerts, &state.fresh.alerts) }
+      if waiting.decisions.isEmpty { swap(&waiting.decisions, &state.fresh.decisions) }
+      state.inHand = waiting.count
+      return state.isClosing
     }
-    var isStuck = false
-    if !alerts.isEmpty || !decisions.isEmpty { isStuck = !write(alerts, decisions) }
+    let isStuck = waiting.count > 0 && !writeBatch(of: &waiting)
     // In a flood what was there when somebody asked is written first, and no more.
     let (isBehind, isAnswerDue) = state.withLock { state in
       state.rounds = state.questions.isEmpty ? 0 : state.rounds + 1
-      let isBehind = !state.alerts.isEmpty || !state.decisions.isEmpty
-      return (isBehind, !isBehind || isStuck || state.rounds > limits.alerts / limits.batch)
+      let isBehind = waiting.count + state.fresh.count > 0
+      return (isBehind, !isBehind || isStuck || state.rounds > 2 * limits.alerts / limits.batch)
     }
     if isAnswerDue { answer() }
     if isClosing, !isBehind || isStuck {
-      finish()
+      finish(without: waiting.count)
       return false
     }
     wait(isStuck ? limits.retry : limits.pace) { !$0.questions.isEmpty || $0.isClosing }
     if !isBehind {
       look()
       wait(.seconds(60)) {
-        !$0.alerts.isEmpty || !$0.decisions.isEmpty || !$0.questions.isEmpty || $0.isClosing
+        $0.fresh.count > 0 || !$0.questions.isEmpty || $0.isClosing
       }
     }
     return true
   }
 
-  private func write(_ alerts: [Event], _ decisions: [Decision]) -> Bool {
+  private func writeBatch(of waiting: inout Waiting) -> Bool {
+    let (alerts, decisions) = (waiting.alerts.prefix(limits.batch), waiting.decisions.prefix(4 * limits.batch))
     let rows = alerts.compactMap { event in
       if case .alert(let alert) = event { HistoryAlert(alert, eve: encoder.encode(event)) } else { nil }
     }
@@ -179,9 +192,10 @@ final class HistoryRecorder: PromptEventSink {
     }
     do throws(StateStoreError) {
       try store.append(rows, names)
+      waiting.alerts.removeFirst(alerts.count)
+      waiting.decisions.removeFirst(decisions.count)
       state.withLock { state in
-        state.alerts.removeFirst(alerts.count)
-        state.decisions.removeFirst(decisions.count)
+        state.inHand = waiting.count
         state.counters.recorded &+= UInt64(alerts.count + decisions.count)
         state.problem = nil
       }
@@ -214,11 +228,11 @@ final class HistoryRecorder: PromptEventSink {
     }
   }
 
-  private func finish() {
+  private func finish(without left: Int) {
     answer()
     state.withLock { state in
-      state.counters.skipped &+= UInt64(state.alerts.count + state.decisions.count)
-      (state.alerts, state.decisions) = ([], [])
+      state.counters.skipped &+= UInt64(left + state.fresh.count)
+      (state.fresh, state.inHand) = (Waiting(), 0)
     }
     end.ring()
   }
