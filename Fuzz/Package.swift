@@ -25,6 +25,7 @@ let package = Package(
       name: "FuzzSupport", dependencies: [.product(name: "VMFenceCore", package: "vmfence")], swiftSettings: strict),
     target("fuzz-decode", "VMFenceCore", "VMFencePackets"),
     target("fuzz-capture", "VMFenceCore", "VMFenceCapture"),
+    target("fuzz-channel", "VMFenceCore", "VMFenceChannel"),
     target("hostile-peer", "VMFenceCore", "VMFenceChannel"),
     target("fuzz-ext2", "VMFenceCore", "VMFenceIntegrity"),
     target("fuzz-journal", "VMFenceCore", "VMFenceIntegrity"),
