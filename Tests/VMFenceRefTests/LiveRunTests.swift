@@ -24,11 +24,10 @@ struct LiveRunTests {
     }
   }
 
-  @Test("kill -9 of a detector in the middle costs no packet, is told, and another takes over")
-  func killed() throws {
-    let id = String(UUID().uuidString.prefix(6)).lowercased()
-    let (host, guest) = ("vfh\(id)", "vfg\(id)")
-    defer { try? Self.sh("ip netns del \(host); ip netns del \(guest)") }
+  private static let uuid = "6e1b4d0a-93c5-4c54-8d0e-5a0c7a1f0001"
+
+  /// Makes the two namespaces, one the host with the other's vif in it, and the inventory that knows this guest.
+  private func makeGuest(_ guest: String, of host: String, _ folder: TemporaryFolder) throws {
     try Self.sh(
       """
       ip netns add \(host); ip netns add \(guest)
@@ -37,19 +36,27 @@ struct LiveRunTests {
       ip -n \(host) addr add 10.9.9.1/24 dev vif1.0; ip -n \(guest) addr add 10.9.9.2/24 dev eth0
       ip -n \(host) link set vif1.0 up; ip -n \(guest) link set eth0 up
       """)
-    let folder = try TemporaryFolder()
-    _ = try folder.write(
-      "live.rules", "alert icmp any any -> any any (msg:\"ping\"; itype:8; content:\"|DE AD BE EF|\"; sid:1000001;)\n")
     _ = try folder.write(
       "inventory.yaml",
       """
       version: 1
       domains:
         - name: guest
-          uuid: 6e1b4d0a-93c5-4c54-8d0e-5a0c7a1f0001
+          uuid: \(Self.uuid)
           domid: 1
           ports: [{interface: vif1.0, mac: "00:16:3e:00:00:01", addresses: [10.9.9.2]}]
       """)
+  }
+
+  @Test("kill -9 of a detector in the middle costs no packet, is told, and another takes over")
+  func killed() throws {
+    let id = String(UUID().uuidString.prefix(6)).lowercased()
+    let (host, guest) = ("vfh\(id)", "vfg\(id)")
+    defer { try? Self.sh("ip netns del \(host); ip netns del \(guest)") }
+    let folder = try TemporaryFolder()
+    try makeGuest(guest, of: host, folder)
+    _ = try folder.write(
+      "live.rules", "alert icmp any any -> any any (msg:\"ping\"; itype:8; content:\"|DE AD BE EF|\"; sid:1000001;)\n")
     let config = try folder.write(
       "live.yaml", "version: 1\nrules: {dialect: snort2, common: live.rules}\ninventory: inventory.yaml\n")
     let errors = Pipe()
@@ -91,15 +98,8 @@ struct LiveRunTests {
     let id = String(UUID().uuidString.prefix(6)).lowercased()
     let (host, guest) = ("vfs\(id)", "vft\(id)")
     defer { try? Self.sh("ip netns del \(host); ip netns del \(guest)") }
-    try Self.sh(
-      """
-      ip netns add \(host); ip netns add \(guest)
-      ip -n \(host) link add vif1.0 type veth peer name eth0 netns \(guest)
-      ip -n \(guest) link set eth0 address 00:16:3e:00:00:01
-      ip -n \(host) addr add 10.9.9.1/24 dev vif1.0; ip -n \(guest) addr add 10.9.9.2/24 dev eth0
-      ip -n \(host) link set vif1.0 up; ip -n \(guest) link set eth0 up
-      """)
     let folder = try TemporaryFolder()
+    try makeGuest(guest, of: host, folder)
     // The first ping marks the flow of all pings between these two; later ones are told of by the other rule.
     _ = try folder.write(
       "live.rules",
@@ -108,20 +108,10 @@ struct LiveRunTests {
       alert icmp any any -> any any (msg:"first"; itype:8; flowbits:isnotset,pinged; flowbits:set,pinged; sid:1;)
 
       """)
-    _ = try folder.write(
-      "inventory.yaml",
-      """
-      version: 1
-      domains:
-        - name: guest
-          uuid: 6e1b4d0a-93c5-4c54-8d0e-5a0c7a1f0002
-          domid: 1
-          ports: [{interface: vif1.0, mac: "00:16:3e:00:00:01", addresses: [10.9.9.2]}]
-      """)
     let config = try folder.write(
       "live.yaml",
       "version: 1\nrules: {dialect: snort2, common: live.rules}\ninventory: inventory.yaml\nstate-directory: state\n")
-    let state = folder.path("state/detectors/6e1b4d0a-93c5-4c54-8d0e-5a0c7a1f0002.state")
+    let state = folder.path("state/detectors/\(Self.uuid).state")
 
     /// The alerts of a daemon over one ping, and what it said.
     func runOnce(_ number: Int) throws -> (sids: [Int], said: String) {
@@ -153,7 +143,7 @@ struct LiveRunTests {
     try bytes.write(to: URL(filePath: state))
     let third = try runOnce(3)
     #expect(third.sids.first == 1, "\(third)")
-    #expect(third.said.contains("6e1b4d0a-93c5-4c54-8d0e-5a0c7a1f0002.state is damaged: the checksum"), "\(third)")
+    #expect(third.said.contains("\(Self.uuid).state is damaged: the checksum"), "\(third)")
   }
 
   /// The detectors that a process has started.
