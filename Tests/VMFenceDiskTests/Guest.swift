@@ -87,7 +87,8 @@ final class Guest {
   /// Waits until the workload has said it.
   func waitFor(_ mark: String) throws {
     do {
-      try eventually("the guest says \(mark)") {
+      // An emulated machine on a busy host: the longest workload takes half a minute on a host that has nothing else to do.
+      try eventually("the guest says \(mark)", within: .seconds(300)) {
         let isRunning = process.isRunning
         guard !console.contains(mark) else { return true }
         guard isRunning else { throw Failure("the guest ended without \(mark)") }

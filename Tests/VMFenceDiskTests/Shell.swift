@@ -35,9 +35,9 @@ func programPath(_ name: String) throws -> String {
   throw Failure("\(name) was not built")
 }
 
-/// Waits for something that another process does; gives up after two minutes.
-func eventually(_ what: String, _ condition: () throws -> Bool) throws {
-  let deadline = ContinuousClock.now + .seconds(120)
+/// Waits for something that another process does, for `limit` at the most.
+func eventually(_ what: String, within limit: Duration = .seconds(120), _ condition: () throws -> Bool) throws {
+  let deadline = ContinuousClock.now + limit
   while ContinuousClock.now < deadline {
     if try condition() { return }
     usleep(10_000)
