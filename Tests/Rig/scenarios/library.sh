@@ -9,6 +9,7 @@ ok() { echo "ok $*"; }
 fail() { echo "FAILED $*"; failures=$((failures + 1)); }
 finish() {
   cp -r /var/log/vmfence /out/ 2>/dev/null
+  { nft list ruleset; vmfence-ref status; vmfence-ref domains --json; xl list -v; xenstore-ls -f; ip link; } >/out/state 2>&1
   [ "$failures" -eq 0 ] || exit 1
   exit 0
 }
@@ -40,6 +41,8 @@ if not rows: sys.exit(1)
 row = max(rows, key=lambda row: row["domid"])
 print(row.get(sys.argv[2]))' "$1" "$2"
 }
+# packets_of NAME : keeps what passes that guest's first card from now on.
+packets_of() { tcpdump -i "vif$(xl domid "$1").0" -U -w "/out/$1.pcap" 2>/dev/null & }
 has() { [ "$(domain "$1" "$2")" = "$3" ]; }
 lacks() { ! domain "$1" state; }
 
@@ -54,11 +57,14 @@ guest() {
 # Starts the daemon; its process is $daemon. Not in a pipeline: what a subshell counts and starts is lost.
 daemon_start() {
   mkdir -p /var/log/vmfence
-  host_yaml >/var/lib/vmfence/host.yaml
+  { host_yaml; more_yaml; } >/var/lib/vmfence/host.yaml
   vmfence-ref run --config /var/lib/vmfence/host.yaml --eve /var/log/vmfence/eve.json >>/var/log/vmfence/daemon.log 2>&1 &
   daemon=$!
   until_true 90 "the daemon answers" vmfence-ref status || { cat /var/log/vmfence/daemon.log; finish; }
 }
+
+# What a scenario adds to the configuration.
+more_yaml() { :; }
 
 # Of a host with a guest that serves.
 host_yaml() {
@@ -97,7 +103,7 @@ guest_with_frontend() {
   local root=/tmp/frontend module
   mkdir -p $root/bin $root/etc $root/modules
   cp /share/vmfence-guest $root/bin/
-  printf 'service-type: http\nprotected-paths:\n  - /etc/passwd\n' >$root/etc/vmfence-guest.yaml
+  printf 'service-type: http\nprotected-paths:\n  - %s\n' "${DECLARED:-/etc/passwd}" >$root/etc/vmfence-guest.yaml
   for module in nf_tables nft_limit; do modprobe -S "$(uname -r)" --show-depends $module; done |
     awk '$1 == "insmod" && !seen[$2]++ { print $2 }' | while read -r module; do
       cp "$module" $root/modules/
@@ -124,9 +130,9 @@ entry("TRAILER!!!", 0)
 PYTHON
 }
 
-# frontend NAME MAC ADDRESS : creates a guest of that kind, and starts the frontend in it.
+# frontend NAME MAC ADDRESS [LINE…] : creates a guest of that kind, with more lines in its configuration, and starts the frontend in it.
 frontend() {
-  DOMU_MEM=192 DOMU_IP=$3 domu_cfg "$1" "$(vif "$2" "$3")" | sed 's|/rig/domu.img|/tmp/frontend.img|' >"/tmp/$1.cfg"
+  DOMU_MEM=192 DOMU_IP=$3 domu_cfg "$1" "$(vif "$2" "$3")" "${@:4}" | sed 's|/rig/domu.img|/tmp/frontend.img|' >"/tmp/$1.cfg"
   xl create -q "/tmp/$1.cfg" && domu_wait "$1" 200 || return 1
   domu_exec "$1" 'for m in $(cat /modules/order); do insmod /modules/$m; done' 60
   frontend_start "$1"
