@@ -1,5 +1,6 @@
 internal import Glibc
 import Synchronization
+internal import VMFenceCore
 
 /// The one thread that starts detector processes, for as long as this process lives.
 ///
@@ -13,15 +14,7 @@ final class SpawnThread: Sendable {
 
   private init() {
     let point = exchangePoint
-    var attributes = pthread_attr_t()
-    var thread = pthread_t()
-    // SAFETY: `attributes` is initialised before use and destroyed after; the reference goes to the thread, which never
-    // ends.
-    unsafe pthread_attr_init(&attributes)
-    unsafe pthread_attr_setdetachstate(&attributes, Int32(PTHREAD_CREATE_DETACHED))
-    unsafe pthread_attr_setstacksize(&attributes, 256 << 10)
-    let error = unsafe pthread_create(&thread, &attributes, runSpawnThread, Unmanaged.passRetained(point).toOpaque())
-    unsafe pthread_attr_destroy(&attributes)
+    let error = DetachedThread.start(stackSize: 256 << 10) { point.serve() }
     precondition(error == 0, "cannot start a thread")
   }
 
@@ -29,16 +22,6 @@ final class SpawnThread: Sendable {
   func run(_ body: @escaping @Sendable () -> Void) {
     callers.withLock { _ in exchangePoint.hand(body) }
   }
-}
-
-private func runSpawnThread(_ context: UnsafeMutableRawPointer?) -> UnsafeMutableRawPointer? {
-  var everySignal = sigset_t()
-  // SAFETY: the set is written, then read; signals are for the program's other threads.
-  unsafe sigfillset(&everySignal)
-  unsafe pthread_sigmask(SIG_BLOCK, &everySignal, nil)
-  // SAFETY: the reference that `pthread_create` was given.
-  if let context = unsafe context { unsafe Unmanaged<ExchangePoint>.fromOpaque(context).takeRetainedValue().serve() }
-  return nil
 }
 
 /// Where one caller at a time meets the thread.

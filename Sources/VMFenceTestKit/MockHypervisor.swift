@@ -57,11 +57,7 @@ public final class MockHypervisor: HypervisorProbe, HypervisorControl {
     var faults: [Fault] = []
     var delayed: [InventoryChange] = []
     var failures: [ProbeError] = []
-    var subscribers: [Subscriber] = []
-  }
-
-  fileprivate struct Subscriber {
-    weak var feed: ChangeFeed?
+    var subscribers = ChangeFeeds()
   }
 
   private let clock: any TimeSource
@@ -100,8 +96,7 @@ public final class MockHypervisor: HypervisorProbe, HypervisorControl {
       self?.takeSnapshot() ?? InventorySnapshot(time: .zero, sequence: .max, domains: [])
     }
     contents.withLock { contents in
-      contents.subscribers.removeAll { $0.feed == nil }
-      contents.subscribers.append(Subscriber(feed: feed))
+      contents.subscribers.add(feed)
       if contents.isClosed || contents.isShuttingDown { feed.close() }
     }
     // The stream alone keeps the feed alive.
@@ -110,11 +105,10 @@ public final class MockHypervisor: HypervisorProbe, HypervisorControl {
 
   /// Ends all streams of changes.
   public func close() {
-    let feeds = contents.withLock { contents in
+    contents.withLock { contents in
       contents.isClosed = true
-      return contents.subscribers.compactMap(\.feed)
+      contents.subscribers.close()
     }
-    for feed in feeds { feed.close() }
   }
 
   // MARK: HypervisorControl
@@ -184,18 +178,18 @@ extension MockHypervisor.Contents {
   fileprivate mutating func notify(_ change: InventoryChange) {
     switch faults.isEmpty ? nil : faults.removeFirst() {
     case nil: send(change)
-    case .lose: for subscriber in subscribers { subscriber.feed?.lose(reason: "a notification was lost") }
+    case .lose: subscribers.lose(reason: "a notification was lost")
     case .loseSilently: break
     case .double:
       send(change)
       send(change)
     case .delay: delayed.append(change)
     }
-    if change == .platformShutdown { for subscriber in subscribers { subscriber.feed?.close() } }
+    if change == .platformShutdown { subscribers.close() }
   }
 
   fileprivate func send(_ change: InventoryChange) {
-    for subscriber in subscribers { subscriber.feed?.send(change) }
+    subscribers.send(change)
   }
 
   // MARK: Steps

@@ -36,12 +36,8 @@ public final class XenProbe: HypervisorProbe {
     var isShuttingDown = false
     var sequence: UInt64 = 0
     var lastTime = Timestamp(nanoseconds: .min)
-    var feeds: [WeakFeed] = []
+    var feeds = ChangeFeeds()
     var failure: ProbeError?
-  }
-
-  private struct WeakFeed {
-    weak var feed: ChangeFeed?
   }
 
   /// The shortest time between two looks that hints ask for.
@@ -113,24 +109,20 @@ public final class XenProbe: HypervisorProbe {
   /// Tells everybody that the platform goes down (event e8), and ends all streams of changes. Xen does not say so: whoever is told
   /// by the service manager does.
   public func platformShutsDown() {
-    let feeds = contents.withLock { contents in
+    contents.withLock { contents in
       contents.isShuttingDown = true
-      return contents.feeds.compactMap(\.feed)
-    }
-    for feed in feeds {
-      feed.send(.platformShutdown)
-      feed.close()
+      contents.feeds.send(.platformShutdown)
+      contents.feeds.close()
     }
   }
 
   /// Ends the looks and all streams of changes.
   public func close() {
-    let feeds = contents.withLock { contents in
+    contents.withLock { contents in
       contents.isClosed = true
-      return contents.feeds.compactMap(\.feed)
+      contents.feeds.close()
     }
     wakeUp.ring()
-    for feed in feeds { feed.close() }
   }
 
   // MARK: HypervisorProbe
@@ -147,8 +139,7 @@ public final class XenProbe: HypervisorProbe {
       self?.takeSnapshot() ?? InventorySnapshot(time: .zero, sequence: .max, domains: [])
     }
     contents.withLock { contents in
-      contents.feeds.removeAll { $0.feed == nil }
-      contents.feeds.append(WeakFeed(feed: feed))
+      contents.feeds.add(feed)
       if contents.isClosed || contents.isShuttingDown { feed.close() }
     }
     return AsyncStream { await feed.next() }
@@ -170,18 +161,13 @@ public final class XenProbe: HypervisorProbe {
   private func look() {
     contents.withLock { contents in
       guard !contents.isClosed else { return }
-      contents.feeds.removeAll { $0.feed == nil }
       do throws(SystemFailure) {
         let news = try contents.inventory.look(at: started.duration(to: .now))
         contents.failure = nil
-        for feed in contents.feeds {
-          for change in news.changes { feed.feed?.send(change) }
-          for reason in news.gaps { feed.feed?.lose(reason: reason) }
-        }
+        for change in news.changes { contents.feeds.send(change) }
+        for reason in news.gaps { contents.feeds.lose(reason: reason) }
       } catch {
-        if contents.failure == nil {
-          for feed in contents.feeds { feed.feed?.lose(reason: "the hypervisor could not be asked") }
-        }
+        if contents.failure == nil { contents.feeds.lose(reason: "the hypervisor could not be asked") }
         contents.failure = ProbeError(
           error.isPermission ? .permissionDenied : .failed, error.description,
           remedy: "see whether `xl list` works on this host")
@@ -191,16 +177,11 @@ public final class XenProbe: HypervisorProbe {
 
   private func startThread() throws(ProbeError) {
     let watcher = Watcher(self)
-    var thread = pthread_t()
-    // SAFETY: the reference goes to the thread, which gives it up when it ends.
-    let error = unsafe pthread_create(&thread, nil, runWatcher, Unmanaged.passRetained(watcher).toOpaque())
+    let error = DetachedThread.start { watcher.run() }
     guard error == 0 else {
-      // SAFETY: the thread did not come to be; the reference is ours again.
-      unsafe Unmanaged.passUnretained(watcher).release()
       throw ProbeError(
         .failed, "cannot start a thread: \(describeError(error))", remedy: "allow the process more threads")
     }
-    pthread_detach(thread)
   }
 
   /// Waits for a hint, at most one poll interval. The probe is not kept alive by its thread.
@@ -246,14 +227,4 @@ private final class Watcher: Sendable {
   func run() {
     while let waiting = probe.withLock({ $0.probe })?.lookAndPrepareToWait() { waiting.wait() }
   }
-}
-
-private func runWatcher(_ context: UnsafeMutableRawPointer?) -> UnsafeMutableRawPointer? {
-  var everySignal = sigset_t()
-  // SAFETY: the set is written, then read; signals are for the program's other threads.
-  unsafe sigfillset(&everySignal)
-  unsafe pthread_sigmask(SIG_BLOCK, &everySignal, nil)
-  // SAFETY: the reference that `pthread_create` was given.
-  if let context = unsafe context { unsafe Unmanaged<Watcher>.fromOpaque(context).takeRetainedValue().run() }
-  return nil
 }

@@ -70,16 +70,8 @@ internal import VMFenceIntegrity
   }
 
   private func start() -> CInt {
-    var attributes = pthread_attr_t()
-    var thread = pthread_t()
-    // SAFETY: `attributes` is initialised before use and destroyed after; the reference goes to the thread.
-    let reference = unsafe Unmanaged.passRetained(self)
-    unsafe pthread_attr_init(&attributes)
-    unsafe pthread_attr_setdetachstate(&attributes, Int32(PTHREAD_CREATE_DETACHED))
-    unsafe pthread_attr_setstacksize(&attributes, 256 << 10)
-    let error = unsafe pthread_create(&thread, &attributes, runDiskWorker, reference.toOpaque())
-    unsafe pthread_attr_destroy(&attributes)
-    if error == 0 { locked { running += 1 } } else { unsafe reference.release() }
+    let error = DetachedThread.start(stackSize: 256 << 10) { [self] in work() }
+    if error == 0 { locked { running += 1 } }
     return error
   }
 
@@ -178,7 +170,7 @@ internal import VMFenceIntegrity
 
   // MARK: The workers
 
-  fileprivate func work() {
+  private func work() {
     locked { begun += 1 }
     tellSubmitter()
     while let job = take() {
@@ -208,16 +200,6 @@ internal import VMFenceIntegrity
       return waiting.isEmpty ? nil : waiting.removeFirst()
     }
   }
-}
-
-private func runDiskWorker(_ context: UnsafeMutableRawPointer?) -> UnsafeMutableRawPointer? {
-  var everySignal = sigset_t()
-  // SAFETY: the set is written, then read; signals are for the program's other threads.
-  unsafe sigfillset(&everySignal)
-  unsafe pthread_sigmask(SIG_BLOCK, &everySignal, nil)
-  // SAFETY: the reference that `pthread_create` was given.
-  if let context = unsafe context { unsafe Unmanaged<DiskQueue>.fromOpaque(context).takeRetainedValue().work() }
-  return nil
 }
 
 /// The disk as a monitor reads it: with all that was allowed before. Used by the thread that submits.

@@ -18,12 +18,8 @@ public final class StaticInventory: HypervisorProbe {
     var isClosed = false
     var sequence: UInt64 = 0
     var lastTime = Timestamp(nanoseconds: .min)
-    var subscribers: [Subscriber] = []
+    var subscribers = ChangeFeeds()
     var reloads: UInt64 = 0
-  }
-
-  fileprivate struct Subscriber {
-    weak var feed: ChangeFeed?
   }
 
   public let path: String
@@ -119,8 +115,7 @@ public final class StaticInventory: HypervisorProbe {
       self?.takeSnapshot() ?? InventorySnapshot(time: .zero, sequence: .max, domains: [])
     }
     contents.withLock { contents in
-      contents.subscribers.removeAll { $0.feed == nil }
-      contents.subscribers.append(Subscriber(feed: feed))
+      contents.subscribers.add(feed)
       if contents.isClosed { feed.close() }
     }
     return AsyncStream { await feed.next() }
@@ -128,11 +123,10 @@ public final class StaticInventory: HypervisorProbe {
 
   /// Ends the watch and all streams of changes.
   public func close() {
-    let feeds = contents.withLock { contents in
+    contents.withLock { contents in
       contents.isClosed = true
-      return contents.subscribers.compactMap(\.feed)
+      contents.subscribers.close()
     }
-    for feed in feeds { feed.close() }
   }
 
   // MARK: The watch
@@ -176,11 +170,8 @@ extension StaticInventory.Contents {
     let before = domains
     domains = Dictionary(list.map { ($0.incarnation, $0) }, uniquingKeysWith: { first, _ in first })
     order = list.map(\.incarnation)
-    subscribers.removeAll { $0.feed == nil }
-    for subscriber in subscribers {
-      for gone in before.keys.sorted() where domains[gone] == nil { subscriber.feed?.send(.removed(gone)) }
-      for domain in list where before[domain.incarnation] != domain { subscriber.feed?.send(.changed(domain)) }
-    }
+    for gone in before.keys.sorted() where domains[gone] == nil { subscribers.send(.removed(gone)) }
+    for domain in list where before[domain.incarnation] != domain { subscribers.send(.changed(domain)) }
   }
 }
 #endif

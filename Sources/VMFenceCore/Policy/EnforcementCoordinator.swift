@@ -428,7 +428,7 @@ extension EnforcementCoordinator {
   /// In a thread of its own, since a disk can be slow, and on a host with one processor all tasks share one thread.
   private static func sync(_ log: any DecisionLog) async -> DecisionLogError? {
     await withCheckedContinuation { continuation in
-      let isStarted = DetachedThread.start { continuation.resume(returning: syncNow(log)) }
+      let isStarted = DetachedThread.start { continuation.resume(returning: syncNow(log)) } == 0
       if !isStarted { continuation.resume(returning: syncNow(log)) }
     }
   }

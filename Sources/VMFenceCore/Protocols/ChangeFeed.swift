@@ -3,7 +3,7 @@ internal import Synchronization
 /// One subscriber's view of a probe's changes, for whoever writes a probe: a bounded queue that, when it overflows, forgets what it
 /// has, and owes its reader a `gap` and a fresh snapshot instead. Safe to use from any thread; one task reads.
 ///
-/// Give the reader `AsyncStream { await feed.next() }`, and keep the feed itself `weak`, so that it goes with its reader.
+/// Give the reader `AsyncStream { await feed.next() }`, and keep the feed itself in `ChangeFeeds`, so that it goes with its reader.
 public final class ChangeFeed: Sendable {
   private struct Contents {
     var queue: [InventoryChange] = []
@@ -114,4 +114,30 @@ public final class ChangeFeed: Sendable {
       contents.withLock { $0.wakeReader() }?.resume()
     }
   }
+}
+
+/// The subscribers of a probe, for whoever writes one. A feed is held weakly: it goes with its reader. Used by one thread at a time; under
+/// the probe's lock all subscribers get the changes in the same order.
+public struct ChangeFeeds: Sendable {
+  private struct Entry {
+    weak var feed: ChangeFeed?
+  }
+
+  private var entries: [Entry] = []
+
+  public init() {}
+
+  /// Adds a subscriber, and forgets those whose readers are gone.
+  public mutating func add(_ feed: ChangeFeed) {
+    entries.removeAll { $0.feed == nil }
+    entries.append(Entry(feed: feed))
+  }
+
+  public func send(_ change: InventoryChange) { for entry in entries { entry.feed?.send(change) } }
+
+  /// Has each lose one change, and own up to it.
+  public func lose(reason: String) { for entry in entries { entry.feed?.lose(reason: reason) } }
+
+  /// Ends all streams after what is queued.
+  public func close() { for entry in entries { entry.feed?.close() } }
 }

@@ -148,15 +148,8 @@ final class ChangeListener: Sendable {
     guard made == 0 else { throw .socket(errno, "make a pair of sockets") }
     let listener = ChangeListener(
       socket, ForeignChangeReader(family: family, table: table, own: own), bell: (ends[0], ends[1]), report)
-    var thread = pthread_t()
-    // SAFETY: the reference goes to the thread, which gives it up when it ends.
-    let error = unsafe pthread_create(&thread, nil, runListener, Unmanaged.passRetained(listener).toOpaque())
-    guard error == 0 else {
-      // SAFETY: the thread did not come to be; the reference is ours again.
-      unsafe Unmanaged.passUnretained(listener).release()
-      throw .socket(error, "start a thread")
-    }
-    pthread_detach(thread)
+    let error = DetachedThread.start { listener.run() }
+    guard error == 0 else { throw .socket(error, "start a thread") }
     return listener
   }
 
@@ -171,7 +164,7 @@ final class ChangeListener: Sendable {
     _ = shutdown(bell.far, Int32(SHUT_RDWR))
   }
 
-  fileprivate func run() {
+  private func run() {
     var reader = reader
     var buffer = [UInt8](repeating: 0, count: 64 << 10)
     while waits() {
@@ -203,14 +196,4 @@ final class ChangeListener: Sendable {
       return count > 0 && descriptors[1].revents == 0
     }
   }
-}
-
-private func runListener(_ context: UnsafeMutableRawPointer?) -> UnsafeMutableRawPointer? {
-  var everySignal = sigset_t()
-  // SAFETY: the set is written, then read; signals are for the program's other threads.
-  unsafe sigfillset(&everySignal)
-  unsafe pthread_sigmask(SIG_BLOCK, &everySignal, nil)
-  // SAFETY: the reference that `pthread_create` was given.
-  if let context = unsafe context { unsafe Unmanaged<ChangeListener>.fromOpaque(context).takeRetainedValue().run() }
-  return nil
 }
