@@ -19,13 +19,15 @@ struct ProcessPoolTests {
   }
 
   private func makePool<Backend: DetectorBackend>(
-    _ backend: Backend, _ rules: ToyRules, savedState: @escaping (DomainDescription) -> [UInt8]? = { _ in nil }
+    _ backend: Backend, _ rules: ToyRules, savedState: @escaping (DomainDescription) -> [UInt8]? = { _ in nil },
+    keepState: ((DomainDescription, [UInt8]?) -> Void)? = nil
   ) -> DetectorPool<Backend> where Backend.Rules == ToyRules {
     let configuration = DetectorPool<Backend>.Configuration(
       channel: DetectorChannelConfiguration(packetRingBytes: 8192, verdictRingBytes: 16384, snapLength: 2048),
       waitsWhenFull: true)
     let pool = DetectorPool(
-      backend: backend, configuration: configuration, at: .zero, savedState: savedState, rules: { _ in rules })
+      backend: backend, configuration: configuration, at: .zero, savedState: savedState, keepState: keepState,
+      rules: { _ in rules })
     pool.update(
       .snapshot(InventorySnapshot(time: .zero, sequence: 1, domains: domains)), at: .zero)
     return pool
@@ -111,6 +113,75 @@ struct ProcessPoolTests {
       // Six packets, two, and one: that detector refused what it was given.
       #expect(result.flows == [6, 2, 1])
       #expect(result.told == ["state-lost: the detector refused the saved state, and began without one"])
+    }
+  }
+
+  /// A domain is suspended to be moved, and comes under another number; `comesEarly`: it is there, and has a detector, before it is suspended.
+  ///
+  /// - Returns: how many packets the last detector says it has seen, and what was kept.
+  private func move<Backend: DetectorBackend>(_ backend: Backend, comesEarly: Bool, fails: Bool = false) -> (
+    alerts: [UInt64], kept: [Int?]
+  ) where Backend.Rules == ToyRules {
+    var (kept, states): ([Int?], [DomainUUID: [UInt8]]) = ([], [:])
+    let pool = makePool(
+      backend, ToyRules([(.alert, 7)]), savedState: { states[$0.incarnation.uuid] },
+      keepState: { domain, bytes in
+        kept.append(bytes?.count)
+        states[domain.incarnation.uuid] = bytes
+      })
+    for _ in 0..<5 { send([7], to: 0, at: 1, pool) }
+    var (old, new) = (domains[0], domains[0])
+    new.incarnation = Incarnation(uuid: old.incarnation.uuid, domainID: DomainID(9))
+    (new.migration, new.runState) = (.incoming, .paused)
+    if comesEarly { pool.update(.changed(new), at: Timestamp(seconds: 2)) }
+    // The detector has stopped with it before, as that of an idle domain has.
+    old.runState = .paused
+    pool.update(.changed(old), at: Timestamp(seconds: 2))
+    old.runState = .suspendedForMigration
+    pool.update(.changed(old), at: Timestamp(seconds: 3))
+    if fails {
+      old.runState = .running
+      pool.update(.changed(old), at: Timestamp(seconds: 4))
+    } else {
+      pool.update(.removed(old.incarnation), at: Timestamp(seconds: 4))
+      (new.migration, new.runState) = (.none, .running)
+      pool.update(.changed(new), at: Timestamp(seconds: 5))
+    }
+    let wanted = fails ? old.incarnation : new.incarnation
+    let slot = pool.members.first { $0.domain.incarnation == wanted }?.slot ?? -1
+    send([7], to: slot, at: 6, pool)
+    #expect(pool.drain(at: Timestamp(seconds: 6)))
+    #expect(pool.reports.first { $0.description.incarnation == wanted }?.automaton?.state == .inspecting)
+    var alerts: [UInt64] = []
+    for event in pool.takeEvents() {
+      if case .alert(let alert) = event { alerts.append(alert.flowID) }
+    }
+    pool.close(at: Timestamp(seconds: 7))
+    return (alerts, kept)
+  }
+
+  @Test("has the detector of a domain that was saved or migrated go on with what the one before remembers")
+  func moves() {
+    for result in [
+      move(processes, comesEarly: false), move(ThreadDetectorBackend<ToyInspector>(), comesEarly: false),
+    ] {
+      #expect(result.alerts == [1, 2, 3, 4, 5, 6])
+      #expect(result.kept.count == 1 && result.kept[0] != nil)
+    }
+    for result in [move(processes, comesEarly: true), move(ThreadDetectorBackend<ToyInspector>(), comesEarly: true)] {
+      #expect(result.alerts == [1, 2, 3, 4, 5, 6])
+      #expect(result.kept.isEmpty)
+    }
+  }
+
+  @Test("goes on with its own memory when a move fails, and forgets what was kept for it")
+  func moveFails() {
+    for result in [
+      move(processes, comesEarly: false, fails: true),
+      move(ThreadDetectorBackend<ToyInspector>(), comesEarly: false, fails: true),
+    ] {
+      #expect(result.alerts == [1, 2, 3, 4, 5, 6])
+      #expect(result.kept.count == 2 && result.kept[0] != nil && result.kept[1] == nil)
     }
   }
 

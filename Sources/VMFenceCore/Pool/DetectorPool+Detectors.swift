@@ -50,13 +50,7 @@ extension DetectorPool {
   ) throws(DetectorError) -> DetectorChannel {
     let channel = try backend.makeChannel(configuration.channel)
     if entry.pastChannels.enqueued == 0, let bytes = savedState(entry.description) {
-      entry.isTakingOver = channel.offerState(bytes, at: time)
-      if !entry.isTakingOver {
-        tell(
-          entry, .stateLost, severity: 3, at: time,
-          "the saved state has \(bytes.count) bytes, more than the \(configuration.channel.stateBytes) there is room for"
-        )
-      }
+      offer(bytes, to: entry, over: channel, at: time)
     }
     return channel
   }
@@ -67,6 +61,67 @@ extension DetectorPool {
     entry.isTakingOver = false
     if !isTaken {
       tell(entry, .stateLost, severity: 3, at: time, "the detector refused the saved state, and began without one")
+    }
+  }
+
+  /// What a domain's detector remembers, after it has answered everything; it may be woken for that. Nil when there is none that answers in time.
+  func memory(of entry: GuardedDomain<Rules>, at time: Timestamp, patience: Duration) -> [UInt8]? {
+    guard entry.handle != nil else { return nil }
+    if entry.isSuspended { resume(entry.incarnation, at: time) }
+    entry.channel?.publish()
+    drain(entry, at: time, patience: patience)
+    guard entry.isAnswering, let channel = entry.channel else { return nil }
+    guard let bytes = channel.saveState(at: time, upTo: patience) else {
+      if configuration.channel.stateBytes > 0 {
+        tell(entry, .stateLost, severity: 3, at: time, "the detector did not save what it remembers in time")
+      }
+      return nil
+    }
+    return bytes.isEmpty ? nil : bytes
+  }
+
+  /// Hands on what the detector of a domain remembers that is suspended to be saved or migrated, and takes that back when the domain goes on here.
+  func followMove(_ entry: GuardedDomain<Rules>, at time: Timestamp) {
+    guard let keepState else { return }
+    switch entry.description.runState {
+    case .suspendedForMigration where !entry.isHandedOver:
+      entry.isHandedOver = true
+      let wasSuspended = entry.isSuspended
+      let bytes = memory(of: entry, at: time, patience: configuration.endingPatience)
+      if wasSuspended { suspend(entry.incarnation, at: time) }
+      guard let bytes else { return }
+      let next = slots.first { other in
+        guard let other else { return false }
+        return other !== entry && other.incarnation.uuid == entry.incarnation.uuid && other.handle != nil
+          && other.counters.packets == 0
+      }
+      if let next = next ?? nil { hand(bytes, to: next, at: time) } else { keepState(entry.description, bytes) }
+    case .running, .blocked, .paused:
+      guard entry.isHandedOver else { return }
+      entry.isHandedOver = false
+      keepState(entry.description, nil)
+    default: break
+    }
+  }
+
+  /// Has a detector that has not seen a packet yet begin anew with what another one remembers.
+  private func hand(_ bytes: [UInt8], to entry: GuardedDomain<Rules>, at time: Timestamp) {
+    guard let handle = entry.handle, let channel = entry.channel else { return }
+    handle.kill()
+    entry.handle = nil
+    entry.isSuspended = false
+    offer(bytes, to: entry, over: channel, at: time)
+    perform(tracker.detectorGone(entry.incarnation, at: time), at: time)
+  }
+
+  private func offer(
+    _ bytes: [UInt8], to entry: GuardedDomain<Rules>, over channel: DetectorChannel, at time: Timestamp
+  ) {
+    entry.isTakingOver = channel.offerState(bytes, at: time)
+    if !entry.isTakingOver {
+      tell(
+        entry, .stateLost, severity: 3, at: time,
+        "the saved state has \(bytes.count) bytes, more than the \(configuration.channel.stateBytes) there is room for")
     }
   }
 

@@ -55,6 +55,7 @@ public final class DetectorPool<Backend: DetectorBackend> {
   /// The rules for a domain; nil: none are configured for it.
   let chooseRules: (DomainDescription) -> Rules?
   let savedState: (DomainDescription) -> [UInt8]?
+  let keepState: ((DomainDescription, [UInt8]?) -> Void)?
   var tracker: LifecycleTracker
   var slots: [GuardedDomain<Rules>?] = []
   var slotOf: [Incarnation: Int] = [:]
@@ -73,16 +74,21 @@ public final class DetectorPool<Backend: DetectorBackend> {
   /// Until when capture times are believed: a frame may carry any time.
   private var horizon: Timestamp
 
-  /// - `savedState`: what `saveStates` gave for the domain, perhaps in an earlier process; asked when its first detector starts.
+  /// - `savedState`: what `saveStates` or `keepState` gave for the domain, perhaps in an earlier process; asked when its first detector starts.
+  /// - `keepState`: keeps what the detector of a domain remembers that is suspended to be saved or migrated, for `savedState` of its next
+  ///   incarnation; nil: it goes on here, and what was kept is out of date. Where that incarnation is on this host already, its detector gets the state
+  ///   at once. Without this closure detectors of moved domains begin with nothing.
   /// - `rules`: chooses the rules for a domain; called often, so it should keep what it compiled.
   public init(
     backend: Backend, configuration: Configuration = .init(), at time: Timestamp,
-    savedState: @escaping (DomainDescription) -> [UInt8]? = { _ in nil }, rules: @escaping (DomainDescription) -> Rules?
+    savedState: @escaping (DomainDescription) -> [UInt8]? = { _ in nil },
+    keepState: ((DomainDescription, [UInt8]?) -> Void)? = nil, rules: @escaping (DomainDescription) -> Rules?
   ) {
     self.backend = backend
     self.configuration = configuration
     chooseRules = rules
     self.savedState = savedState
+    self.keepState = keepState
     tracker = LifecycleTracker(configuration: configuration.lifecycle, at: time)
     now = time
     horizon = time + configuration.lifecycle.blockedAfter
@@ -248,16 +254,8 @@ public final class DetectorPool<Backend: DetectorBackend> {
   public func saveStates(at time: Timestamp, patience: Duration) -> [(domain: DomainDescription, bytes: [UInt8])] {
     advance(to: time)
     var states: [(domain: DomainDescription, bytes: [UInt8])] = []
-    for entry in slots.compactMap(\.self) where entry.handle != nil {
-      if entry.isSuspended { resume(entry.incarnation, at: time) }
-      entry.channel?.publish()
-      drain(entry, at: time, patience: patience)
-      guard entry.isAnswering, let channel = entry.channel else { continue }
-      if let bytes = channel.saveState(at: time, upTo: patience) {
-        if !bytes.isEmpty { states.append((entry.description, bytes)) }
-      } else if configuration.channel.stateBytes > 0 {
-        tell(entry, .stateLost, severity: 3, at: time, "the detector did not save what it remembers in time")
-      }
+    for entry in slots.compactMap(\.self) {
+      if let bytes = memory(of: entry, at: time, patience: patience) { states.append((entry.description, bytes)) }
     }
     return states
   }
@@ -306,6 +304,7 @@ public final class DetectorPool<Backend: DetectorBackend> {
         }
         entry.description = description
         entry.wakesOnTraffic = tracker.wakesOnTraffic(incarnation)
+        followMove(entry, at: time)
       } else if !state.isOver {
         makeSlot(for: description)
       }

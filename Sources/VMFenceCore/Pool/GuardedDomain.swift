@@ -12,6 +12,8 @@ final class GuardedDomain<Rules: CompiledRules> {
   /// Of the channels it had before this one.
   var pastChannels = DetectorChannelCounters()
   var isSuspended = false
+  /// The domain stands still to be saved or migrated, and what its detector remembers has been handed on.
+  var isHandedOver = false
   /// Its first detector was offered a saved state, and has not said what became of it.
   var isTakingOver = false
   var wakesOnTraffic = false

@@ -2,8 +2,8 @@
 import Foundation
 import VMFenceCore
 
-/// What detectors remembered of their domains' traffic when the daemon stopped, in files of its state directory: one for each domain, by its
-/// UUID. Each is used once, by the next daemon.
+/// What detectors remembered of their domains' traffic when the daemon stopped, or when the domain was saved or migrated, in files of its state
+/// directory: one for each domain, by its UUID. Each is used once, by the domain's next detector.
 ///
 /// ```
 /// 0    "VMFSTATE"
@@ -16,6 +16,8 @@ struct DetectorStates: Sendable {
   private static let magic = Array("VMFSTATE".utf8)
   private static let version: UInt32 = 1
   private static let headerBytes = 24
+  /// How many seconds a state waits to be taken.
+  private static let kept: TimeInterval = 7 * 86400
 
   /// The folder of the files; it need not exist.
   let folder: String
@@ -24,29 +26,43 @@ struct DetectorStates: Sendable {
 
   private func path(_ domain: DomainUUID) -> String { "\(folder)/\(domain).state" }
 
-  /// Writes one file for each domain, and removes all others. What cannot be written is told in the result.
+  /// Writes one file for each domain. What cannot be written is told in the result.
   func write(_ states: [(domain: DomainDescription, bytes: [UInt8])]) -> [Diagnostic] {
-    try? FileManager.default.removeItem(atPath: folder)
-    guard !states.isEmpty else { return [] }
-    var problems: [Diagnostic] = []
+    states.flatMap { write($0.bytes, of: $0.domain.incarnation.uuid) }
+  }
+
+  /// Writes the file of one domain. What cannot be written is told in the result.
+  func write(_ bytes: [UInt8], of domain: DomainUUID) -> [Diagnostic] {
+    prune()
+    let path = path(domain)
+    var data = Data(Self.magic)
+    for value in [Self.version, CRC32C.checksum(bytes)] { data.append(contentsOf: littleEndian(UInt64(value), 4)) }
+    data.append(contentsOf: littleEndian(UInt64(bytes.count), 8))
+    data.append(contentsOf: bytes)
     do {
       try FileManager.default.createDirectory(
         atPath: folder, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
-    } catch { return [failure(folder, error)] }
-    for (domain, bytes) in states {
-      let path = path(domain.incarnation.uuid)
-      var data = Data(Self.magic)
-      for value in [Self.version, CRC32C.checksum(bytes)] { data.append(contentsOf: littleEndian(UInt64(value), 4)) }
-      data.append(contentsOf: littleEndian(UInt64(bytes.count), 8))
-      data.append(contentsOf: bytes)
-      do { try data.write(to: URL(filePath: path), options: .atomic) } catch { problems.append(failure(path, error)) }
+      try data.write(to: URL(filePath: path), options: .atomic)
+    } catch { return [failure(path, error)] }
+    return []
+  }
+
+  /// What was kept of a domain is out of date.
+  func remove(_ domain: DomainUUID) { try? FileManager.default.removeItem(atPath: path(domain)) }
+
+  /// Removes what nobody took: of guests that were saved and never restored, and damaged files.
+  private func prune() {
+    let oldest = Date(timeIntervalSinceNow: -Self.kept)
+    for name in (try? FileManager.default.contentsOfDirectory(atPath: folder)) ?? [] {
+      let path = folder + "/" + name
+      let written = try? FileManager.default.attributesOfItem(atPath: path)[.modificationDate] as? Date
+      if let written, written < oldest { try? FileManager.default.removeItem(atPath: path) }
     }
-    return problems
   }
 
   /// A domain's state, at most `limit` bytes, and its file is gone; nil when there is none.
   ///
-  /// - Throws: when the file is damaged, or not one of these. It stays where it is, for whoever looks into it, until the daemon stops.
+  /// - Throws: when the file is damaged, or not one of these. It stays where it is, for whoever looks into it, for a week.
   func take(_ domain: DomainUUID, limit: Int) throws(DetectorStateProblem) -> [UInt8]? {
     let path = path(domain)
     guard let file = FileHandle(forReadingAtPath: path) else { return nil }

@@ -150,6 +150,14 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
           logger.log([error.diagnostic])
           return nil
         }
+      },
+      keepState: { domain, bytes in
+        guard let states else { return }
+        if let bytes {
+          logger.log(states.write(bytes, of: domain.incarnation.uuid))
+        } else {
+          states.remove(domain.incarnation.uuid)
+        }
       }, rules: { rules.selection.rules(for: $0) })
     dispatcher = Dispatcher(publisher)
   }
