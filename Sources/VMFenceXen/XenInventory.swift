@@ -17,6 +17,8 @@ package struct XenInventory {
     /// A hint came, or it is not complete yet.
     var isStale = false
     var firstSeen: Duration
+    /// Something may be different from what subscribers were told.
+    var isNews = true
     /// What subscribers were told last; nil: nothing yet.
     var told: DomainDescription?
     /// What will be told of the run state (see `settle`).
@@ -147,23 +149,22 @@ package struct XenInventory {
   }
 
   private mutating func take(_ listed: [XenDomain], at now: Duration, _ news: inout News) {
-    let present = Set(listed.map(\.incarnation))
-    for incarnation in order where !present.contains(incarnation) {
-      entries[incarnation] = nil
-      news.changes.append(.removed(incarnation))
-      gone.append(incarnation.domainID)
-    }
-    if gone.count > Self.goneLimit { gone.removeFirst(gone.count - Self.goneLimit) }
-    for domain in listed {
-      if var entry = entries[domain.incarnation] {
-        entry.settle(domain)
-        entries[domain.incarnation] = entry
-      } else {
+    // Nearly every look finds the same domains.
+    if !order.elementsEqual(listed.lazy.map(\.incarnation)) {
+      let present = Set(listed.map(\.incarnation))
+      for incarnation in order where !present.contains(incarnation) {
+        entries[incarnation] = nil
+        news.changes.append(.removed(incarnation))
+        gone.append(incarnation.domainID)
+      }
+      if gone.count > Self.goneLimit { gone.removeFirst(gone.count - Self.goneLimit) }
+      for domain in listed where entries[domain.incarnation] == nil {
         entries[domain.incarnation] = Entry(
           domain: domain, details: DomainDetails(), isStale: true, firstSeen: now, runState: domain.runState)
       }
+      order = listed.map(\.incarnation)
     }
-    order = listed.map(\.incarnation)
+    for domain in listed { entries[domain.incarnation]?.settle(domain) }
   }
 
   /// Devices of a domain that no look has seen: it came and went in between.
@@ -192,11 +193,18 @@ package struct XenInventory {
     }
     guard let store else { return }
     for incarnation in order {
-      guard var entry = entries[incarnation], entry.isStale else { continue }
+      guard entries[incarnation]?.isStale == true, var entry = entries[incarnation] else { continue }
       // While a domain is taken down, its devices go one by one; what it was is kept until it is gone.
       if entry.domain.runState == .dying, entry.details.name != nil { continue }
       do throws(SystemFailure) {
-        entry.details = try DomainDetails.read(entry.domain, from: store, interfaceExists: interfaceExists)
+        let details = try DomainDetails.read(entry.domain, from: store, interfaceExists: interfaceExists)
+        // One that was started anew knows nothing of domains that run on.
+        if details.name == nil, entry.details.name != nil {
+          entry.details.problems = [Self.forgotten(incarnation)]
+        } else if details != entry.details {
+          entry.details = details
+          entry.isNews = true
+        }
       } catch {
         lostStore(error)
         return
@@ -206,9 +214,19 @@ package struct XenInventory {
     }
   }
 
+  private static func forgotten(_ domain: Incarnation) -> Diagnostic {
+    Diagnostic(
+      .warning,
+      "domain \(domain.domainID): xenstore has nothing about it any more; what was known of it stays in force",
+      remedy: "a xenstored that was started anew learns of running domains no more: start the domain, or the host, anew"
+    )
+  }
+
   private mutating func tell(_ news: inout News) {
     for incarnation in order {
-      guard var entry = entries[incarnation] else { continue }
+      guard entries[incarnation]?.isNews == true, var entry = entries[incarnation] else { continue }
+      entry.isNews = false
+      defer { entries[incarnation] = entry }
       var description = entry.description
       description.runState = entry.runState
       var told = description
@@ -216,7 +234,6 @@ package struct XenInventory {
       told.cpuTime = .zero
       guard entry.told != told else { continue }
       entry.told = told
-      entries[incarnation] = entry
       news.changes.append(.changed(description))
     }
   }
@@ -226,8 +243,9 @@ extension XenInventory.Entry {
   /// Takes a look at the domain over. Of running and blocked, only what lasts is a change: an idle guest wakes a thousand times a second, and that
   /// a look caught it there says nothing.
   fileprivate mutating func settle(_ now: XenDomain) {
-    let before = domain
+    let (before, stateBefore) = (domain, runState)
     domain = now
+    defer { if runState != stateBefore { isNews = true } }
     switch now.runState {
     case .blocked: if before.runState == .blocked, before.cpuTime == now.cpuTime { runState = .blocked }
     case .running: if before.runState == .running || before.cpuTime != now.cpuTime { runState = .running }

@@ -1,3 +1,4 @@
+internal import CXen
 internal import Glibc
 internal import Synchronization
 public import VMFenceCore
@@ -225,6 +226,8 @@ private final class Watcher: Sendable {
   init(_ probe: XenProbe) { self.probe = Mutex(WeakProbe(probe: probe)) }
 
   func run() {
+    // SAFETY: the name is handed over as a string that ends in zero and lives during the call.
+    unsafe vmfence_name_thread("vmfence-probe")
     while let waiting = probe.withLock({ $0.probe })?.lookAndPrepareToWait() { waiting.wait() }
   }
 }

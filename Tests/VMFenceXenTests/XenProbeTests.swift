@@ -100,6 +100,26 @@ final class FakeXenDriver: HypervisorDriver {
     #expect(driver.xenProbe.problems.isEmpty)
   }
 
+  @Test func aXenstoredThatBeganAnewTakesNothingAway() async throws {
+    let driver = try FakeXenDriver()
+    let domain = try await driver.create(0)
+    #expect(try await driver.xenProbe.snapshot().domains.map(\.ports) == [domain.ports])
+    driver.xen.isStoreDown = true
+    driver.xen.removeEntries(below: "/local/domain")
+    _ = try? await driver.xenProbe.snapshot()
+    driver.xen.isStoreDown = false
+    // It is connected to within a second; then everything is read.
+    let deadline = ContinuousClock.now + .seconds(60)
+    while !driver.xenProbe.problems.contains(where: { $0.message.contains("nothing about it") }),
+      ContinuousClock.now < deadline
+    {
+      try await Task.sleep(for: .milliseconds(5))
+    }
+    let seen = try await driver.xenProbe.snapshot().domains
+    #expect(seen.map(\.name) == [domain.name] && seen.map(\.ports) == [domain.ports])
+    #expect(driver.xenProbe.problems.contains { $0.message.contains("nothing about it") })
+  }
+
   @Test func aHostWithoutXenIsToldSo() {
     do throws(ProbeError) {
       _ = try XenProbe.open(clock: VirtualClock())

@@ -20,6 +20,8 @@ enum LiveMessage: Sendable {
   case disk(String, DiskControlStatus?)
   /// Rules that were set for a domain are compiled, or cannot be.
   case assigned(RuleAssignments, RuleSelection?, [Diagnostic], LoopQuestion)
+
+  var isOfInventory: Bool { if case .inventory = self { true } else { false } }
 }
 
 extension LiveRun {
@@ -142,7 +144,8 @@ extension LiveRun {
 
   func take(_ message: LiveMessage, at now: Timestamp) async {
     switch message {
-    case .inventory: await refreshInventory(at: now)
+    // Looked at once for all of them.
+    case .inventory: break
     case .channels: await takeChannelNews(at: now)
     case .foreignChange(let sentence):
       if !isReconcileWanted { logger.warning("the packet filter: \(sentence); it is read back") }

@@ -219,7 +219,9 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
         writeStatistics(at: now)
       }
       if Signals.takeReload() { startReload() }
-      for message in mailbox.take() { await take(message, at: now) }
+      let messages = mailbox.take()
+      if messages.contains(where: \.isOfInventory) { await refreshInventory(at: now) }
+      for message in messages { await take(message, at: now) }
       let frames = readCaptures()
       pool.collect(at: now)
       await tell(at: now)
