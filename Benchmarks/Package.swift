@@ -54,6 +54,11 @@ let package = Package(
     .executableTarget(
       name: "ring-detector",
       dependencies: ["RingBenchmark", .product(name: "VMFenceProcess", package: "vmfence")], swiftSettings: strict),
+    .executableTarget(
+      name: "channel",
+      dependencies: [
+        .product(name: "VMFenceChannel", package: "vmfence"), .product(name: "VMFenceCore", package: "vmfence"),
+      ], swiftSettings: strict),
     // A decision log for Benchmarks/evaluation.
     .executableTarget(
       name: "standing-bans", dependencies: [.product(name: "VMFenceCore", package: "vmfence")], swiftSettings: strict),

@@ -18,6 +18,8 @@ public struct ChannelStatus: Sendable, Hashable {
   public internal(set) var sent: UInt64?
   /// What it answered to that.
   public internal(set) var answer: PolicyAcknowledgement?
+  /// How long that took.
+  public internal(set) var answerDelay: Duration?
   public internal(set) var inForce: InForceReport?
   /// What the tenant wants, and stands.
   public internal(set) var standing = TenantDeclaration()
@@ -250,6 +252,7 @@ public struct ChannelKeeper<Pages: GuestPages>: Sendable {
     case .acknowledged(let answer):
       let isNew = guest.status.answer?.version != answer.version || guest.status.answer?.status != answer.status
       guest.status.answer = answer
+      guest.status.answerDelay = guest.attached?.channel.answerDelay
       guard isNew, answer.status == .refused || answer.status == .failed, guest.claims.hasToken(at: now) else { return }
       guest.claims.take()
       news.append(

@@ -64,6 +64,9 @@ public struct HostChannel: Sendable {
   private var assembly = DeclarationAssembly()
   /// Rises with every message that was put into the page: then the guest is to be rung.
   public private(set) var messagesSent: UInt64 = 0
+  /// How long the policy that was answered last took, from its last part in the page to the answer: with the guest's packet filter, and the time until this
+  /// side looked.
+  public private(set) var answerDelay: Duration?
   /// Messages of a type that may be passed over.
   public private(set) var passedOver: UInt64 = 0
 
@@ -133,7 +136,7 @@ public struct HostChannel: Sendable {
       for _ in 0..<Self.messageBurst where state == .open {
         guard budget.hasToken(at: now), let message = try reader.next(epoch: epoch, version: version) else { break }
         budget.take()
-        if let event = try take(message.type, message.payload) { events.append(event) }
+        if let event = try take(message.type, message.payload, at: now) { events.append(event) }
       }
       try send(at: now)
       if let late = lateness(at: now) { events.append(late) }
@@ -187,9 +190,11 @@ public struct HostChannel: Sendable {
 
   // MARK: Receiving
 
-  private mutating func take(_ type: UInt8, _ payload: [UInt8]) throws(ChannelViolation) -> HostChannelEvent? {
+  private mutating func take(
+    _ type: UInt8, _ payload: [UInt8], at now: Timestamp
+  ) throws(ChannelViolation) -> HostChannelEvent? {
     switch type {
-    case MessageType.acknowledgement: return try take(PolicyAcknowledgement(payload))
+    case MessageType.acknowledgement: return try take(PolicyAcknowledgement(payload), at: now)
     case MessageType.inForce: return .inForce(try InForceReport(payload))
     case MessageType.declaration: return try assembly.add(DeclarationPart(payload)).map { .declared($0) }
     case MessageType.firstOptional...:
@@ -199,7 +204,9 @@ public struct HostChannel: Sendable {
     }
   }
 
-  private mutating func take(_ answer: PolicyAcknowledgement) throws(ChannelViolation) -> HostChannelEvent {
+  private mutating func take(
+    _ answer: PolicyAcknowledgement, at now: Timestamp
+  ) throws(ChannelViolation) -> HostChannelEvent {
     let isCurrent = outgoing?.policy.version == answer.version && outgoing?.digest == answer.digest
     let wasSent = sent.contains(.init(version: answer.version, digest: answer.digest))
     // A part that came damaged may be answered before the last was sent.
@@ -207,6 +214,7 @@ public struct HostChannel: Sendable {
       throw ChannelViolation(.unexpected, "an acknowledgement of policy \(answer.version), which was not sent")
     }
     guard isCurrent, outgoing?.isAnswered == false else { return .acknowledged(answer) }
+    answerDelay = outgoing?.sentAt.map { now - $0 }
     if answer.status == .damaged, let attempts = outgoing?.attempts, attempts < Self.attemptLimit {
       outgoing?.nextChunk = 0
       outgoing?.sentAt = nil

@@ -102,13 +102,16 @@ public struct DomainStatus: Codable, Sendable, Hashable {
   public var channel: String?
   /// The version of the policy that the guest says is in force.
   public var policy: UInt64?
+  /// How long the guest took to answer to the policy that it was sent last, in seconds.
+  public var answerSeconds: Double?
   /// Paths that its owner declared over the channel.
   public var declared: [String]?
 
   public init(
     name: String, uuid: String, domid: UInt32, tenant: String?, service: String?, state: String, ports: [String],
     packets: UInt64, bytes: UInt64, inspected: UInt64, alerts: UInt64, drops: UInt64, waiting: UInt64, restarts: UInt64,
-    measures: Int, rules: Int, channel: String? = nil, policy: UInt64? = nil, declared: [String]? = nil
+    measures: Int, rules: Int, channel: String? = nil, policy: UInt64? = nil, answerSeconds: Double? = nil,
+    declared: [String]? = nil
   ) {
     self.name = name
     self.uuid = uuid
@@ -128,6 +131,7 @@ public struct DomainStatus: Codable, Sendable, Hashable {
     self.rules = rules
     self.channel = channel
     self.policy = policy
+    self.answerSeconds = answerSeconds
     self.declared = declared
   }
 }

@@ -85,6 +85,7 @@ struct ChannelKeeperTests {
       PolicyAcknowledgement(version: 3, digest: got.digest, status: .failed, reason: "no \u{202e}nftables"))
     _ = guest.step()
     let news = work(after: .milliseconds(10))
+    #expect(status?.answerDelay == .milliseconds(10))
     guard case .alert(domain, .policyNotInForce, let message)? = news.first else {
       Issue.record("\(news)")
       return

@@ -67,7 +67,8 @@ extension LiveRun {
         drops: counters.uninspected.reduce(0) { $0 &+ $1.count }, waiting: UInt64(report.waiting),
         restarts: counters.restarts, measures: measures[domain.incarnation.uuid] ?? 0,
         rules: rules.selection.rules(for: domain)?.ruleCount ?? 0, channel: channel?.state.rawValue,
-        policy: channel?.inForce?.policy?.version, declared: channel?.standing.protectedPaths)
+        policy: channel?.inForce?.policy?.version, answerSeconds: channel?.answerDelay.map { $0 / .seconds(1) },
+        declared: channel?.standing.protectedPaths)
     }
   }
 
