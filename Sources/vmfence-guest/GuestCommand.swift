@@ -22,7 +22,7 @@ enum GuestCommand {
     usage: vmfence-guest apply FILE [--check] [--allow-older] [--uuid UUID]
            vmfence-guest show [--json]
            vmfence-guest remove
-           vmfence-guest run [--page FILE | --event-channel] [--config FILE] [--uuid UUID]
+           vmfence-guest run [--page FILE | --event-channel] [--config FILE] [--uuid UUID] [--write-back SECONDS]
            vmfence-guest --help | --version
 
     Enforces, in a guest, the policy that the host's VMFence made for it: in nftables, in the table inet vmfence_guest,
@@ -39,6 +39,9 @@ enum GuestCommand {
         --page FILE     the page that the host maps too: the memory of an ivshmem device; when not given, a page that
                         this guest grants to Xen's Dom0
         --event-channel ring over an event channel of Xen, too; only in a guest that is never saved or migrated
+        --write-back SECONDS
+                        has this kernel write to disk what is older than 1 to 60 seconds, until the program ends: the host sees a
+                        change of a file when it reaches the disk
         --config FILE   what the tenant wants (/etc/vmfence-guest.yaml): service-type, protected-paths; SIGHUP reads it again
 
     exit codes
@@ -76,13 +79,17 @@ enum GuestCommand {
       try remove()
     case "run":
       guard options.words.count == 1 else { throw wrong("run takes no word behind it") }
-      try options.allow(["page", "event-channel", "config", "uuid"])
+      try options.allow(["page", "event-channel", "config", "uuid", "write-back"])
       let usesEvents = options.flags.contains("event-channel")
+      let seconds = options.values["write-back"].map { Int($0) ?? 0 }
+      if let seconds, !(1...WriteBack.longest).contains(seconds) {
+        throw wrong("--write-back takes 1 to \(WriteBack.longest) seconds")
+      }
       if let page = options.values["page"] {
         guard !usesEvents else { throw wrong("a page in a file has no event channel") }
-        try work(try PageFileTransport(page), options)
+        try work(try PageFileTransport(page), options, writeBackSeconds: seconds)
       } else {
-        try work(try XenTransport(usesEventChannel: usesEvents), options)
+        try work(try XenTransport(usesEventChannel: usesEvents), options, writeBackSeconds: seconds)
       }
     case nil where options.flags.contains("help"): try say(usage)
     case nil where options.flags.contains("version"): try say("\(VMFenceVersion.text)\n")
@@ -157,11 +164,15 @@ enum GuestCommand {
 
   // MARK: run
 
-  private static func work(_ transport: some ChannelTransport, _ options: Options) throws(Failure) {
+  private static func work(
+    _ transport: some ChannelTransport, _ options: Options, writeBackSeconds: Int?
+  ) throws(Failure) {
     let own = try Identity.uuid(options.values["uuid"])
     Signals.install()
     var agent = Agent(
       transport, own: own, configuration: options.values["config"] ?? "/etc/vmfence-guest.yaml")
+    let writeBack = try writeBackSeconds.map { seconds throws(Failure) in try WriteBack(seconds: seconds) }
+    defer { writeBack?.restore() }
     try agent.run()
   }
 
@@ -183,7 +194,7 @@ struct Options {
   private(set) var values: [String: String] = [:]
 
   private static let known: Set<String> = ["check", "allow-older", "json", "event-channel", "help", "version"]
-  private static let withValue: Set<String> = ["uuid", "page", "config"]
+  private static let withValue: Set<String> = ["uuid", "page", "config", "write-back"]
 
   init(_ arguments: [String]) throws(GuestCommand.Failure) {
     var rest = arguments[...]

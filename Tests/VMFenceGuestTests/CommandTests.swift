@@ -90,7 +90,8 @@ struct CommandTests {
     "a wrong command line is explained",
     arguments: [
       "", "apply", "apply a b", "apply a --json", "show x", "show --check", "frobnicate", "apply a --uuid",
-      "apply a --uuid x --check", "-x", "remove --json",
+      "apply a --uuid x --check", "-x", "remove --json", "run --write-back 0", "run --write-back x",
+      "show --write-back 1",
     ])
   func usage(arguments: String) throws {
     let file = try network.file(try policy(5, []))
