@@ -109,6 +109,7 @@ extension SinkContents {
         remedy: "block the sources of so many flows")
     }
     batch.begin(.bridge, table: configuration.table, sequence: socket.takeSequence(Self.sequenceNumbers))
+    let newGroups = write(missing: Set(new.values.map { RuleGroup.flows($0.source.family) }))
     for family in [IPAddress.Family.v4, .v6] {
       let cuts = new.values.filter { $0.source.family == family }
       guard !cuts.isEmpty else { continue }
@@ -129,6 +130,7 @@ extension SinkContents {
     } catch {
       throw failed(error, during: "cut flows")
     }
+    groups += newGroups
     for identity in new.keys { cutFlows[identity] = now + length }
     return new.count
   }

@@ -66,15 +66,33 @@ enum SpoofingRules {
       SetSpecification(name: guardSet($0), kind: .plain, fields: [.interface], hasTimeouts: false)
     }
 
-  private static let drop: [Expression] = [.counter, .verdict(.drop)]
+  /// What an honest frame costs is what counts here: each has to pass all of this. So it goes to the rules of its protocol only, a port's
+  /// addresses are looked up once, and whether a kind is stopped at the port is looked up last, for frames that would be dropped.
+  private static let v4Chain = "antispoof4"
+  private static let v6Chain = "antispoof6"
+  private static let arpChain = "antispoof-arp"
+
+  static let chains: [ChainSpecification] =
+    [ChainSpecification(name: chain, base: .init(hook: .prerouting, priority: priority))]
+    + [v4Chain, v6Chain, arpChain].map { ChainSpecification(name: $0) }
+
   private static let unspecified = [UInt8](repeating: 0, count: 16)
 
-  /// A rule whose comment begins with the kind that it counts for.
-  private static func rule(_ kind: SpoofingKind, _ what: String, _ expressions: [Expression]) -> RuleSpecification {
+  /// Drops what the expressions match at ports where this kind is stopped. The comment begins with the kind that the rule counts for.
+  private static func drop(
+    _ kind: SpoofingKind, _ what: String, in chain: String, _ expressions: [Expression]
+  ) -> RuleSpecification {
     RuleSpecification(
       chain, "\(kind.rawValue): \(what)",
-      [.meta(.inputInterface, Register(0)), .lookup(Register(0), set: guardSet(kind))] + expressions)
+      [interface] + expressions + [.lookup(Register(0), set: guardSet(kind)), .counter, .verdict(.drop)])
   }
+
+  /// Lets what the expressions match pass.
+  private static func pass(_ what: String, in chain: String, _ expressions: [Expression]) -> RuleSpecification {
+    RuleSpecification(chain, what, [interface] + expressions + [.verdict(.return)])
+  }
+
+  private static let interface = Expression.meta(.inputInterface, Register(0))
 
   private static func isTransport(_ number: UInt8) -> [Expression] {
     [.meta(.transportProtocol, Register(8)), .equal(Register(8), [number])]
@@ -89,104 +107,91 @@ enum SpoofingRules {
     [.meta(.protocol, Register(8)), .equal(Register(8), type)]
   }
 
-  private static let isV4 = isProtocol(Expression.ipv4EtherType)
-  private static let isV6 = isProtocol(Expression.ipv6EtherType)
-  private static let isARP = isProtocol(Expression.arpEtherType)
+  static var rules: [RuleSpecification] { entranceRules + arpRules + v4Rules + v6Rules }
 
-  private static let entrance = RuleSpecification(
-    chain, "ports that are not guarded",
-    [.meta(.inputInterface, Register(0)), .lookupMissing(Register(0), set: guardedSet), .verdict(.return)])
-
-  static var rules: [RuleSpecification] { [entrance] + macRules + arpRules + serverRules + v4Rules + v6Rules }
-
-  private static var macRules: [RuleSpecification] {
+  private static var entranceRules: [RuleSpecification] {
     [
-      rule(
-        .mac, "another source address",
-        [.payload(.link, offset: 6, length: 6, Register(4)), .lookupMissing(Register(0), set: macSet)] + drop),
-      // The kernel has taken one tag off; behind a second one nothing can be checked.
-      rule(.mac, "a second VLAN tag", isProtocol([0x81, 0x00]) + drop),
-      rule(.mac, "a second VLAN tag (802.1ad)", isProtocol([0x88, 0xA8]) + drop),
+      RuleSpecification(
+        chain, "ports that are not guarded",
+        [interface, .lookupMissing(Register(0), set: guardedSet), .verdict(.return)]),
+      drop(
+        .mac, "another source address", in: chain,
+        [.payload(.link, offset: 6, length: 6, Register(4)), .lookupMissing(Register(0), set: macSet)]),
     ]
+      + [
+        (Expression.ipv4EtherType, v4Chain), (Expression.ipv6EtherType, v6Chain), (Expression.arpEtherType, arpChain),
+      ].map { type, protocolChain in
+        RuleSpecification(chain, protocolChain, isProtocol(type) + [.verdict(.goto(protocolChain))])
+      }
+      // The kernel has taken one tag off; behind a second one nothing can be checked.
+      + [
+        drop(.mac, "a second VLAN tag", in: chain, isProtocol([0x81, 0x00])),
+        drop(.mac, "a second VLAN tag (802.1ad)", in: chain, isProtocol([0x88, 0xA8])),
+      ]
   }
 
   /// RFC 826 in Ethernet and IPv4: types and lengths (6 bytes), operation, sender's addresses at 8 and 14.
   private static var arpRules: [RuleSpecification] {
     [
-      rule(
-        .arp, "another form than Ethernet and IPv4",
-        isARP + [.payload(.network, offset: 0, length: 6, Register(8)), .notEqual(Register(8), [0, 1, 8, 0, 6, 4])]
-          + drop),
-      rule(
-        .arp, "another sender's Ethernet address",
-        isARP + [.payload(.network, offset: 8, length: 6, Register(4)), .lookupMissing(Register(0), set: macSet)] + drop
-      ),
-      rule(
-        .arp, "another sender's IP address",
-        isARP + [
+      drop(
+        .arp, "another form than Ethernet and IPv4", in: arpChain,
+        [.payload(.network, offset: 0, length: 6, Register(8)), .notEqual(Register(8), [0, 1, 8, 0, 6, 4])]),
+      drop(
+        .arp, "another sender's Ethernet address", in: arpChain,
+        [.payload(.network, offset: 8, length: 6, Register(4)), .lookupMissing(Register(0), set: macSet)]),
+      drop(
+        .arp, "another sender's IP address", in: arpChain,
+        [
           .lookup(Register(0), set: knownSet), .payload(.network, offset: 14, length: 4, Register(4)),
           .notEqual(Register(4), [0, 0, 0, 0]), .lookupMissing(Register(0), set: v4Set),
-        ] + drop),
-    ]
-  }
-
-  private static var serverRules: [RuleSpecification] {
-    [
-      rule(.dhcp, "a server's answer", isV4 + isTransport(17) + transport(0, is: [0, 67]) + drop),
-      rule(.dhcp, "a DHCPv6 server's answer", isV6 + isTransport(17) + transport(0, is: [0x02, 0x23]) + drop),
-      rule(.router, "a router advertisement", isV6 + isTransport(58) + transport(0, is: [134]) + drop),
-      rule(.router, "a redirect", isV6 + isTransport(58) + transport(0, is: [137]) + drop),
+        ]),
     ]
   }
 
   private static var v4Rules: [RuleSpecification] {
     let source = Expression.address(.v4, isSource: true, Register(4))
     return [
-      rule(
-        .ipv4, "asking for an address",
-        isV4 + [source, .equal(Register(4), [0, 0, 0, 0])] + isTransport(17) + transport(0, is: [0, 68, 0, 67])
-          + [.verdict(.return)]),
-      rule(.ipv4, "another source address", isV4 + [source, .lookupMissing(Register(0), set: v4Set)] + drop),
+      drop(.dhcp, "a server's answer", in: v4Chain, isTransport(17) + transport(0, is: [0, 67])),
+      pass(
+        "asking for an address", in: v4Chain,
+        [source, .equal(Register(4), [0, 0, 0, 0])] + isTransport(17) + transport(0, is: [0, 68, 0, 67])),
+      drop(.ipv4, "another source address", in: v4Chain, [source, .lookupMissing(Register(0), set: v4Set)]),
     ]
   }
 
   private static var v6Rules: [RuleSpecification] {
     let source = Expression.address(.v6, isSource: true, Register(4))
-    let isUnspecified = isV6 + [source, .equal(Register(4), unspecified)] + isTransport(58)
+    let isUnspecified = isTransport(58) + [source, .equal(Register(4), unspecified)]
     let target: Expression = .payload(.transport, offset: 8, length: 16, Register(4))
-    let isLinkLocal: [Expression] = [
-      .payload(.transport, offset: 8, length: 2, Register(8)), .mask(Register(8), [0xFF, 0xC0]),
-      .equal(Register(8), [0xFE, 0x80]),
-    ]
-    var rules = [
+    func linkLocal(_ base: Expression.Base, _ compare: (Register, [UInt8]) -> Expression) -> [Expression] {
+      [
+        .payload(base, offset: 8, length: 2, Register(8)), .mask(Register(8), [0xFF, 0xC0]),
+        compare(Register(8), [0xFE, 0x80]),
+      ]
+    }
+    return [
+      drop(.dhcp, "a DHCPv6 server's answer", in: v6Chain, isTransport(17) + transport(0, is: [0x02, 0x23])),
+      drop(.router, "a router advertisement", in: v6Chain, isTransport(58) + transport(0, is: [134])),
+      drop(.router, "a redirect", in: v6Chain, isTransport(58) + transport(0, is: [137])),
       // Duplicate address detection (RFC 4862): only for an address that may become the domain's.
-      rule(
-        .ipv6, "probing for a link-local address",
-        isUnspecified + transport(0, is: [135]) + isLinkLocal + [.verdict(.return)]),
-      rule(
-        .ipv6, "probing for an own address",
-        isUnspecified + transport(0, is: [135]) + [target, .lookup(Register(0), set: v6Set), .verdict(.return)]),
+      pass(
+        "probing for a link-local address", in: v6Chain,
+        isUnspecified + transport(0, is: [135]) + linkLocal(.transport, Expression.equal)),
+      pass(
+        "probing for an own address", in: v6Chain,
+        isUnspecified + transport(0, is: [135]) + [target, .lookup(Register(0), set: v6Set)]),
       // Before a host has an address it asks for routers, and reports its groups (RFC 4861, 3810).
-      rule(.ipv6, "asking for routers", isUnspecified + transport(0, is: [133]) + [.verdict(.return)]),
-      rule(.ipv6, "reporting groups", isUnspecified + transport(0, is: [143]) + [.verdict(.return)]),
-      rule(.ipv6, "reporting groups (version 1)", isUnspecified + transport(0, is: [131]) + [.verdict(.return)]),
+      pass("asking for routers", in: v6Chain, isUnspecified + transport(0, is: [133])),
+      pass("reporting groups", in: v6Chain, isUnspecified + transport(0, is: [143])),
+      pass("reporting groups (version 1)", in: v6Chain, isUnspecified + transport(0, is: [131])),
+      drop(
+        .ipv6, "advertising another address", in: v6Chain,
+        isTransport(58) + transport(0, is: [136]) + [target, .lookupMissing(Register(0), set: v6Set)]
+          + linkLocal(.transport, Expression.notEqual)),
+      drop(
+        .ipv6, "another source address", in: v6Chain,
+        linkLocal(.network, Expression.notEqual) + [source, .lookupMissing(Register(0), set: v6Set)]),
     ]
-    rules.append(
-      rule(
-        .ipv6, "advertising another address",
-        isV6 + isTransport(58) + transport(0, is: [136]) + [target, .lookupMissing(Register(0), set: v6Set)]
-          + [
-            .payload(.transport, offset: 8, length: 2, Register(8)), .mask(Register(8), [0xFF, 0xC0]),
-            .notEqual(Register(8), [0xFE, 0x80]),
-          ] + drop))
-    rules.append(
-      rule(
-        .ipv6, "another source address",
-        isV6 + [
-          .payload(.network, offset: 8, length: 2, Register(8)), .mask(Register(8), [0xFF, 0xC0]),
-          .notEqual(Register(8), [0xFE, 0x80]), source, .lookupMissing(Register(0), set: v6Set),
-        ] + drop))
-    return rules
   }
 
   // MARK: Elements

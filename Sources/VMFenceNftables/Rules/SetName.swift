@@ -24,6 +24,13 @@ enum SetName: Hashable, Sendable {
 }
 
 struct BlockSet: Hashable, Sendable {
+  /// Those that are always there.
+  static let first = [
+    BlockSet(.v4, prefix: 32, isHost: false), BlockSet(.v6, prefix: 128, isHost: false),
+    BlockSet(.v6, prefix: 64, isHost: false), BlockSet(.v4, prefix: 32, isHost: true),
+    BlockSet(.v6, prefix: 128, isHost: true), BlockSet(.v6, prefix: 64, isHost: true),
+  ]
+
   var family: IPAddress.Family
   var prefix: UInt8
   /// For all guests of the host.

@@ -1,6 +1,6 @@
 import VMFenceCore
 
-/// The table's fixed part: what is there before any measure stands.
+/// What the table is made of besides its elements.
 struct Skeleton {
   /// Between bridge tools' own filter (-200) and what people write by hand (0). An `accept` of another table does not open what a later
   /// one drops, so the order decides only who counts a packet first.
@@ -10,12 +10,11 @@ struct Skeleton {
   var sets: [SetSpecification]
   var rules: [RuleSpecification]
 
-  init(_ configuration: NftablesSink.Configuration, blockSets: [BlockSet]) {
+  /// - `groups`: the rules that are not always there, in the order in which they came.
+  init(_ configuration: NftablesSink.Configuration, groups: [RuleGroup]) {
     chains = [
       ChainSpecification(name: "quarantine"), ChainSpecification(name: "block4"), ChainSpecification(name: "block6"),
       ChainSpecification(name: BlockSet.arpChain),
-      ChainSpecification(
-        name: SpoofingRules.chain, base: .init(hook: .prerouting, priority: SpoofingRules.priority)),
       ChainSpecification(name: "prerouting", base: .init(hook: .prerouting, priority: Self.priority)),
       ChainSpecification(name: "forward", base: .init(hook: .forward, priority: Self.priority)),
       ChainSpecification(name: "input", base: .init(hook: .input, priority: Self.priority)),
@@ -28,50 +27,20 @@ struct Skeleton {
     sets += (0..<SetName.limitSlots).map {
       SetSpecification(name: SetName.limit($0).description, kind: .limits, fields: [.interface], hasTimeouts: true)
     }
-    sets += blockSets.map(\.specification) + SpoofingRules.sets + FlowRules.sets
-    chains += FlowRules.chains
+    let others = groups.compactMap(\.blockSet).filter { !BlockSet.first.contains($0) }
+    sets += (BlockSet.first + others).map(\.specification) + SpoofingRules.sets + FlowRules.sets
+    chains += SpoofingRules.chains + FlowRules.chains
     rules = SpoofingRules.rules + FlowRules.rules + Self.quarantine(configuration.quarantineExceptions)
-    // Limits count each packet once: in forward, a flooded frame passes for each port it goes out of.
-    rules += (0..<SetName.limitSlots).map { slot in
-      RuleSpecification(
-        "prerouting", SetName.limit(slot).description,
-        [
-          .meta(.inputInterface, Register(0)), .limitMap(Register(0), set: SetName.limit(slot).description), .counter,
-          .verdict(.drop),
-        ])
-    }
-    rules += Self.entrance("forward", isIn: true, isOut: true, blocks: true)
-    // In this hook only: resets are sent from the host's side.
-    for (type, chain) in [(Expression.ipv4EtherType, "flow4"), (Expression.ipv6EtherType, "flow6")] {
-      rules.append(RuleSpecification("forward", chain, Expression.isEtherType(type) + [.verdict(.jump(chain))]))
-    }
-    rules += Self.entrance("input", isIn: true, isOut: false, blocks: configuration.protectsHost)
-    rules += Self.entrance("output", isIn: false, isOut: true, blocks: configuration.protectsHost)
-    rules += blockSets.flatMap(\.rules)
+    rules += Self.blockLookups("forward")
+    if configuration.protectsHost { rules += Self.blockLookups("input") + Self.blockLookups("output") }
+    rules += groups.flatMap(\.rules)
   }
 
-  /// What a base chain does with a frame that came in or goes out at a domain's port.
-  private static func entrance(_ chain: String, isIn: Bool, isOut: Bool, blocks: Bool) -> [RuleSpecification] {
-    var rules: [RuleSpecification] = []
-    let quarantined = SetName.quarantine.description
-    if isOut {
-      rules.append(
-        RuleSpecification(
-          chain, "quarantine to", [.meta(.outputInterface, Register(0)), .verdictMap(Register(0), set: quarantined)]))
-    }
-    if isIn {
-      rules.append(
-        RuleSpecification(
-          chain, "quarantine from", [.meta(.inputInterface, Register(0)), .verdictMap(Register(0), set: quarantined)]))
-    }
-    guard blocks else { return rules }
-    for (type, name) in [
+  private static func blockLookups(_ chain: String) -> [RuleSpecification] {
+    [
       (Expression.ipv4EtherType, "block4"), (Expression.ipv6EtherType, "block6"),
       (Expression.arpEtherType, BlockSet.arpChain),
-    ] {
-      rules.append(RuleSpecification(chain, name, Expression.isEtherType(type) + [.verdict(.jump(name))]))
-    }
-    return rules
+    ].map { type, name in RuleSpecification(chain, name, Expression.isEtherType(type) + [.verdict(.jump(name))]) }
   }
 
   private static func quarantine(_ exceptions: QuarantineExceptions) -> [RuleSpecification] {
@@ -126,6 +95,81 @@ struct Skeleton {
           .address(network.base.family, isSource: isSource, Register(0)), .mask(Register(0), mask),
           .equal(Register(0), address), .verdict(.return),
         ])
+    }
+  }
+}
+
+/// Rules that are in the table only from when the first measure needs them, until it is made anew: each frame that passes the bridge pays for every
+/// rule that it meets, those that look something up in an empty set included.
+enum RuleGroup: Hashable, Sendable {
+  case blocks(BlockSet)
+  case quarantine
+  /// A slot of rate limits.
+  case limit(Int)
+  case flows(IPAddress.Family)
+
+  init(_ set: SetName) {
+    switch set {
+    case .blocks(let blocks): self = .blocks(blocks)
+    case .quarantine: self = .quarantine
+    case .limit(let slot): self = .limit(slot)
+    }
+  }
+
+  var blockSet: BlockSet? {
+    if case .blocks(let set) = self { set } else { nil }
+  }
+
+  var rules: [RuleSpecification] {
+    switch self {
+    case .blocks(let set): return set.rules
+    case .quarantine:
+      return [("forward", false), ("forward", true), ("input", true), ("output", false)].map { chain, isFrom in
+        RuleSpecification(
+          chain, isFrom ? Self.quarantineFrom : Self.quarantineTo,
+          [
+            .meta(isFrom ? .inputInterface : .outputInterface, Register(0)),
+            .verdictMap(Register(0), set: SetName.quarantine.description),
+          ])
+      }
+    case .limit(let slot):
+      // Limits count each packet once: in forward, a flooded frame passes for each port it goes out of.
+      let name = SetName.limit(slot).description
+      return [
+        RuleSpecification(
+          "prerouting", name,
+          [.meta(.inputInterface, Register(0)), .limitMap(Register(0), set: name), .counter, .verdict(.drop)])
+      ]
+    case .flows(let family):
+      // In this hook only: resets are sent from the host's side.
+      let (type, name) = (family == .v4 ? Expression.ipv4EtherType : Expression.ipv6EtherType, FlowRules.set(family))
+      return [RuleSpecification("forward", name, Expression.isEtherType(type) + [.verdict(.jump(name))])]
+    }
+  }
+
+  private static let quarantineFrom = "quarantine from"
+  private static let quarantineTo = "quarantine to"
+
+  /// The group that a rule begins, by its chain and its comment; nil for a rule of none, and for a group's further rules.
+  init?(chain: String, comment: String) {
+    switch chain {
+    case "block4", "block6":
+      guard let name = comment.split(separator: " ").first, let set = BlockSet(name: String(name)) else { return nil }
+      self = .blocks(set)
+    case "prerouting":
+      guard let slot = (0..<SetName.limitSlots).first(where: { SetName.limit($0).description == comment }) else {
+        return nil
+      }
+      self = .limit(slot)
+    case "forward":
+      if comment == Self.quarantineTo {
+        self = .quarantine
+      } else if let family = [IPAddress.Family.v4, .v6].first(where: { FlowRules.set($0) == comment }) {
+        self = .flows(family)
+      } else {
+        return nil
+      }
+    default: return nil
     }
   }
 }

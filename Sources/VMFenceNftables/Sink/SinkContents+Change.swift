@@ -99,22 +99,15 @@ extension SinkContents {
   }
 
   private mutating func write(_ changes: [SetName: SetChange], flushes: Bool) throws(FirewallError) {
-    let newSets = changes.keys.compactMap { name -> BlockSet? in
-      guard case .blocks(let set) = name, !blockSets.contains(set) else { return nil }
-      return set
-    }
     do throws(NetlinkError) {
       batch.begin(.bridge, table: configuration.table, sequence: socket.takeSequence(Self.sequenceNumbers))
       if flushes {
-        for set in blockSets { batch.flush(set: set.name) }
+        for set in groups.compactMap(\.blockSet) { batch.flush(set: set.name) }
         batch.flush(set: SetName.quarantine.description)
         for slot in 0..<SetName.limitSlots { batch.flush(set: SetName.limit(slot).description) }
         writeTick()
       }
-      for set in newSets {
-        batch.add(set.specification)
-        for rule in set.rules { batch.add(rule) }
-      }
+      let newGroups = write(missing: changes.filter { !$0.value.added.isEmpty }.keys.map { RuleGroup($0) })
       for change in changes.values { writeLimits(of: change.added.lazy.map(\.measure.key)) }
       for (set, change) in changes {
         writeRemoval(of: change.removed, from: set)
@@ -126,7 +119,7 @@ extension SinkContents {
       }
       if batch.isEmpty { return }
       try commit()
-      blockSets += newSets
+      groups += newGroups
     } catch {
       throw failed(error, during: "change the packet filter")
     }

@@ -60,7 +60,7 @@ extension SinkContents {
         switch chain {
         case "quarantine": counts.quarantined += count
         case "prerouting": counts.limited += count
-        case SpoofingRules.chain:
+        case _ where SpoofingRules.chains.contains { $0.name == chain }:
           guard let kind = SpoofingKind(rawValue: String(comment.prefix { $0 != ":" })) else { continue }
           counts.spoofed[kind, default: TrafficCount()] += count
         default: break

@@ -16,13 +16,13 @@ struct TableImage {
   static let ownerFlag: UInt32 = 2
   static let persistFlag: UInt32 = 4
 
-  /// The sets of blocks, in the order of their rules.
-  var blockSets: [BlockSet] {
-    var found: [BlockSet] = []
-    for chain in ["block4", "block6"] {
+  /// The groups whose rules are there, in their order.
+  var groups: [RuleGroup] {
+    var found: [RuleGroup] = []
+    for chain in ["block4", "block6", "prerouting", "forward"] {
       for comment in rules[chain] ?? [] {
-        guard let name = comment.split(separator: " ").first, let set = BlockSet(name: String(name)) else { continue }
-        if !found.contains(set) { found.append(set) }
+        guard let group = RuleGroup(chain: chain, comment: comment), !found.contains(group) else { continue }
+        found.append(group)
       }
     }
     return found
@@ -42,7 +42,7 @@ extension SinkContents {
   /// How often a reading is begun anew when others changed the ruleset meanwhile.
   static let readAttempts = 8
 
-  var skeleton: Skeleton { Skeleton(configuration, blockSets: blockSets) }
+  var skeleton: Skeleton { Skeleton(configuration, groups: groups) }
 
   private var tableFlags: UInt32 { isOwned ? TableImage.ownerFlag | TableImage.persistFlag : 0 }
 
@@ -53,14 +53,13 @@ extension SinkContents {
     knownGeneration = try socket.rulesetGeneration()
     guard let image = try readTable() else { return try makeTable(keepsMeasures: false) }
     if let owner = image.owner, owner != socket.port { throw .held(owner) }
-    blockSets = image.blockSets
-    for set in Self.firstBlockSets where !blockSets.contains(set) { blockSets.append(set) }
+    groups = image.groups
     // What an earlier run left: its measures are kept, whatever its table looked like.
     limits = image.limits
     if !adopt(try readElements(of: image.sets)) { knownGeneration = nil }
     let isOrphan = image.flags == TableImage.persistFlag
     let fits = isOwned ? isOrphan : image.flags == 0
-    if fits, image.holds(skeleton) {
+    if fits, image.holds(skeleton), neededGroups.isSubset(of: groups) {
       guard isOwned else { return }
       batch.begin(.bridge, table: configuration.table, sequence: socket.takeSequence(16))
       batch.addTable(flags: tableFlags, comment: Self.comment)
@@ -73,7 +72,8 @@ extension SinkContents {
 
   /// Makes the table anew, in one transaction, empty or with the measures that stand.
   mutating func makeTable(keepsMeasures: Bool) throws(NetlinkError) {
-    let skeleton = skeleton
+    let groups = keepsMeasures ? Array(neededGroups) : []
+    let skeleton = Skeleton(configuration, groups: groups)
     let before = try socket.rulesetGeneration()
     let isThere = try hasTable()
     batch.begin(.bridge, table: configuration.table, sequence: socket.takeSequence(Self.sequenceNumbers))
@@ -88,8 +88,26 @@ extension SinkContents {
     knownGeneration = nil
     try commit()
     knownGeneration = Self.generation(after: before)
+    self.groups = groups
     cutFlows.removeAll()
     if !keepsMeasures { standing.removeAll() }
+  }
+
+  /// The groups without whose rules what stands would not be in force.
+  private var neededGroups: Set<RuleGroup> {
+    Set(standing.map { RuleGroup(Self.set(of: $0.key, slot: $0.value.slot)) })
+  }
+
+  /// Writes the rules of those of these groups that are not there yet, and sets that they need.
+  ///
+  /// - Returns: those groups.
+  mutating func write(missing wanted: some Sequence<RuleGroup>) -> [RuleGroup] {
+    let new = wanted.filter { !groups.contains($0) }
+    for group in new {
+      if let set = group.blockSet, !BlockSet.first.contains(set) { batch.add(set.specification) }
+      for rule in group.rules { batch.add(rule) }
+    }
+    return new
   }
 
   /// Writes the elements of everything that stands.

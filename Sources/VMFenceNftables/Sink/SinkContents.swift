@@ -44,18 +44,12 @@ struct SinkContents: ~Copyable, Sendable {
   var guards: [String: Set<[UInt8]>]?
   /// The flows that are cut, and until when on the kernel's clock.
   var cutFlows: [FlowCut: UInt64] = [:]
-  /// The sets of blocks, in the order of their rules.
-  var blockSets: [BlockSet] = SinkContents.firstBlockSets
+  /// The rules that came when they were needed, in the order in which they came.
+  var groups: [RuleGroup] = []
   var listeners: [UInt64: AsyncStream<FirewallAcknowledgement>.Continuation] = [:]
   private var nextListener: UInt64 = 0
   private var acknowledged = FirewallAcknowledgement(generation: 1, time: .zero)
   private var scratch: [UInt8] = []
-
-  static let firstBlockSets = [
-    BlockSet(.v4, prefix: 32, isHost: false), BlockSet(.v6, prefix: 128, isHost: false),
-    BlockSet(.v6, prefix: 64, isHost: false), BlockSet(.v4, prefix: 32, isHost: true),
-    BlockSet(.v6, prefix: 128, isHost: true), BlockSet(.v6, prefix: 64, isHost: true),
-  ]
 
   init(
     _ configuration: NftablesSink.Configuration, socket: consuming NetlinkSocket, batch: consuming Batch, isOwned: Bool
