@@ -107,6 +107,24 @@ struct EnforcementTests {
     #expect(await eventually { received() > atCut }, "the block does not end by itself")
   }
 
+  @Test("what stands is read whole, each once, while the kernel collects thousands that have run out")
+  func readsWhileCollecting() async throws {
+    let (network, sink) = try await open("collect")
+    let lasting = (0..<2_000).map { block("10.1.\($0 >> 8).\($0 & 255)", for: vm1) }
+    let short = (0..<40_000).map { block("10.2.\($0 >> 8).\($0 & 255)", for: vm1, seconds: 2) }
+    try await sink.change(add: lasting + short)
+    let keys = Set(lasting.map(\.key))
+    // The set's table shrinks in steps: what is listed meanwhile has gaps.
+    let isCollected = try await eventually {
+      let found = try await sink.trafficCounts().measures
+      #expect(keys.allSatisfy { found[$0] != nil }, "measures that stand are not read")
+      return found.count == lasting.count
+    }
+    #expect(isCollected)
+    try network.host.run("nft add table bridge another")
+    #expect(try await Set(sink.readBack(at: start).measures.map(\.key)) == keys)
+  }
+
   @Test("a guest in quarantine speaks to nobody but what is excepted")
   func quarantines() async throws {
     let exceptions = QuarantineExceptions(networks: [IPNetwork("10.77.0.98")!, IPNetwork("fd77::98")!])

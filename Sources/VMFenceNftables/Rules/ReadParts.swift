@@ -54,6 +54,12 @@ extension ChainSpecification {
   }
 }
 
+/// Where an element is.
+struct ElementPlace: Hashable {
+  var set: SetName
+  var key: [UInt8]
+}
+
 /// An element of one of the sets that hold measures.
 struct ReadElement {
   var set: SetName
@@ -116,6 +122,8 @@ struct ReadElement {
     self.set = set
     (key, tag, left, count, limit) = element
   }
+
+  var place: ElementPlace { ElementPlace(set: set, key: key) }
 
   /// The interface that the key begins with; nil for a set of the host, or when the key is too short.
   var interface: String? {

@@ -190,14 +190,35 @@ extension SinkContents {
     return found
   }
 
-  /// The elements of those of these sets that hold measures.
+  /// The elements of those of these sets that hold measures, each once.
+  ///
+  /// While the kernel makes a set's table larger or smaller, which it does, too, when it collects what has run out, a listing leaves some elements
+  /// out and has others twice, and nothing in it says so: it is interrupted by transactions only. So the sets are listed until a listing has nothing
+  /// that those before it did not have.
   mutating func readElements(of names: Set<String>) throws(NetlinkError) -> [ReadElement] {
     var sets: [SetName] = [.quarantine] + (0..<SetName.limitSlots).map { .limit($0) }
     sets += names.compactMap { BlockSet(name: $0).map { .blocks($0) } }
+    sets.removeAll { !names.contains($0.description) }
+    let first = try listElements(of: sets)
+    var latest = try listElements(of: sets)
+    // Mostly so, and much cheaper than looking each up.
+    if first.count == latest.count, Self.digest(first) == Self.digest(latest) { return latest }
+    var known: [ElementPlace: ReadElement] = [:]
+    for element in first { known[element.place] = element }
+    for _ in 1..<Self.readAttempts {
+      let count = known.count
+      for element in latest { known[element.place] = element }
+      if known.count == count { break }
+      latest = try listElements(of: sets)
+    }
+    return Array(known.values)
+  }
+
+  private mutating func listElements(of sets: [SetName]) throws(NetlinkError) -> [ReadElement] {
     for _ in 0..<Self.readAttempts {
       do throws(NetlinkError) {
         var elements: [ReadElement] = []
-        for set in sets where names.contains(set.description) {
+        for set in sets {
           try socket.ask(.elements, family: .bridge, table: configuration.table, set: set.description) {
             (message, bytes) throws(NetlinkError) in
             try ReadElement.forEach(in: message, bytes, of: set) { elements.append($0) }
@@ -209,6 +230,11 @@ extension SinkContents {
       }
     }
     throw .interrupted
+  }
+
+  /// The same for the same elements in another order.
+  private static func digest(_ elements: [ReadElement]) -> Int {
+    elements.reduce(0) { $0 &+ $1.place.hashValue }
   }
 }
 
