@@ -151,18 +151,21 @@ public final class DetectorChannel: @unchecked Sendable {
       let milliseconds = remaining <= 0 ? 0 : min(remaining / 1_000_000 + 1, Int64(Int32.max))
       let result = state.link?.wait(milliseconds: Int32(milliseconds)) ?? .gone
       let isOpen = endWait() && result != .gone
-      if state.verdicts.hasNews { return .verdicts }
+      if state.verdicts.hasRecords { return .verdicts }
       if !isOpen { return .gone }
       // A bell that was rung for an earlier wait may have ended this one.
       if remaining <= 0 { return .timedOut }
     }
   }
 
-  /// For waiting on many channels at once: announces that the supervisor sleeps. False: there are verdicts, do not wait. True:
+  /// For waiting on many channels at once: announces that the supervisor sleeps. False: there is what is waited for, do not wait. True:
   /// poll `pollDescriptor` for input, and call `endWait()` afterwards.
-  public func beginWait() -> Bool {
-    state.ownSleep.announce()
-    guard state.verdicts.hasNews else { return true }
+  ///
+  /// - `onlyForNews`: what is waited for is an alert or a packet that is refused. Who is woken by packets anyway takes the other verdicts then:
+  ///   being woken for each costs more than inspecting it does.
+  public func beginWait(onlyForNews: Bool = false) -> Bool {
+    state.ownSleep.announce(onlyForNews: onlyForNews)
+    guard onlyForNews ? state.verdicts.hasNews : state.verdicts.hasRecords else { return true }
     state.ownSleep.withdraw()
     return false
   }

@@ -38,6 +38,8 @@ package struct DetectorLoop: ~Copyable {
   private var expectedID: UInt64
   private var generation: UInt32
   private var isDamaged = false
+  /// News were published since the supervisor was looked at with a fence.
+  private var hasNews = false
   private let stateRequest: SharedWord
   private let stateAnswer: SharedWord
   private let stateArea: SharedArea
@@ -180,24 +182,25 @@ package struct DetectorLoop: ~Copyable {
   ) -> Bool {
     let size = VerdictRingWriter.recordBytes(output)
     while !verdicts.hasRoom(size) {
-      endBatch(&control)
+      if supervisorSleep.mustRing() { control.ring() }
       ownSleep.announce()
       let goesOn = verdicts.hasRoom(size) || control.sleep()
       ownSleep.withdraw()
       guard goesOn, control.checkpoint() else { return false }
     }
-    verdicts.append(id: slot.id, output)
+    if verdicts.append(id: slot.id, output) { hasNews = true }
     // The next packet may take long. The end of the batch looks again, with a fence.
-    if supervisorSleep.shouldRing() { control.ring() }
+    if supervisorSleep.shouldRing(withNews: hasNews) { control.ring() }
     head = slot.end
     expectedID += 1
     return true
   }
 
-  /// Wakes the supervisor if it sleeps.
+  /// Wakes the supervisor if it sleeps and wants to know of what there is. If it does not sleep, it sees that before it does.
   @usableFromInline
   mutating func endBatch(_ control: inout some DetectorControl & ~Copyable) {
-    if supervisorSleep.mustRing() { control.ring() }
+    if supervisorSleep.mustRing(withNews: hasNews) { control.ring() }
+    hasNews = false
   }
 
   // MARK: What the inspector remembers

@@ -223,8 +223,8 @@ public final class DetectorPool<Backend: DetectorBackend> {
   /// Those of them that nobody took in time, beyond 4,096.
   public var refusedPacketsLost: UInt64 { refusals.lost }
 
-  /// Sleeps until a detector has something to say or has died, or one of `descriptors` is readable, at the most `patience` of real time.
-  /// Publish first.
+  /// Sleeps until a detector has an alert or refused a packet, or has died, or one of `descriptors` is readable, at the most `patience` of real
+  /// time. Verdicts that only let packets pass wait to be collected meanwhile. Publish first.
   public func wait(upTo patience: Duration, alsoFor descriptors: [Int32] = []) {
     var polled = descriptors.map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
     var sleeping: [DetectorChannel] = []
@@ -233,7 +233,8 @@ public final class DetectorPool<Backend: DetectorBackend> {
       guard let entry, entry.isAnswering, let channel = entry.channel, let descriptor = channel.pollDescriptor else {
         continue
       }
-      guard channel.beginWait() else { return }
+      // Behind a packet that was rejected, those that pass are wanted, too.
+      guard channel.beginWait(onlyForNews: entry.rejecting == nil) else { return }
       sleeping.append(channel)
       polled.append(pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0))
     }

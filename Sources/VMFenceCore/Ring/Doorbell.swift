@@ -5,7 +5,8 @@ internal import Synchronization
 ///
 /// The sleeper makes the word odd, looks once more whether there is work, and only then waits on its socket; the
 /// other side publishes work, looks at the word, and rings when it is odd. Both put a full fence between their store and
-/// their load, so at least one of them sees the other (Dekker). A word that stays odd is rung for once only.
+/// their load, so at least one of them sees the other (Dekker). A word that stays odd is rung for once only. Its second bit says that
+/// the sleeper is not to be woken for work as such, but for news only: what that is, the two agree on.
 struct SleepWord: ~Copyable {
   private let region: SharedRegion
   private let word: SharedWord
@@ -18,8 +19,9 @@ struct SleepWord: ~Copyable {
   }
 
   /// The sleeper's side: announces sleep. Look for work after this, then wait.
-  mutating func announce() {
-    if value & 1 == 0 { value &+= 1 }
+  mutating func announce(onlyForNews: Bool = false) {
+    if value & 1 == 0 { value &+= 4 }
+    value = value & ~3 | (onlyForNews ? 3 : 1)
     word.storeReleasing(value)
     atomicMemoryFence(ordering: .sequentiallyConsistent)
   }
@@ -27,22 +29,22 @@ struct SleepWord: ~Copyable {
   /// The sleeper's side: it is awake.
   mutating func withdraw() {
     guard value & 1 == 1 else { return }
-    value &+= 1
+    value &= ~3
     word.storeReleasing(value)
   }
 
   /// The other side: whether the sleeper must be woken now. Call after publishing.
-  mutating func mustRing() -> Bool {
+  mutating func mustRing(withNews: Bool = true) -> Bool {
     atomicMemoryFence(ordering: .sequentiallyConsistent)
-    return shouldRing()
+    return shouldRing(withNews: withNews)
   }
 
   /// The other side, between two calls of `mustRing()`: the same without a fence. It may overlook a sleeper that has only just
   /// announced itself.
   @inline(__always)
-  mutating func shouldRing() -> Bool {
+  mutating func shouldRing(withNews: Bool = true) -> Bool {
     let seen = word.loadAcquiring()
-    guard seen & 1 == 1, seen != rung else { return false }
+    guard seen & 1 == 1, withNews || seen & 2 == 0, seen != rung else { return false }
     rung = seen
     return true
   }

@@ -6,7 +6,7 @@
 /// ```
 /// down   0      packet tail          position after the last published slot
 ///        128    verdict head         position up to which verdict records were taken
-///        256    supervisor's sleep   odd: it sleeps until its bell is rung
+///        256    supervisor's sleep   odd: it sleeps until its bell is rung; with bit 1: for alerts and refusals only
 ///        384    start position, id, generation: where a newly started detector begins
 ///        408    state request        number of the last state that the supervisor asked for
 ///        416    its time             i64   ns
@@ -19,6 +19,7 @@
 ///        …      state area           what a newly started detector takes over
 ///
 /// up     0      verdict tail         position after the last published record
+///        8      verdict news         position after the last one that is news
 ///        128    detector's sleep     odd: it sleeps until its bell is rung
 ///        256    state answer         number of the last state that was saved
 ///        264    its length           u64   bytes in the state area
@@ -71,6 +72,7 @@ package enum RingLayout {
   static let answeredRequests = 448
 
   package static let verdictTail = 0
+  static let verdictNews = 8
   package static let detectorSleep = 128
   static let stateAnswer = 256
   static let stateLength = 264

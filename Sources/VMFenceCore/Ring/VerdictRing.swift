@@ -5,6 +5,7 @@ struct VerdictRingReader: ~Copyable {
   private let down: SharedRegion
   private let ring: SharedArea
   private let sharedTail: SharedWord
+  private let sharedNews: SharedWord
   private let sharedHead: SharedWord
   private let capacity: UInt64
   private(set) var head: UInt64 = 0
@@ -17,6 +18,7 @@ struct VerdictRingReader: ~Copyable {
     self.down = down
     ring = up.area(RingLayout.controlBytes, count: capacity)
     sharedTail = up.word(RingLayout.verdictTail)
+    sharedNews = up.word(RingLayout.verdictNews)
     sharedHead = down.word(RingLayout.verdictHead)
     self.capacity = UInt64(capacity)
     scratch = PrivateArea(count: InspectionOutput.capacity * RingLayout.alertBytes)
@@ -26,12 +28,17 @@ struct VerdictRingReader: ~Copyable {
   mutating func reset() {
     head = 0
     lastTail = 0
+    sharedNews.storeReleasing(0)
     sharedTail.storeReleasing(0)
     sharedHead.storeReleasing(0)
   }
 
   /// Whether there may be something to take.
-  var hasNews: Bool { sharedTail.loadAcquiring() != head }
+  var hasRecords: Bool { sharedTail.loadAcquiring() != head }
+
+  /// Whether some of it may be more than packets that pass without an alert. A detector that lies about this gets no more of our time than by
+  /// answering.
+  var hasNews: Bool { hasRecords && sharedNews.loadOnce() > head }
 
   /// How many bytes of records there are to take now.
   mutating func available() throws(DetectorError) -> UInt64 {
@@ -105,6 +112,7 @@ struct VerdictRingWriter: ~Copyable {
   private let down: SharedRegion
   private let ring: SharedArea
   private let sharedTail: SharedWord
+  private let sharedNews: SharedWord
   private let sharedHead: SharedWord
   private let capacity: UInt64
   private var tail: UInt64
@@ -117,6 +125,7 @@ struct VerdictRingWriter: ~Copyable {
     let count = up.byteCount - RingLayout.controlBytes - stateBytes
     ring = up.area(RingLayout.controlBytes, count: count)
     sharedTail = up.word(RingLayout.verdictTail)
+    sharedNews = up.word(RingLayout.verdictNews)
     sharedHead = down.word(RingLayout.verdictHead)
     capacity = UInt64(count)
     tail = sharedTail.loadAcquiring()
@@ -137,8 +146,10 @@ struct VerdictRingWriter: ~Copyable {
   }
 
   /// Writes and publishes one record. There must be room.
+  ///
+  /// - Returns: whether it is news: an alert, or a packet that is refused.
   @inline(__always)
-  mutating func append(id: UInt64, _ output: borrowing InspectionOutput) {
+  mutating func append(id: UInt64, _ output: borrowing InspectionOutput) -> Bool {
     let offset = Int(tail & (capacity - 1))
     let count = output.count
     ring.store(id, at: offset)
@@ -148,7 +159,10 @@ struct VerdictRingWriter: ~Copyable {
     ring.store(word, at: offset + 8)
     tail += UInt64(RingLayout.recordHeader)
     for index in 0..<count { append(output[index]) }
+    let isNews = count > 0 || output.verdict != .pass
+    if isNews { sharedNews.storeOnce(tail) }
     sharedTail.storeReleasing(tail)
+    return isNews
   }
 
   /// An alert may lie across the ring's end: records are only aligned to 16 bytes.

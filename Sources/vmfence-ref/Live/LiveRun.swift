@@ -225,7 +225,8 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
       let frames = readCaptures()
       pool.collect(at: now)
       await tell(at: now)
-      if frames == 0 {
+      // Fewer than a batch is all that there was. What comes meanwhile ends the wait at once.
+      if frames < Self.batch {
         pool.wait(upTo: Self.patience, alsoFor: captures.descriptors + [mailbox.descriptor])
       }
       // On a host with one processor, nobody else may run before this.

@@ -1,3 +1,4 @@
+import Glibc
 import Testing
 import ToyEngine
 import VMFenceCore
@@ -61,6 +62,33 @@ struct ThreadDetectorTests {
     #expect(answers.map(\.alerts.count) == Array(repeating: 64, count: 10))
     #expect(answers.allSatisfy { $0.overflow == 36 })
     #expect(channel.counters.alertsLost == 360)
+  }
+
+  @Test("ends a wait for news with an alert, and not with packets that pass")
+  func news() throws {
+    let channel = try backend.makeChannel(small)
+    let handle = try backend.launch(
+      rules: ToyRules([(.alert, 7)]), channel: channel, configuration: InspectorConfiguration())
+    defer { handle.kill() }
+    #expect(channel.send([1]) != .full)
+    channel.publish()
+    #expect(channel.waitForVerdicts(upTo: .seconds(60)) == .verdicts)
+    let waitsForNews = channel.beginWait(onlyForNews: true)
+    #expect(waitsForNews && channel.endWait(), "a packet that passes is no news")
+    let waitsForVerdicts = channel.beginWait()
+    #expect(!waitsForVerdicts, "and is a verdict")
+    // The detector rings for the alert, or its record is seen before the wait begins.
+    #expect(channel.send([7]) != .full)
+    channel.publish()
+    if channel.beginWait(onlyForNews: true) {
+      var bell = pollfd(fd: try #require(channel.pollDescriptor), events: Int16(POLLIN), revents: 0)
+      // SAFETY: one element.
+      #expect(unsafe poll(&bell, 1, 60_000) == 1)
+      #expect(channel.endWait())
+    }
+    #expect(try channel.collectAnswers().map(\.alerts.count) == [0, 1])
+    let waitsAgain = channel.beginWait(onlyForNews: true)
+    #expect(waitsAgain && channel.endWait())
   }
 
   @Test("inspects the packets that waited while it was suspended")
