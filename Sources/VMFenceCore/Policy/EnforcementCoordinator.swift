@@ -37,6 +37,8 @@ public actor EnforcementCoordinator {
   private var generation: UInt64?
   /// Decisions that are not in force yet, by number.
   private var desired: [UInt64: Decision] = [:]
+  /// What was told last of why those of them could not be carried out that act on a domain, by number.
+  private var toldFailures: [UInt64: String] = [:]
   /// The firewall may not hold what it should.
   private var isBehind = false
   private var isLogBroken = false
@@ -192,9 +194,16 @@ public actor EnforcementCoordinator {
   public var statistics: PolicyStatistics { updater.statistics }
   /// From these `PolicyUpdater.restore` makes the present state again.
   public var liveDecisions: [Decision] { updater.liveDecisions }
-  /// See `PolicyUpdater.explain`.
+  /// See `PolicyUpdater.explain`. What is not in force yet is `desired`.
   public func explain(_ address: IPAddress, for domain: Incarnation, at time: Timestamp) -> PolicyExplanation {
-    updater.explain(address, for: domain, at: time)
+    var explanation = updater.explain(address, for: domain, at: time)
+    for index in explanation.decisions.indices where desired[explanation.decisions[index].id] != nil {
+      explanation.decisions[index].status = .desired
+    }
+    for index in explanation.offences.indices where desired[explanation.offences[index].decision.id] != nil {
+      explanation.offences[index].decision.status = .desired
+    }
+    return explanation
   }
   /// Decided, and not in force yet.
   public var waitingForFirewall: [Decision] { desired.values.sorted { $0.id < $1.id } }
@@ -288,9 +297,7 @@ extension EnforcementCoordinator {
   private func act(_ decision: Decision, at time: Timestamp) async -> Bool {
     guard let incarnation = decision.incarnation else { return false }
     guard let control else {
-      await report(
-        .enforcementFailed, severity: 1, at: time, about: incarnation,
-        "decision \(decision.id) to \(decision.measure.name): no hypervisor control is connected")
+      await reportFailure(of: decision, "no hypervisor control is connected", at: time, about: incarnation)
       return false
     }
     do throws(ProbeError) {
@@ -303,11 +310,19 @@ extension EnforcementCoordinator {
     } catch {
       // What is gone needs no pausing.
       if error.code == .noSuchDomain { return true }
-      await report(
-        .enforcementFailed, severity: 1, at: time, about: incarnation,
-        "decision \(decision.id) to \(decision.measure.name) failed: \(error.message.escapedForDisplay)")
+      await reportFailure(of: decision, error.message.escapedForDisplay, at: time, about: incarnation)
       return false
     }
+  }
+
+  /// Tells why a decision could not be carried out; it is tried again and again, and told again only when the reason is another one.
+  private func reportFailure(
+    of decision: Decision, _ reason: String, at time: Timestamp, about incarnation: Incarnation
+  ) async {
+    guard toldFailures.updateValue(reason, forKey: decision.id) != reason else { return }
+    await report(
+      .enforcementFailed, severity: 1, at: time, about: incarnation,
+      "decision \(decision.id) to \(decision.measure.name) was not carried out: \(reason); trying again")
   }
 }
 
@@ -403,6 +418,7 @@ extension EnforcementCoordinator {
   @discardableResult
   private func settle(_ decision: Decision, at time: Timestamp) async -> Decision {
     desired[decision.id] = nil
+    toldFailures[decision.id] = nil
     var decision = decision
     decision.status = .enforced
     decision.time = time
@@ -425,23 +441,6 @@ extension EnforcementCoordinator {
 // MARK: Log and order
 
 extension EnforcementCoordinator {
-  /// In a thread of its own, since a disk can be slow, and on a host with one processor all tasks share one thread.
-  private static func sync(_ log: any DecisionLog) async -> DecisionLogError? {
-    await withCheckedContinuation { continuation in
-      let isStarted = DetachedThread.start { continuation.resume(returning: syncNow(log)) } == 0
-      if !isStarted { continuation.resume(returning: syncNow(log)) }
-    }
-  }
-
-  private static func syncNow(_ log: any DecisionLog) -> DecisionLogError? {
-    do throws(DecisionLogError) {
-      try log.sync()
-      return nil
-    } catch {
-      return error
-    }
-  }
-
   private func compact(at time: Timestamp) async {
     do throws(DecisionLogError) {
       try log.compact(to: updater.liveDecisions)

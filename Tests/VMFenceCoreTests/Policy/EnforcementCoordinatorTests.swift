@@ -205,14 +205,26 @@ struct EnforcementCoordinatorTests {
     await #expect(throws: PolicyError.self) { try await coordinator.approve(1, at: at(1)) }
   }
 
-  @Test("a pause that fails is tried again")
+  @Test("a pause that fails is tried again, told once for each reason, and not called in force before it is")
   func pauseFails() async throws {
     let coordinator = try make(control: control) { $0.destructiveMeasures = .allowed }
+    func statuses(at seconds: Double) async -> [Decision.Status] {
+      await coordinator.explain(address("203.0.113.7"), for: incarnation(1), at: at(seconds)).offences
+        .map(\.decision.status)
+    }
     control.failure.withLock { $0 = ProbeError(.failed, "no") }
     #expect(await coordinator.handle(fileEvent(), at: at(0)).map(\.status) == [.desired])
+    await coordinator.advance(to: at(1))
+    await coordinator.advance(to: at(2))
+    #expect(platform == [.enforcementFailed] && control.calls.withLock { $0 }.isEmpty)
+    #expect(await statuses(at: 2) == [.desired])
+    control.failure.withLock { $0 = ProbeError(.failed, "not now") }
+    await coordinator.advance(to: at(3))
+    #expect(platform == [.enforcementFailed, .enforcementFailed])
     control.failure.withLock { $0 = nil }
-    #expect(await coordinator.advance(to: at(1)).map(\.status) == [.enforced])
+    #expect(await coordinator.advance(to: at(4)).map(\.status) == [.enforced])
     #expect(control.calls.withLock { $0 } == ["pause 1"])
+    #expect(await statuses(at: 4) == [.enforced])
   }
 
   @Test("a dry run touches neither firewall nor domain")
