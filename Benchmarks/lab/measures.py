@@ -1,8 +1,8 @@
 """What `evaluation` measures, one function each. They take the script's options and write a table, figures and a plot."""
-import os, signal, statistics, subprocess, sys, threading, time
+import os, random, signal, statistics, subprocess, sys, threading, time
 
 from . import plot, report, traffic
-from .bed import UUID, Bed, Engine, ROOT, cpu_of, memory_of
+from .bed import UUID, Bed, Engine, ROOT, children, cpu_of, memory_of
 from .traffic import part
 
 ATTACK_RULE = ('alert tcp any any -> any 80 (msg:"password file"; flow:to_server,established; content:"/etc/passwd"; '
@@ -129,13 +129,21 @@ def throughput(options):
 
 # Figure 12(b)
 
+HTTP_MODES = ("fixed", "bursts", "closed")
+
+
 def http(options):
     connections = 10 if options.what == "smoke" else 100
     found, offered = {}, {}
     with Bed(options.build) as bed:
-        rules = rules_of(options, bed)
+        wire, rules = traffic.build_wire(bed), rules_of(options, bed)
         server = traffic.start_http(bed, options.load_cpu)
         makers = [lambda: Engine(bed, "base", rules)] + engines(options, bed, rules)
+
+        def load(mode, size, number):
+            if mode == "fixed":
+                return traffic.offer_http(bed, wire, size, options.seconds, connections, offered[size], number, options.load_cpu)
+            return traffic.load_http(bed, size, options.seconds, connections, offered[size] if mode == "bursts" else None, options.load_cpu)
         for size in options.http_sizes:
             closed = traffic.load_http(bed, size, options.seconds, connections, cpu=options.load_cpu)
             offered[size] = 0.6 * closed["requests_per_second"]
@@ -144,52 +152,61 @@ def http(options):
                 engine = make()
                 engine.start()
                 for size in options.http_sizes:
-                    for mode, rate in (("fixed", offered[size]), ("closed", None)):
-                        before, served = cpu_of(engine.pids()), cpu_of([server.pid] + traffic_pids(server))
-                        result = traffic.load_http(bed, size, options.seconds, connections, rate, options.load_cpu)
+                    for mode in options.modes:
+                        before, served = cpu_of(engine.pids()), cpu_of(children(server.pid))
+                        result = load(mode, size, number)
                         # What the engine still has to do belongs to these requests.
                         lost = engine.settle() if engine.is_ours else {}
                         result["engine_cpu_us"] = (cpu_of(engine.pids()) - before) * 1e6 / result["requests"]
-                        result["server_cpu_us"] = (
-                            cpu_of([server.pid] + traffic_pids(server)) - served) * 1e6 / result["requests"]
+                        result["server_cpu_us"] = (cpu_of(children(server.pid)) - served) * 1e6 / result["requests"]
                         found.setdefault((engine.name, size, mode), []).append(result | lost)
                 engine.stop()
     write_http(options, found, offered, connections)
 
 
-def traffic_pids(server):
-    from .bed import children
-    return children(server.pid)[1:]
+def ratio_to(base, values):
+    """The middle of the ratios of values that were measured one after the other, and between what that lies in 95 of 100 draws of as many rounds
+    (the bootstrap's percentiles)."""
+    ratios, draw = [value / other for value, other in zip(values, base)], random.Random(78)
+    middles = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(2_000))
+    return statistics.median(ratios), part(middles, 0.025), part(middles, 0.975)
 
 
 def write_http(options, found, offered, connections):
     names = [name for name in ("base", "vmfence", "other") if any(key[0] == name for key in found)]
 
+    def values(name, size, mode, field):
+        return [result[field] for result in found[name, size, mode]]
+
     def middle(name, size, mode, field):
-        return statistics.median(result[field] for result in found[name, size, mode])
+        return statistics.median(values(name, size, mode, field))
     rows = []
-    for mode in ("fixed", "closed"):
+    for mode in options.modes:
         for size in options.http_sizes:
             for name in names:
-                p99, base = middle(name, size, mode, "p99_ms"), middle("base", size, mode, "p99_ms")
-                rows.append([mode, f"{size} KB", name, round(offered[size]) if mode == "fixed" else "-",
-                             round(middle(name, size, mode, "requests_per_second")), middle(name, size, mode, "p50_ms"), p99,
-                             p99 / base, middle(name, size, mode, "engine_cpu_us"), middle(name, size, mode, "server_cpu_us")])
+                ratio, low, high = ratio_to(*(values(each, size, mode, "p99_ms") for each in ("base", name)))
+                rows.append([mode, f"{size} KB", name, "-" if mode == "closed" else round(offered[size]),
+                             round(middle(name, size, mode, "requests_per_second")), middle(name, size, mode, "p50_ms"),
+                             middle(name, size, mode, "p99_ms"), ratio, "-" if name == "base" else f"{low:.2f} to {high:.2f}",
+                             middle(name, size, mode, "engine_cpu_us"), middle(name, size, mode, "server_cpu_us"),
+                             sum(values(name, size, mode, "failed"))])
     report.write(
-        options, "http", f"12(b): HTTP, {connections} connections; fixed: at 60 % of the base's capacity; median of "
-        f"{options.rounds} rounds of {options.seconds} s",
-        ["load", "document", "engine", "offered/s", "requests/s", "p50 ms", "p99 ms", "p99/base", "engine us/request",
-         "server us/request"], rows, {" ".join(map(str, key)): values for key, values in found.items()})
+        options, "http", f"12(b): HTTP, {connections} connections; fixed: requests due at independent times, at 60 % of what the base takes in a closed "
+        f"loop; bursts: as many, all connections at once; closed: each connection asks again when it was answered; median of {options.rounds} rounds of "
+        f"{options.seconds} s, ratios of neighbouring rounds with their 95 % interval",
+        ["load", "document", "engine", "offered/s", "requests/s", "p50 ms", "p99 ms", "p99/base", "95 %", "engine us/request",
+         "server us/request", "failed"], rows, {" ".join(map(str, key)): results for key, results in found.items()})
     groups = [f"{size} KB" for size in options.http_sizes]
 
     def panel(title, mode, field, label):
         return plot.bars(title, groups, {
             name: [middle(name, size, mode, field) for size in options.http_sizes] for name in names}, "document", label)
+    titles = {"fixed": "At a fixed rate", "bursts": "In bursts", "closed": "Closed loop"}
     plot.write(report.path(options, "http.svg"), [
-        panel("At a fixed rate: throughput", "fixed", "requests_per_second", "requests/s"),
-        panel("At a fixed rate: latency", "fixed", "p99_ms", "p99 in ms"),
-        panel("Closed loop: throughput", "closed", "requests_per_second", "requests/s"),
-        panel("At a fixed rate: the engine's processor time", "fixed", "engine_cpu_us", "us a request")])
+        panel(f"{titles[mode]}: {title}", mode, field, label) for mode in options.modes
+        for title, field, label in (("throughput", "requests_per_second", "requests/s"), ("latency", "p99_ms", "p99 in ms"))] + [
+            panel(f"{titles[mode]}: the engine's processor time", mode, "engine_cpu_us", "us a request")
+            for mode in options.modes[:1]])
 
 
 # Figure 12(c)
@@ -205,16 +222,20 @@ def ftp(options):
                 engine = make()
                 engine.start()
                 for size in options.ftp_sizes:
-                    times = max(1, int(options.seconds * 20 / size))
+                    # A single one says little: the same file takes half as long again the next time, with and without an engine.
+                    times = max(options.transfers, int(options.seconds * 20 / size))
                     found.setdefault((engine.name, size), []).append(traffic.load_ftp(bed, size, times, options.load_cpu))
                 engine.stop()
     names = [name for name in ("base", "vmfence", "other") if any(key[0] == name for key in found)]
     middle = {key: statistics.median(rate for rate, _ in values) for key, values in found.items()}
-    rows = [[f"{size} MiB", name, middle[name, size], 100 * middle[name, size] / middle["base", size],
-             sum(late for _, late in found[name, size])]
-            for size in options.ftp_sizes for name in names]
-    report.write(options, "ftp", f"12(c): FTP, one client; the middle transfer, median of {options.rounds} rounds",
-                 ["file", "engine", "MiB/s", "% of base", "late connections"], rows,
+    rows = []
+    for size in options.ftp_sizes:
+        for name in names:
+            ratio, low, high = ratio_to(*([rate for rate, _ in found[each, size]] for each in ("base", name)))
+            rows.append([f"{size} MiB", name, middle[name, size], 100 * ratio,
+                         "-" if name == "base" else f"{100 * low:.0f} to {100 * high:.0f}", sum(late for _, late in found[name, size])])
+    report.write(options, "ftp", f"12(c): FTP, one client; the middle of at least {options.transfers} transfers, median of {options.rounds} rounds",
+                 ["file", "engine", "MiB/s", "% of base", "95 %", "late connections"], rows,
                  {" ".join(map(str, key)): values for key, values in found.items()})
     plot.write(report.path(options, "ftp.svg"), [plot.bars(
         "FTP", [f"{size} MiB" for size in options.ftp_sizes],

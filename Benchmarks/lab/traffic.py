@@ -94,9 +94,20 @@ http {{ access_log off; keepalive_requests 1000000; sendfile on; types {{ text/h
     return server
 
 
+def offer_http(bed, wire, size, seconds, connections, rate, seed, cpu=None):
+    """Requests that are due at times of a Poisson process with `rate` (a second, all together), each over a connection that is free; see
+    lab/wire/http.c. The milliseconds of a request count from when it was due."""
+    path = bed.path("times")
+    out = bed.run(bed.outside, [wire, "http", "10.77.0.1", f"/{size}k.html", str(connections), f"{rate:.3f}", str(seconds), str(seed), path], cpu)
+    if out.returncode != 0:
+        sys.exit(f"evaluation: wire http failed with {out.returncode}")
+    return timed([float(line) / 1000 for line in open(path)], seconds, json.loads(out.stdout)["failed"])
+
+
 def load_http(bed, size, seconds, connections, rate=None, cpu=None):
-    """h2load(1) in HTTP/1.1. With `rate` (requests a second, all together) the load is offered at that rate, otherwise each connection asks again
-    as soon as it was answered. Gives requests a second, p50 and p99 in milliseconds, and how many requests failed."""
+    """h2load(1) in HTTP/1.1: each connection asks again as soon as it was answered. With `rate` (requests a second, all together) it asks at fixed
+    times, or when it was answered if that is later. All connections do so at once, since all begin at once: that makes bursts of one request each, and the
+    milliseconds of a request say how long a burst takes."""
     log = bed.path("h2load.log")
     if os.path.exists(log):
         os.unlink(log)
@@ -109,11 +120,16 @@ def load_http(bed, size, seconds, connections, rate=None, cpu=None):
         sys.exit(f"evaluation: h2load failed:\n{out}")
     # Start in microseconds, status, time in microseconds.
     rows = [line.split() for line in open(log)]
-    times = sorted(int(row[2]) / 1000 for row in rows if row[1] == "200")
+    return timed([int(row[2]) / 1000 for row in rows if row[1] == "200"], seconds, int(found[2]))
+
+
+def timed(times, seconds, failed):
+    """Requests a second, p50 and p99 in milliseconds, and how many failed."""
     if not times:
-        sys.exit(f"evaluation: no request was answered:\n{out}")
+        sys.exit("evaluation: no request was answered")
+    times.sort()
     return {"requests_per_second": len(times) / seconds, "p50_ms": part(times, 0.5), "p99_ms": part(times, 0.99),
-            "requests": len(times), "failed": int(found[2])}
+            "requests": len(times), "failed": failed}
 
 
 def part(ordered, share):
@@ -178,5 +194,6 @@ def build_wire(bed):
     """Compiles `wire` (see lab/wire/main.c) into the bed's folder."""
     source = os.path.join(ROOT, "Benchmarks/lab/wire")
     program = bed.path("wire")
-    subprocess.run(["cc" if shutil.which("cc") else "clang", "-O2", "-o", program] + [f"{source}/{name}.c" for name in ("main", "flood", "latency")], check=True)
+    subprocess.run(["cc" if shutil.which("cc") else "clang", "-O2", "-o", program] + [f"{source}/{name}.c" for name in ("main", "http", "flood", "latency")] + ["-lm"],
+                   check=True)
     return program

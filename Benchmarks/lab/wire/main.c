@@ -1,6 +1,7 @@
-// Frames and clocks for measuring a host from outside: a flood from many sources, and how long after an attack its sender is cut off.
+// Measuring a host from outside: requests at a fixed rate, a flood from many sources, and how long after an attack its sender is cut off.
 // Used by Benchmarks/evaluation, inside network namespaces only.
 //
+//   wire http ADDRESS PATH CONNECTIONS REQUESTS/S SECONDS SEED TIMES-FILE
 //   wire flood NAMESPACE INTERFACE TARGET-MAC TARGET-ADDRESS PACKETS/S SECONDS SOURCES [TEXT]
 //   wire latency ATTACKER-NAMESPACE GUEST-NAMESPACE GUEST-ADDRESS SAMPLES PROBE-INTERVAL-US TIMEOUT-MS [FIRST-SOURCE]
 #define _GNU_SOURCE
@@ -47,8 +48,9 @@ uint16_t wire_checksum(const uint8_t *bytes, int length, uint32_t sum) {
 }
 
 int main(int count, char **arguments) {
+  if (count >= 2 && strcmp(arguments[1], "http") == 0) return wire_http(count - 2, arguments + 2);
   if (count >= 2 && strcmp(arguments[1], "flood") == 0) return wire_flood(count - 2, arguments + 2);
   if (count >= 2 && strcmp(arguments[1], "latency") == 0) return wire_latency(count - 2, arguments + 2);
-  fprintf(stderr, "usage: wire flood|latency … (see main.c)\n");
+  fprintf(stderr, "usage: wire http|flood|latency … (see main.c)\n");
   return 64;
 }

@@ -14,6 +14,7 @@ void wire_fail(const char *what);
 // The Internet checksum (RFC 1071) of `length` bytes, going on from `sum`.
 uint16_t wire_checksum(const uint8_t *bytes, int length, uint32_t sum);
 
+int wire_http(int count, char **arguments);
 int wire_flood(int count, char **arguments);
 int wire_latency(int count, char **arguments);
 
