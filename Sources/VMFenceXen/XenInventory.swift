@@ -17,6 +17,8 @@ package struct XenInventory {
     /// A hint came, or it is not complete yet.
     var isStale = false
     var firstSeen: Duration
+    /// Since when xenstore has had nothing about it, though it had before.
+    var forgottenSince: Duration?
     /// Something may be different from what subscribers were told.
     var isNews = true
     /// What subscribers were told last; nil: nothing yet.
@@ -41,6 +43,8 @@ package struct XenInventory {
   /// A domain whose name has not been written yet is looked at again for this long.
   private static let completionTime: Duration = .seconds(10)
   private static let reconnectPause: Duration = .seconds(1)
+  /// The toolstack takes a domain's entries away a moment before the domain itself.
+  private static let farewell: Duration = .seconds(3)
   /// Numbers of domains that are gone, remembered so that the end of their devices is not taken for another domain.
   private static let goneLimit = 1024
   private static let problemLimit = 64
@@ -200,8 +204,15 @@ package struct XenInventory {
         let details = try DomainDetails.read(entry.domain, from: store, interfaceExists: interfaceExists)
         // One that was started anew knows nothing of domains that run on.
         if details.name == nil, entry.details.name != nil {
-          entry.details.problems = [Self.forgotten(incarnation)]
-        } else if details != entry.details {
+          let since = entry.forgottenSince ?? now
+          entry.forgottenSince = since
+          entry.isStale = now - since < Self.farewell
+          if !entry.isStale { entry.details.problems = [Self.forgotten(incarnation)] }
+          entries[incarnation] = entry
+          continue
+        }
+        entry.forgottenSince = nil
+        if details != entry.details {
           entry.details = details
           entry.isNews = true
         }

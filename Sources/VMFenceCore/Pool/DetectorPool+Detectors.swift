@@ -10,6 +10,9 @@ extension DetectorPool {
   /// Deaths by packets without a verdict between them, after which restarts are `backOffFirst` apart, and no more: whoever sends
   /// poison must not be able to buy time with it, nor every start of a process of the host.
   private static var immediateRestartsByPacket: Int { 32 }
+  /// How long the detector of a domain that is being moved may take to say what it remembers, in real time. Nothing else is done meanwhile; it takes
+  /// milliseconds, but on a host whose processors are all taken.
+  private static var movePatience: Duration { .seconds(5) }
   /// Drops are reported this far apart, for each domain.
   private static var dropReportInterval: Duration { .seconds(10) }
 
@@ -87,7 +90,7 @@ extension DetectorPool {
     case .suspendedForMigration where !entry.isHandedOver:
       entry.isHandedOver = true
       let wasSuspended = entry.isSuspended
-      let bytes = memory(of: entry, at: time, patience: configuration.endingPatience)
+      let bytes = memory(of: entry, at: time, patience: Self.movePatience)
       if wasSuspended { suspend(entry.incarnation, at: time) }
       guard let bytes else { return }
       let next = slots.first { other in
