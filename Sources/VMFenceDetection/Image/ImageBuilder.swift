@@ -1,4 +1,5 @@
 import VMFenceCore
+import VMFencePackets
 
 /// Writes an image. Equal rules give equal bytes: nothing here depends on the order of a dictionary.
 struct ImageBuilder {
@@ -217,7 +218,8 @@ struct ImageBuilder {
 
   private mutating func append(_ plan: PrefilterPlan, _ rules: [Rule]) throws(RuleCompilationError) {
     let searched = rules.map(\.searchPattern)
-    for group in plan.groups { try append(group, searched) }
+    let needsSyn = rules.map { TCPFlags(rawValue: UInt8(truncatingIfNeeded: $0.tcpFlags)).contains(.syn) }
+    for group in plan.groups { try append(group, searched, needsSyn) }
     var pages: [[UInt16]: UInt16] = [:]
     for packetClass in plan.classes {
       let destination = append(packetClass.destination, &pages)
@@ -247,7 +249,7 @@ struct ImageBuilder {
   }
 
   private mutating func append(
-    _ group: PrefilterPlan.Group, _ searched: [SearchPattern?]
+    _ group: PrefilterPlan.Group, _ searched: [SearchPattern?], _ needsSyn: [Bool]
   ) throws(RuleCompilationError) {
     var numbers: [SearchPattern: Int] = [:]
     var found: [(pattern: SearchPattern, rules: [UInt32])] = []
@@ -264,6 +266,10 @@ struct ImageBuilder {
         found.append((pattern, [rule]))
       }
     }
+    // Of runs as long as each other, in the rules' order.
+    let runs = found.enumerated().filter { $0.element.pattern.isRun }.prefix(RunSearch.patternLimit)
+      .sorted { ($1.element.pattern.bytes.count, $0.offset) < ($0.element.pattern.bytes.count, $1.offset) }
+    for index in runs.map(\.offset).sorted(by: >) { found.remove(at: index) }
     var databaseOffset = 0
     var databaseBytes = 0
     if !found.isEmpty {
@@ -275,7 +281,7 @@ struct ImageBuilder {
       write(.databases) { $0.append(database) }
     }
     let patternStart = count(.groupPatterns)
-    for (pattern, rules) in found {
+    for (pattern, rules) in found + runs.map(\.element) {
       let bytes = offset(ofPattern: pattern.bytes)
       let list = appendList(rules)
       write(.groupPatterns) {
@@ -285,7 +291,8 @@ struct ImageBuilder {
         $0.u32(UInt32(pattern.bytes.count))
       }
     }
-    let directStart = appendList(direct)
+    let synOnly = direct.filter { needsSyn[Int($0)] }
+    let directStart = appendList(direct.filter { !needsSyn[Int($0)] } + synOnly)
     write(.groups) {
       $0.u32(UInt32(patternStart))
       $0.u32(UInt32(found.count))
@@ -293,6 +300,8 @@ struct ImageBuilder {
       $0.u32(UInt32(direct.count))
       $0.u32(UInt32(databaseOffset))
       $0.u32(UInt32(databaseBytes))
+      $0.u32(UInt32(runs.count))
+      $0.u32(UInt32(synOnly.count))
     }
   }
 

@@ -85,7 +85,7 @@ package enum ImageSection: Int, CaseIterable {
 package enum ImageLayout {
   /// "VMFRULES" as its bytes stand in memory.
   static let magic: UInt64 = 0x5345_4C55_5246_4D56
-  static let version: UInt32 = 5
+  static let version: UInt32 = 6
   package static let checksumOffset = 16
   package static let sectionTable = 48
   package static let sectionEntry = 16
@@ -330,18 +330,21 @@ enum ClassRecord {
 
 /// Rules that are looked for together.
 enum GroupRecord {
-  static let stride = 24
+  static let stride = 32
+  /// In `groupPatterns`: those that the database finds, then those that are runs of one byte (`RunSearch`), the longest first.
   static let patternStart = 0
   static let patternCount = 4
-  /// In `ruleLists`: rules without a pattern to look for.
+  /// In `ruleLists`: rules without a pattern to look for, those last that only a SYN can match (`synCount` of them).
   static let directStart = 8
   static let directCount = 12
-  /// In `databases`. Both 0 in a group without patterns.
+  /// In `databases`. Both 0 in a group without patterns for it.
   static let databaseOffset = 16
   static let databaseBytes = 20
+  static let runCount = 24
+  static let synCount = 28
 }
 
-/// A pattern of a group; its number in the group is its id in the database.
+/// A pattern of a group; its number in the group is its id in the database, if it is in that.
 enum GroupPatternRecord {
   static let stride = 16
   /// In `ruleLists`: the rules that it is the fast pattern of.

@@ -195,8 +195,16 @@ enum ImageValidator {
       try requireRange(
         bytes.u32le(record + GroupRecord.directStart), bytes.u32le(record + GroupRecord.directCount), in: .ruleLists,
         sections)
+      try require(
+        bytes.u32le(record + GroupRecord.synCount) <= bytes.u32le(record + GroupRecord.directCount),
+        "its rules about SYNs")
       let patterns = bytes.u32le(record + GroupRecord.patternCount)
-      try requireRange(bytes.u32le(record + GroupRecord.patternStart), patterns, in: .groupPatterns, sections)
+      let first = bytes.u32le(record + GroupRecord.patternStart)
+      let runs = bytes.u32le(record + GroupRecord.runCount)
+      try requireRange(first, patterns, in: .groupPatterns, sections)
+      try requireRange(first + patterns, runs, in: .groupPatterns, sections)
+      try require(runs <= RunSearch.patternLimit, "its number of runs")
+      try validateRuns(bytes, first + patterns, runs, sections)
       let database = bytes.u32le(record + GroupRecord.databaseOffset)
       let size = bytes.u32le(record + GroupRecord.databaseBytes)
       try requireRange(database, size, in: .databases, sections)
@@ -214,6 +222,18 @@ enum ImageValidator {
     }
     for index in 0..<sections[.ruleLists].count {
       try requireIndex(bytes.u32le(sections[.ruleLists].offset + index * 4), in: .rules, sections)
+    }
+  }
+  /// That what is looked for as runs is long enough, and sorted. (What their bytes are decides what is found, no more.)
+  private static func validateRuns(
+    _ bytes: RawSpan, _ first: UInt32, _ count: UInt32, _ sections: ImageSections
+  ) throws(RuleCompilationError) {
+    var shortest = UInt32.max
+    for index in first..<first + count {
+      let record = sections[.groupPatterns].offset + Int(index) * GroupPatternRecord.stride
+      let length = bytes.u32le(record + GroupPatternRecord.patternLength)
+      try require(length >= RunSearch.minimum && length <= shortest, "the length of a run")
+      shortest = length
     }
   }
 }

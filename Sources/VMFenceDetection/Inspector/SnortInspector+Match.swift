@@ -29,14 +29,13 @@ extension SnortInspector {
   ) {
     let record = matching.sections[.classes].offset + packetClass.rawValue * ClassRecord.stride
     let anyPort = image.u32le(record + ClassRecord.anyPort)
-    let remembers = match.isStream
-    if anyPort != noIndex { search(Int(anyPort), payload, image, remembers: remembers) }
+    if anyPort != noIndex { search(Int(anyPort), match, payload, image) }
     let destination = group(image.u32le(record + ClassRecord.destinationPages), match.packet.destinationPort, image)
-    if destination != noGroup { search(Int(destination), payload, image, remembers: remembers) }
+    if destination != noGroup { search(Int(destination), match, payload, image) }
     let wide = group(image.u32le(record + ClassRecord.widePages), match.packet.destinationPort, image)
-    if wide != noGroup { search(Int(wide), payload, image, remembers: remembers) }
+    if wide != noGroup { search(Int(wide), match, payload, image) }
     let source = group(image.u32le(record + ClassRecord.sourcePages), match.packet.sourcePort, image)
-    if source != noGroup, source != destination { search(Int(source), payload, image, remembers: remembers) }
+    if source != noGroup, source != destination { search(Int(source), match, payload, image) }
   }
 
   private func group(_ pages: UInt32, _ port: UInt16, _ image: RawSpan) -> UInt16 {
@@ -45,13 +44,21 @@ extension SnortInspector {
     return image.u16le(matching.sections[.portGroups].offset + (Int(page) << 8 + Int(port & 0xFF)) * 2)
   }
 
-  /// `remembers`: what is found is put into `found`, too.
-  private mutating func search(_ group: Int, _ payload: RawSpan, _ image: RawSpan, remembers: Bool) {
+  /// Of a stream, what is found is put into `found`, too.
+  private mutating func search(
+    _ group: Int, _ match: borrowing PacketMatch, _ payload: RawSpan, _ image: RawSpan
+  ) {
     let record = matching.sections[.groups].offset + group * GroupRecord.stride
-    insertList(image.u32le(record + GroupRecord.directStart), image.u32le(record + GroupRecord.directCount), image)
+    var direct = image.u32le(record + GroupRecord.directCount)
+    if !match.packet.tcpFlags.contains(.syn) { direct -= image.u32le(record + GroupRecord.synCount) }
+    insertList(image.u32le(record + GroupRecord.directStart), direct, image)
+    let remembers = match.isStream
+    guard payload.byteCount > 0 else { return }
     let patterns = image.u32le(record + GroupRecord.patternCount)
-    guard patterns > 0, payload.byteCount > 0 else { return }
     let first = Int(image.u32le(record + GroupRecord.patternStart))
+    let runs = Int(image.u32le(record + GroupRecord.runCount))
+    if runs > 0 { searchRuns(first + Int(patterns), runs, payload, image, remembers: remembers) }
+    guard patterns > 0 else { return }
     switch matching.scanner.scan(group, payload) {
     case .hits(let count):
       for index in 0..<count {
@@ -63,6 +70,34 @@ extension SnortInspector {
       counters.scanOverflows += 1
       for pattern in 0..<Int(patterns) { insertRules(ofPattern: first + pattern, image, remembers: false) }
       found.noteMore()
+    }
+  }
+
+  /// `first`: the first pattern of those that are runs; there are `count`, the longest first.
+  private mutating func searchRuns(
+    _ first: Int, _ count: Int, _ payload: RawSpan, _ image: RawSpan, remembers: Bool
+  ) {
+    let records = matching.sections[.groupPatterns].offset
+    func length(_ pattern: Int) -> Int {
+      Int(image.u32le(records + pattern * GroupPatternRecord.stride + GroupPatternRecord.patternLength))
+    }
+    let shortest = length(first + count - 1)
+    var position = 0
+    // Each is told once, however many runs there are.
+    var told: UInt64 = 0
+    while let run = RunSearch.next(in: payload, from: position, atLeast: shortest) {
+      position = run.upperBound
+      let byte = payload.u8(run.lowerBound)
+      var index = count - 1
+      while index >= 0, length(first + index) <= run.count {
+        let record = records + (first + index) * GroupPatternRecord.stride
+        let start = matching.sections[.patterns].offset + Int(image.u32le(record + GroupPatternRecord.patternOffset))
+        if image.u8(start) == byte, told >> UInt64(index) & 1 == 0 {
+          told |= 1 << UInt64(index)
+          insertRules(ofPattern: first + index, image, remembers: remembers)
+        }
+        index -= 1
+      }
     }
   }
 

@@ -201,11 +201,12 @@ extension SnortInspector {
     _ payload: RawSpan, _ segment: TCPSegment, _ place: Int, _ fromClient: Bool, _ step: inout TCPStep,
     into output: inout InspectionOutput
   ) -> Stored? {
-    var end = fromClient ? flows[place].session.client : flows[place].session.server
-    if !end.stream.marks.contains(.isKnown) { end.stream = StreamTrack(at: end.mapped(segment.dataStart)) }
-    setEnd(end, place, fromClient)
+    let start = flows[place].session[ofClient: fromClient].mapped(segment.dataStart)
+    if !flows[place].session[ofClient: fromClient].stream.marks.contains(.isKnown) {
+      flows[place].session[ofClient: fromClient].stream = StreamTrack(at: start)
+    }
     guard let offset = segment.urgentOffset, settings.urgentPolicy != .inline else {
-      return storeAll(payload, at: end.mapped(segment.dataStart), place, fromClient, &step, into: &output)
+      return storeAll(payload, at: start, place, fromClient, &step, into: &output)
     }
     if settings.urgentPolicy == .drop {
       if settings.isInline { _ = except(.dropPacket, place, .streamUrgent, into: &output) }
@@ -213,8 +214,8 @@ extension SnortInspector {
     }
     let position = segment.dataStart &+ UInt32(truncatingIfNeeded: offset)
     let before = storeAll(
-      payload.extracting(0..<offset), at: end.mapped(segment.dataStart), place, fromClient, &step, into: &output)
-    end = fromClient ? flows[place].session.client : flows[place].session.server
+      payload.extracting(0..<offset), at: start, place, fromClient, &step, into: &output)
+    var end = flows[place].session[ofClient: fromClient]
     // More than any program sends: they are read as part of the stream.
     guard end.urgentCount < Self.urgentLimit else {
       step.events.insert(.urgentLimit)
@@ -225,7 +226,7 @@ extension SnortInspector {
     {
       end.urgentCount &+= 1
       end.urgentLast = position
-      setEnd(end, place, fromClient)
+      flows[place].session[ofClient: fromClient] = end
     }
     let after = storeAll(
       payload.extracting(offset + 1..<payload.byteCount), at: end.mapped(position &+ 1), place, fromClient, &step,
@@ -257,19 +258,19 @@ extension SnortInspector {
     into output: inout InspectionOutput
   ) -> Stored? {
     guard payload.byteCount > 0 else { return nil }
-    var end = fromClient ? flows[place].session.client : flows[place].session.server
-    guard !end.stream.marks.contains(.isOff) else { return nil }
-    let kept = aboveDepth(payload.byteCount, at: sequence, end.stream, &step.events)
+    guard !flows[place].session[ofClient: fromClient].stream.marks.contains(.isOff) else { return nil }
+    let kept = aboveDepth(
+      payload.byteCount, at: sequence, flows[place].session[ofClient: fromClient].stream, &step.events)
     guard kept > 0 else { return nil }
     let data = payload.extracting(0..<kept)
     let isInline = settings.isStreamInline
-    var insertion = streams.insert(data, at: sequence, &end.stream, policy: end.policy, isInline: isInline)
-    setEnd(end, place, fromClient)
+    let policy = flows[place].session[ofClient: fromClient].policy
+    var insertion = streams.insert(
+      data, at: sequence, &flows[place].session[ofClient: fromClient].stream, policy: policy, isInline: isInline)
     if insertion.result == .noMemory || insertion.result == .tooFar {
       giveRoom(place, fromClient, insertion.result, &step.events, into: &output)
-      end = fromClient ? flows[place].session.client : flows[place].session.server
-      insertion = streams.insert(data, at: sequence, &end.stream, policy: end.policy, isInline: isInline)
-      setEnd(end, place, fromClient)
+      insertion = streams.insert(
+        data, at: sequence, &flows[place].session[ofClient: fromClient].stream, policy: policy, isInline: isInline)
     }
     switch insertion.result {
     case .kept: break
@@ -288,10 +289,6 @@ extension SnortInspector {
     }
     return Stored(
       sequence: sequence, isKept: insertion.result == .kept, isRewritten: insertion.isRewritten && isInline)
-  }
-
-  private mutating func setEnd(_ end: TCPEnd, _ place: Int, _ fromClient: Bool) {
-    if fromClient { flows[place].session.client = end } else { flows[place].session.server = end }
   }
 
   /// How many of `count` bytes are above the depth.

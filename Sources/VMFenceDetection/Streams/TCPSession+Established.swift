@@ -53,28 +53,29 @@ extension TCPSession {
       return
     }
     marks.insert(fromClient ? .clientSeen : .serverSeen)
-    var (own, other) = fromClient ? (client, server) : (server, client)
-    guard isInTime(segment, own, at: seconds) else {
+    guard isInTime(segment, self[ofClient: fromClient], at: seconds) else {
       step.events.insert(.invalidTimestamp)
       return
     }
     if segment.length > 0, marks.contains(fromClient ? .serverReset : .clientReset) { step.events.insert(.dataToReset) }
     reopen(fromClient, segment, &step)
-    if !segment.hasTimestamp, own.marks.contains(.stamps), other.marks.contains(.stamps) {
+    if !segment.hasTimestamp, client.marks.contains(.stamps), server.marks.contains(.stamps) {
       step.events.insert(.timestampMissing)
     }
     // Hosts take no segment without it (RFC 9293 §3.10.7.4).
     guard flags.contains(.ack) else { return }
-    guard isInWindow(segment, own, &step), acknowledgementIsValid(segment, other, &step) else { return }
-    if isBadWindowUpdate(segment, own, other) { step.events.insert(.badWindowUpdate) }
-    own.note(segment, at: seconds)
-    if segment.length > 0, sequenceDistance(segment.sequence, own.next) < 0 {
-      step.events.insert(.retransmission)
+    guard isInWindow(segment, self[ofClient: fromClient], &step),
+      acknowledgementIsValid(segment, self[ofClient: !fromClient], &step)
+    else { return }
+    if isBadWindowUpdate(segment, self[ofClient: fromClient], self[ofClient: !fromClient]) {
+      step.events.insert(.badWindowUpdate)
     }
-    if sequenceDistance(segment.end, own.next) > 0 { own.next = segment.end }
-    Self.acknowledge(segment, by: &own, &other)
-    if flags.contains(.fin) { followFin(segment, fromClient: fromClient, &own, &step) }
-    (client, server) = fromClient ? (own, other) : (other, own)
+    self[ofClient: fromClient].note(segment, at: seconds)
+    let next = self[ofClient: fromClient].next
+    if segment.length > 0, sequenceDistance(segment.sequence, next) < 0 { step.events.insert(.retransmission) }
+    if sequenceDistance(segment.end, next) > 0 { self[ofClient: fromClient].next = segment.end }
+    acknowledge(segment, fromClient: fromClient)
+    if flags.contains(.fin) { followFin(segment, fromClient: fromClient, &step) }
     if marks.contains(.oneSided) { advanceOneSided(fromClient, upTo: segment.sequence) }
     advanceClosing()
     step.isAccepted = true
@@ -86,10 +87,8 @@ extension TCPSession {
       marks.remove(.oneSided)
       return
     }
-    if fromClient {
-      if sequenceDistance(number, client.acknowledged) > 0 { client.acknowledged = number }
-    } else if sequenceDistance(number, server.acknowledged) > 0 {
-      server.acknowledged = number
+    if sequenceDistance(number, self[ofClient: fromClient].acknowledged) > 0 {
+      self[ofClient: fromClient].acknowledged = number
     }
   }
 
@@ -173,31 +172,16 @@ extension TCPSession {
 
   // MARK: Acknowledgements
 
-  private static func acknowledge(_ segment: TCPSegment, by own: inout TCPEnd, _ other: inout TCPEnd) {
-    own.window = segment.window << UInt32(own.scale)
-    if sequenceDistance(segment.acknowledgement, other.acknowledged) > 0 {
-      other.acknowledged = segment.acknowledgement
-      // Sent, though not seen.
-      if sequenceDistance(segment.acknowledgement, other.next) > 0 { other.next = segment.acknowledgement }
-    }
-    let edge = segment.acknowledgement &+ own.window
-    if !other.marks.contains(.hasEdge) || sequenceDistance(edge, other.edge) > 0 {
-      other.edge = edge
-      other.marks.insert(.hasEdge)
-    }
-    if other.marks.contains(.sentFin), segment.acknowledgement == other.final &+ 1 {
-      other.marks.insert(.finAcknowledged)
-    }
+  private mutating func acknowledge(_ segment: TCPSegment, fromClient: Bool) {
+    let window = segment.window << UInt32(self[ofClient: fromClient].scale)
+    self[ofClient: fromClient].window = window
+    self[ofClient: !fromClient].takeAcknowledgement(segment.acknowledgement, window: window)
   }
 
   /// Of a handshake, where windows are not scaled yet.
-  func allow(
-    _ other: inout TCPEnd, _ acknowledgement: UInt32, by own: inout TCPEnd, _ segment: TCPSegment, isSyn: Bool
-  ) {
-    own.window = segment.window
-    if sequenceDistance(acknowledgement, other.acknowledged) > 0 { other.acknowledged = acknowledgement }
-    other.edge = acknowledgement &+ segment.window
-    other.marks.insert(.hasEdge)
+  mutating func allow(_ segment: TCPSegment, fromClient: Bool) {
+    self[ofClient: fromClient].window = segment.window
+    self[ofClient: !fromClient].beginWindow(segment.acknowledgement, segment.window)
   }
 
   // MARK: SYN on an established connection
@@ -252,21 +236,19 @@ extension TCPSession {
 
   // MARK: The end
 
-  private mutating func followFin(
-    _ segment: TCPSegment, fromClient: Bool, _ own: inout TCPEnd, _ step: inout TCPStep
-  ) {
+  private mutating func followFin(_ segment: TCPSegment, fromClient: Bool, _ step: inout TCPStep) {
     let number = segment.end
-    if own.marks.contains(.sentFin) {
-      if number != own.final {
+    if self[ofClient: fromClient].marks.contains(.sentFin) {
+      if number != self[ofClient: fromClient].final {
         step.events.insert(state == .finWait2 ? .finWait2FinWrongSequence : .finWait1FinWrongSequence)
       }
       return
     }
-    guard sequenceDistance(number, own.next) >= 0 else {
+    guard sequenceDistance(number, self[ofClient: fromClient].next) >= 0 else {
       step.events.insert(state == .closeWait ? .closeWaitFinOutOfWindow : .finOutOfWindow)
       return
     }
-    own.noteFin(segment)
+    self[ofClient: fromClient].noteFin(segment)
     switch state {
     case .established: state = fromClient ? .closeWait : .finWait1
     case .finWait1, .finWait2: state = .closing
@@ -327,6 +309,27 @@ extension TCPSession {
 }
 
 extension TCPEnd {
+  /// What the other end says that it has of this one, and how much more it takes.
+  fileprivate mutating func takeAcknowledgement(_ number: UInt32, window: UInt32) {
+    if sequenceDistance(number, acknowledged) > 0 {
+      acknowledged = number
+      // Sent, though not seen.
+      if sequenceDistance(number, next) > 0 { next = number }
+    }
+    let limit = number &+ window
+    if !marks.contains(.hasEdge) || sequenceDistance(limit, edge) > 0 {
+      edge = limit
+      marks.insert(.hasEdge)
+    }
+    if marks.contains(.sentFin), number == final &+ 1 { marks.insert(.finAcknowledged) }
+  }
+
+  fileprivate mutating func beginWindow(_ number: UInt32, _ window: UInt32) {
+    if sequenceDistance(number, acknowledged) > 0 { acknowledged = number }
+    edge = number &+ window
+    marks.insert(.hasEdge)
+  }
+
   /// Remembers a segment's timestamp.
   mutating func note(_ segment: TCPSegment, at seconds: UInt32) {
     guard segment.hasTimestamp else { return }

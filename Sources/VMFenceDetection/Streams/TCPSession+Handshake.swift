@@ -163,7 +163,7 @@ extension TCPSession {
         step.events.insert(.fourWaySynAckWrongSyn)
       } else {
         state = .synReceived
-        allow(&server, segment.acknowledgement, by: &client, segment, isSyn: true)
+        allow(segment, fromClient: true)
       }
       return
     }
@@ -194,7 +194,7 @@ extension TCPSession {
     if !segment.hasTimestamp { client.marks.remove(.stamps) }
     state = .synReceived
     repetitions = 0
-    allow(&client, segment.acknowledgement, by: &server, segment, isSyn: true)
+    allow(segment, fromClient: false)
     step.isAccepted = true
   }
 

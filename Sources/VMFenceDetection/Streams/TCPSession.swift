@@ -3,8 +3,8 @@ import VMFencePackets
 
 /// A TCP connection as both ends see it, as far as it can be told from outside (RFC 9293). All zeros: nothing is known of it.
 struct TCPSession: BitwiseCopyable {
-  var client = TCPEnd()
-  var server = TCPEnd()
+  /// The client, the server.
+  private var ends: InlineArray<2, TCPEnd> = InlineArray(repeating: TCPEnd())
   var state = State.none
   var marks: Marks = []
   /// Second SYNs or SYN/ACKs with other numbers than the first.
@@ -42,6 +42,20 @@ struct TCPSession: BitwiseCopyable {
     /// The last packet made it end; what is buffered is to be looked at.
     static let isOver = Marks(rawValue: 512)
     static let handshakeSeen = Marks(rawValue: 1024)
+  }
+
+  // In place: an end is longer than what is mostly asked of it. One `yield` each: with two, each use would allocate.
+  subscript(ofClient isClient: Bool) -> TCPEnd {
+    @inline(__always) _read { yield ends[isClient ? 0 : 1] }
+    @inline(__always) _modify { yield &ends[isClient ? 0 : 1] }
+  }
+  var client: TCPEnd {
+    @inline(__always) _read { yield ends[0] }
+    @inline(__always) _modify { yield &ends[0] }
+  }
+  var server: TCPEnd {
+    @inline(__always) _read { yield ends[1] }
+    @inline(__always) _modify { yield &ends[1] }
   }
 
   @inline(__always) var isEstablished: Bool { state.rawValue >= State.established.rawValue }
