@@ -16,7 +16,8 @@ extension SnortInspector {
   mutating func inspectTCP(
     _ match: inout PacketMatch, _ place: Int, _ frame: RawSpan, into output: inout InspectionOutput
   ) {
-    let segment = TCPSegment(match.packet, frame)
+    var segment = TCPSegment(match.packet, frame)
+    if match.isRebuilt { segment.station = 0 }
     let isForward = packetIsForward(match)
     let wasEstablished = match.flow?.isEstablished ?? false
     var step = follow(segment, place, isForward, match.timestamp, into: &output)

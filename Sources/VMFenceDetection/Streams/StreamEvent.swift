@@ -22,6 +22,7 @@ package enum StreamEvent: UInt8, CaseIterable, Sendable {
   case insertMemoryLimit, insertLimit, insertInvalid, urgentLimit
   case dataOnSyn, dataAfterFin, ackBeyondFin, dataAfterReset, dataToReset, noFlags, timestampMissing
   case fourWayHandshake, noHandshake, lowTTL
+  case clientMoved, serverMoved, windowClosed
 
   /// Names as rules write them, in the order of the cases. `wrong_thread` and `reassembly_insert_invalid` are about the inside of Suricata
   /// and never happen here; those from `data_on_syn` on are ours.
@@ -46,12 +47,13 @@ package enum StreamEvent: UInt8, CaseIterable, Sendable {
     "reassembly_insert_memcap", "reassembly_insert_limit", "reassembly_insert_invalid",
     "reassembly_urgent_oob_limit_reached", "data_on_syn", "data_after_fin", "ack_beyond_fin", "data_after_rst_sent",
     "data_after_rst_received", "pkt_without_flags", "pkt_timestamp_missing", "4whs_seen", "3whs_not_seen",
-    "pkt_low_ttl",
+    "pkt_low_ttl", "client_mac_changed", "server_mac_changed", "window_closed_before_data",
   ]
 
   var name: String { Self.names[Int(rawValue)] }
 
-  /// What Snort's built-in rule of generator 129 with this number is about; empty: not known here.
+  /// What Snort's built-in rule of generator 129 with this number is about; empty: not known here. (6, 7 and 12 are about limits that Snort
+  /// has only where they are configured, and that are not configured here.)
   static func ofSnort(_ sid: UInt32) -> [StreamEvent] {
     switch sid {
     case 1: [.establishedSynResend, .establishedSynOtherSequence, .establishedSynToClient]
@@ -60,6 +62,8 @@ package enum StreamEvent: UInt8, CaseIterable, Sendable {
     case 4: [.invalidTimestamp]
     case 5: [.segmentBeforeBase]
     case 8: [.dataAfterReset]
+    case 9: [.clientMoved]
+    case 10: [.serverMoved]
     case 11: [.noFlags]
     case 13: [.fourWayHandshake]
     case 14: [.timestampMissing]
@@ -67,6 +71,7 @@ package enum StreamEvent: UInt8, CaseIterable, Sendable {
     case 16: [.finWait1FinWrongSequence, .finWait2FinWrongSequence]
     case 17: [.ackBeyondFin]
     case 18: [.dataToReset]
+    case 19: [.windowClosed]
     case 20: [.noHandshake]
     default: []
     }

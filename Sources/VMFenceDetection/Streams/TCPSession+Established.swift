@@ -25,7 +25,29 @@ extension TCPSession {
     case .synReceived: followSynReceived(segment, fromClient: fromClient, settings, at: seconds, into: &step)
     default: followEstablished(segment, fromClient: fromClient, settings, at: seconds, into: &step)
     }
+    if step.isAccepted, !marks.contains(.midstream) { lookAtSender(segment, fromClient: fromClient, &step) }
     return step
+  }
+
+  /// A receiver's window that is this small lets nothing through.
+  private static let closedWindow: UInt32 = 4
+
+  /// What a connection's own segments tell of who sends them: from another station than its handshake, or with no wish for an answer.
+  private mutating func lookAtSender(_ segment: TCPSegment, fromClient: Bool, _ step: inout TCPStep) {
+    if segment.flags.contains(.syn) {
+      self[ofClient: fromClient].station = segment.station
+      return
+    }
+    guard marks.contains(.handshakeSeen), isEstablished else { return }
+    let known = self[ofClient: fromClient].station
+    if known != 0, segment.station != 0, segment.station != known {
+      step.events.insert(fromClient ? .clientMoved : .serverMoved)
+    }
+    if segment.window <= Self.closedWindow, !segment.flags.contains(.fin),
+      segment.acknowledgement == self[ofClient: !fromClient].initial &+ 1
+    {
+      step.events.insert(.windowClosed)
+    }
   }
 
   /// Whether it can come as far as its receiver, by how far packets have to come here, and by how far others of this end came.

@@ -99,6 +99,8 @@ struct TCPEnd: BitwiseCopyable {
   /// Urgent bytes that are no part of the stream: how many there were, and the number of the last.
   var urgentCount: UInt32 = 0
   var urgentLast: UInt32 = 0
+  /// Of the Ethernet address that its SYN came from (`TCPSegment.station`); 0: not known.
+  var station: UInt32 = 0
 
   struct Marks: OptionSet, BitwiseCopyable {
     var rawValue: UInt8
@@ -182,6 +184,8 @@ struct TCPSegment: BitwiseCopyable {
   var timeToLive: UInt8
   /// Where in its payload the urgent byte is; nil when it has none.
   var urgentOffset: Int?
+  /// A hash of the Ethernet address that it came from; 0 where there is none.
+  var station: UInt32 = 0
 
   var end: UInt32 { sequence &+ length }
   /// After the SYN, if it is one: where its data begins.
@@ -195,6 +199,9 @@ struct TCPSegment: BitwiseCopyable {
     window = UInt32(packet.tcpWindow)
     timeToLive = packet.timeToLive
     length = UInt32(truncatingIfNeeded: packet.payloadLength)
+    if packet.etherType != 0, packet.networkOffset >= 14, packet.tunnelDepth == 0 {
+      station = (frame.u32(6) &* 0x9E37_79B1 ^ UInt32(frame.u16(10))) | 1
+    }
     let start = Int(packet.transportOffset)
     if flags.contains(.urg) {
       // The pointer is to the byte behind it, as nearly all systems read it (RFC 6093 §3).
