@@ -15,4 +15,12 @@ public let fuzzRules = """
   alert ip any any -> any any (msg:"base64"; base64_decode:bytes 40,offset 1; base64_data; content:"u"; isdataat:!4,relative; sid:92;)
   alert ip any any -> any any (msg:"formats"; asn1:oversize_length 100,relative_offset 1; rpc:100000,*,*; cvs:invalid-entry; sid:93;)
   alert ip any any -> any any (msg:"digest"; protected_content:"900150983cd24fb0d6963f7d28e17f72"; hash:md5; length:3; sd_pattern:1,us_social; sid:94;)
+  alert ip any any -> any any (msg:"run"; content:"AAAAAAAAAAAA"; tag:session,3,packets; sid:95;)
+  alert ip any any -> any any (msg:"shorter run"; content:"|00 00 00 00 00 00 00 00|"; tag:host,400,bytes,src; sid:96;)
+  """
+
+/// Rules of kinds that only Suricata's dialect has.
+public let fuzzSuricataRules = """
+  alert ip any any -> any any (msg:"captures"; pcre:"/([a-z]+).(?:(.)x)?/", flow:word, pkt:letter; sid:200;)
+  alert ip any any -> any any (msg:"flowvar"; flowvar:word,"ab"; pktvar:letter,!"c"; sid:201;)
   """

@@ -8,7 +8,10 @@ import VMFenceDetection
 
 private let rules: SnortRules = {
   let request = RuleCompilationRequest(
-    sources: [RuleSource(file: "fuzz.rules", text: Array(fuzzRules.utf8), dialect: .snort2)], onBadRule: .fail)
+    sources: [
+      RuleSource(file: "fuzz.rules", text: Array(fuzzRules.utf8), dialect: .snort2),
+      RuleSource(file: "suricata.rules", text: Array(fuzzSuricataRules.utf8), dialect: .suricata),
+    ], onBadRule: .fail)
   do throws(RuleCompilationError) {
     return try SnortRuleEngine().compile(request).rules
   } catch {

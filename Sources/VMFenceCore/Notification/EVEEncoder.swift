@@ -69,6 +69,20 @@ public struct EVEEncoder: Sendable {
     }
   }
 
+  /// A `packet` event: one that is logged because an earlier packet matched a rule that asks for it.
+  ///
+  /// - `packet`: its `reason` and `verdict` are not told; its evidence has the bytes.
+  public func encodeTagged(_ packet: DroppedPacket) -> [UInt8] {
+    line(at: packet.time, "packet", flow: EVEFlow(packet)) { json in
+      json.member("pkt_src", packet.origin.eveName)
+      json.contents(packet.evidence, excerpt: [], isInStream: false)
+      json.object("vmfence") { json in
+        about(packet.incarnation, addresses: [packet.source, packet.destination], &json)
+        json.member("packet", packet.packetID)
+      }
+    }
+  }
+
   /// A `stats` event: counters of a whole run, or of one domain.
   public func encode(_ statistics: EVEStatistics) -> [UInt8] {
     line(at: statistics.time, "stats") { json in

@@ -159,6 +159,8 @@ public struct InspectionOutput: ~Copyable {
   public var rejectRule: UInt32 = .max
   /// Why the verdict is not `pass`.
   public var dropReason = DropReason.rules
+  /// An earlier packet matched a rule that wants those after it to be logged. Not handed on between processes.
+  public var isTagged = false
   /// Whether the frame is to go on with other bytes than it came with: `withRewritten`.
   public private(set) var isRewritten = false
   /// Made when a frame is first rewritten; as long as the longest so far.
@@ -219,6 +221,7 @@ public struct InspectionOutput: ~Copyable {
 
   public mutating func reset() {
     isRewritten = false
+    isTagged = false
     evidenceUsed = 0
     evidenceLost = 0
     count = 0

@@ -5,7 +5,8 @@ enum PayloadKind: UInt8 {
   /// Pattern (words 0, 1: offset in `patterns`, length), offset, depth, distance, within (words 2 ... 5, signed; those whose bits are
   /// in small 2 are numbers of variables), what it is replaced by (words 6, 7: as the pattern; 0 bytes for nothing).
   case content = 1
-  /// The number of its expression (word 0).
+  /// The number of its expression (word 0); how many captures go to variables (word 1), the hashes of their names (words 2 ... 9, two
+  /// for each), and for each its group and `CaptureScope` (four bits each, in word 10).
   case regex = 2
   /// Numbers: what is read (words 0 ... 2, see `ReadingRecord`), and by kind: comparison (small 2), value (words 3, 4).
   case byteTest = 3
@@ -161,7 +162,7 @@ extension ImageBuilder {
   private mutating func draft(_ check: PayloadCheck) throws(RuleCompilationError) -> OptionDraft {
     switch check {
     case .content(let content): return try draft(content)
-    case .regex(let regex): return OptionDraft(kind: PayloadKind.regex.rawValue, words: [index(of: regex)])
+    case .regex(let regex): return draft(regex)
     case .byteTest(let test):
       return number(.byteTest, test.reading, test.value, small2: test.comparison.rawValue)
     case .byteJump(let jump):
@@ -271,6 +272,17 @@ extension ImageBuilder {
       kind: PayloadKind.content.rawValue, flags: flags, small2: variables,
       words: [offset(ofPattern: bytes), UInt32(bytes.count)] + positions.map(\.word)
         + [offset(ofPattern: replacement), UInt32(replacement.count)])
+  }
+
+  private mutating func draft(_ regex: RegexTest) -> OptionDraft {
+    var words = [index(of: regex), UInt32(regex.captures.count)]
+    var places: UInt32 = 0
+    for (index, capture) in regex.captures.enumerated() {
+      words += Self.hashWords(capture.name)
+      places |= (UInt32(capture.group) | UInt32(capture.scope.rawValue) << 4) << UInt32(8 * index)
+    }
+    while words.count < 2 + 2 * VariableCapture.limit { words.append(0) }
+    return OptionDraft(kind: PayloadKind.regex.rawValue, words: words + [places])
   }
 
   private mutating func index(of regex: RegexTest) -> UInt32 {

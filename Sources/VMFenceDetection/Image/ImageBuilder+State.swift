@@ -18,6 +18,9 @@ enum StateKind: UInt8 {
   case streamSize = 134
   /// `HostSide` (small 1), an address set (word 0).
   case addresses = 135
+  /// `CaptureScope` (small 1); the hash of the variable's name (words 0, 1), what stands in its value (words 2, 3: offset in `patterns`,
+  /// length).
+  case variable = 136
   /// Raw values of `StreamEvent` (`EventRecord`).
   case streamEvent = 160
   /// `TCPPhase` (small 1).
@@ -35,6 +38,8 @@ enum EffectKind: UInt8 {
   case flowInteger = 196
   /// `HostSide` (small 1), `HostBitChange.Kind` (small 2); the hash of the bit's name (words 0, 1), seconds (word 2).
   case hostBit = 197
+  /// `TagEffect.Subject` (small 1); packets, bytes, seconds (words 0 ... 2).
+  case tag = 198
 }
 
 /// Flags of `flowInteger` tests and effects: the operand (word 1) is another integer.
@@ -67,6 +72,11 @@ extension ImageBuilder {
         kind: StateKind.addresses.rawValue, small1: side.rawValue, words: [index(of: addresses)])
     case .streamEvent(let events):
       return OptionDraft(kind: StateKind.streamEvent.rawValue, alternatives: events.map(\.rawValue))
+    case .variable(let test):
+      return OptionDraft(
+        kind: StateKind.variable.rawValue, flags: test.isNegated ? OptionRecord.isNegated : 0,
+        small1: test.scope.rawValue,
+        words: Self.hashWords(test.name) + [offset(ofPattern: test.pattern), UInt32(test.pattern.count)])
     case .tcpSession(let phase): return OptionDraft(kind: StateKind.tcpSession.rawValue, small1: phase.rawValue)
     }
   }
@@ -89,6 +99,9 @@ extension ImageBuilder {
       return OptionDraft(
         kind: EffectKind.hostBit.rawValue, small1: change.side.rawValue, small2: change.kind.rawValue,
         words: Self.hashWords(change.name) + [change.seconds])
+    case .tag(let tag):
+      return OptionDraft(
+        kind: EffectKind.tag.rawValue, small1: tag.subject.rawValue, words: [tag.packets, tag.bytes, tag.seconds])
     }
   }
 
@@ -103,7 +116,7 @@ extension ImageBuilder {
     }
   }
 
-  private static func hashWords(_ name: String) -> [UInt32] {
+  static func hashWords(_ name: String) -> [UInt32] {
     let hash = BitName.hash(name)
     return [UInt32(truncatingIfNeeded: hash), UInt32(truncatingIfNeeded: hash >> 32)]
   }
@@ -170,7 +183,7 @@ struct VariableNames {
     switch test {
     case .flowBits(let test): add(test.bits, group: nil)
     case .flowInteger(let test): add(test.name, test.operand)
-    case .flow, .hostBit, .flowAge, .flowCount, .streamSize, .addresses, .streamEvent, .tcpSession: break
+    case .flow, .hostBit, .flowAge, .flowCount, .streamSize, .addresses, .streamEvent, .tcpSession, .variable: break
     }
   }
 
@@ -178,7 +191,7 @@ struct VariableNames {
     switch effect {
     case .flowBits(let change): add(change.bits, group: change.group)
     case .flowInteger(let change): add(change.name, change.operand)
-    case .noAlert, .alert, .bypass, .hostBit: break
+    case .noAlert, .alert, .bypass, .hostBit, .tag: break
     }
   }
 

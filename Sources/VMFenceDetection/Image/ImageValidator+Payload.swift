@@ -15,7 +15,10 @@ extension ImageValidator {
       for index in 0..<4 where small & (1 << UInt8(index)) != 0 {
         try require(word(2 + index) < variables, "a variable of a content")
       }
-    case .regex, .sensitiveData: try requireIndex(word(0), in: .regexes, sections)
+    case .sensitiveData: try requireIndex(word(0), in: .regexes, sections)
+    case .regex:
+      try requireIndex(word(0), in: .regexes, sections)
+      try require(word(1) <= VariableCapture.limit, "the captures of an expression")
     case .byteTest, .byteJump, .byteExtract, .byteMath: try validateNumber(kind, record, bytes)
     case .dataAt: try require(small != 1 || word(0) < variables, "a variable of isdataat")
     case .entropy: try require(ByteTest.Comparison(rawValue: small) != nil, "how an entropy is compared")

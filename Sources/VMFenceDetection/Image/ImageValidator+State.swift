@@ -22,6 +22,10 @@ extension ImageValidator {
       try require(HostSide(rawValue: small1) != nil, "which address it is")
       try require(word == noIndex || word < sections[.addressSets].count, "a set of addresses")
     case .tcpSession: try require(TCPPhase(rawValue: small1) != nil, "how far a connection is")
+    case .variable:
+      try require(CaptureScope(rawValue: small1) != nil, "what a captured value is kept with")
+      try requireRange(
+        bytes.u32le(OptionRecord.word(record, 2)), bytes.u32le(OptionRecord.word(record, 3)), in: .patterns, sections)
     case .streamEvent:
       try require(
         EventRecord.isValid(record, bytes) { StreamEvent(rawValue: $0) != nil }, "the event of a stream")
@@ -47,6 +51,7 @@ extension ImageValidator {
       try require(
         HostSide(rawValue: small1) != nil && HostBitChange.Kind(rawValue: small2) != nil, "what is done to a host's bit"
       )
+    case .tag: try require(TagEffect.Subject(rawValue: small1) != nil, "whose packets are logged")
     }
   }
 }

@@ -163,6 +163,7 @@ extension SnortInspector {
     return (0..<Int(image.u16le(record + RuleRecord.conditionCount))).contains {
       let kind = image.u8(start + $0 * OptionRecord.stride + OptionRecord.kind)
       return kind == StateKind.flowBits.rawValue || kind == StateKind.flowInteger.rawValue
+        || kind == StateKind.variable.rawValue
     }
   }
 
@@ -186,14 +187,19 @@ extension SnortInspector {
   ) -> Bool {
     guard match.fresh > 0 else { return optionsMatch(record, match, payload, frame, image) }
     if optionsMatch(record, match, payload.extracting(match.fresh..<payload.byteCount), frame, image) { return true }
-    return image.u8(record + RuleRecord.flags) & RuleRecord.isAnchored == 0
-      && optionsMatch(record, match, payload, frame, image)
-      && !optionsMatch(record, match, payload.extracting(0..<match.fresh), frame, image)
+    guard image.u8(record + RuleRecord.flags) & RuleRecord.isAnchored == 0,
+      optionsMatch(record, match, payload, frame, image)
+    else { return false }
+    let captures = matching.payloads.captured.pendingCount > 0
+    guard !optionsMatch(record, match, payload.extracting(0..<match.fresh), frame, image) else { return false }
+    // What was captured is that of the whole.
+    return !captures || optionsMatch(record, match, payload, frame, image)
   }
 
   private mutating func optionsMatch(
     _ record: Int, _ match: borrowing PacketMatch, _ payload: RawSpan, _ frame: RawSpan, _ image: RawSpan
   ) -> Bool {
+    matching.payloads.captured.forgetPending()
     let conditions = Int(image.u16le(record + RuleRecord.conditionCount))
     let start =
       matching.sections[.options].offset + Int(image.u32le(record + RuleRecord.optionsStart)) * OptionRecord.stride

@@ -95,6 +95,7 @@ extension SnortInspector {
     _ match: borrowing PacketMatch, _ payload: RawSpan, _ frame: RawSpan, into output: inout InspectionOutput
   ) {
     if output.keepsAnomalies, !match.isStream { note(match, into: &output) }
+    if !tags.isEmpty, !match.isStream { noteTags(match, frame.byteCount, into: &output) }
     // SAFETY: the image is valid for its length as long as `rules` holds it, which outlasts this call.
     let image = unsafe UnsafeRawBufferPointer(start: rules.image.baseAddress, count: rules.image.byteCount).bytes
     evaluate(match, payload, frame: frame, image: image, into: &output)

@@ -41,6 +41,14 @@ extension SnortInspector {
     case .tcpSession:
       guard let flow = match.flow, match.isTCP else { return false }
       return flows[flow.place].session.phase.rawValue == small1
+    case .variable:
+      guard let scope = CaptureScope(rawValue: small1), let owner = captureOwner(scope, match) else { return false }
+      let start = matching.sections[.patterns].offset + Int(image.u32le(OptionRecord.word(option, 2)))
+      let isThere = matching.payloads.captured.holds(
+        owner, image.u64le(OptionRecord.word(option, 0)),
+        pattern: start..<start + Int(image.u32le(OptionRecord.word(option, 3))), in: image)
+      guard let isThere else { return false }
+      return isThere == (image.u8(option + OptionRecord.flags) & OptionRecord.isNegated == 0)
     case .streamEvent:
       return !match.isStream && EventRecord.contains(option, image) { match.events.contains($0) }
     }
@@ -65,6 +73,11 @@ extension SnortInspector {
   /// nil: the packet belongs to no flow.
   private func owner(_ match: borrowing PacketMatch) -> FlowVariables.Owner? {
     match.flow.map { FlowVariables.Owner(place: $0.place, identity: flows[$0.place].identity) }
+  }
+
+  /// Whose captured values a packet can ask for.
+  private func captureOwner(_ scope: CaptureScope, _ match: borrowing PacketMatch) -> UInt64? {
+    scope == .flow ? owner(match)?.identity : counters.packets
   }
 
   // MARK: Flow bits
@@ -158,6 +171,9 @@ extension SnortInspector {
   /// Does what the rule at `record` does when all of it matched.
   mutating func applyEffects(_ record: Int, _ match: borrowing PacketMatch, _ image: RawSpan) -> Telling {
     var telling = Telling.byAction
+    if matching.payloads.captured.pendingCount > 0 {
+      matching.payloads.captured.keepPending(flow: owner(match)?.identity, packet: counters.packets)
+    }
     let count = Int(image.u16le(record + RuleRecord.effectCount))
     let skipped =
       Int(image.u16le(record + RuleRecord.conditionCount)) + Int(image.u16le(record + RuleRecord.payloadCount))
@@ -177,10 +193,46 @@ extension SnortInspector {
         }
       case .flowInteger: if let owner = owner(match) { changeInteger(option, owner, image) }
       case .hostBit: changeHostBit(option, match, image)
+      case .tag: tag(option, record, match, image)
       case nil: break
       }
     }
     return telling
+  }
+
+  /// Begins to log what follows.
+  private mutating func tag(_ option: Int, _ record: Int, _ match: borrowing PacketMatch, _ image: RawSpan) {
+    var subject = TagTable.Subject()
+    switch TagEffect.Subject(rawValue: image.u8(option + OptionRecord.small1)) {
+    case .session:
+      guard let owner = owner(match) else { return }
+      subject.flow = owner.identity
+    case .source: subject.host = match.packet.source
+    case .destination: subject.host = match.packet.destination
+    case nil: return
+    }
+    tags.add(
+      subject, rule: image.u64le(record + RuleRecord.gid), packets: image.u32le(OptionRecord.word(option, 0)),
+      bytes: image.u32le(OptionRecord.word(option, 1)), seconds: image.u32le(OptionRecord.word(option, 2)),
+      at: match.timestamp.nanoseconds)
+  }
+
+  /// Whether a packet is logged because an earlier one matched.
+  mutating func noteTags(_ match: borrowing PacketMatch, _ count: Int, into output: inout InspectionOutput) {
+    let now = match.timestamp.nanoseconds
+    tags.sweep(at: now)
+    var isLogged = tags.take(TagTable.Subject(host: match.packet.source), bytes: count, at: now)
+    if match.packet.destination != match.packet.source,
+      tags.take(TagTable.Subject(host: match.packet.destination), bytes: count, at: now)
+    {
+      isLogged = true
+    }
+    if let owner = owner(match), tags.take(TagTable.Subject(flow: owner.identity), bytes: count, at: now) {
+      isLogged = true
+    }
+    guard isLogged, !output.isTagged else { return }
+    output.isTagged = true
+    counters.tagged += 1
   }
 
   private mutating func changeHostBit(_ option: Int, _ match: borrowing PacketMatch, _ image: RawSpan) {

@@ -38,6 +38,7 @@ public struct SnortInspector: PacketInspector, ~Copyable {
   /// What rules remember of flows and of hosts.
   var variables: FlowVariables
   var bits: HostBits
+  var tags: TagTable
   /// Of the packet being inspected.
   var findings = Findings()
   /// Of the window being inspected: what the search finds in it, after what it found in the bytes before.
@@ -131,6 +132,7 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     var streamWindows: UInt64 = 0
     var exceptions: UInt64 = 0
     var rewritten: UInt64 = 0
+    var tagged: UInt64 = 0
   }
 
   /// What data sets with a state file hold now, by that file's name: a line for each value.
@@ -162,6 +164,7 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     streams = StreamStore(memory: settings.streamMemory)
     rates = RateTable(key: configuration.hashKey)
     bits = HostBits(key: configuration.hashKey)
+    tags = TagTable(key: configuration.hashKey)
     variables = FlowVariables(rules.variableShape, places: flows.places)
   }
 
@@ -170,6 +173,7 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     var next = try Matching(rules, isProfiled: settings.profilesRules, key: configuration.hashKey)
     variables = variables.adapted(from: self.rules, to: rules)
     let isGiven = next.payloads.dataSets.isGiven
+    swap(&next.payloads.captured, &matching.payloads.captured)
     next.payloads.dataSets.adopt(matching.payloads.dataSets, except: isGiven)
     matching = next
     self.rules = rules
@@ -196,7 +200,9 @@ public struct SnortInspector: PacketInspector, ~Copyable {
       ("alerts", counters.alerts), ("alerts_lost", counters.alertsLost),
       ("packets_passed", counters.passed), ("packets_bypassed", counters.bypassed),
       ("packets_dropped", counters.dropped), ("packets_rewritten", counters.rewritten),
+      ("packets_tagged", counters.tagged), ("tags_evicted", tags.evicted),
       ("replacements_lost", replacements.lost), ("dataset_values_refused", matching.payloads.dataSets.refused),
+      ("captures_evicted", matching.payloads.captured.evicted),
       ("scan_overflows", counters.scanOverflows), ("work_limit_hits", counters.workLimitHits),
       ("flow_work_limit_hits", counters.flowWorkLimitHits),
       ("private_databases", UInt64(matching.scanner.privateCopies)),

@@ -140,6 +140,17 @@ extension PayloadMatcher {
 
   // MARK: Regular expressions
 
+  /// Keeps what the expression at `record` captured in `subject`, until it is known whether all of the rule matches.
+  private mutating func note(_ count: UInt32, _ record: Int, _ subject: RawSpan, _ image: RawSpan) {
+    for index in 0..<Int(count) {
+      let place = image.u32le(OptionRecord.word(record, 2 + 2 * VariableCapture.limit)) >> UInt32(8 * index)
+      guard let scope = CaptureScope(rawValue: UInt8(truncatingIfNeeded: place >> 4 & 15)),
+        let range = regexes.capture(group: Int(place & 15)), range.upperBound <= subject.byteCount
+      else { continue }
+      captured.note(image.u64le(OptionRecord.word(record, 2 + 2 * index)), scope, subject.extracting(range))
+    }
+  }
+
   mutating func regex(
     _ record: Int, _ flags: UInt8, _ level: Int, _ cursor: Int, _ subject: Subject, _ bytes: RawSpan, _ image: RawSpan
   ) -> Outcome {
@@ -157,6 +168,8 @@ extension PayloadMatcher {
     if regexes.limitHits != limitsBefore { budget -= 1 << 16 }
     if flags & OptionRecord.isNegated != 0 { return found ? .fails : .holds(cursor: cursor) }
     guard found else { return .fails }
+    let captures = image.u32le(OptionRecord.word(record, 1))
+    if captures > 0 { note(captures, record, bytes.extracting(base..<bytes.byteCount), image) }
     // Again from the next byte on in Suricata, from the match's end in Snort.
     let next = subject.isSuricata ? regexes.start + 1 : max(regexes.end, regexes.start + 1)
     progress[level].next = Int32(truncatingIfNeeded: base + next)

@@ -36,6 +36,8 @@ struct PayloadMatcher: ~Copyable {
   var regexes: RegexCache
   var inflater = Inflater()
   var dataSets: DataSetStore
+  /// What expressions capture.
+  var captured: CapturedValues
   /// Two for the transforms of each depth, and what was decoded.
   var scratch0 = Scratch()
   var scratch1 = Scratch()
@@ -46,6 +48,7 @@ struct PayloadMatcher: ~Copyable {
   /// `key`: secret.
   init(_ sections: ImageSections, _ image: RawSpan, key: (UInt64, UInt64)) {
     dataSets = DataSetStore(sections, image, key: key)
+    captured = CapturedValues(key: key)
     self.sections = sections
     progress = Array(repeating: Progress(), count: 2 * OptionRecord.payloadLimit)
     variables = Array(repeating: 0, count: RuleOptionParser.variableMaximum)

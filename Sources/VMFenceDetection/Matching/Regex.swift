@@ -19,12 +19,30 @@ enum Regex {
     var message: String
   }
 
-  /// Compiles the expression only to see whether it is right.
-  static func check(_ pattern: [UInt8], options: UInt32) throws(Mistake) {
+  /// Compiles the expression only to see whether it is right. Returns the names of its captures, with their numbers.
+  static func check(_ pattern: [UInt8], options: UInt32) throws(Mistake) -> [(group: Int, name: String)] {
     // SAFETY: bytes of an array, valid through the call.
     let compiled = unsafe try compile(pattern.span.bytes, options)
     // SAFETY: it came from the compiler and is freed once.
-    unsafe pcre2_code_free_8(compiled)
+    defer { unsafe pcre2_code_free_8(compiled) }
+    return unsafe names(compiled)
+  }
+
+  /// The table of names: for each two bytes of its number, and the name with a zero at its end (pcre2api(3), PCRE2_INFO_NAMETABLE).
+  @unsafe
+  private static func names(_ code: OpaquePointer) -> [(group: Int, name: String)] {
+    var (count, stride): (UInt32, UInt32) = (0, 0)
+    var table: UnsafePointer<UInt8>?
+    // SAFETY: the code is valid; the library writes one value of each type, and the table has `count` entries of `stride` bytes.
+    unsafe _ = pcre2_pattern_info_8(code, UInt32(PCRE2_INFO_NAMECOUNT), &count)
+    unsafe _ = pcre2_pattern_info_8(code, UInt32(PCRE2_INFO_NAMEENTRYSIZE), &stride)
+    unsafe _ = pcre2_pattern_info_8(code, UInt32(PCRE2_INFO_NAMETABLE), &table)
+    guard let table = unsafe table, stride > 3 else { return [] }
+    return (0..<Int(count)).map { index in
+      let entry = unsafe UnsafeBufferPointer(start: table + index * Int(stride), count: Int(stride))
+      let name = unsafe entry.dropFirst(2).prefix { $0 != 0 }
+      return (Int(unsafe entry[0]) << 8 | Int(unsafe entry[1]), unsafe String(decoding: name, as: UTF8.self))
+    }
   }
 
   /// The result is to be freed with `pcre2_code_free_8`.

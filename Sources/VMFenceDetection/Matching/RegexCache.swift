@@ -40,7 +40,7 @@ struct RegexCache: ~Copyable {
     }
     // SAFETY: each may be nil when memory is short; every use copes with it.
     unsafe context = pcre2_match_context_create_8(nil)
-    unsafe data = pcre2_match_data_create_8(2, nil)
+    unsafe data = pcre2_match_data_create_8(UInt32(VariableCapture.groupLimit + 1), nil)
     unsafe stack = pcre2_jit_stack_create_8(32 * 1024, 512 * 1024, nil)
     if let context = unsafe context {
       unsafe _ = pcre2_set_match_limit_8(context, Self.matchLimit)
@@ -94,6 +94,18 @@ struct RegexCache: ~Copyable {
     unsafe _ = pcre2_pattern_info_8(code, UInt32(PCRE2_INFO_CAPTURECOUNT), &captures)
     guard captures > 0, let vector = unsafe pcre2_get_ovector_pointer_8(data) else { return start..<end }
     let (low, high) = unsafe (vector[2], vector[3])
+    return low <= high && high != Int.max && low >= 0 ? low..<high : nil
+  }
+
+  /// A capture of the last match, which was made; nil when that group took no part in it.
+  func capture(group: Int) -> Range<Int>? {
+    // SAFETY: what the library gave, or nil.
+    guard let data = unsafe data, group <= VariableCapture.groupLimit else { return nil }
+    // SAFETY: the vector has `groupLimit` + 1 pairs, each set by the library or `PCRE2_UNSET` after a match.
+    guard let vector = unsafe pcre2_get_ovector_pointer_8(data), unsafe pcre2_get_ovector_count_8(data) > group else {
+      return nil
+    }
+    let (low, high) = unsafe (vector[2 * group], vector[2 * group + 1])
     return low <= high && high != Int.max && low >= 0 ? low..<high : nil
   }
 

@@ -82,6 +82,8 @@ package struct RegexTest: Hashable, Sendable {
   package var isNegated = false
   /// The subject begins at the end of the last match.
   package var isRelative = false
+  /// Variables that its captures go to.
+  package var captures: [VariableCapture] = []
 
   package init(pattern: [UInt8], options: UInt32) {
     self.pattern = pattern

@@ -13,7 +13,7 @@ extension Rule {
     guard dialect == .suricata, ipProtocol.isOfFlows, tests.allSatisfy(\.isOfAddresses) else { return false }
     return effects.allSatisfy { effect in
       switch effect {
-      case .noAlert, .alert, .hostBit: true
+      case .noAlert, .alert, .hostBit, .tag: true
       case .flowBits(let change): change.kind == .set
       case .bypass, .flowInteger: false
       }

@@ -17,7 +17,7 @@ extension RuleOptionParser {
       }
   }
 
-  private func bitName(_ option: ArraySlice<UInt8>, _ part: ArraySlice<UInt8>) throws(RuleProblem) -> String {
+  func bitName(_ option: ArraySlice<UInt8>, _ part: ArraySlice<UInt8>) throws(RuleProblem) -> String {
     let text = part.text
     guard Self.isName(text) else {
       throw RuleProblem(

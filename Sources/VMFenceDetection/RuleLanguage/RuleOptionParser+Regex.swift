@@ -13,22 +13,20 @@ extension RuleOptionParser {
       text = text.dropFirst().trimmed
     }
     let (body, tail) = try quotedExpression(name, text)
-    if let extra = tail {
-      guard dialect == .suricata else {
-        throw RuleProblem(extra.startIndex, "\(extra.shown) stands after the expression", "take it out")
-      }
-      // Names of variables that captures go to.
-      refuse("captures of `pcre`", at: extra.startIndex)
+    // Names of variables that captures go to.
+    var variables = tail
+    if let extra = tail, dialect != .suricata {
+      throw RuleProblem(extra.startIndex, "\(extra.shown) stands after the expression", "take it out")
     }
     var (test, letters) = try expression(name, body)
     test.isNegated = isNegated
+    if dialect == .suricata, variables == nil, let comma = letters.firstIndex(of: UInt8(ascii: ",")) {
+      // Within the quotation marks.
+      variables = letters[(comma + 1)...].trimmed
+      letters = letters[..<comma].trimmed
+    }
     for index in letters.indices {
       let letter = letters[index]
-      if letter == UInt8(ascii: ","), dialect == .suricata {
-        // Names of variables that captures go to, within the quotation marks.
-        refuse("captures of `pcre`", at: index)
-        break
-      }
       switch letter {
       case UInt8(ascii: "i"): test.options |= Regex.caseless
       case UInt8(ascii: "s"): test.options |= Regex.dotAll
@@ -48,8 +46,23 @@ extension RuleOptionParser {
         throw RuleProblem(index, "\(name.shown): \([letter].shown) is no flag", "use i, s, m, x, A, E, G, R or O")
       }
     }
-    try check(test, name, body)
+    if dialect == .suricata {
+      test.captures = try namedCaptures(name, test, body)
+      if let variables { try capture(into: variables, name, &test) }
+    } else {
+      try check(test, name, body)
+    }
     add(.regex(test))
+  }
+
+  private mutating func capture(
+    into variables: ArraySlice<UInt8>, _ name: ArraySlice<UInt8>, _ test: inout RegexTest
+  ) throws(RuleProblem) {
+    // What goes to the alert is not told.
+    guard !variables.split(at: UInt8(ascii: ",")).contains(where: { $0.text.hasPrefix("alert:") }) else {
+      return refuse("`pcre` with a capture for the alert", at: variables.startIndex)
+    }
+    test.captures = try captures(name, variables)
   }
 
   /// Snort 3's `regex`: an expression for Hyperscan, which PCRE2 takes as well.
@@ -131,9 +144,13 @@ extension RuleOptionParser {
     return (RegexTest(pattern: pattern, options: 0), rest[(last + 1)...].trimmed)
   }
 
-  func check(_ test: RegexTest, _ name: ArraySlice<UInt8>, _ body: ArraySlice<UInt8>) throws(RuleProblem) {
+  /// The names of its captures that have one, with their numbers.
+  @discardableResult
+  func check(
+    _ test: RegexTest, _ name: ArraySlice<UInt8>, _ body: ArraySlice<UInt8>
+  ) throws(RuleProblem) -> [(group: Int, name: String)] {
     do throws(Regex.Mistake) {
-      try Regex.check(test.pattern, options: test.options)
+      return try Regex.check(test.pattern, options: test.options)
     } catch {
       let place = min(body.startIndex + 1 + error.offset, body.endIndex)
       throw RuleProblem(place, "\(name.shown): \(error.message.escapedForDisplay)", "mend the expression")

@@ -13,6 +13,8 @@ extension RuleOptionParser {
     case "flowint": try flowInteger(name, required(name, value))
     case "xbits": try xbits(name, required(name, value))
     case "hostbits": try hostBits(name, required(name, value))
+    case "flowvar": try variable(.flow, name, required(name, value))
+    case "pktvar": try variable(.packet, name, required(name, value))
     case "noalert":
       try none(name, value)
       effects.append(.noAlert)
@@ -30,7 +32,7 @@ extension RuleOptionParser {
     case "flow.bytes_toclient": try flowCount(.bytes, .server, name, required(name, value))
     case "stream_size": try streamSize(name, required(name, value))
     case "tcp.session": try tcpSession(name, required(name, value))
-    case "tag": try TagOption.check(name, required(name, value), dialect)
+    case "tag": try tag(name, required(name, value))
     default: return false
     }
     return true
@@ -144,43 +146,5 @@ extension RuleOptionParser {
     case ">=": NumberTest(low: number, high: UInt32.max)
     default: nil
     }
-  }
-}
-
-/// `tag`: its arguments are checked; packets after an alert are not kept.
-enum TagOption {
-  static func check(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>, _ dialect: RuleDialect) throws(RuleProblem) {
-    let parts = value.split(at: UInt8(ascii: ","))
-    let form =
-      dialect == .snort3
-      ? "write session, host_src or host_dst, and then packets N, seconds N or bytes N"
-      : "write session or host, a count, packets, seconds or bytes, and for hosts src or dst"
-    func wrong(_ part: ArraySlice<UInt8>) -> RuleProblem {
-      RuleProblem(part.startIndex, "\(name.shown): \(part.shown) is not known here", form)
-    }
-    let metrics: Set<String> = ["packets", "seconds", "bytes"]
-    if dialect == .snort3 {
-      guard ["session", "host_src", "host_dst"].contains(parts[0].text) else { throw wrong(parts[0]) }
-      for part in parts.dropFirst() {
-        let words = part.split(separator: 0x20)
-        guard words.count == 2, metrics.contains(words[0].text), UInt32(words[1].text) != nil else { throw wrong(part) }
-      }
-      return
-    }
-    guard parts[0].isText("session") || parts[0].isText("host") || parts[0].isText("exclusive") else {
-      throw wrong(parts[0])
-    }
-    for (index, part) in parts.enumerated().dropFirst() {
-      let text = part.text
-      let isKnown =
-        switch index {
-        case 1: UInt32(text) != nil
-        case 2: metrics.contains(text)
-        case 3: text == "src" || text == "dst" || text == "exclusive"
-        default: false
-        }
-      guard isKnown else { throw wrong(part) }
-    }
-    if parts[0].isText("host"), dialect == .suricata, parts.count < 4 { throw wrong(parts[0]) }
   }
 }

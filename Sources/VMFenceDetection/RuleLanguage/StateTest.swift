@@ -18,6 +18,7 @@ package enum StateTest: Hashable, Sendable {
   case streamEvent([StreamEvent])
   /// How far a TCP connection is.
   case tcpSession(TCPPhase)
+  case variable(VariableTest)
 }
 
 /// `tcp.session`. Raw values stand in images.
@@ -38,6 +39,7 @@ package enum StateEffect: Hashable, Sendable {
   case flowBits(FlowBitsChange)
   case flowInteger(FlowIntegerChange)
   case hostBit(HostBitChange)
+  case tag(TagEffect)
 }
 
 /// The `flow` option.

@@ -3,7 +3,7 @@
 struct StateOrder {
   /// What a rule may test and another change. Names of flow bits, flow integers and host bits do not mix.
   private enum Variable: Hashable {
-    case flowBit(String), flowInteger(String), hostBit(String)
+    case flowBit(String), flowInteger(String), hostBit(String), captured(CaptureScope, String)
   }
 
   private var ranks: [Variable: Int] = [:]
@@ -11,8 +11,10 @@ struct StateOrder {
   private static let rankMaximum = 16
 
   init(_ rules: [Rule]) {
-    let steps = rules.map { ($0.tests.flatMap(Self.tested), $0.effects.flatMap(Self.changed)) }
-      .filter { !$0.0.isEmpty || !$0.1.isEmpty }
+    let steps = rules.map {
+      ($0.tests.flatMap(Self.tested), $0.effects.flatMap(Self.changed) + $0.tests.flatMap(Self.captured))
+    }
+    .filter { !$0.0.isEmpty || !$0.1.isEmpty }
     // A variable's rank is one above the highest of the rules that change it.
     for _ in 0...Self.rankMaximum {
       var isStable = true
@@ -37,7 +39,13 @@ struct StateOrder {
     case .flowInteger(let test): return [.flowInteger(test.name)]
     case .hostBit(let test): return [.hostBit(test.name)]
     case .flow, .flowAge, .flowCount, .streamSize, .addresses, .streamEvent, .tcpSession: return []
+    case .variable(let test): return [.captured(test.scope, test.name)]
     }
+  }
+
+  private static func captured(_ test: RuleTest) -> [Variable] {
+    guard case .payload(let payload) = test, case .regex(let regex) = payload.check else { return [] }
+    return regex.captures.map { .captured($0.scope, $0.name) }
   }
 
   private static func changed(_ effect: StateEffect) -> [Variable] {
@@ -45,7 +53,7 @@ struct StateOrder {
     case .flowBits(let change): names(change.bits)
     case .flowInteger(let change): [.flowInteger(change.name)]
     case .hostBit(let change): [.hostBit(change.name)]
-    case .noAlert, .alert, .bypass: []
+    case .noAlert, .alert, .bypass, .tag: []
     }
   }
 

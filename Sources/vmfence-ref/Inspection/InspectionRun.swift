@@ -121,6 +121,7 @@ struct InspectionRun: ~Copyable {
     overflow += UInt64(output.overflow)
     for index in 0..<output.count { tell(output[index], frame, bytes) }
     if output.keepsAnomalies { tellAnomalies(frame, bytes) }
+    if output.isTagged { tellTagged(frame, bytes) }
     if output.verdict != .pass {
       dropped += 1
       if isInline { tellDrop(frame, bytes) }
@@ -177,6 +178,15 @@ struct InspectionRun: ~Copyable {
       packet.evidence?.captureNumber = captured
       eve.write(encoder.encode(anomaly, event: SnortInspector.name(of: anomaly), of: packet))
     }
+  }
+
+  private func tellTagged(_ frame: FrameMetadata, _ bytes: RawSpan) {
+    guard let eve else { return }
+    var packet = DroppedPacket(
+      frame, bytes, packetID: packets, reason: .rules, rule: nil, verdict: .pass, decoding, .packet)
+    packet.evidence?.captureFile = captureFile
+    packet.evidence?.captureNumber = captured
+    eve.write(encoder.encodeTagged(packet))
   }
 
   private var rejectAction: RuleAction? {

@@ -71,7 +71,7 @@ extension DecodedPacket {
 extension DroppedPacket {
   init(
     _ frame: FrameMetadata, _ bytes: RawSpan, packetID: UInt64, reason: DropReason, rule: RuleMetadata?,
-    verdict: Verdict, _ settings: DecodeSettings, layer: Int = 0
+    verdict: Verdict, _ settings: DecodeSettings, layer: Int = 0, _ wanted: EvidenceWanted = []
   ) {
     var packet = DecodedPacket.decode(
       bytes, linkType: frame.linkType, strippedVLAN: frame.strippedVLAN, settings: settings)
@@ -80,7 +80,7 @@ extension DroppedPacket {
       time: frame.timestamp, incarnation: .none, packetID: packetID, source: packet.source,
       destination: packet.destination, sourcePort: packet.sourcePort, destinationPort: packet.destinationPort,
       ipProtocol: packet.ipProtocol, reason: reason, rule: rule, verdict: verdict)
-    evidence = PacketEvidence(frame, bytes, layer: layer, [], settings)
+    evidence = PacketEvidence(frame, bytes, layer: layer, wanted, settings)
   }
 }
 
