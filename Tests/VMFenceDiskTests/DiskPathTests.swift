@@ -37,7 +37,8 @@ struct DiskPathTests {
     mode() { sed -n 4p /run/vmfence-disk/web.path; }
     until_mode() { until [ "$(mode)" = $1 ]; do sleep 1; done 2>/dev/null; echo "result mode: $(mode)"; }
     keep() {
-      disk-path run web /dev/vda /run/vmfence-disk/web.sock /dev/nbd0 -- vmfence-disk --disk /dev/vda \\
+      # An emulated machine on a busy host takes many seconds to start a process.
+      disk-path run web /dev/vda /run/vmfence-disk/web.sock /dev/nbd0 --patience 200 -- vmfence-disk --disk /dev/vda \\
         --socket /run/vmfence-disk/web.sock --protect '/etc/**' --eve /eve.json &
       keeper=$!
       until_mode through
