@@ -119,6 +119,38 @@ import VMFenceTestKit
     #expect(try disk.image()[1024..<1536].allSatisfy { $0 == 199 })
   }
 
+  @Test(arguments: [4095, 131_100, 500_000])
+  func largeWritesThatComeOneBehindTheOtherArriveWholeHoweverTheyAreCut(part: Int) throws {
+    let disk = try ServedDisk(byteCount: 4 << 20) { request, _ in request.length == 300_000 ? .deny : .allow }
+    let client = try RawClient(disk.socketPath)
+    try client.enter()
+    var expected = [UInt8](repeating: 0, count: 4 << 20)
+    var batch: [UInt8] = []
+    // Around the size from which on writes count as large, and the sizes of blocks of memory; what follows a large one is small, too.
+    let lengths = [1, 512, 16_384, 16_385, 131_072, 131_072, 131_072, 300_000, 4096, 262_144, 1 << 20, 1 << 20, 20_000]
+    for (index, length) in lengths.enumerated() {
+      let offset = (index * 777_777) % (expected.count - length)
+      let data = (0..<length).map { UInt8(truncatingIfNeeded: ($0 &+ index) &* 31 >> 3) }
+      if length != 300_000 { expected.replaceSubrange(offset..<offset + length, with: data) }
+      batch += RawClient.request(1, UInt64(offset), UInt32(length), cookie: UInt64(index)) + data
+    }
+    let sender = Thread { [batch] in
+      var start = 0
+      while start < batch.count, (try? client.send(Array(batch[start..<min(batch.count, start + part)]))) != nil {
+        start += part
+      }
+    }
+    sender.start()
+    for index in lengths.indices {
+      let answer = try client.receive(16)
+      #expect(Array(answer[8...]) == (0..<8).map { $0 == 7 ? UInt8(index) : 0 })
+      #expect(Array(answer[4..<8]) == [0, 0, 0, lengths[index] == 300_000 ? 5 : 0])
+    }
+    #expect(try disk.stop().writes == UInt64(lengths.count))
+    let image = try disk.image()
+    #expect(image == expected)
+  }
+
   @Test func aClientThatLeavesInTheMiddleLeavesTheOthersAlone() throws {
     let disk = try ServedDisk(byteCount: 64 << 20)
     for cut in [1, 27, 28, 29, 4000] {

@@ -15,11 +15,17 @@ final class NBDConnection {
   static let batchBytes = 128 << 10
   /// What is read at once when nothing is known of what comes, in bytes.
   private static let chunkBytes = 64 << 10
+  /// Writes above this size are received with nothing behind them, so that none of it need be moved, in bytes.
+  private static let largeWrite: UInt32 = 16 << 10
+  /// What is received while the disk takes a large write, in bytes.
+  private static let aheadBytes = 1 << 20
 
   let id: UInt64
   let socket: CInt
   var phase: Phase
-  let input = ByteQueue()
+  private(set) var input = ByteQueue()
+  /// What came behind a large write while the disk took it; empty when `input` is.
+  private var ahead = ByteQueue()
   let output = ByteQueue()
   /// When the handshake must have ended, on the monotonic clock.
   let handshakeDeadline: UInt64
@@ -51,12 +57,23 @@ final class NBDConnection {
   /// Takes what has come. After a large write only the next header is read, so that its data come to the beginning of
   /// the memory again and need not be moved.
   func receive() -> Received {
-    let count = lastPayload > 16 << 10 && input.count == 0 ? NBD.requestSize : Self.chunkBytes
+    let count = lastPayload > Self.largeWrite && input.count == 0 ? NBD.requestSize : Self.chunkBytes
     return receive(count, waits: false)
   }
 
   /// Takes the next `count` bytes, and waits for them as long as a client may keep the others waiting.
   func receive(missing count: Int) -> Received { receive(count, waits: true) }
+
+  /// Takes what has come behind a large write that the disk is to take next: a client's socket holds little more than one, and a client that
+  /// has no room there would do nothing meanwhile. Its end is found when there is nothing else to do.
+  func receiveAhead(of request: NBDRequest) {
+    let size = NBD.requestSize + Int(request.payload)
+    let room = min(size, Self.aheadBytes) - ahead.count
+    guard request.payload > Self.largeWrite, input.count == size, room > 0 else { return }
+    // SAFETY: room for `room` bytes is reserved, and what came into it is committed.
+    let result = unsafe vmfence_receive(socket, ahead.reserve(room), room, 0)
+    if result > 0 { ahead.commit(result) }
+  }
 
   private func receive(_ count: Int, waits: Bool) -> Received {
     // SAFETY: room for `count` bytes is reserved, and what came into it is committed.
@@ -79,6 +96,7 @@ final class NBDConnection {
   func consume(_ request: NBDRequest) {
     lastPayload = request.payload
     input.consume(NBD.requestSize + Int(request.payload))
+    if input.count == 0 { swap(&input, &ahead) }
   }
 
   /// Goes on with the handshake as far as the input goes.

@@ -126,7 +126,15 @@ extension NBDEngine {
       unsafe block.memory.copyMemory(from: data, byteCount: length)
       return queue(.write, request, connection, (block, 0))
     }
-    let error = unsafe queue.disk.writeAll(data, length, at: request.offset)
+    var error: CInt = 0
+    var done = 0
+    while error == 0, done < length {
+      connection.receiveAhead(of: request)
+      let part = min(length - done, NBDLimits.writtenBytes)
+      // SAFETY: the part lies in the data.
+      error = unsafe queue.disk.writeAll(data + done, part, at: request.offset + UInt64(done))
+      done += part
+    }
     if error != 0 { noteFailure(request.offset, UInt64(length), error) }
     connection.answer(request.cookie, error: Self.failure(error))
   }

@@ -8,6 +8,8 @@ enum NBDLimits {
   static let waitingOutputBytes = 8 << 20
   /// Reads from this size on are sent from the page cache without a copy.
   static let passedOnBytes = 64 << 10
+  /// What is written before it is looked what the client has sent meanwhile.
+  static let writtenBytes = 256 << 10
   /// Extents in one answer to a block status request; the client asks again for the rest.
   static let extents = 1024
   /// Bytes in requests that wait for the disk, of all clients: beyond, all requests wait.
