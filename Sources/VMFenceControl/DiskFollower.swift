@@ -3,13 +3,23 @@ internal import Glibc
 internal import Synchronization
 internal import VMFenceCore
 
-/// Follows the processes of many disks over their control sockets, in one thread: says at once what one holds, and when one comes or goes.
+/// Follows the processes of many disks over their control sockets, in one thread: says at once what one holds, what changed in protected
+/// files, and when one comes or goes.
 /// A process that is not there, or has gone, is looked for every second.
 ///
 /// What a process writes is not trusted: its lines are bounded, and one that writes nonsense is hung up on and looked for anew.
 public final class DiskFollower: Sendable {
-  /// Which of the paths, and how its process stands; nil: nobody is there.
-  public typealias Handler = @Sendable (_ index: Int, DiskControlStatus?) -> Void
+  public enum News: Sendable {
+    case status(DiskControlStatus)
+    case event(DiskFileEvent)
+    /// So many events were not handed over, because they were not taken in time.
+    case lost(UInt64)
+    /// Nobody is there.
+    case absent
+  }
+
+  /// Which of the paths, and what is new of its process.
+  public typealias Handler = @Sendable (_ index: Int, News) -> Void
 
   /// In bytes; an answer is shorter.
   private static let lineLimit = 256 << 10
@@ -41,10 +51,10 @@ public final class DiskFollower: Sendable {
   private func follow(_ paths: [String], _ handler: Handler) {
     var connections = [DiskConnection?](repeating: nil, count: paths.count)
     var isKnownAbsent = [Bool](repeating: false, count: paths.count)
-    func tell(_ index: Int, _ status: DiskControlStatus?) {
-      guard status != nil || !isKnownAbsent[index] else { return }
-      isKnownAbsent[index] = status == nil
-      handler(index, status)
+    func noteAbsence(_ index: Int) {
+      guard !isKnownAbsent[index] else { return }
+      isKnownAbsent[index] = true
+      handler(index, .absent)
     }
     var nextLook = ContinuousClock.now
     while !isClosed.load(ordering: .acquiring) {
@@ -52,7 +62,7 @@ public final class DiskFollower: Sendable {
         nextLook = ContinuousClock.now + Self.interval
         for index in paths.indices where connections[index] == nil {
           connections[index] = DiskConnection(paths[index])
-          if connections[index] == nil { tell(index, nil) }
+          if connections[index] == nil { noteAbsence(index) }
         }
       }
       var waited = [pollfd(fd: wakeUp.descriptor, events: Int16(POLLIN), revents: 0)]
@@ -63,29 +73,38 @@ public final class DiskFollower: Sendable {
       _ = unsafe poll(&waited, nfds_t(waited.count), Int32(clamping: rest.wholeNanoseconds / 1_000_000 + 1))
       for (position, index) in open.enumerated() where waited[position + 1].revents != 0 {
         guard let connection = connections[index] else { continue }
-        let isThere = connection.read(limit: Self.lineLimit) { tell(index, $0) }
+        let isThere = connection.read(limit: Self.lineLimit) { news in
+          isKnownAbsent[index] = false
+          handler(index, news)
+        }
         if isThere { continue }
         connections[index] = nil
-        tell(index, nil)
+        noteAbsence(index)
       }
     }
   }
 }
 
-/// A connection to the process of a disk that says how it stands.
+/// A connection to the process of a disk that says how it stands, and what changes.
 private final class DiskConnection {
   let descriptor: Int32
   private var buffer: [UInt8] = []
 
-  private struct Answer: Decodable {
+  private struct Line: Decodable {
     var result: DiskControlStatus?
+    var event: DiskFileEvent?
+    var lost: UInt64?
+
+    var news: [DiskFollower.News] {
+      (result.map { [.status($0)] } ?? []) + (lost.map { [.lost($0)] } ?? []) + (event.map { [.event($0)] } ?? [])
+    }
   }
 
   /// Nil when nobody is there.
   init?(_ path: String) {
     guard let descriptor = try? LocalSocket.connect(to: path, .stream) else { return nil }
     self.descriptor = descriptor
-    var request = (try? JSONEncoder().encode(DiskControlRequest(.follow))).map { [UInt8]($0) } ?? []
+    var request = (try? JSONEncoder().encode(DiskControlRequest(.follow, events: true))).map { [UInt8]($0) } ?? []
     request.append(0x0A)
     // SAFETY: the array's bytes are read. A fresh socket has room for so few.
     let sent = unsafe request.withUnsafeBytes { unsafe send(descriptor, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) }
@@ -97,19 +116,20 @@ private final class DiskConnection {
   /// Reads what has come.
   ///
   /// - Returns: false when it hung up, or what it says is not understood.
-  func read(limit: Int, _ body: (DiskControlStatus) -> Void) -> Bool {
-    var chunk = [UInt8](repeating: 0, count: 16 << 10)
+  func read(limit: Int, _ body: (DiskFollower.News) -> Void) -> Bool {
+    var chunk = [UInt8](repeating: 0, count: 64 << 10)
     // SAFETY: as many bytes as the array has.
     let count = unsafe chunk.withUnsafeMutableBytes { unsafe recv(descriptor, $0.baseAddress, $0.count, 0) }
     guard count > 0 else { return count < 0 && (errno == EAGAIN || errno == EINTR) }
     buffer += chunk[..<count]
-    while let end = buffer.firstIndex(of: 0x0A) {
-      guard let status = (try? JSONDecoder().decode(Answer.self, from: Data(buffer[..<end])))?.result else {
-        return false
-      }
-      buffer.removeFirst(end + 1)
-      body(status)
+    var start = 0
+    while let end = buffer[start...].firstIndex(of: 0x0A) {
+      let line = try? JSONDecoder().decode(Line.self, from: Data(buffer[start..<end]))
+      guard let news = line?.news, !news.isEmpty else { return false }
+      start = end + 1
+      for item in news { body(item) }
     }
+    buffer.removeFirst(start)
     return buffer.count <= limit
   }
 }

@@ -1,4 +1,5 @@
 internal import Foundation
+public import VMFenceCore
 
 /// What is asked of the process that serves one guest's disk, over its control socket: one JSON object a line, answered by one
 /// line in the form of `ControlRequest`'s answers.
@@ -14,7 +15,8 @@ public struct DiskControlRequest: Codable, Sendable, Hashable {
     case expect
     /// The request that is held passes, or fails.
     case decide
-    /// Answered at once, and again each time when another request waits for a decision, or none does any more.
+    /// Answered at once, and again each time when another request waits for a decision, or none does any more. With `events`, lines with
+    /// the changes to protected files come between: `{"ok":true,"event":{…}}`.
     case follow
   }
 
@@ -30,15 +32,19 @@ public struct DiskControlRequest: Codable, Sendable, Hashable {
   /// The number of the request that is decided about, so that nobody decides about another one than was looked at.
   public var request: UInt64?
   public var verdict: Verdict?
+  /// Whoever follows is told of changes to protected files, too.
+  public var events: Bool?
 
   public init(
-    _ verb: Verb, paths: [String]? = nil, duration: Double? = nil, request: UInt64? = nil, verdict: Verdict? = nil
+    _ verb: Verb, paths: [String]? = nil, duration: Double? = nil, request: UInt64? = nil, verdict: Verdict? = nil,
+    events: Bool? = nil
   ) {
     self.verb = verb
     self.paths = paths
     self.duration = duration
     self.request = request
     self.verdict = verdict
+    self.events = events
   }
 }
 
@@ -85,6 +91,79 @@ public struct DiskControlStatus: Codable, Sendable, Hashable {
     self.requests = requests
     self.denied = denied
     self.limits = limits
+  }
+}
+
+/// A change to a protected file, as the process of a disk hands it on to those who follow it: a `FileEvent` without the domain, which is for
+/// whoever follows to know.
+public struct DiskFileEvent: Codable, Sendable, Hashable {
+  /// By the system's clock, in nanoseconds since the epoch.
+  public var time: Int64
+  private var disk: String
+  private var request: UInt64
+  private var operation: String
+  /// Base64, for a path is bytes.
+  private var path: String
+  private var oldPath: String?
+  private var inode: UInt64
+  private var offset: UInt64?
+  private var length: UInt64?
+  private var changes: [Change]
+  private var verdict: String
+  private var severity: Int
+  private var announced: Bool
+
+  private struct Change: Codable, Hashable {
+    var attribute: String
+    var old: String
+    var new: String
+  }
+
+  private static let verdicts: [(name: String, verdict: BlockVerdict)] = [
+    ("allow", .allow), ("hold", .hold), ("deny", .deny),
+  ]
+
+  /// - `offset`: how far the system's clock is ahead of the event's.
+  public init(_ event: FileEvent, shiftedBy offset: Duration) {
+    time = (event.time + offset).nanoseconds
+    disk = event.disk
+    request = event.sequence
+    operation = event.operation.rawValue
+    path = Data(event.path).base64EncodedString()
+    oldPath = event.oldPath.map { Data($0).base64EncodedString() }
+    inode = event.inode
+    self.offset = event.offset
+    length = event.length
+    changes = event.changes.map { Change(attribute: $0.attribute, old: $0.old, new: $0.new) }
+    verdict = Self.verdicts.first { $0.verdict == event.verdict }?.name ?? ""
+    severity = event.severity
+    announced = event.isAnnounced
+  }
+
+  /// The event of that domain, at that time of the receiver's clock; nil when it says something that is not known here.
+  public func event(of incarnation: Incarnation, at time: Timestamp) -> FileEvent? {
+    guard let operation = FileEvent.Operation(rawValue: operation), (1...255).contains(severity),
+      let verdict = Self.verdicts.first(where: { $0.name == verdict })?.verdict,
+      let path = Data(base64Encoded: path), let oldPath = Data(base64Encoded: oldPath ?? "")
+    else { return nil }
+    return FileEvent(
+      time: time, incarnation: incarnation, disk: disk, sequence: request, operation: operation, path: Array(path),
+      oldPath: self.oldPath == nil ? nil : Array(oldPath), inode: inode, offset: offset, length: length,
+      changes: changes.map { .init(attribute: $0.attribute, old: $0.old, new: $0.new) }, verdict: verdict,
+      severity: severity, isAnnounced: announced)
+  }
+}
+
+/// A line between the answers to a follower of a disk's process: an event, or how many it was not handed since the last line because it did
+/// not read in time.
+package struct DiskEventLine: Codable {
+  package var ok = true
+  package var event: DiskFileEvent?
+  package var lost: UInt64?
+
+  package init(event: DiskFileEvent? = nil, lost: UInt64? = nil) {
+    self.event = event
+    self.lost = lost
   }
 }
 

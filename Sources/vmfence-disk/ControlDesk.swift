@@ -10,15 +10,47 @@ final class ControlDesk {
   static let clientLimit = 4
   /// In bytes.
   static let requestLimit = 64 << 10
+  /// What may wait for a client that does not read, in bytes; an answer is shorter.
+  private static let waitingBytes = 256 << 10
   /// How long a client may say nothing.
   static let patience = Duration.seconds(30)
 
   private struct Client {
     var descriptor: Int32
     var input: [UInt8] = []
+    /// What its socket has no room for yet.
+    var output: [UInt8] = []
     var lastHeard: Timestamp
     /// It is told of what changes, and need not say anything.
     var isFollowing = false
+    /// It is told of changes to files, too.
+    var takesEvents = false
+    /// Of these, so many it was not told, and does not know that yet.
+    var lostEvents: UInt64 = 0
+
+    init(_ descriptor: Int32, at time: Timestamp) {
+      self.descriptor = descriptor
+      lastHeard = time
+    }
+
+    /// - Returns: false when so much waits for it already that there is no room.
+    mutating func put(_ line: [UInt8]) -> Bool {
+      guard output.count + line.count <= ControlDesk.waitingBytes else { return false }
+      output += line
+      return true
+    }
+
+    /// Sends what waits, as much as its socket takes.
+    ///
+    /// - Returns: false when it has left.
+    mutating func flush() -> Bool {
+      guard !output.isEmpty else { return true }
+      // SAFETY: the array's bytes are read.
+      let count = unsafe output.withUnsafeBytes { unsafe vmfence_send(descriptor, $0.baseAddress, $0.count, 0) }
+      guard count >= 0 else { return errno == EAGAIN || errno == EINTR }
+      output.removeFirst(count)
+      return true
+    }
   }
 
   private let listener: Int32
@@ -37,13 +69,20 @@ final class ControlDesk {
     let descriptor = vmfence_unix_accept(listener, 1000, 1000, 64 << 10)
     if descriptor >= 0 {
       if clients.count < Self.clientLimit {
-        clients.append(Client(descriptor: descriptor, lastHeard: time))
+        clients.append(Client(descriptor, at: time))
       } else {
-        _ = send(.failure(ControlFailure("\(Self.clientLimit) clients are served already")), to: descriptor)
+        var client = Client(descriptor, at: time)
+        _ = client.put(ControlAnswer.encode(.failure(ControlFailure("\(Self.clientLimit) clients are served already"))))
+        _ = client.flush()
         close(descriptor)
       }
     }
-    for index in clients.indices.reversed() where !serve(&clients[index], at: time, handler) {
+    forEach { serve(&$0, at: time, handler) && $0.flush() }
+  }
+
+  /// Hangs up on those clients of which `body` says false.
+  private func forEach(_ body: (inout Client) -> Bool) {
+    for index in clients.indices.reversed() where !body(&clients[index]) {
       close(clients[index].descriptor)
       clients.remove(at: index)
     }
@@ -69,11 +108,15 @@ final class ControlDesk {
       let line = Array(client.input[..<end])
       client.input.removeFirst(end + 1)
       let request = try? JSONDecoder().decode(DiskControlRequest.self, from: Data(line))
-      if request?.verb == .follow { client.isFollowing = true }
-      guard send(answer(request, handler), to: client.descriptor) else { return false }
+      if request?.verb == .follow {
+        client.isFollowing = true
+        client.takesEvents = request?.events == true
+      }
+      guard client.put(ControlAnswer.encode(answer(request, handler))) else { return false }
     }
     guard client.input.count <= Self.requestLimit else {
-      _ = send(.failure(ControlFailure("a request has at most \(Self.requestLimit) bytes")), to: client.descriptor)
+      let failure = ControlFailure("a request has at most \(Self.requestLimit) bytes")
+      if client.put(ControlAnswer.encode(.failure(failure))) { _ = client.flush() }
       return false
     }
     return true
@@ -81,12 +124,32 @@ final class ControlDesk {
 
   /// Tells those who follow; whoever does not take it is hung up on.
   func tell(_ status: DiskControlStatus) {
-    let line = Self.encode(status)
-    for index in clients.indices.reversed() where clients[index].isFollowing {
-      guard !send(line, to: clients[index].descriptor) else { continue }
-      close(clients[index].descriptor)
-      clients.remove(at: index)
+    let line = ControlAnswer.encode(Self.encode(status))
+    forEach { !$0.isFollowing || $0.put(line) && $0.flush() }
+  }
+
+  /// Hands events on to those who follow. Who does not read them in time loses some, and is told how many when there is room again.
+  ///
+  /// - `offset`: how far the system's clock is ahead of the events'.
+  func tell(_ events: [FileEvent], shiftedBy offset: Duration) {
+    guard !events.isEmpty, clients.contains(where: \.takesEvents) else { return }
+    let lines = events.map { Self.encode(DiskEventLine(event: DiskFileEvent($0, shiftedBy: offset))) }
+    forEach { client in
+      guard client.takesEvents else { return true }
+      for line in lines {
+        if client.lostEvents > 0, client.put(Self.encode(DiskEventLine(lost: client.lostEvents))) {
+          client.lostEvents = 0
+        }
+        if client.lostEvents > 0 || !client.put(line) { client.lostEvents += 1 }
+        guard client.flush() else { return false }
+      }
+      return true
     }
+  }
+
+  private static func encode(_ line: DiskEventLine) -> [UInt8] {
+    let bytes = (try? JSONEncoder().encode(line)).map { [UInt8]($0) } ?? []
+    return bytes + [0x0A]
   }
 
   private func answer(
@@ -104,13 +167,6 @@ final class ControlDesk {
     encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
     guard let bytes = try? encoder.encode(status) else { return .failure(ControlFailure("there is no answer")) }
     return .success(Array(bytes))
-  }
-
-  /// - Returns: false when the client does not take the answer, which is shorter than what its socket holds.
-  private func send(_ result: Result<[UInt8], ControlFailure>, to descriptor: Int32) -> Bool {
-    let bytes = ControlAnswer.encode(result)
-    // SAFETY: the array's bytes are read.
-    return unsafe bytes.withUnsafeBytes { unsafe vmfence_send(descriptor, $0.baseAddress, $0.count, 0) } == bytes.count
   }
 }
 #endif

@@ -100,7 +100,7 @@ struct DiskService {
         serveDesk(&watcher, server.statistics, &told, at: now)
         if outcome.isAtEnd { watcher.finish(at: now) }
         keeper?.keep(watcher.drainKeptContents(), at: now, output, incarnation)
-        output.write(watcher.drainEvents(), at: now)
+        tell(watcher.drainEvents(), at: now)
         compareContents(&watcher, all: outcome.isAtEnd, at: now)
         if outcome.isAtEnd || now - lastStatistics >= Self.statisticsInterval {
           lastStatistics = now
@@ -143,7 +143,12 @@ struct DiskService {
   ) {
     guard let contents else { return }
     while all || contents.hasRoom, let next = watcher.nextContents() { contents.take(next) }
-    output.write(contents.drain(all: all), at: now)
+    tell(contents.drain(all: all), at: now)
+  }
+
+  private func tell(_ events: [FileEvent], at now: Timestamp) {
+    output.write(events, at: now)
+    desk?.tell(events, shiftedBy: output.offset)
   }
 
   /// Windows that a process before this one was told of.

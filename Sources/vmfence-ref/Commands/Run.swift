@@ -167,12 +167,11 @@ struct Run: AsyncParsableCommand {
     let desk = ControlDesk(
       coordinator: coordinator, directory: directory, clock: clock, encoder: encoder, mailbox: mailbox,
       history: history, guestPolicies: guestPolicies)
-    let disks = control.map {
-      LiveDisks(
-        control: $0, stateDirectory: configuration.stateDirectory, events: queue, mailbox: mailbox, logger: logger)
-    }
-    if disks == nil, !configuration.disks.isEmpty {
-      logger.warning("nothing here can pause a domain, so `disks` changes nothing: give `control` programs")
+    let disks = LiveDisks(
+      control: control, stateDirectory: configuration.stateDirectory, events: queue, mailbox: mailbox, logger: logger)
+    if control == nil, !configuration.disks.isEmpty {
+      logger.warning(
+        "nothing here can pause a domain, so one whose disk holds a request goes on: give `control` programs")
     }
     return LiveParts(
       host: host, assigned: assigned, domains: domains, clock: clock, directory: directory, coordinator: coordinator,

@@ -5,8 +5,8 @@ import Synchronization
 import VMFenceControl
 import VMFenceCore
 
-/// The disks' processes that the configuration names, and the domains that are paused because a request to one of them is held. Which those
-/// are outlives the daemon, in the state directory. Used by the daemon's loop.
+/// The disks' processes that the configuration names: what they tell of protected files, and the domains that are paused because a request
+/// to one of them is held. Which those are outlives the daemon, in the state directory. Used by the daemon's loop.
 final class LiveDisks {
   static let fileName = "frozen.json"
   /// How long a process that has gone may hold a request for which its domain is paused: the next one shows it again, unless the disk was led
@@ -26,29 +26,35 @@ final class LiveDisks {
     var domid: UInt32
   }
 
-  private let frozen: FrozenDomains
+  /// Nil when nothing here can pause a domain.
+  private let frozen: FrozenDomains?
   private let mailbox: Mailbox<LiveMessage>
   private let logger: Logger
   private var disks: [Disk] = []
   private var follower: DiskFollower?
   /// Nil before anybody has looked.
   private var domains: [DomainDescription]?
+  private let inbox = FileEventInbox()
+  /// Events of guests that the inventory does not know yet.
+  private var early: [(path: String, event: DiskFileEvent, arrival: Timestamp)] = []
 
   /// - `events`: is told which domains are paused and resumed.
   init(
-    control: any HypervisorControl, stateDirectory: String?, events: any EventSink, mailbox: Mailbox<LiveMessage>,
+    control: (any HypervisorControl)?, stateDirectory: String?, events: any EventSink, mailbox: Mailbox<LiveMessage>,
     logger: Logger
   ) {
     let path = stateDirectory.map { $0 + "/" + Self.fileName }
-    frozen = FrozenDomains(control: control, paused: Self.read(path, logger), events: events) { paused in
-      if let path { Self.write(paused, path, logger) }
+    frozen = control.map { control in
+      FrozenDomains(control: control, paused: Self.read(path, logger), events: events) { paused in
+        if let path { Self.write(paused, path, logger) }
+      }
     }
     self.mailbox = mailbox
     self.logger = logger
   }
 
   /// The domains that are paused.
-  var paused: Set<Incarnation> { get async { await frozen.paused } }
+  var paused: Set<Incarnation> { get async { await frozen?.paused ?? [] } }
 
   /// Follows these disks from now on.
   func follow(_ settings: [HostConfiguration.Disk]) {
@@ -57,10 +63,55 @@ final class LiveDisks {
     follower = nil
     disks = settings.map { wanted in disks.first { $0.settings == wanted } ?? Disk(settings: wanted) }
     guard !settings.isEmpty else { return }
-    let (paths, mailbox) = (settings.map(\.control), mailbox)
+    let (paths, mailbox, inbox) = (settings.map(\.control), mailbox, inbox)
     do throws(ControlFailure) {
-      follower = try DiskFollower(paths) { mailbox.post(.disk(paths[$0], $1)) }
+      follower = try DiskFollower(paths) { index, news in
+        switch news {
+        case .status(let status): mailbox.post(.disk(paths[index], status))
+        case .absent: mailbox.post(.disk(paths[index], nil))
+        case .event, .lost: if inbox.add(news, of: paths[index]) { mailbox.post(.fileEvents) }
+        }
+      }
     } catch { logger.error("\(error.message)") }
+  }
+
+  /// What was told of protected files since the last call, as events of the guests that the configuration names. Those of a guest that the
+  /// inventory does not know yet wait, for half a minute.
+  ///
+  /// - `offset`: how far the system's clock is ahead of `now`.
+  func takeEvents(at now: Timestamp, offset: Duration) -> [Event] {
+    let arrived = inbox.take()
+    var lost = arrived.lost
+    guard !arrived.events.isEmpty || !lost.isEmpty || !early.isEmpty else { return [] }
+    var result: [Event] = []
+    let waiting = early + arrived.events.map { ($0.path, $0.event, now) }
+    early.removeAll()
+    for (path, told, arrival) in waiting {
+      guard let guest = disks.first(where: { $0.settings.control == path })?.settings.guest else { continue }
+      guard let domain = domains?.filter(guest.matches).max(by: { $0.incarnation < $1.incarnation }) else {
+        if now - arrival < Self.patience, early.count < FileEventInbox.limit {
+          early.append((path, told, arrival))
+        } else {
+          lost[path, default: 0] += 1
+        }
+        continue
+      }
+      let time = min(now, Timestamp(nanoseconds: told.time) + (.zero - offset))
+      if let event = told.event(of: domain.incarnation, at: time) {
+        result.append(.file(event))
+      } else {
+        lost[path, default: 0] += 1
+      }
+    }
+    return result + lost.sorted { $0.key < $1.key }.map { .platform(loss($0.value, of: $0.key, at: now)) }
+  }
+
+  private func loss(_ count: UInt64, of path: String, at now: Timestamp) -> PlatformAlert {
+    let guest = disks.first { $0.settings.control == path }?.settings.guest
+    return PlatformAlert(
+      time: now, incarnation: guest.flatMap { domains?.first(where: $0.matches)?.incarnation }, kind: .integrityGap,
+      message: "\(count) file events of the disk behind \(path.escapedForDisplay) were lost on their way to the policy",
+      severity: 1, count: count)
   }
 
   /// Takes what a disk's process says.
@@ -81,6 +132,7 @@ final class LiveDisks {
   /// Has the domains paused and resumed as their disks stand; what takes its time is done besides.
   func settle(_ domains: [DomainDescription], at now: Timestamp) {
     self.domains = domains
+    guard let frozen else { return }
     let states = disks.flatMap { disk in
       domains.filter { disk.settings.guest.matches($0) }.map {
         FrozenDomains.Disk(
@@ -88,7 +140,6 @@ final class LiveDisks {
           state: disk.isGoneSince.map { now - $0 >= Self.patience } == true ? .passing : disk.state)
       }
     }
-    let frozen = frozen
     Task { await frozen.settle(domains, states, at: now) }
   }
 
@@ -113,6 +164,42 @@ final class LiveDisks {
       logger.error(
         "\(path) cannot be written: after a restart, domains that are paused because of their disks must be resumed by hand"
       )
+    }
+  }
+}
+
+/// What the disks' processes told of protected files and the loop has not taken yet.
+private final class FileEventInbox: Sendable {
+  /// Events; what more comes is counted.
+  static let limit = 4096
+
+  private struct Contents {
+    var events: [(path: String, event: DiskFileEvent)] = []
+    /// By the control socket.
+    var lost: [String: UInt64] = [:]
+  }
+
+  private let contents = Mutex(Contents())
+
+  /// - Returns: whether it was empty before.
+  func add(_ news: DiskFollower.News, of path: String) -> Bool {
+    contents.withLock { contents in
+      let isFirst = contents.events.isEmpty && contents.lost.isEmpty
+      switch news {
+      case .event(let event) where contents.events.count < Self.limit: contents.events.append((path, event))
+      case .event: contents.lost[path, default: 0] += 1
+      case .lost(let count):
+        contents.lost[path] = contents.lost[path, default: 0].addingReportingOverflow(count).partialValue
+      case .status, .absent: break
+      }
+      return isFirst
+    }
+  }
+
+  func take() -> (events: [(path: String, event: DiskFileEvent)], lost: [String: UInt64]) {
+    contents.withLock { contents in
+      defer { contents = Contents() }
+      return (contents.events, contents.lost)
     }
   }
 }

@@ -41,7 +41,7 @@ extension LiveRun {
       problems: toldProblems.map(\.description) + outputs.problems
         + (history.problem.map { ["the history is not written: \($0)"] } ?? []),
       needRules: unguarded.filter { rules.selection.rules(for: $0) == nil }.map(\.name),
-      frozen: (await disks?.paused ?? []).sorted().map { directory.entry(for: $0)?.description.name ?? "\($0)" },
+      frozen: await disks.paused.sorted().map { directory.entry(for: $0)?.description.name ?? "\($0)" },
       policy: [
         "events": figures.events, "counted": figures.counted, "suppressed": figures.suppressed,
         "uncountable": figures.uncountable, "decided": figures.decided, "withheld": figures.withheld,

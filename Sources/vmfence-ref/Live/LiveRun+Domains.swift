@@ -18,6 +18,8 @@ enum LiveMessage: Sendable {
   case question(LoopQuestion)
   /// How the process of a disk stands, by its control socket; nil: nobody is there.
   case disk(String, DiskControlStatus?)
+  /// The processes of disks have told of protected files.
+  case fileEvents
   /// Rules that were set for a domain are compiled, or cannot be.
   case assigned(RuleAssignments, RuleSelection?, [Diagnostic], LoopQuestion)
 
@@ -57,7 +59,7 @@ extension LiveRun {
       toldProblems = problems
     }
     await forgetGone(at: now)
-    if let snapshot { disks?.settle(snapshot.domains, at: now) }
+    if let snapshot { disks.settle(snapshot.domains, at: now) }
   }
 
   private func take(_ look: InventorySnapshot, at now: Timestamp) {
@@ -164,7 +166,9 @@ extension LiveRun {
       logger.log(diagnostics)
       if let selection { putInForce(selection, at: now) }
     case .question(let question): await answer(question, at: now)
-    case .disk(let path, let status): disks?.note(status, of: path, at: now)
+    case .disk(let path, let status): disks.note(status, of: path, at: now)
+    // `tell` takes them; this has woken the loop.
+    case .fileEvents: break
     case .assigned(let wanted, let selection, let diagnostics, let question):
       take(assigned: wanted, selection, diagnostics, for: question, at: now)
     }
@@ -186,7 +190,7 @@ extension LiveRun {
     putInForce(prepared.rules, at: now)
     outputs.use(prepared.configuration.notifications)
     portsAreStale = true
-    disks?.follow(prepared.configuration.disks)
+    disks.follow(prepared.configuration.disks)
     await refreshInventory(at: now)
     forgetTable()
     if !fixed.isEmpty {

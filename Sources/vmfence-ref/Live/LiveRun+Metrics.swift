@@ -81,7 +81,7 @@ extension LiveRun {
     metrics.sample(await coordinator.pending.count)
     metrics.metric(
       "vmfence_frozen_domains", .gauge, "Domains that are paused because a request to one of their disks is held.")
-    metrics.sample(await disks?.paused.count ?? 0)
+    metrics.sample(await disks.paused.count)
     let flows = flowCuts.counters
     metrics.metric(
       "vmfence_flows_cut_total", .counter, "Flows that were cut because a rule refused a packet of theirs.")

@@ -28,8 +28,7 @@ struct LiveParts {
   /// nil: guests of this host have none.
   var channels: GuestChannels?
   var declarations: Declarations
-  /// Nil when nothing can pause a domain.
-  var disks: LiveDisks?
+  var disks: LiveDisks
   var logger: Logger
 }
 
@@ -70,7 +69,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   var declarations: Declarations
   /// Who waits until a guest is guarded at a port.
   var barriers: [BarrierWait] = []
-  let disks: LiveDisks?
+  let disks: LiveDisks
   var host: PreparedHost
   var assigned: RuleAssignments
   /// A reload or a compilation that is under way.
@@ -166,7 +165,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   func run() async throws(ReplayFailure) {
     var (nextTick, nextSlow, nextStatistics, nextAlive) = (started, started, started, started)
     // Before domains are looked at: one that is paused because of a disk that is not known would be let run.
-    disks?.follow(host.configuration.disks)
+    disks.follow(host.configuration.disks)
     // First the ports, so that restored measures need not move there afterwards; what is never blocked puts the measures in force.
     useDeclarations()
     await refreshInventory(at: clock.now)
@@ -272,7 +271,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     await coordinator.advance(to: now)
     channels?.close()
     domains.close()
-    disks?.close()
+    disks.close()
     writeStatistics(at: now)
     outputs.close()
     history.close()
@@ -378,6 +377,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
       on: pool.takeRefusedPackets(), lost: pool.refusedPacketsLost, isDryRun: host.configuration.policy.isDryRun)
     var events = pool.takeEvents()
     if !extra.isEmpty { events.insert(contentsOf: extra, at: 0) }
+    events += disks.takeEvents(at: now, offset: clock.offset)
     events += sourceAlerts.drain(&dispatcher, at: now)
     extra = []
     if !cut.isEmpty { for index in events.indices { events[index].noteCut(cut) } }

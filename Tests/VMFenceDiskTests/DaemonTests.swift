@@ -2,16 +2,16 @@
 import Foundation
 import Testing
 
-/// The daemon beside the process of a disk that holds a request: the guest is paused until somebody has decided.
+/// The daemon beside the process of a disk.
 @Suite(.enabled(if: ServedImage.isPossible, "needs e2fsprogs, qemu-utils, libnbd-bin and python3"))
-struct FreezeTests {
+struct DaemonTests {
   /// The daemon, and what it did to domains, as the programs wrote it down that stand for the hypervisor.
   private final class Daemon {
     let disk: ServedImage
     private var process: Process?
     var eve: String { "\(disk.folder)/daemon.json" }
 
-    init(_ disk: ServedImage) throws {
+    init(_ disk: ServedImage, policy: String = "{}") throws {
       self.disk = disk
       let act = "echo $0 {name} >> \(disk.folder)/acts"
       try """
@@ -20,6 +20,7 @@ struct FreezeTests {
       state-directory: state
       firewall: {kind: none}
       detectors: thread
+      policy: \(policy)
       control:
         pause: [/bin/sh, -c, "\(act)", pause]
         resume: [/bin/sh, -c, "\(act)", resume]
@@ -50,6 +51,19 @@ struct FreezeTests {
     }
 
     func acts() -> String { (try? String(contentsOfFile: "\(disk.folder)/acts", encoding: .utf8)) ?? "" }
+
+    /// The measures that the policy took, as its rule and what is done.
+    func measures() throws -> [String] {
+      let lines = (try? String(contentsOfFile: eve, encoding: .utf8))?.split(separator: "\n") ?? []
+      return try lines.compactMap { line in
+        let object = try JSONSerialization.jsonObject(with: Data(line.utf8)) as? [String: Any]
+        let decision = (object?["vmfence"] as? [String: Any])?["decision"] as? [String: Any]
+        return decision.map { decision in
+          ["policy", "measure", "trigger", "status"].map { decision[$0] as? String ?? "" }.joined(separator: " ")
+        }
+      }
+    }
+
     func says(_ text: String) -> Bool { (try? String(contentsOfFile: eve, encoding: .utf8))?.contains(text) == true }
 
     deinit { kill() }
@@ -79,6 +93,33 @@ struct FreezeTests {
     // A process that dies while it holds a request: the next one shows it again, or nobody does.
     try disk.end()
     #expect(try disk.verdicts() == ["write /boot/kernel hold", "write /boot/kernel deny"])
+  }
+
+  @Test("A change to a protected file counts for the policy, which tells of the first and pauses the guest at the next")
+  func changesOfFilesLeadToMeasures() throws {
+    let disk = try ServedImage()
+    let place = try disk.place(of: "/boot/kernel")
+    let daemon = try Daemon(
+      disk,
+      policy: """
+        {destructive: allowed, rules: [{name: kernel, when: {files: [write]}, count: {per: domain, at-least: 1}, \
+        ladder: [{notify: true}, {pause: true}]}]}
+        """)
+    try disk.begin(["--protect", "/boot/**", "--domain", "6e1b4d0a-93c5-4c54-8d0e-5a0c7a1f0001"])
+    // What came before the daemon followed the process is not counted: written until it is.
+    var round = 0
+    try eventually("the guest is paused") {
+      round += 1
+      _ = try disk.io("write -P \(1 + round % 200) \(place) 4k", "flush")
+      return daemon.acts().hasPrefix("pause web\n")
+    }
+    let measures = try daemon.measures()
+    #expect(
+      measures.prefix(2) == [
+        "kernel notify file write /boot/kernel enforced", "kernel pause file write /boot/kernel enforced",
+      ])
+    #expect(daemon.says("vmfence_file") && daemon.says("\"name\":\"web\""))
+    try disk.end()
   }
 }
 #endif
