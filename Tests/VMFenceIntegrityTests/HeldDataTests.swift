@@ -121,4 +121,36 @@ import VMFenceIntegrity
     let statistics = test.guest.disk.observer.statistics
     #expect(statistics.refusedFastCommits == 1 && statistics.denied == 1 && statistics.fastCommits == 0)
   }
+
+  /// Fast commits that lie there before the journal's superblock says that there are any were judged by nobody: the superblock that would
+  /// have them replayed is refused, however it is written.
+  @Test(
+    arguments: [
+      // What is written of the superblock's block: all of it, its first sector, the sector and what lies behind; what is written there
+      // before; whether the guest's kernel would replay it.
+      (0..<1024, [9, 0, 8, 0, 0, 0, 0, 0, 5, 0, 0, 0], true), (0..<512, [9, 0, 8, 0, 0, 0, 0, 0, 5, 0, 0, 0], true),
+      (40..<88, [9, 0, 0, 0, 0, 0, 0, 0, 200, 0, 0, 0], true), (0..<1024, [9, 0, 8, 0, 0, 0, 0, 0, 4, 0, 0, 0], false),
+      (0..<1024, [8, 0, 8, 0, 0, 0, 0, 0, 5, 0, 0, 0], false), (0..<1024, [], false),
+    ] as [(Range<Int>, [UInt8], Bool)])
+  func fastCommitsFromBeforeTheirFeatureAreNotBroughtIn(
+    part: Range<Int>, head: [UInt8], isReplayed: Bool
+  ) throws {
+    var test = try JournalLiveTests.Journalled([.init("/etc/passwd", action: .denyMetadata)])
+    let block = TinyJournal.first + 28
+    test.guest.image.bytes.replaceSubrange(block * 1024..<block * 1024 + head.count, with: head)
+    #expect(test.guest.write(block) == .allow)
+    TinyJournal.put(0x21, at: TinyJournal.first * 1024 + 40, in: &test.guest.image)
+    TinyJournal.put(4, at: TinyJournal.first * 1024 + 84, in: &test.guest.image)
+    let start = TinyJournal.first * 1024
+    let bytes = Array(test.guest.image.bytes[start + part.lowerBound..<start + part.upperBound])
+    #expect(
+      test.guest.request(.write, at: UInt64(start + part.lowerBound), bytes) == (isReplayed ? .deny : .allow))
+    let refuses = test.guest.disk.observer.refusesFastCommits
+    #expect(refuses == !isReplayed)
+    // Where they are on, the number of the first transaction does not go back to that of old ones either.
+    if !isReplayed, head.first == 9 {
+      TinyJournal.put(4, at: start + 24, in: &test.guest.image)
+      #expect(test.guest.write(TinyJournal.first) == .deny)
+    }
+  }
 }

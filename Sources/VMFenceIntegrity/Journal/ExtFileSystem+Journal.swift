@@ -73,15 +73,20 @@ extension ExtFileSystem {
   /// seen with the next full commit.
   private mutating func noteFastCommits() {
     guard let header = journal?.header, header.hasFastCommits, superblock.features.needsRecovery else { return }
-    var buffer: [UInt8] = []
-    guard let block = journal?.diskBlock(header.end), (try? readDiskBlock(block, into: &buffer)) != nil else { return }
-    // `struct ext4_fc_tl` with tag EXT4_FC_TAG_HEAD, then features and the transaction it belongs to.
-    let isCurrent = buffer.withRawSpan {
-      $0.u16le(0) == 9 && $0.u16le(2) >= 8 && $0.u32le(8) == journal?.nextSequence
-    }
-    if isCurrent {
+    if fastCommits(at: header.end) == journal?.nextSequence {
       journal?.note(
         "the journal holds fast commits, which are not read: some changes are not seen before the next commit")
     }
+  }
+
+  /// The transaction after which the guest's kernel would replay the fast commits that lie there; nil when there are none.
+  ///
+  /// `struct ext4_fc_tl` with tag EXT4_FC_TAG_HEAD, then features and the transaction; without it, `ext4_fc_replay_scan` does not go on.
+  ///
+  /// - `logical`: the block of the journal where they begin.
+  func fastCommits(at logical: UInt32) -> UInt32? {
+    var buffer: [UInt8] = []
+    guard let block = journal?.diskBlock(logical), (try? readDiskBlock(block, into: &buffer)) != nil else { return nil }
+    return buffer.withRawSpan { $0.u16le(0) == 9 ? $0.u32le(8) : nil }
   }
 }

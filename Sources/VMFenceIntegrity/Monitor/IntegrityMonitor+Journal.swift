@@ -23,11 +23,13 @@ extension IntegrityMonitor {
     }
     var isDue = transactionAttempts > 0
     if write.operation == .write, UInt64(data.byteCount) >= write.end - write.offset {
-      for (logical, start) in journalBlocks(in: write) {
+      if touchesJournalSuperblock(write), !takeJournalSuperblock(write.patch(data), moment) {
+        statisticsStorage.refusedFastCommits += 1
+        return .deny
+      }
+      for (logical, start) in journalBlocks(in: write) where logical != 0 {
         let block = data.extracting(start..<data.byteCount)
-        if logical == 0 {
-          takeJournalSuperblock(block, moment)
-        } else if let header = view?.fileSystem.journal?.header, header.hasFastCommits, logical >= header.end {
+        if let header = view?.fileSystem.journal?.header, header.hasFastCommits, logical >= header.end {
           noteFastCommit(moment)
         } else if block.byteCount >= 12, block.u32(0) == Journal.magic, block.u32(4) == 2 {
           isDue = true
@@ -90,6 +92,25 @@ extension IntegrityMonitor {
     }
   }
 
+  /// Whether a superblock of the journal has the guest's kernel replay fast commits that were written before it was told that there are
+  /// any: then nobody judged them. Fast commits that were there when the monitor began are not meant.
+  private func bringsFastCommits(_ new: Journal.Header) -> Bool {
+    guard configuration.policy.judgesMetadata, new.hasFastCommits, let fileSystem = view?.fileSystem,
+      let old = fileSystem.journal?.header
+    else { return false }
+    guard !old.hasFastCommits || new.end != old.end || Int32(bitPattern: new.sequence &- old.sequence) < 0 else {
+      return false
+    }
+    // Those of transactions that are over are never looked at.
+    return fileSystem.fastCommits(at: new.end).map { Int32(bitPattern: $0 &- new.sequence) >= 0 } ?? false
+  }
+
+  private func touchesJournalSuperblock(_ write: WriteInFlight) -> Bool {
+    guard let fileSystem = view?.fileSystem, let block = fileSystem.journal?.diskBlock(0) else { return false }
+    let start = block * UInt64(fileSystem.blockSize)
+    return write.offset < start + UInt64(fileSystem.blockSize) && write.end > start
+  }
+
   /// The blocks of the journal that begin in a request: their numbers in the journal, and where in the request.
   private func journalBlocks(in write: WriteInFlight) -> [(logical: UInt32, start: Int)] {
     guard let fileSystem = view?.fileSystem, let journal = fileSystem.journal else { return [] }
@@ -103,14 +124,25 @@ extension IntegrityMonitor {
 
   // MARK: The tail
 
-  private mutating func takeJournalSuperblock(_ bytes: RawSpan, _ moment: Moment) {
-    guard let size = view?.fileSystem.blockSize, bytes.byteCount >= size else { return }
-    let header: Journal.Header
+  /// - `patch`: what is written, which may be a part of it only.
+  /// - Returns: false when it must be refused.
+  private mutating func takeJournalSuperblock(_ patch: WritePatch, _ moment: Moment) -> Bool {
+    view?.fileSystem.patch = patch
+    defer { view?.fileSystem.patch = nil }
     do throws(IntegrityError) {
-      header = try Journal.readHeader(bytes.extracting(0..<size).copiedBytes(), blockSize: size)
+      guard let fileSystem = view?.fileSystem, let block = fileSystem.journal?.diskBlock(0) else { return true }
+      var bytes: [UInt8] = []
+      try fileSystem.readDiskBlock(block, into: &bytes)
+      let header = try Journal.readHeader(bytes, blockSize: fileSystem.blockSize)
+      if bringsFastCommits(header) { return false }
+      follow(header, moment)
     } catch {
-      return requestResync(error.message, at: moment.time)
+      requestResync(error.message, at: moment.time)
     }
+    return true
+  }
+
+  private mutating func follow(_ header: Journal.Header, _ moment: Moment) {
     view?.fileSystem.journal?.update(header)
     guard header.start != 0 else {
       // Everything is at its place.

@@ -113,18 +113,23 @@ extension IntegrityMonitor {
     for item in changes.appeared where replacesWhatLostIt(item) { replacing.insert(item.inode) }
     for item in changes.appeared where expired[item.directory] == false {
       guard
-        mustWait(item)
+        mustWait(item) || isSecondNameOfDirectory(item) && !vanishing.contains(item.inode)
           || !replacing.contains(item.inode) && isUnexplained(item, isPaired: vanishing.contains(item.inode))
       else { continue }
       held.insert(NameKey(directory: item.directory, name: item.name))
     }
-    for item in changes.vanished where expired[item.directory] == false && item.action != nil {
+    for item in changes.vanished
+    where expired[item.directory] == false && (item.action != nil || item.isDirectory) {
       let key = NameKey(directory: item.directory, name: item.name)
       // A name that another file took is told at once.
-      guard !appearingNames.contains(key), let old = item.settled, let new = item.current, new.isInUse,
-        new.kind != .directory
+      guard !appearingNames.contains(key), let old = item.settled, let new = item.current, new.isInUse
       else { continue }
       let isPaired = appearing.contains(item.inode)
+      // A directory has one name: its next one will come, or the inode will go, too.
+      guard new.kind != .directory else {
+        if !isPaired { held.insert(key) }
+        continue
+      }
       // A name that goes takes a link with it, or moves; the inode will tell which.
       if !isPaired, new.linkCount < old.linkCount { continue }
       if isPaired, rewritten.contains(item.inode) || replacing.contains(item.inode) { continue }
@@ -143,6 +148,9 @@ extension IntegrityMonitor {
     var directory: UInt32
     var name: [UInt8]
   }
+
+  /// Whether a directory that is followed has this name besides the one it is known by: that one will go.
+  private func isSecondNameOfDirectory(_ item: NameItem) -> Bool { view?.directories[item.inode] != nil }
 
   /// Whether a name stands for another file than before, and the file that it stood for is known to have lost a name:
   /// the new one's own inode need not show that (a rename changes only a time there, or not even that).

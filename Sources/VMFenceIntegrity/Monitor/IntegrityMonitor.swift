@@ -55,7 +55,7 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
 
     public init(
       incarnation: Incarnation, disk: String, policy: ProtectionPolicy, limits: WalkLimits = WalkLimits(),
-      settleDelay: Duration = .milliseconds(10), settleLimit: Duration = .seconds(1),
+      settleDelay: Duration = .milliseconds(5), settleLimit: Duration = .seconds(1),
       holdLimit: Duration = .seconds(2), resyncInterval: Duration = .seconds(1), eventLimit: Int = 4096,
       pendingWriteLimit: Int = 1024, hashLimit: UInt64 = 256 << 20,
       freezeLimit: Duration = .seconds(600), freezeVerdict: BlockVerdict = .deny, keepLimit: Int = 16 << 20,
