@@ -16,14 +16,30 @@ vmfence-ref bans add 192.0.2.7 --domain web --for 10m || fail "a ban can be set"
 until_true 60 "a measure is in force in the guest" eval 'domu_exec web "vmfence-guest show" 20 | grep -q 192.0.2.7'
 domu_exec web 'vmfence-guest show; cat /tmp/frontend.log' 20
 first=$(domain web policy)
+# From the policy in the page to the answer that it is in force.
+delays=
+for i in 1 2 3 4 5 6 7 8; do
+  vmfence-ref bans add 192.0.2.10$i --domain web --for 10m
+  until_true 60 "ban $i is delivered" eval 'domu_exec web "vmfence-guest show" 20 | grep -q 192.0.2.10$i'
+  sleep 1
+  delays="$delays $(domain web answerSeconds)"
+done
+echo "note policies were in force in the guest after (s):$delays"
 vmfence-ref bans delete 192.0.2.7 --domain web || fail "a ban can be taken back"
 until_true 60 "and goes when it is taken back" eval '! domu_exec web "vmfence-guest show" 20 | grep -q 192.0.2.7'
 until_true 30 "the guest answers with another version" eval '[ "$(domain web policy)" -gt "$first" ]'
 
+# Write-back on request, as long as the frontend runs.
+domu_exec web 'kill $(cat /tmp/frontend.pid); vmfence-guest run --write-back 1 >>/tmp/frontend.log 2>&1 & echo $! >/tmp/frontend.pid' 20
+until_true 30 "the guest's write-back is shortened on request" eval 'domu_exec web "cat /proc/sys/vm/dirty_expire_centisecs /proc/sys/vm/dirty_writeback_centisecs | tr \"\\n\" +" 20 | grep -q 100+100+'
+domu_exec web 'kill $(cat /tmp/frontend.pid)' 20
+until_true 30 "and as before when the frontend ends" eval 'domu_exec web "cat /proc/sys/vm/dirty_expire_centisecs" 20 | grep -q 3000'
+frontend_start web
+
 # The frontend dies and comes back.
 domu_exec web 'kill -9 $(cat /tmp/frontend.pid)' 20
 frontend_start web
-until_true 60 "a frontend that died and came back has a session again" eval 'domu_exec web "grep -c began /tmp/frontend.log" 20 | grep -q 2'
+until_true 60 "a frontend that died and came back has a session again" eval 'domu_exec web "grep -c began /tmp/frontend.log" 20 | grep -q "[2-9]"'
 
 # The daemon goes and comes: the guest's page stays.
 kill -9 $daemon; wait $daemon 2>/dev/null
@@ -62,6 +78,21 @@ grep -c channel-violation /var/log/vmfence/eve.json
 [ "$(grep -c channel-violation /var/log/vmfence/eve.json)" -le 20 ] && ok "and it is told a bounded number of times" || fail "told too often"
 xl destroy plain
 until_true 30 "a guest with that is destroyed as any other" lacks plain
+
+# A guest that scribbles over its page without end, from beside the frontend.
+domu_exec web 'kill $(cat /tmp/frontend.pid)' 20
+frontend_start web
+until_true 90 "a frontend has a session" has web channel open
+before=$(grep -c channel-violation /var/log/vmfence/eve.json)
+domu_exec web 'p=$(cat /tmp/frontend.pid); a=$(grep gntalloc /proc/$p/maps | cut -d- -f1); (while :; do dd if=/dev/urandom of=/proc/$p/mem bs=4096 count=1 seek=$((0x$a / 4096)) conv=notrunc; done) >/tmp/scribbled 2>&1 & echo $! >/tmp/scribbler' 20
+until_true 60 "a guest that scribbles over its page is marked" eval '[ "$(grep -c channel-violation /var/log/vmfence/eve.json)" -gt "$before" ]'
+domu_exec web 'tail -2 /tmp/scribbled' 20
+sleep 10
+[ "$(($(grep -c channel-violation /var/log/vmfence/eve.json) - before))" -le 10 ] && ok "and told a bounded number of times" || fail "told too often"
+has web state inspecting && ok "and guarded as before" || fail "the guest web is $(domain web state)"
+domu_exec web 'kill $(cat /tmp/scribbler) $(cat /tmp/frontend.pid)' 20
+frontend_start web
+until_true 120 "a frontend that keeps to the protocol has a session again" has web channel open
 
 # Why it is not what a frontend uses by itself: nothing is asserted, since it is Linux's.
 xl save web /tmp/web.sav >/dev/null 2>&1; xl restore /tmp/web.sav >/dev/null 2>&1
