@@ -76,6 +76,28 @@ import VMFenceTestKit
     #expect(disk.entries.count == 1 && image.allSatisfy { $0 == 0 })
   }
 
+  /// The two fields are reserved in a flush: no range is checked there, and none may be made of them beside requests in flight.
+  @Test func whatAFlushSaysOfAPlaceMeansNothing() throws {
+    let disk = try ServedDisk()
+    let client = try RawClient(disk.socketPath)
+    try client.enter()
+    var batch: [UInt8] = []
+    for round in 0..<100 {
+      batch += RawClient.request(1, UInt64(round) * 512, 512, flags: 1) + [UInt8](repeating: 7, count: 512)
+      batch += RawClient.request(3, .max, .max)
+    }
+    let sender = Thread { [batch] in try? client.send(batch) }
+    sender.start()
+    for _ in 0..<200 {
+      let answer = try client.receive(16)
+      try #require(answer.count == 16 && answer[4..<8] == [0, 0, 0, 0])
+    }
+    _ = try disk.stop()
+    let flushes = disk.entries.filter { $0.request.operation == .flush }
+    #expect(flushes.count == 100 && flushes.allSatisfy { $0.request.offset == 0 && $0.request.length == 0 })
+    #expect(try disk.image()[..<51_200].allSatisfy { $0 == 7 })
+  }
+
   @Test func aDiskThatIsOnlyReadRefusesChanges() throws {
     let disk = try ServedDisk(isReadOnly: true)
     let client = try RawClient(disk.socketPath)

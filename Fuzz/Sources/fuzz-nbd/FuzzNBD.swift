@@ -84,8 +84,7 @@ private struct Judge: BlockObserver, ~Copyable {
       precondition(request.sequence == last + 1, "a number is missing")
     }
     precondition(UInt64(data.byteCount) == (request.operation == .write ? request.length : 0), "other data")
-    precondition(
-      request.operation == .flush || request.offset + request.length <= UInt64(byteCount), "beyond the end")
+    precondition(request.offset + request.length <= UInt64(byteCount), "beyond the end")
     let isShownAgain = held == request.sequence
     held = nil
     last = request.sequence

@@ -19,7 +19,8 @@ enum NBDLimits {
   static let stall = Duration.milliseconds(10)
 }
 
-/// The header of a request: 32-bit magic, 16-bit flags, 16-bit type, 64-bit cookie, 64-bit offset, 32-bit length.
+/// The header of a request: 32-bit magic, 16-bit flags, 16-bit type, 64-bit cookie, 64-bit offset, 32-bit length. Of a flush, offset and
+/// length are zero whatever was sent.
 struct NBDRequest: Sendable, BitwiseCopyable {
   var flags: UInt16
   var type: UInt16
@@ -34,8 +35,10 @@ struct NBDRequest: Sendable, BitwiseCopyable {
     flags = bytes.u16(4)
     type = bytes.u16(6)
     cookie = bytes.u64(8)
-    offset = bytes.u64(16)
-    length = bytes.u32(24)
+    // A flush is of the whole disk; these fields are reserved there, and no check of the range holds for them.
+    let isRanged = type != NBD.Command.flush
+    offset = isRanged ? bytes.u64(16) : 0
+    length = isRanged ? bytes.u32(24) : 0
   }
 
   /// How many bytes follow the header.
