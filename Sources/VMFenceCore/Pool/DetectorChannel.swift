@@ -119,6 +119,9 @@ public final class DetectorChannel: @unchecked Sendable {
   /// Packets that have no verdict yet, published or not.
   public var outstanding: Int { Int(state.packets.nextID - state.packets.headID) }
 
+  /// How many packets have their verdict, or were skipped.
+  var settled: UInt64 { state.packets.headID }
+
   /// The packet whose verdict was handed over last, or that was skipped last; nil before the first.
   public var lastAnsweredID: UInt64? {
     let next = state.packets.headID
@@ -260,15 +263,29 @@ public final class DetectorChannel: @unchecked Sendable {
   /// - `time`: packet time.
   /// - Returns: nil when it did not answer within `patience` of real time, or nothing can be saved.
   package func saveState(at time: Timestamp, upTo patience: Duration) -> [UInt8]? {
-    guard state.attached, configuration.stateBytes > 0 else { return nil }
+    guard askForState(at: time) else { return nil }
+    let deadline = MonotonicTime.now() + max(0, min(patience.wholeNanoseconds, 1 << 60))
+    return awaitState(until: deadline) ? takeState() : nil
+  }
+
+  /// The same without waiting: `takeState` has the answer when there is one. What was asked for before is not answered any more.
+  ///
+  /// - Returns: false when nothing can be saved.
+  @discardableResult
+  package func askForState(at time: Timestamp) -> Bool {
+    guard state.attached, configuration.stateBytes > 0 else { return false }
     state.stateRequests &+= 1
     down.area(0, count: RingLayout.controlBytes).store(time.nanoseconds, at: RingLayout.stateTime)
     down.word(RingLayout.stateRequest).storeReleasing(state.stateRequests)
     state.link?.ring()
-    let deadline = MonotonicTime.now() + max(0, min(patience.wholeNanoseconds, 1 << 60))
-    guard awaitState(until: deadline) else { return nil }
+    return true
+  }
+
+  /// What the detector answered to the last `askForState`; nil while it has not. Empty when it said more than there is room for.
+  package func takeState() -> [UInt8]? {
+    guard up.word(RingLayout.stateAnswer).loadAcquiring() == state.stateRequests else { return nil }
     let length = up.word(RingLayout.stateLength).loadOnce()
-    guard length <= UInt64(configuration.stateBytes) else { return nil }
+    guard length <= UInt64(configuration.stateBytes) else { return [] }
     let area = up.area(up.byteCount - configuration.stateBytes, count: configuration.stateBytes)
     return area.withBytes(0, length: Int(length)) { $0.copiedBytes() }
   }

@@ -10,8 +10,8 @@ extension DetectorPool {
   /// Deaths by packets without a verdict between them, after which restarts are `backOffFirst` apart, and no more: whoever sends
   /// poison must not be able to buy time with it, nor every start of a process of the host.
   private static var immediateRestartsByPacket: Int { 32 }
-  /// How long the detector of a domain that is being moved may take to say what it remembers, in real time. Nothing else is done meanwhile; it takes
-  /// milliseconds, but on a host whose processors are all taken.
+  /// How long the detector of a domain that is being moved may take to say what it remembers. It takes milliseconds, but on a host whose processors
+  /// are all taken.
   private static var movePatience: Duration { .seconds(5) }
   /// Drops are reported this far apart, for each domain.
   private static var dropReportInterval: Duration { .seconds(10) }
@@ -83,28 +83,71 @@ extension DetectorPool {
     return bytes.isEmpty ? nil : bytes
   }
 
-  /// Hands on what the detector of a domain remembers that is suspended to be saved or migrated, and takes that back when the domain goes on here.
+  /// Has the detector of a domain that is suspended to be saved or migrated say what it remembers, to be handed on when it has, and takes that back when
+  /// the domain goes on here.
   func followMove(_ entry: GuardedDomain<Rules>, at time: Timestamp) {
     guard let keepState else { return }
     switch entry.description.runState {
     case .suspendedForMigration where !entry.isHandedOver:
       entry.isHandedOver = true
-      let wasSuspended = entry.isSuspended
-      let bytes = memory(of: entry, at: time, patience: Self.movePatience)
-      if wasSuspended { suspend(entry.incarnation, at: time) }
-      guard let bytes else { return }
-      let next = slots.first { other in
-        guard let other else { return false }
-        return other !== entry && other.incarnation.uuid == entry.incarnation.uuid && other.handle != nil
-          && other.counters.packets == 0
-      }
-      if let next = next ?? nil { hand(bytes, to: next, at: time) } else { keepState(entry.description, bytes) }
+      beginMove(entry, at: time)
     case .running, .blocked, .paused:
       guard entry.isHandedOver else { return }
       entry.isHandedOver = false
+      entry.move = nil
       keepState(entry.description, nil)
     default: break
     }
+  }
+
+  /// Asks a detector for what it remembers, behind all packets that it was given; one that is stopped is woken for that. `goOnWithMove` takes the answer.
+  private func beginMove(_ entry: GuardedDomain<Rules>, at time: Timestamp) {
+    guard let handle = entry.handle, configuration.channel.stateBytes > 0 else { return }
+    if entry.isSuspended { resume(entry.incarnation, at: time) }
+    guard entry.handle === handle, let channel = entry.channel else { return }
+    channel.publish()
+    entry.move = GuardedDomain.Move(
+      packets: channel.counters.enqueued, handle: handle, deadline: time + Self.movePatience)
+  }
+
+  /// Looks whether a detector that was asked for what it remembers has said it, and hands it on. Never waits.
+  func goOnWithMove(_ entry: GuardedDomain<Rules>, at time: Timestamp) {
+    guard let move = entry.move else { return }
+    guard entry.handle === move.handle, let channel = entry.channel else { return endMove(entry, nil, at: time) }
+    if !move.isAsked, channel.settled >= move.packets {
+      channel.askForState(at: time)
+      entry.move?.isAsked = true
+    }
+    if entry.move?.isAsked == true, let bytes = channel.takeState() { return endMove(entry, bytes, at: time) }
+    if time >= move.deadline { endMove(entry, nil, at: time) }
+  }
+
+  private func endMove(_ entry: GuardedDomain<Rules>, _ bytes: [UInt8]?, at time: Timestamp) {
+    guard let move = entry.move else { return }
+    entry.move = nil
+    if let bytes {
+      if !bytes.isEmpty { handOn(bytes, of: entry, at: time) }
+    } else {
+      tell(
+        entry, .stateLost, severity: 3, at: time,
+        "the domain is moved, and its detector did not say in time what it remembers")
+    }
+    guard entry.handle === move.handle else { return }
+    if move.endsDetector {
+      perform(end(entry.incarnation, at: time), at: time)
+    } else if tracker.state(of: entry.incarnation) == .suspended {
+      suspend(entry.incarnation, at: time)
+    }
+  }
+
+  /// To the domain's next incarnation, when that is here with a detector that has seen nothing yet; otherwise for the one that comes.
+  private func handOn(_ bytes: [UInt8], of entry: GuardedDomain<Rules>, at time: Timestamp) {
+    let next = slots.first { other in
+      guard let other else { return false }
+      return other !== entry && other.incarnation.uuid == entry.incarnation.uuid && other.handle != nil
+        && other.counters.packets == 0
+    }
+    if let next = next ?? nil { hand(bytes, to: next, at: time) } else { keepState?(entry.description, bytes) }
   }
 
   /// Has a detector that has not seen a packet yet begin anew with what another one remembers.
@@ -154,6 +197,12 @@ extension DetectorPool {
     guard let entry = entry(incarnation), let handle = entry.handle else {
       return tracker.detectorGone(incarnation, at: time)
     }
+    // It is to say first what it remembers; its time for that is bounded.
+    if entry.move != nil, !tracker.isShuttingDown {
+      entry.move?.endsDetector = true
+      return []
+    }
+    entry.move = nil
     // A stopped detector is woken to finish.
     if entry.isSuspended { resume(incarnation, at: time) }
     entry.channel?.publish()
@@ -191,6 +240,7 @@ extension DetectorPool {
       checkDetector(entry, at: time)
       checkProgress(entry, at: time)
       noteTakeover(entry, at: time)
+      goOnWithMove(entry, at: time)
     }
   }
 

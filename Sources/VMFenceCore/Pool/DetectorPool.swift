@@ -77,7 +77,8 @@ public final class DetectorPool<Backend: DetectorBackend> {
   /// - `savedState`: what `saveStates` or `keepState` gave for the domain, perhaps in an earlier process; asked when its first detector starts.
   /// - `keepState`: keeps what the detector of a domain remembers that is suspended to be saved or migrated, for `savedState` of its next
   ///   incarnation; nil: it goes on here, and what was kept is out of date. Where that incarnation is on this host already, its detector gets the state
-  ///   at once. Without this closure detectors of moved domains begin with nothing.
+  ///   instead. The detector is asked, and nobody waits for its answer, which `collect` and `tick` take when it comes, within 5 s; the detector of a domain
+  ///   that is gone before is kept so long. Without this closure detectors of moved domains begin with nothing.
   /// - `rules`: chooses the rules for a domain; called often, so it should keep what it compiled.
   public init(
     backend: Backend, configuration: Configuration = .init(), at time: Timestamp,
@@ -196,7 +197,10 @@ public final class DetectorPool<Backend: DetectorBackend> {
   /// Takes the verdicts that have come in.
   public func collect(at time: Timestamp) {
     advance(to: time)
-    for case let entry? in slots { collect(entry, at: time) }
+    for case let entry? in slots {
+      collect(entry, at: time)
+      goOnWithMove(entry, at: time)
+    }
   }
 
   /// Publishes, and waits until every detector that is not suspended has answered everything: the barrier of a replay.

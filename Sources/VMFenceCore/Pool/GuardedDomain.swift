@@ -1,5 +1,16 @@
 /// What a pool holds for one incarnation.
 final class GuardedDomain<Rules: CompiledRules> {
+  /// A detector that is to say what it remembers, because its domain is moved.
+  struct Move {
+    /// So many packets are to be answered first, of all that were ever enqueued.
+    var packets: UInt64
+    var handle: any DetectorHandle<Rules>
+    var deadline: Timestamp
+    var isAsked = false
+    /// The domain is gone meanwhile: the detector ends with its answer.
+    var endsDetector = false
+  }
+
   let incarnation: Incarnation
   let slot: Int
   var description: DomainDescription
@@ -12,8 +23,10 @@ final class GuardedDomain<Rules: CompiledRules> {
   /// Of the channels it had before this one.
   var pastChannels = DetectorChannelCounters()
   var isSuspended = false
-  /// The domain stands still to be saved or migrated, and what its detector remembers has been handed on.
+  /// The domain stands still to be saved or migrated, and what its detector remembers is handed on.
   var isHandedOver = false
+  /// While that is asked for.
+  var move: Move?
   /// Its first detector was offered a saved state, and has not said what became of it.
   var isTakingOver = false
   var wakesOnTraffic = false

@@ -56,6 +56,61 @@ struct DetectorPoolTests {
     #expect(rig.report(web)?.channel.answered == 6)
   }
 
+  /// Two domains with detectors. The first was paused and is suspended to be moved; its detector does not run when it is resumed for that.
+  private func moving() throws -> (rig: PoolRig, held: MortalDetector) {
+    let rig = PoolRig([1: ToyRules([(.alert, 7)]), 2: ToyRules([(.alert, 7)])], keepsStates: true)
+    try rig.happen(.create(web), at: 0)
+    let held = try #require(rig.backend.current)
+    try rig.happen(.create(ftp), at: 0)
+    rig.send([7], to: web, at: 1)
+    rig.drain()
+    try rig.happen(.pause(web.incarnation), at: 1)
+    held.hold()
+    try rig.happen(.suspend(web.incarnation), at: 2)
+    _ = rig.words()
+    return (rig, held)
+  }
+
+  /// Turns the pool, with its time standing still, until something is so.
+  private func turn(_ rig: PoolRig, until isSo: () -> Bool) {
+    for _ in 0..<6000 where !isSo() {
+      rig.pool.wait(upTo: .milliseconds(10))
+      rig.pool.collect(at: rig.clock.now)
+    }
+    #expect(isSo())
+  }
+
+  @Test("guards others while a moved domain's detector has not said what it remembers, and takes that when it comes")
+  func asksWithoutWaiting() throws {
+    let (rig, held) = try moving()
+    rig.send([7], to: ftp, at: 3)
+    rig.pool.publish()
+    turn(rig) { rig.counters(ftp).alerts == 1 }
+    #expect(rig.keeper.kept.isEmpty)
+    // Not even its domain's end is waited for.
+    try rig.happen(.destroy(web.incarnation), at: 4)
+    #expect(rig.state(web) == .orphaned)
+    try held.letGo()
+    turn(rig) { rig.state(web) == .ended }
+    #expect(rig.keeper.kept.map(\.domain) == [1] && rig.keeper.kept.first?.bytes?.isEmpty == false)
+    rig.pool.close(at: .at(5))
+  }
+
+  @Test("gives up on a moved domain's detector that never says what it remembers")
+  func asksWithinBounds() throws {
+    let (rig, _) = try moving()
+    try rig.happen(.destroy(web.incarnation), at: 3)
+    rig.tick(at: 6)
+    #expect(rig.state(web) == .orphaned && rig.keeper.kept.isEmpty)
+    rig.send([7], to: ftp, at: 6)
+    rig.pool.publish()
+    turn(rig) { rig.counters(ftp).alerts == 1 }
+    // At its end it is woken for what may be left in its ring, and there is nothing.
+    rig.tick(at: 7)
+    #expect(rig.words().contains("state-lost") && rig.state(web) == .ended && rig.keeper.kept.isEmpty)
+    rig.pool.close(at: .at(8))
+  }
+
   @Test("gives alerts the words of its own rules, of the generation that inspected the packet")
   func rulesSwap() throws {
     let rig = PoolRig()

@@ -101,8 +101,19 @@ final class StillDetector: DetectorHandle {
 final class MortalDetector: DetectorHandle {
   let inner: any DetectorHandle<ToyRules>
   private let fate = Mutex<DetectorStatus?>(nil)
+  private let holding = Mutex((isHeld: false, isWanted: false))
 
   init(_ inner: any DetectorHandle<ToyRules>) { self.inner = inner }
+
+  /// From now on it does not run when it is resumed, until it is let go.
+  func hold() { holding.withLock { $0.isHeld = true } }
+  func letGo() throws {
+    let isWanted = holding.withLock { holding in
+      defer { holding = (false, false) }
+      return holding.isWanted
+    }
+    if isWanted { try inner.resume() }
+  }
 
   /// Dies of something. What it has not answered stays so.
   func die(_ status: DetectorStatus) throws {
@@ -120,7 +131,11 @@ final class MortalDetector: DetectorHandle {
   }
   func resume() throws(DetectorError) {
     try checkAlive()
-    try inner.resume()
+    let isHeld = holding.withLock { holding in
+      holding.isWanted = holding.isHeld
+      return holding.isHeld
+    }
+    if !isHeld { try inner.resume() }
   }
   func replaceRules(with rules: ToyRules) throws(DetectorError) -> UInt32 {
     try checkAlive()
@@ -137,7 +152,7 @@ final class PoolRig {
   let mock: MockHypervisor
   let pool: DetectorPool<MortalBackend>
   let rules: RuleBook
-  private var log: [Event] = []
+  let keeper: StateKeeper
 
   /// Which rules a domain has, by its UUID's low half.
   final class RuleBook {
@@ -145,14 +160,24 @@ final class PoolRig {
     init(_ rules: [UInt64: ToyRules]) { self.rules = rules }
   }
 
+  /// What detectors of moved domains said, by their UUIDs' low halves; nil: it is out of date.
+  final class StateKeeper {
+    var kept: [(domain: UInt64, bytes: [UInt8]?)] = []
+  }
+
   init(
     _ rules: [UInt64: ToyRules] = [1: ToyRules([(.alert, 7), (.drop, 9)])],
-    _ configuration: DetectorPool<MortalBackend>.Configuration = .init()
+    _ configuration: DetectorPool<MortalBackend>.Configuration = .init(), keepsStates: Bool = false
   ) {
     let book = RuleBook(rules)
     self.rules = book
     mock = MockHypervisor(clock: clock)
-    pool = DetectorPool(backend: backend, configuration: configuration, at: .zero) {
+    let keeper = StateKeeper()
+    self.keeper = keeper
+    pool = DetectorPool(
+      backend: backend, configuration: configuration, at: .zero,
+      keepState: keepsStates ? { keeper.kept.append(($0.incarnation.uuid.low, $1)) } : nil
+    ) {
       book.rules[$0.incarnation.uuid.low]
     }
   }
