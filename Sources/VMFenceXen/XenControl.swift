@@ -1,4 +1,5 @@
 internal import Glibc
+internal import Synchronization
 public import VMFenceCore
 
 /// Acts on the domains of a Xen host. Safe to use from any thread.
@@ -10,9 +11,9 @@ public final class XenControl: HypervisorControl {
   private static let lookInterval: Duration = .milliseconds(100)
 
   private let hypervisor: any XenHypervisor
-  private let connect: XenInventory.Connect
+  private let connect: XenStoreFollower.Connect
 
-  package init(hypervisor: any XenHypervisor, connect: @escaping XenInventory.Connect, patience: Duration) {
+  package init(hypervisor: any XenHypervisor, connect: @escaping XenStoreFollower.Connect, patience: Duration) {
     self.hypervisor = hypervisor
     self.connect = connect
     self.patience = patience
@@ -44,10 +45,12 @@ public final class XenControl: HypervisorControl {
   /// Asks the domain to shut down, as `xl shutdown` does, and has the hypervisor stop it when it has not within `patience`. One that is paused
   /// cannot hear, and is stopped at once. Returns when it is down or gone.
   public func shutDown(_ domain: Incarnation) async throws(ProbeError) {
-    if !(try look(domain).flags.contains(.paused)), ask(domain) {
+    if !(try look(domain).flags.contains(.paused)) {
+      let request = request(domain)
       let steps = max(1, Int(patience / Self.lookInterval))
       for _ in 0..<steps {
         if try isDown(domain) { return }
+        if request.value == false { break }
         // When the task is cancelled, this does not wait, and the domain is stopped without delay.
         try? await Task.sleep(for: Self.lookInterval)
       }
@@ -69,12 +72,20 @@ public final class XenControl: HypervisorControl {
     }
   }
 
-  /// Whether the domain was told; whether it heard is another matter. The entry is the guest's to read (docs/misc/xenstore-paths of Xen).
-  private func ask(_ domain: Incarnation) -> Bool {
-    do {
-      try connect().write("/local/domain/\(domain.domainID)/control/shutdown", "poweroff")
-      return true
-    } catch { return false }
+  /// Asks the domain, in a thread of its own: xenstored may not answer. The entry is the guest's to read (docs/misc/xenstore-paths of Xen).
+  ///
+  /// - Returns: whether the domain was told, once that is known; whether it heard is another matter.
+  private func request(_ domain: Incarnation) -> Outcome {
+    let (outcome, connect) = (Outcome(), connect)
+    let error = DetachedThread.start(stackSize: 256 << 10) {
+      var isTold = true
+      do { try connect().write("/local/domain/\(domain.domainID)/control/shutdown", "poweroff") } catch {
+        isTold = false
+      }
+      outcome.set(isTold)
+    }
+    if error != 0 { outcome.set(false) }
+    return outcome
   }
 
   /// The domain that has this number *and* this UUID: numbers are given again.
@@ -102,4 +113,11 @@ public final class XenControl: HypervisorControl {
       }
     }
   }
+}
+
+/// What came of something that another thread does; nil while it is not known.
+private final class Outcome: Sendable {
+  private let storage = Mutex<Bool?>(nil)
+  var value: Bool? { storage.withLock { $0 } }
+  func set(_ value: Bool) { storage.withLock { $0 = value } }
 }

@@ -1,9 +1,8 @@
 package import VMFenceCore
 
-/// What is known of a host's domains, and how it is looked at: the probe without its thread and its subscribers.
+/// What is known of a host's domains: the probe without its threads, its subscribers and its connection to xenstored. The hypervisor is asked here, which
+/// answers at once; what a `XenStoreFollower` has read is handed in.
 package struct XenInventory {
-  package typealias Connect = @Sendable () throws(ProbeError) -> any XenStoreAccess
-
   /// What a look found.
   package struct News: Hashable, Sendable {
     package var changes: [InventoryChange] = []
@@ -23,6 +22,9 @@ package struct XenInventory {
     var isNews = true
     /// What subscribers were told last; nil: nothing yet.
     var told: DomainDescription?
+    /// It has its name, or is not waited for any more. Until then nobody knows of it: a detector would begin with the rules of a domain without a name, and
+    /// what was set for that name would not count. Its cards are not known before its name is either.
+    var isListed = false
     /// What will be told of the run state (see `settle`).
     var runState: RunState
 
@@ -34,15 +36,10 @@ package struct XenInventory {
     }
   }
 
-  /// What is watched. Only Dom0 writes below these paths; a guest cannot make hints.
-  package static let watchedPaths =
-    ["@introduceDomain", "@releaseDomain", "/vm", "/local/domain/0/backend/vif"]
-    + DomainDetails.diskBackends.map { "/local/domain/0/backend/\($0)" }
-  /// Hints that one look takes; more make everything stale.
-  private static let hintLimit = 4096
   /// A domain whose name has not been written yet is looked at again for this long.
   private static let completionTime: Duration = .seconds(10)
-  private static let reconnectPause: Duration = .seconds(1)
+  /// After this time a domain goes by its number.
+  package static let namePatience: Duration = .seconds(3)
   /// The toolstack takes a domain's entries away a moment before the domain itself.
   private static let farewell: Duration = .seconds(3)
   /// Numbers of domains that are gone, remembered so that the end of their devices is not taken for another domain.
@@ -50,15 +47,12 @@ package struct XenInventory {
   private static let problemLimit = 64
 
   private let hypervisor: any XenHypervisor
-  private let connect: Connect
-  private let interfaceExists: @Sendable (String) -> Bool
   private let refreshInterval: Duration
 
-  private var store: (any XenStoreAccess)?
-  /// Why xenstore is not connected to.
-  private(set) var storeFailure: ProbeError?
-  private var nextConnection: Duration?
+  /// How the connection to xenstored stood last; nil: nothing is known yet.
+  private var storeState: XenStoreState?
   private var wasConnected = false
+  private var news = News()
   private var entries: [Incarnation: Entry] = [:]
   /// By domain number.
   private var order: [Incarnation] = []
@@ -66,20 +60,21 @@ package struct XenInventory {
   private var refreshed: Duration?
   private var refreshPosition = 0
 
-  package init(
-    hypervisor: any XenHypervisor, connect: @escaping Connect, interfaceExists: @escaping @Sendable (String) -> Bool,
-    refreshInterval: Duration
-  ) {
+  package init(hypervisor: any XenHypervisor, refreshInterval: Duration) {
     self.hypervisor = hypervisor
-    self.connect = connect
-    self.interfaceExists = interfaceExists
     self.refreshInterval = refreshInterval
   }
 
   /// By rising numbers.
-  package var domains: [DomainDescription] { order.compactMap { entries[$0]?.description } }
+  package var domains: [DomainDescription] {
+    order.compactMap { incarnation in
+      guard let entry = entries[incarnation], entry.isListed else { return nil }
+      return entry.description
+    }
+  }
 
-  package var descriptor: Int32 { store?.descriptor ?? -1 }
+  /// Why xenstore is not connected to.
+  package var storeFailure: ProbeError? { if case .failed(let error) = storeState { error } else { nil } }
 
   package var problems: [Diagnostic] {
     let ofDomains = order.lazy.compactMap { entries[$0]?.details.problems }.joined().prefix(Self.problemLimit)
@@ -88,77 +83,64 @@ package struct XenInventory {
 
   // MARK: A look
 
-  /// Asks the hypervisor, follows the hints of xenstore, and says what is different from the last look.
+  /// Asks the hypervisor.
   ///
   /// - `now`: of a clock that does not jump.
+  /// - `hints`: of xenstore, that had come before.
   /// - Throws: when the hypervisor cannot be asked; what is known stays as it was.
-  package mutating func look(at now: Duration) throws(SystemFailure) -> News {
-    var news = News()
-    connectIfNeeded(at: now, &news)
-    let hinted = takeHints()
+  package mutating func look(at now: Duration, after hints: XenHints = XenHints()) throws(SystemFailure) {
+    // Once for all hints, however many there are.
+    if !hints.isEmpty {
+      for incarnation in order where hints.concern(incarnation) { entries[incarnation]?.isStale = true }
+    }
     let listed = try hypervisor.domains()
-    take(listed, at: now, &news)
-    noteShortLives(hinted, listed, &news)
-    refresh(at: now)
-    tell(&news)
+    take(listed, at: now)
+    noteShortLives(hints.numbers, listed)
+    makeStale(at: now)
+    for incarnation in order where entries[incarnation]?.isListed == false { list(incarnation, at: now) }
+  }
+
+  /// What is different from what was taken the last time.
+  package mutating func takeNews() -> News {
+    tell()
+    defer { news = News() }
     return news
   }
 
-  private mutating func connectIfNeeded(at now: Duration, _ news: inout News) {
-    guard store == nil, now >= nextConnection ?? now else { return }
-    nextConnection = now + Self.reconnectPause
-    do throws(ProbeError) {
-      let opened = try connect()
-      do throws(SystemFailure) { for path in Self.watchedPaths { try opened.watch(path) } } catch {
-        throw ProbeError(.failed, error.description, remedy: "see whether `xenstore-ls` works on this host")
-      }
-      store = opened
-      storeFailure = nil
+  /// The domains about which xenstore is to be asked.
+  package var due: [XenDomain] { order.compactMap { isDue($0) ? entries[$0]?.domain : nil } }
+  package var isAnyDue: Bool { order.contains(where: isDue) }
+
+  /// While a domain is taken down, its devices go one by one; what it was is kept until it is gone.
+  private func isDue(_ incarnation: Incarnation) -> Bool {
+    guard let entry = entries[incarnation], entry.isStale else { return false }
+    return entry.domain.runState != .dying || entry.details.name == nil
+  }
+
+  /// Takes notice of how the connection to xenstored stands.
+  package mutating func note(_ state: XenStoreState) {
+    defer { storeState = state }
+    switch (storeState, state) {
+    case (.connected, .failed(let error)):
+      news.gaps.append("the connection to xenstored was lost (\(error.message)): what is written there is not seen")
+    case (.connected, .connected), (_, .failed): break
+    case (_, .connected):
       for incarnation in order { entries[incarnation]?.isStale = true }
       if wasConnected { news.gaps.append("the connection to xenstored was lost, and made anew") }
       wasConnected = true
-    } catch { storeFailure = error }
-  }
-
-  private mutating func lostStore(_ error: SystemFailure) {
-    store = nil
-    storeFailure = ProbeError(
-      .failed, error.description, remedy: "see whether xenstored runs; it is connected to again")
-  }
-
-  /// Marks what hints are about, and collects the numbers that they name.
-  private mutating func takeHints() -> Set<DomainID> {
-    var hinted: Set<DomainID> = []
-    var uuids: Set<DomainUUID> = []
-    guard let store else { return hinted }
-    var count = 0
-    do throws(SystemFailure) {
-      while let path = try store.nextEvent() {
-        count += 1
-        guard count <= Self.hintLimit else { continue }
-        switch Hint(path) {
-        case .number(let number): hinted.insert(number)
-        case .uuid(let uuid): uuids.insert(uuid)
-        case .none: break
-        }
-      }
-    } catch { lostStore(error) }
-    // Once for all hints, however many there are.
-    guard count > Self.hintLimit || !hinted.isEmpty || !uuids.isEmpty else { return hinted }
-    for incarnation in order
-    where count > Self.hintLimit || hinted.contains(incarnation.domainID) || uuids.contains(incarnation.uuid) {
-      entries[incarnation]?.isStale = true
     }
-    return hinted
   }
 
-  private mutating func take(_ listed: [XenDomain], at now: Duration, _ news: inout News) {
+  private mutating func take(_ listed: [XenDomain], at now: Duration) {
     // Nearly every look finds the same domains.
     if !order.elementsEqual(listed.lazy.map(\.incarnation)) {
       let present = Set(listed.map(\.incarnation))
       for incarnation in order where !present.contains(incarnation) {
-        entries[incarnation] = nil
-        news.changes.append(.removed(incarnation))
+        if entries.removeValue(forKey: incarnation)?.isListed == true {
+          news.changes.append(.removed(incarnation))
+        } else {
+          news.gaps.append("domain \(incarnation.domainID) came and went before it had a name")
+        }
         gone.append(incarnation.domainID)
       }
       if gone.count > Self.goneLimit { gone.removeFirst(gone.count - Self.goneLimit) }
@@ -172,7 +154,7 @@ package struct XenInventory {
   }
 
   /// Devices of a domain that no look has seen: it came and went in between.
-  private mutating func noteShortLives(_ hinted: Set<DomainID>, _ listed: [XenDomain], _ news: inout News) {
+  private mutating func noteShortLives(_ hinted: Set<DomainID>, _ listed: [XenDomain]) {
     guard !hinted.isEmpty else { return }
     let known = Set(listed.map(\.incarnation.domainID)).union(gone)
     for number in hinted.subtracting(known).sorted() where number != .dom0 {
@@ -181,8 +163,8 @@ package struct XenInventory {
     }
   }
 
-  /// Reads what xenstore has of the domains that hints were about, and in turn of the others.
-  private mutating func refresh(at now: Duration) {
+  /// Has those be read again whose turn it is.
+  private mutating func makeStale(at now: Duration) {
     var turn = 0
     if let refreshed {
       // As many as are due since the last look, so that a thousand domains are not read at once.
@@ -195,33 +177,35 @@ package struct XenInventory {
       refreshPosition = (refreshPosition + 1) % order.count
       entries[order[refreshPosition]]?.isStale = true
     }
-    guard let store else { return }
-    for incarnation in order {
-      guard entries[incarnation]?.isStale == true, var entry = entries[incarnation] else { continue }
-      // While a domain is taken down, its devices go one by one; what it was is kept until it is gone.
-      if entry.domain.runState == .dying, entry.details.name != nil { continue }
-      do throws(SystemFailure) {
-        let details = try DomainDetails.read(entry.domain, from: store, interfaceExists: interfaceExists)
-        // One that was started anew knows nothing of domains that run on.
-        if details.name == nil, entry.details.name != nil {
-          let since = entry.forgottenSince ?? now
-          entry.forgottenSince = since
-          entry.isStale = now - since < Self.farewell
-          if !entry.isStale { entry.details.problems = [Self.forgotten(incarnation)] }
-          entries[incarnation] = entry
-          continue
-        }
+  }
+
+  /// Has others know of a domain, once it has its name or is not waited for any more.
+  private mutating func list(_ incarnation: Incarnation, at now: Duration) {
+    guard let entry = entries[incarnation] else { return }
+    let isWaitedFor = entry.details.name == nil && storeFailure == nil && now - entry.firstSeen < Self.namePatience
+    if !isWaitedFor { entries[incarnation]?.isListed = true }
+  }
+
+  /// Takes over what xenstore has of domains. One that is gone meanwhile is passed over.
+  package mutating func take(_ readings: [XenReading], at now: Duration) {
+    for reading in readings {
+      guard var entry = entries[reading.incarnation] else { continue }
+      // One that was started anew knows nothing of domains that run on.
+      if reading.details.name == nil, entry.details.name != nil {
+        let since = entry.forgottenSince ?? now
+        entry.forgottenSince = since
+        entry.isStale = now - since < Self.farewell
+        if !entry.isStale { entry.details.problems = [Self.forgotten(reading.incarnation)] }
+      } else {
         entry.forgottenSince = nil
-        if details != entry.details {
-          entry.details = details
+        if reading.details != entry.details {
+          entry.details = reading.details
           entry.isNews = true
         }
-      } catch {
-        lostStore(error)
-        return
+        entry.isStale = entry.details.name == nil && now - entry.firstSeen < Self.completionTime
       }
-      entry.isStale = entry.details.name == nil && now - entry.firstSeen < Self.completionTime
-      entries[incarnation] = entry
+      entries[reading.incarnation] = entry
+      list(reading.incarnation, at: now)
     }
   }
 
@@ -233,9 +217,11 @@ package struct XenInventory {
     )
   }
 
-  private mutating func tell(_ news: inout News) {
+  private mutating func tell() {
     for incarnation in order {
-      guard entries[incarnation]?.isNews == true, var entry = entries[incarnation] else { continue }
+      guard entries[incarnation]?.isNews == true, entries[incarnation]?.isListed == true,
+        var entry = entries[incarnation]
+      else { continue }
       entry.isNews = false
       defer { entries[incarnation] = entry }
       var description = entry.description
@@ -269,23 +255,8 @@ extension XenInventory.Entry {
   }
 }
 
-extension XenInventory {
-  /// What a watch's path is about.
-  private enum Hint {
-    case number(DomainID)
-    case uuid(DomainUUID)
-    case none
-
-    /// `/local/domain/0/backend/KIND/NUMBER…`, `/vm/UUID…`, and others that only say "look".
-    init(_ path: String) {
-      let parts = path.split(separator: "/", maxSplits: 6, omittingEmptySubsequences: true)
-      if parts.count >= 6, parts[3] == "backend", let number = UInt32(parts[5]) {
-        self = .number(DomainID(number))
-      } else if parts.count >= 2, parts[0] == "vm", let uuid = DomainUUID(parts[1]) {
-        self = .uuid(uuid)
-      } else {
-        self = .none
-      }
-    }
+extension XenHints {
+  fileprivate func concern(_ incarnation: Incarnation) -> Bool {
+    areTooMany || numbers.contains(incarnation.domainID) || uuids.contains(incarnation.uuid)
   }
 }

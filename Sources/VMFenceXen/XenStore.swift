@@ -46,7 +46,7 @@ package protocol XenStoreAccess: Sendable {
     handle.withLock { unsafe vmfence_xenstore_close($0.store) }
   }
 
-  package static let connect: XenInventory.Connect = { () throws(ProbeError) in try open() }
+  package static let connect: XenStoreFollower.Connect = { () throws(ProbeError) in try open() }
 
   /// - Throws: `unavailable` and `permissionDenied`.
   package static func open() throws(ProbeError) -> XenStoreConnection {

@@ -12,6 +12,7 @@ final class FakeXen: XenHypervisor, XenStoreAccess {
     var watches: [String] = []
     var events: [String] = []
     var isStoreDown = false
+    var isStoreSilent = false
     var isHypervisorDown = false
     var losesHints = false
     var connections = 0
@@ -88,6 +89,12 @@ final class FakeXen: XenHypervisor, XenStoreAccess {
     }
   }
 
+  /// xenstored is there, and answers nothing as long as this is so.
+  var isStoreSilent: Bool {
+    get { contents.withLock { $0.isStoreSilent } }
+    set { contents.withLock { $0.isStoreSilent = newValue } }
+  }
+
   var isHypervisorDown: Bool {
     get { contents.withLock { $0.isHypervisorDown } }
     set { contents.withLock { $0.isHypervisorDown = newValue } }
@@ -143,6 +150,7 @@ final class FakeXen: XenHypervisor, XenStoreAccess {
   // MARK: XenStoreAccess
 
   private func failIfDown() throws(SystemFailure) {
+    while isStoreSilent { usleep(1000) }
     if isStoreDown { throw SystemFailure(call: "ask xenstored", number: EPIPE) }
   }
 

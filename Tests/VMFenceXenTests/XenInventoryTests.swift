@@ -7,13 +7,32 @@ import VMFenceCore
 @Suite struct XenInventoryTests {
   let xen = FakeXen()
 
+  /// A host's domains, looked at as the probe does with its two threads, one step after the other.
+  struct Looker {
+    var inventory: XenInventory
+    var follower: XenStoreFollower
+
+    mutating func look(at now: Duration) throws(SystemFailure) -> XenInventory.News {
+      let hints = follower.takeHints(at: now)
+      try inventory.look(at: now, after: hints)
+      inventory.note(follower.state)
+      inventory.take(follower.read(inventory.due), at: now)
+      inventory.note(follower.state)
+      return inventory.takeNews()
+    }
+
+    var domains: [DomainDescription] { inventory.domains }
+    var problems: [Diagnostic] { inventory.problems }
+  }
+
   private func inventory(
     refreshInterval: Duration = .seconds(1000), interfaces: Set<String> = []
-  ) -> XenInventory {
+  ) -> Looker {
     let xen = xen
-    return XenInventory(
-      hypervisor: xen, connect: { () throws(ProbeError) in try xen.connect() },
-      interfaceExists: { interfaces.contains($0) }, refreshInterval: refreshInterval)
+    return Looker(
+      inventory: XenInventory(hypervisor: xen, refreshInterval: refreshInterval),
+      follower: XenStoreFollower(
+        connect: { () throws(ProbeError) in try xen.connect() }, interfaceExists: { interfaces.contains($0) }))
   }
 
   private func create(_ number: UInt32, name: String? = nil) {
@@ -68,14 +87,28 @@ import VMFenceCore
     #expect(inventory.domains.map(\.name) == ["renamed"])
   }
 
-  @Test func aDomainIsThereBeforeItsName() throws {
+  @Test func aDomainIsToldOfWhenItHasItsName() throws {
     xen.put(XenDomain(.test(1)))
     var inventory = inventory()
-    _ = try inventory.look(at: .zero)
-    #expect(inventory.domains.map(\.name) == ["domain-1"])
+    #expect(try inventory.look(at: .zero) == .init())
+    #expect(inventory.domains.isEmpty)
     // Nothing that is watched changes.
     xen.set("/local/domain/1/name", "late")
-    _ = try inventory.look(at: .milliseconds(50))
+    #expect(try inventory.look(at: .milliseconds(50)).changes.count == 1)
+    #expect(inventory.domains.map(\.name) == ["late"])
+  }
+
+  @Test func aDomainThatNobodyNamesGoesByItsNumber() throws {
+    xen.put(XenDomain(.test(1)))
+    xen.put(XenDomain(.test(2)))
+    var inventory = inventory()
+    _ = try inventory.look(at: .zero)
+    xen.remove(DomainID(2))
+    #expect(try inventory.look(at: .seconds(1)).gaps == ["domain 2 came and went before it had a name"])
+    #expect(try inventory.look(at: XenInventory.namePatience).changes.count == 1)
+    #expect(inventory.domains.map(\.name) == ["domain-1"])
+    xen.set("/local/domain/1/name", "late")
+    _ = try inventory.look(at: .seconds(4))
     #expect(inventory.domains.map(\.name) == ["late"])
   }
 
@@ -132,7 +165,9 @@ import VMFenceCore
     xen.isStoreDown = true
     xen.put(XenDomain(.test(2)))
     // The hypervisor's list goes on.
-    #expect(try inventory.look(at: .seconds(1)).gaps.isEmpty)
+    let gaps = try inventory.look(at: .seconds(1)).gaps
+    #expect(gaps.count == 1 && gaps[0].contains("the connection to xenstored was lost ("))
+    _ = try inventory.look(at: .seconds(2))
     #expect(inventory.domains.map(\.name) == ["vm1", "domain-2"])
     #expect(!inventory.problems.isEmpty)
     _ = try inventory.look(at: .seconds(3))
@@ -142,7 +177,7 @@ import VMFenceCore
     #expect(news.gaps == ["the connection to xenstored was lost, and made anew"])
     #expect(inventory.domains.map(\.name) == ["vm1", "vm2"])
     #expect(inventory.problems.isEmpty)
-    #expect(xen.watches.count == XenInventory.watchedPaths.count)
+    #expect(xen.watches.count == XenStoreFollower.watchedPaths.count)
   }
 
   // MARK: Run states
@@ -199,6 +234,7 @@ import VMFenceCore
 
   @Test func anEmulatedCardIsAnotherPort() throws {
     xen.put(XenDomain(.test(4), isHardwareVirtualised: true))
+    xen.set("/local/domain/4/name", "vm4")
     xen.addInterface(DomainID(4), device: 0, mac: "00:16:3e:00:00:01")
     xen.addInterface(DomainID(4), device: 1, mac: "00:16:3e:00:00:02", ["vifname": "lan"])
     var inventory = inventory(interfaces: ["vif4.0-emu", "lan-emu"])
@@ -233,6 +269,7 @@ import VMFenceCore
   ])
   func mistakesOfTheOperatorAreSaid(_ entries: [String: String], _ message: String) throws {
     xen.put(XenDomain(.test(1)))
+    xen.set("/local/domain/1/name", "vm1")
     xen.addInterface(DomainID(1), device: 0, mac: "00:16:3e:00:00:01", entries)
     var inventory = inventory()
     _ = try inventory.look(at: .zero)
@@ -243,6 +280,7 @@ import VMFenceCore
 
   @Test func tooManyDevicesAreNotFollowed() throws {
     xen.put(XenDomain(.test(1)))
+    xen.set("/local/domain/1/name", "vm1")
     for device in 0...DomainDetails.portLimit {
       xen.addInterface(DomainID(1), device: device, mac: "00:16:3e:00:00:01")
     }
@@ -282,6 +320,7 @@ import VMFenceCore
   @Test func aDomainWithoutUUIDIsListed() throws {
     let nameless = Incarnation(uuid: DomainUUID(high: 0, low: 0), domainID: DomainID(8))
     xen.put(XenDomain(nameless))
+    xen.set("/local/domain/8/name", "vm8")
     var inventory = inventory()
     _ = try inventory.look(at: .zero)
     #expect(inventory.domains.map(\.incarnation) == [nameless])

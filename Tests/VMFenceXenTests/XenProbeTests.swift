@@ -12,12 +12,13 @@ final class FakeXenDriver: HypervisorDriver {
   let xenProbe: XenProbe
   let xenControl: XenControl
 
-  init() throws {
+  init(storePatience: Duration = .seconds(60)) throws {
     let xen = xen
     xenProbe = try XenProbe.open(
       clock: VirtualClock(),
       configuration: .init(
-        pollInterval: .milliseconds(2), refreshInterval: .seconds(1), subscriberCapacity: Self.capacity),
+        pollInterval: .milliseconds(2), refreshInterval: .seconds(1), storePatience: storePatience,
+        subscriberCapacity: Self.capacity),
       hypervisor: xen, connect: { () throws(ProbeError) in try xen.connect() }, interfaceExists: { _ in false })
     xenControl = XenControl(
       hypervisor: xen, connect: { () throws(ProbeError) in try xen.connect() }, patience: .milliseconds(200))
@@ -120,6 +121,36 @@ final class FakeXenDriver: HypervisorDriver {
     #expect(driver.xenProbe.problems.contains { $0.message.contains("nothing about it") })
   }
 
+  private func wait(until isSo: () async throws -> Bool) async throws {
+    let deadline = ContinuousClock.now + .seconds(60)
+    while try await !isSo(), ContinuousClock.now < deadline { try await Task.sleep(for: .milliseconds(5)) }
+    #expect(try await isSo())
+  }
+
+  @Test func aXenstoredThatSaysNothingKeepsNobodyWaiting() async throws {
+    let driver = try FakeXenDriver(storePatience: .milliseconds(1))
+    let (xen, probe) = (driver.xen, driver.xenProbe)
+    let domain = try await driver.create(0)
+    try await wait { try await probe.snapshot().domains.map(\.name) == [domain.name] }
+    let changes = await probe.changes()
+    let gap = Task {
+      for await change in changes { if case .gap(_, let reason) = change { return reason } }
+      return ""
+    }
+    xen.isStoreSilent = true
+    // The hypervisor's list goes on, and so does everything that is not xenstored's.
+    _ = try await driver.bring(domain.incarnation, to: .paused)
+    #expect(try await probe.snapshot().domains.map(\.runState) == [.paused])
+    try await wait { probe.problems.contains { $0.message.contains("does not answer") } }
+    #expect(await gap.value == "xenstored does not answer")
+    xen.put(XenDomain(.test(7)))
+    try await wait { try await probe.snapshot().domains.map(\.name) == [domain.name, "domain-7"] }
+    xen.isStoreSilent = false
+    xen.set("/local/domain/7/name", "late")
+    try await wait { try await probe.snapshot().domains.map(\.name) == [domain.name, "late"] }
+    #expect(probe.problems.isEmpty)
+  }
+
   @Test func aHostWithoutXenIsToldSo() {
     do throws(ProbeError) {
       _ = try XenProbe.open(clock: VirtualClock())
@@ -169,6 +200,14 @@ final class FakeXenDriver: HypervisorDriver {
     xen.isStoreDown = true
     try await control(patience: .seconds(60)).shutDown(domain)
     #expect(try xen.domain(domain.domainID)?.runState == .shutDown)
+  }
+
+  @Test func aDomainIsStoppedWhenXenstoredSaysNothing() async throws {
+    xen.put(XenDomain(domain))
+    xen.isStoreSilent = true
+    try await control(patience: .milliseconds(100)).shutDown(domain)
+    #expect(try xen.domain(domain.domainID)?.runState == .shutDown)
+    xen.isStoreSilent = false
   }
 
   @Test func nobodyElseIsHitWhenANumberIsGivenAgain() async throws {

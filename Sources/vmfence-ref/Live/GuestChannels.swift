@@ -9,6 +9,8 @@ import VMFenceXen
 final class GuestChannels: Sendable {
   /// How often pages are looked at for which nobody rings.
   private static let interval = Duration.milliseconds(100)
+  /// How long the thread has to end.
+  private static let endPatience = 2.0
   /// News that wait to be taken; more are lost, and the next says so.
   private static let newsLimit = 4096
 
@@ -74,12 +76,12 @@ final class GuestChannels: Sendable {
     told.withLock { told in Set(told.statuses.lazy.filter { $0.value.state == .open }.map(\.key.uuid)) }
   }
 
-  /// Ends all sessions, and returns when no page is mapped any more.
+  /// Ends all sessions, and returns when no page is mapped any more, or a while later: what holds the thread up then is xenstored, and the kernel takes the
+  /// pages with the process.
   func close() {
     wishes.withLock { $0.isClosed = true }
     wakeUp.ring()
-    ended.wait()
-    ended.signal()
+    if ended.wait(timeout: .now() + Self.endPatience) == .success { ended.signal() }
   }
 
   private func run<Pages: GuestPages>(_ keeper: ChannelKeeper<Pages>) {

@@ -5,8 +5,8 @@ import VMFenceCore
 
 /// What other threads hand in.
 enum LiveMessage: Sendable {
-  /// The inventory has something new.
-  case inventory
+  /// The inventory has something new, or has missed something, which it says.
+  case inventory(InventoryChange)
   /// The policy channels have something new.
   case channels
   /// Somebody else changed the packet filter: who and how, in a sentence.
@@ -34,7 +34,7 @@ extension LiveRun {
   func watchInventory() {
     let (domains, mailbox) = (domains, mailbox)
     Task {
-      for await _ in await domains.hints() { mailbox.post(.inventory) }
+      for await change in await domains.hints() { mailbox.post(.inventory(change)) }
     }
     firewall.watch { mailbox.post(.foreignChange($0)) }
   }
@@ -146,8 +146,8 @@ extension LiveRun {
 
   func take(_ message: LiveMessage, at now: Timestamp) async {
     switch message {
-    // Looked at once for all of them.
-    case .inventory: break
+    // Looked at once for all of them. What was missed is an event; everything else is in the snapshot.
+    case .inventory(let change): if case .gap = change { pool.update(change, at: now) }
     case .channels: await takeChannelNews(at: now)
     case .foreignChange(let sentence):
       if !isReconcileWanted { logger.warning("the packet filter: \(sentence); it is read back") }

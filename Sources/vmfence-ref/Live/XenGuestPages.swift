@@ -7,7 +7,7 @@ import VMFenceXen
 /// Xen's: pages that guests granted, offered in xenstore. A guest is rung by an entry that it may only read.
 struct XenGuestPages: GuestPages {
   private let hypervisor: any XenHypervisor
-  private let connect: XenInventory.Connect
+  private let connect: XenStoreFollower.Connect
   private let grants: XenGrants
   /// nil: this host has none; guests are looked at again and again then.
   private let events: XenEvents?
@@ -15,7 +15,7 @@ struct XenGuestPages: GuestPages {
   private var rings: UInt64 = 0
 
   /// - Throws: when pages cannot be mapped here.
-  init(hypervisor: any XenHypervisor, connect: @escaping XenInventory.Connect) throws(ProbeError) {
+  init(hypervisor: any XenHypervisor, connect: @escaping XenStoreFollower.Connect) throws(ProbeError) {
     self.hypervisor = hypervisor
     self.connect = connect
     grants = try XenGrants.open()
