@@ -47,7 +47,7 @@ struct DispatchTableBuilder {
       let incarnation = member.domain.incarnation
       if let other = seen.updateValue(member, forKey: incarnation.uuid) {
         guard other.domain.incarnation != incarnation,
-          other.domain.migration != .none || member.domain.migration != .none
+          Self.rank(other.domain) > 0 || Self.rank(member.domain) > 0
         else {
           throw DispatchError(
             .duplicateIdentity, "\(Self.name(other)) and \(Self.name(member)) have one UUID, \(incarnation.uuid)",
@@ -85,7 +85,7 @@ struct DispatchTableBuilder {
                 + (port.bridge.map { " on bridge \($0.escapedForDisplay)" } ?? ""),
               remedy: "give one of them another address")
           }
-          let memberWins = Self.rank(member.domain.migration) < Self.rank(other.member.domain.migration)
+          let memberWins = Self.rank(member.domain) < Self.rank(other.member.domain)
           losers.insert(
             memberWins
               ? PortReference(slot: other.member.slot, port: other.port)
@@ -97,14 +97,13 @@ struct DispatchTableBuilder {
     return losers
   }
 
-  /// Who speaks for a UUID during a migration: the one that is at neither end; between the ends the one that arrives, as
-  /// the other is suspended for good.
-  private static func rank(_ role: MigrationRole) -> Int {
-    switch role {
-    case .none: 0
-    case .incoming: 1
-    case .migratedAway: 2
+  /// Who speaks for a UUID during a migration: the one that is at neither end; between the ends the one that arrives, as the other is suspended for good.
+  /// What is suspended or over is left by its guest, whatever the toolstack calls it at the moment.
+  private static func rank(_ domain: DomainDescription) -> Int {
+    if domain.migration == .migratedAway || domain.runState == .suspendedForMigration || domain.runState.isFinal {
+      return 2
     }
+    return domain.migration == .incoming ? 1 : 0
   }
 
   private mutating func layOutSlots(_ domains: [DispatchMember]) {

@@ -64,6 +64,16 @@ import VMFenceCore
     }
   }
 
+  @Test(arguments: [.suspendedForMigration, .dying] as [RunState])
+  func `who is suspended or over leaves its UUID to another, by whatever name`(_ state: RunState) throws {
+    var old = Scene.domain(1, domainID: 11)
+    old.runState = state
+    let domains = [old, Scene.domain(1, domainID: 12)]
+    var dispatcher = Dispatcher(DispatchTablePublisher(try table(domains, [bridge])))
+    let toGuest = Scene.ethernet(from: outside, to: Scene.mac(1))
+    #expect(dispatcher.targets(Scene.frame(9), toGuest) == [Delivery(slot: 1, direction: .toGuest)])
+  }
+
   @Test func `one UUID twice outside a migration is refused`() {
     #expect(
       failure([Scene.domain(1, domainID: 11), Scene.domain(1, domainID: 12)])?.code == .duplicateIdentity)
