@@ -93,6 +93,7 @@ private final class DiskConnection {
   private struct Line: Decodable {
     var result: DiskControlStatus?
     var event: DiskFileEvent?
+    var number: UInt64?
     var lost: UInt64?
 
     var news: [DiskFollower.News] {
@@ -104,16 +105,23 @@ private final class DiskConnection {
   init?(_ path: String) {
     guard let descriptor = try? LocalSocket.connect(to: path, .stream) else { return nil }
     self.descriptor = descriptor
-    var request = (try? JSONEncoder().encode(DiskControlRequest(.follow, events: true))).map { [UInt8]($0) } ?? []
-    request.append(0x0A)
-    // SAFETY: the array's bytes are read. A fresh socket has room for so few.
-    let sent = unsafe request.withUnsafeBytes { unsafe send(descriptor, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) }
-    guard sent == request.count else { return nil }
+    // A fresh socket has room for it.
+    guard ask(DiskControlRequest(.follow, events: true)) else { return nil }
+  }
+
+  /// - Returns: false when nobody is there, or takes anything.
+  private func ask(_ request: DiskControlRequest) -> Bool {
+    let line = ((try? JSONEncoder().encode(request)).map { [UInt8]($0) } ?? []) + [0x0A]
+    // SAFETY: the array's bytes are read.
+    let sent = unsafe line.withUnsafeBytes {
+      unsafe send(descriptor, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL) | Int32(MSG_DONTWAIT))
+    }
+    return sent == line.count
   }
 
   deinit { close(descriptor) }
 
-  /// Reads what has come.
+  /// Reads what has come, and acknowledges events that were taken.
   ///
   /// - Returns: false when it hung up, or what it says is not understood.
   func read(limit: Int, _ body: (DiskFollower.News) -> Void) -> Bool {
@@ -122,14 +130,24 @@ private final class DiskConnection {
     let count = unsafe chunk.withUnsafeMutableBytes { unsafe recv(descriptor, $0.baseAddress, $0.count, 0) }
     guard count > 0 else { return count < 0 && (errno == EAGAIN || errno == EINTR) }
     buffer += chunk[..<count]
+    var taken: UInt64?
+    let isUnderstood = takeLines(&taken, body)
+    // One that has died has said more, perhaps, and that is read first.
+    if let taken { _ = ask(DiskControlRequest(.acknowledge, number: taken)) }
+    return isUnderstood && buffer.count <= limit
+  }
+
+  /// - `taken`: the number of the last event among them.
+  private func takeLines(_ taken: inout UInt64?, _ body: (DiskFollower.News) -> Void) -> Bool {
     var start = 0
     while let end = buffer[start...].firstIndex(of: 0x0A) {
       let line = try? JSONDecoder().decode(Line.self, from: Data(buffer[start..<end]))
       guard let news = line?.news, !news.isEmpty else { return false }
       start = end + 1
       for item in news { body(item) }
+      taken = line?.number ?? taken
     }
     buffer.removeFirst(start)
-    return buffer.count <= limit
+    return true
   }
 }

@@ -16,8 +16,10 @@ public struct DiskControlRequest: Codable, Sendable, Hashable {
     /// The request that is held passes, or fails.
     case decide
     /// Answered at once, and again each time when another request waits for a decision, or none does any more. With `events`, lines with
-    /// the changes to protected files come between: `{"ok":true,"event":{…}}`.
+    /// the changes to protected files come between, those first that nobody has acknowledged: `{"ok":true,"number":7,"event":{…}}`.
     case follow
+    /// Whoever follows has taken the events up to `number`: they are not told again to whoever follows after it. Not answered.
+    case acknowledge
   }
 
   public enum Verdict: String, Codable, Sendable { case allow, deny }
@@ -34,10 +36,12 @@ public struct DiskControlRequest: Codable, Sendable, Hashable {
   public var verdict: Verdict?
   /// Whoever follows is told of changes to protected files, too.
   public var events: Bool?
+  /// The number of an event; those of a process grow by one.
+  public var number: UInt64?
 
   public init(
     _ verb: Verb, paths: [String]? = nil, duration: Double? = nil, request: UInt64? = nil, verdict: Verdict? = nil,
-    events: Bool? = nil
+    events: Bool? = nil, number: UInt64? = nil
   ) {
     self.verb = verb
     self.paths = paths
@@ -45,6 +49,7 @@ public struct DiskControlRequest: Codable, Sendable, Hashable {
     self.request = request
     self.verdict = verdict
     self.events = events
+    self.number = number
   }
 }
 
@@ -154,15 +159,17 @@ public struct DiskFileEvent: Codable, Sendable, Hashable {
   }
 }
 
-/// A line between the answers to a follower of a disk's process: an event, or how many it was not handed since the last line because it did
-/// not read in time.
+/// A line between the answers to a follower of a disk's process: an event with its number, or how many the process had no room to keep since
+/// the last line.
 package struct DiskEventLine: Codable {
   package var ok = true
   package var event: DiskFileEvent?
+  package var number: UInt64?
   package var lost: UInt64?
 
-  package init(event: DiskFileEvent? = nil, lost: UInt64? = nil) {
+  package init(event: DiskFileEvent? = nil, number: UInt64? = nil, lost: UInt64? = nil) {
     self.event = event
+    self.number = number
     self.lost = lost
   }
 }

@@ -12,6 +12,8 @@ final class ControlDesk {
   static let requestLimit = 64 << 10
   /// What may wait for a client that does not read, in bytes; an answer is shorter.
   private static let waitingBytes = 256 << 10
+  /// Of events, so that there is room for an answer.
+  private static let waitingEventBytes = 128 << 10
   /// How long a client may say nothing.
   static let patience = Duration.seconds(30)
 
@@ -23,10 +25,10 @@ final class ControlDesk {
     var lastHeard: Timestamp
     /// It is told of what changes, and need not say anything.
     var isFollowing = false
-    /// It is told of changes to files, too.
-    var takesEvents = false
-    /// Of these, so many it was not told, and does not know that yet.
-    var lostEvents: UInt64 = 0
+    /// It is told of changes to files, too: the number of the one that comes next, and up to which it has acknowledged them.
+    var events: (next: UInt64, acknowledged: UInt64)?
+    /// It takes nothing any more; what it has said is still to be read.
+    var isDeaf = false
 
     init(_ descriptor: Int32, at time: Timestamp) {
       self.descriptor = descriptor
@@ -41,20 +43,37 @@ final class ControlDesk {
     }
 
     /// Sends what waits, as much as its socket takes.
-    ///
-    /// - Returns: false when it has left.
-    mutating func flush() -> Bool {
-      guard !output.isEmpty else { return true }
+    mutating func flush() {
+      guard !output.isEmpty else { return }
       // SAFETY: the array's bytes are read.
       let count = unsafe output.withUnsafeBytes { unsafe vmfence_send(descriptor, $0.baseAddress, $0.count, 0) }
-      guard count >= 0 else { return errno == EAGAIN || errno == EINTR }
-      output.removeFirst(count)
-      return true
+      if count >= 0 {
+        output.removeFirst(count)
+      } else if errno != EAGAIN, errno != EINTR {
+        isDeaf = true
+        output.removeAll()
+      }
+    }
+
+    /// Hands on events, as many as there is room for.
+    mutating func take(from backlog: DiskEventBacklog) {
+      while !isDeaf, let (next, acknowledged) = events, next < backlog.end, output.count < ControlDesk.waitingEventBytes
+      {
+        if let line = backlog[next] {
+          guard put(line) else { break }
+          events = (next + 1, acknowledged)
+        } else {
+          guard put(ControlDesk.encode(DiskEventLine(lost: backlog.first - next))) else { break }
+          events = (backlog.first, acknowledged)
+        }
+        flush()
+      }
     }
   }
 
   private let listener: Int32
   private var clients: [Client] = []
+  private var backlog = DiskEventBacklog()
 
   /// Begins to listen; mode 0600. A socket that nobody listens at any more is replaced.
   init(path: String) throws(SystemFailure) { listener = try LocalSocket.bind(at: path, .stream, mode: 0o600) }
@@ -73,11 +92,18 @@ final class ControlDesk {
       } else {
         var client = Client(descriptor, at: time)
         _ = client.put(ControlAnswer.encode(.failure(ControlFailure("\(Self.clientLimit) clients are served already"))))
-        _ = client.flush()
+        client.flush()
         close(descriptor)
       }
     }
-    forEach { serve(&$0, at: time, handler) && $0.flush() }
+    forEach { client in
+      guard serve(&client, at: time, handler) else { return false }
+      client.take(from: backlog)
+      client.flush()
+      return true
+    }
+    // What one of several has not acknowledged yet, its successor is told.
+    if let acknowledged = clients.compactMap(\.events?.acknowledged).min() { backlog.remove(through: acknowledged) }
   }
 
   /// Hangs up on those clients of which `body` says false.
@@ -99,7 +125,7 @@ final class ControlDesk {
       unsafe vmfence_receive(client.descriptor, $0.baseAddress, $0.count, 0)
     }
     guard count > 0 else {
-      guard count < 0, errno == EAGAIN || errno == EINTR else { return false }
+      guard count < 0, errno == EAGAIN || errno == EINTR, !client.isDeaf else { return false }
       return client.isFollowing || time - client.lastHeard < Self.patience
     }
     client.lastHeard = time
@@ -108,15 +134,21 @@ final class ControlDesk {
       let line = Array(client.input[..<end])
       client.input.removeFirst(end + 1)
       let request = try? JSONDecoder().decode(DiskControlRequest.self, from: Data(line))
+      if request?.verb == .acknowledge {
+        if let (next, acknowledged) = client.events, let number = request?.number {
+          client.events = (next, max(acknowledged, min(number, next - 1)))
+        }
+        continue
+      }
       if request?.verb == .follow {
         client.isFollowing = true
-        client.takesEvents = request?.events == true
+        client.events = request?.events == true ? (backlog.first, backlog.first - 1) : nil
       }
       guard client.put(ControlAnswer.encode(answer(request, handler))) else { return false }
     }
     guard client.input.count <= Self.requestLimit else {
       let failure = ControlFailure("a request has at most \(Self.requestLimit) bytes")
-      if client.put(ControlAnswer.encode(.failure(failure))) { _ = client.flush() }
+      if client.put(ControlAnswer.encode(.failure(failure))) { client.flush() }
       return false
     }
     return true
@@ -125,26 +157,24 @@ final class ControlDesk {
   /// Tells those who follow; whoever does not take it is hung up on.
   func tell(_ status: DiskControlStatus) {
     let line = ControlAnswer.encode(Self.encode(status))
-    forEach { !$0.isFollowing || $0.put(line) && $0.flush() }
+    forEach { client in
+      guard client.isFollowing else { return true }
+      guard client.put(line) else { return false }
+      client.flush()
+      return true
+    }
   }
 
-  /// Hands events on to those who follow. Who does not read them in time loses some, and is told how many when there is room again.
+  /// Hands events on to those who follow, and keeps them until that is acknowledged: who comes later, because the daemon was away, is told
+  /// them, too. What there is no room to keep is counted, and told.
   ///
   /// - `offset`: how far the system's clock is ahead of the events'.
   func tell(_ events: [FileEvent], shiftedBy offset: Duration) {
-    guard !events.isEmpty, clients.contains(where: \.takesEvents) else { return }
-    let lines = events.map { Self.encode(DiskEventLine(event: DiskFileEvent($0, shiftedBy: offset))) }
-    forEach { client in
-      guard client.takesEvents else { return true }
-      for line in lines {
-        if client.lostEvents > 0, client.put(Self.encode(DiskEventLine(lost: client.lostEvents))) {
-          client.lostEvents = 0
-        }
-        if client.lostEvents > 0 || !client.put(line) { client.lostEvents += 1 }
-        guard client.flush() else { return false }
-      }
-      return true
+    guard !events.isEmpty else { return }
+    for event in events {
+      backlog.append(Self.encode(DiskEventLine(event: DiskFileEvent(event, shiftedBy: offset), number: backlog.end)))
     }
+    for index in clients.indices { clients[index].take(from: backlog) }
   }
 
   private static func encode(_ line: DiskEventLine) -> [UInt8] {

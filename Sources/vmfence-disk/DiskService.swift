@@ -83,7 +83,7 @@ struct DiskService {
     var lastStatistics = start
     var told = Told()
     reopenWindows(&watcher, at: start)
-    output.write(watcher.drainEvents(), at: start)
+    tell(watcher.drainEvents(), at: start)
     do throws(BlockSourceError) {
       while true {
         _ = clock.look()
@@ -172,7 +172,7 @@ struct DiskService {
         return .failure(ControlFailure("`expect` needs `paths`, and a `duration` of at most seven days in seconds"))
       }
       if let failure = expect(paths, for: .seconds(duration), &watcher, at: now) { return .failure(failure) }
-    case .follow: break
+    case .follow, .acknowledge: break
     case .decide:
       guard let verdict = request.verdict, let held = watcher.heldRequest, held.sequence == request.request,
         watcher.decide(verdict == .allow ? .allow : .deny)

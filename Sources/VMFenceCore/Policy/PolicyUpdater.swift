@@ -223,16 +223,19 @@ extension PolicyUpdater {
       return
     }
     counts.counted += 1
+    // A change of a file that is told late, because nobody was there to be told, counts for when it was.
+    var time = now
+    if case .file(let event) = observation.event { time = Swift.min(now, event.time) }
     var isFull = false
     if observation.isSolid {
       isFull = rules[index].solid.update(subject, initial: SubjectCounter()) {
-        $0.add(value, at: now, counting)
+        $0.add(value, at: time, counting)
       }
     }
     var isFullByAny = false
     if rule.evidence == .any || !observation.isSolid {
       isFullByAny = rules[index].any.update(subject, initial: SubjectCounter()) {
-        $0.add(value, at: now, counting)
+        $0.add(value, at: time, counting)
       }
     }
     guard isFull || isFullByAny else { return }
