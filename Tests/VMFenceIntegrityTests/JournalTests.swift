@@ -187,6 +187,40 @@ private func mode(_ disk: TinyDisk) throws -> UInt16 {
     #expect(test.guest.disk.observer.protectedFiles.count == 1)
   }
 
+  /// Where inode 8, or a block with its block numbers, says that the journal is elsewhere: the old place is followed no more, the new one is.
+  @Test(arguments: [true, false]) func aJournalThatIsMovedIsReadAnew(byItsInode: Bool) throws {
+    var test = try Journalled()
+    // As long as it is mounted, its superblock says that the journal counts.
+    test.guest.image.put32(0x6, at: 1024 + 96)
+    test.guest.write(1)
+    // The journal's blocks from 112 on are at 132 to 151 now.
+    let moved = byItsInode ? 98 : 99
+    for index in 0..<TinyJournal.length - 12 {
+      test.guest.image.put32(UInt32(132 + index), at: moved * 1024 + index * 4)
+    }
+    if byItsInode {
+      test.guest.write(98)
+      #expect(test.guest.wait(.seconds(5)) == [])
+      test.guest.image.put32(98, at: 5 * 1024 + 7 * 128 + 40 + 12 * 4)
+      test.guest.write(5)
+    } else {
+      test.guest.write(99)
+    }
+    let told = test.guest.wait(.seconds(5))
+    #expect(told.count == 1 && told[0].contains("damage") && told[0].contains("puts the journal elsewhere"), "\(told)")
+    #expect(test.guest.disk.observer.statistics.resyncs == 1)
+    #expect(test.commit([(6, withMode(test.guest.image, 0o100666))]) == .allow)
+    let next = test.guest.wait(.seconds(5))
+    #expect(next.count == 1 && next[0].hasSuffix(" chmod /etc/passwd ino 13 mode: 0644 -> 0666"), "\(next)")
+  }
+
+  @Test func aWriteThatLeavesTheJournalWhereItIsIsNone() throws {
+    var test = try Journalled()
+    test.guest.write(5)
+    test.guest.write(99)
+    #expect(test.guest.wait(.seconds(5)) == [] && test.guest.disk.observer.statistics.resyncs == 0)
+  }
+
   @Test func aJournalThatJumpsIsReadAnew() throws {
     var test = try Journalled()
     var other = test.guest.image

@@ -36,8 +36,9 @@ struct Journal: Sendable {
   }
 
   private(set) var header: Header
-  /// The journal's blocks on the disk, in the order of the journal.
-  private let runs: [ExtBlockMap.Run]
+  /// The journal's inode, and where it says that the journal's blocks are on the disk.
+  let inode: ExtInode
+  let map: ExtBlockMap
   /// The same, in the order of the disk.
   private let runsByBlock: [ExtBlockMap.Run]
   /// Where the next transaction will begin; nil while the log is empty.
@@ -56,27 +57,47 @@ struct Journal: Sendable {
         .unsupported, "the journal lies on a device of its own (external journal), which is not read",
         remedy: "what is committed there is seen only once it is written to this disk")
     }
-    var buffer: [UInt8] = []
-    let number = fileSystem.superblock.journalInode
-    let inode = try fileSystem.inode(number, buffer: &buffer)
-    guard inode.kind == .regular, inode.hasBlocks(blockSize: fileSystem.blockSize) else {
-      throw Self.damaged("inode \(number) is not a file")
-    }
-    var work = MapWork(budget: Int(clamping: fileSystem.superblock.blockCount), memory: 4 << 20)
-    let map = ExtBlockMap(inode, number: number, in: fileSystem, work: &work)
-    if let damage = work.damage { throw Self.damaged(damage) }
-    runs = map.runs
+    inode = try Self.readInode(fileSystem)
+    map = try Self.readMap(inode, fileSystem)
     runsByBlock = map.runs.sorted { $0.block < $1.block }
-    guard let first = runs.first, first.fileBlock == 0 else { throw Self.damaged("it has no first block") }
+    var buffer: [UInt8] = []
+    guard let first = map.runs.first, first.fileBlock == 0 else { throw Self.damaged("it has no first block") }
     try fileSystem.readDiskBlock(first.block, into: &buffer)
     header = try Self.readHeader(buffer, blockSize: fileSystem.blockSize)
     var mapped: UInt64 = 0
-    for run in runs where UInt64(run.fileBlock) == mapped { mapped = run.end }
+    for run in map.runs where UInt64(run.fileBlock) == mapped { mapped = run.end }
     guard UInt64(header.length) <= mapped else {
       throw Self.damaged("\(header.length) blocks in a file of \(mapped)")
     }
     nextSequence = header.sequence
     next = header.start == 0 ? nil : header.start
+  }
+
+  private static func readInode(_ fileSystem: ExtFileSystem) throws(IntegrityError) -> ExtInode {
+    var buffer: [UInt8] = []
+    let number = fileSystem.superblock.journalInode
+    let inode = try fileSystem.inode(number, buffer: &buffer)
+    guard inode.kind == .regular, inode.hasBlocks(blockSize: fileSystem.blockSize) else {
+      throw damaged("inode \(number) is not a file")
+    }
+    return inode
+  }
+
+  private static func readMap(_ inode: ExtInode, _ fileSystem: ExtFileSystem) throws(IntegrityError) -> ExtBlockMap {
+    var work = MapWork(budget: Int(clamping: fileSystem.superblock.blockCount), memory: 4 << 20)
+    let map = ExtBlockMap(inode, number: fileSystem.superblock.journalInode, in: fileSystem, work: &work)
+    if let damage = work.damage { throw damaged(damage) }
+    return map
+  }
+
+  /// Whether its inode puts the journal where it was read.
+  ///
+  /// - `nodes`: blocks with its block numbers may have changed, not the inode alone.
+  /// - Throws: when the inode, or one of them, cannot be used any more.
+  func isInPlace(_ fileSystem: ExtFileSystem, nodes: Bool) throws(IntegrityError) -> Bool {
+    let now = try Self.readInode(fileSystem)
+    if !nodes, now == inode { return true }
+    return try Self.readMap(now, fileSystem) == map
   }
 
   /// - `block`: the first of the journal.
@@ -141,6 +162,7 @@ struct Journal: Sendable {
 
   /// The block of the disk for a block of the journal.
   func diskBlock(_ logical: UInt32) -> UInt64? {
+    let runs = map.runs
     var low = 0
     var high = runs.count
     while low < high {

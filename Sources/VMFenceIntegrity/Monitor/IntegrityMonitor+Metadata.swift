@@ -13,7 +13,9 @@ extension IntegrityMonitor {
         switch role {
         case .superblock, .descriptors: processSystemBlock(Int(use.index), role, moment)
         case .inodeTable: processInodes(from: use.inode, moment)
-        case .map: remap(use.inode, moment)
+        case .map:
+          if view?.fileSystem.superblock.journalInode == use.inode { processJournalMap(nodes: true, moment) }
+          remap(use.inode, moment)
         case .directory:
           view?.readNames(of: use.inode, fileBlock: use.index, block: block)
           noteNames(of: use.inode, moment)
@@ -47,6 +49,27 @@ extension IntegrityMonitor {
     } catch {
       requestResync("the superblock cannot be used: \(error.message)", at: moment.time)
     }
+    tellDisplacement(moment)
+  }
+
+  /// Where a write puts the journal elsewhere, what was read of it says nothing any more.
+  ///
+  /// - `nodes`: as `Journal.isInPlace` has it.
+  private mutating func processJournalMap(nodes: Bool, _ moment: Moment) {
+    guard let fileSystem = view?.fileSystem, let journal = fileSystem.journal else { return }
+    do throws(IntegrityError) {
+      if try journal.isInPlace(fileSystem, nodes: nodes) { return }
+      requestResync(
+        "the journal's inode puts the journal elsewhere: what the guest goes on to commit in the old place is seen once it is written "
+          + "to its own", at: moment.time)
+    } catch {
+      requestResync("the journal's inode was written and cannot be used: \(error.message)", at: moment.time)
+    }
+    tellDisplacement(moment)
+  }
+
+  /// Tells as damage why the disk is to be read anew.
+  private mutating func tellDisplacement(_ moment: Moment) {
     guard let reason = resyncReason else { return }
     let damage = Damage(inode: 0, path: [], message: reason)
     guard toldDamages.insert(damage).inserted else { return }
@@ -59,6 +82,7 @@ extension IntegrityMonitor {
     guard let fileSystem = view?.fileSystem else { return }
     let perBlock = UInt32(fileSystem.blockSize / fileSystem.superblock.inodeSize)
     for number in first..<min(first &+ perBlock, fileSystem.superblock.inodeCount &+ 1) {
+      if number == fileSystem.superblock.journalInode { processJournalMap(nodes: false, moment) }
       guard let old = view?.nodes[number]?.inode else { continue }
       do throws(IntegrityError) {
         let new = try fileSystem.inode(number, buffer: &oldBlock)

@@ -289,5 +289,13 @@ public struct FileSystemView: Sendable {
     for index in 0..<superblock.descriptorBlockCount {
       insert(superblock.descriptorBlock(index), BlockUse(role: .descriptors, inode: 0, index: UInt32(index)), of: 0)
     }
+    // Who moves the journal writes one of these.
+    let number = superblock.journalInode
+    guard let journal = fileSystem.journal, let place = fileSystem.location(ofInode: number) else { return }
+    insert(place.block, BlockUse(role: .inodeTable, inode: place.first, index: 0), of: number)
+    inodeBlocks[place.block, default: 0] += 1
+    for node in journal.map.nodes {
+      insert(node.block, BlockUse(role: .map, inode: number, index: node.fileBlock), of: number)
+    }
   }
 }
