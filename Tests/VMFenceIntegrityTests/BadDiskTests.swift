@@ -26,6 +26,68 @@ import VMFenceIntegrity
     monitor.finish(at: Timestamp(seconds: 1))
   }
 
+  /// Tables whose checksums are right, with partitions whose length no number can say.
+  @Test func aPartitionAsLongAsNumbersGoDoesNotLieOnTheDisk() throws {
+    var bytes = [UInt8](repeating: 0, count: 64 * 512)
+    func put(_ value: UInt64, _ count: Int, at offset: Int) {
+      for index in 0..<count { bytes[offset + index] = UInt8(truncatingIfNeeded: value >> UInt64(8 * index)) }
+    }
+    func checksum(_ range: Range<Int>) -> UInt64 {
+      var crc = CRC32()
+      Array(bytes[range]).withRawSpan { crc.update($0) }
+      return UInt64(crc.value)
+    }
+    put(0xEE, 1, at: 450)
+    put(63, 4, at: 458)
+    put(0xAA55, 2, at: 510)
+    let ranges: [(UInt64, UInt64)] = [(0, .max), (1, .max), (.max, .max), (10, 19)]
+    for (index, (first, last)) in ranges.enumerated() {
+      let entry = 1024 + 128 * index
+      put(1, 8, at: entry)
+      put(first, 8, at: entry + 32)
+      put(last, 8, at: entry + 40)
+    }
+    bytes.replaceSubrange(512..<520, with: Array("EFI PART".utf8))
+    for (offset, value) in [(12, UInt64(92)), (24, 1), (72, 2), (80, 4), (84, 128)] {
+      put(value, offset == 24 || offset == 72 ? 8 : 4, at: 512 + offset)
+    }
+    put(checksum(1024..<1024 + 4 * 128), 4, at: 512 + 88)
+    put(checksum(512..<512 + 92), 4, at: 512 + 16)
+    let layout = try DiskLayout(MemoryDisk(bytes))
+    #expect(layout.kind == .gpt && layout.partitions.map(\.number) == [4] && layout.damage.count == 3)
+    #expect(layout.partitions.first?.start == 5120 && layout.partitions.first?.byteCount == 5120)
+  }
+
+  /// An extent that ends with the last block that a file can have.
+  @Test func theLastBlockOfAllIsNotTooFar() throws {
+    var guest = try Guest(protecting: [.init("/**", attributes: [.standard, .content])])
+    // A header of extents, and one extent: one block, block 20 of the disk.
+    guest.image.putInode(13, .init(size: 100, blocks: [0x0001_F30A, 4, 0, .max, 1, 20]))
+    guest.image.put32(0x8_0000, at: 5 * 1024 + 12 * 128 + 32)
+    guest.write(inodeBlock(13))
+    #expect(!guest.flush().isEmpty)
+    guest.image.putText(20, "changed")
+    guest.write(20)
+    _ = guest.finish()
+    guest.image.putInode(13, .init(size: 100, blocks: [20]))
+    guest.write(inodeBlock(13))
+    #expect(!guest.finish().isEmpty)
+  }
+
+  /// A file that says to be as long as numbers go, and longer.
+  @Test func contentsAtTheEndOfAllNumbersAreNotTooFar() throws {
+    var guest = try Guest(protecting: [.init("/**", action: .rollback, attributes: [.standard, .content])])
+    for size in [UInt64.max - 20, .max, 100, .max] {
+      guest.image.putInode(13, .init(size: UInt32(truncatingIfNeeded: size), blocks: [20]))
+      guest.image.put32(UInt32(size >> 32), at: 5 * 1024 + 12 * 128 + 108)
+      guest.image.putText(20, String(size))
+      guest.write(20, inodeBlock(13))
+      #expect(!guest.flush().isEmpty)
+      while let contents = guest.disk.observer.nextContents() { #expect(contents.bytes.count <= 1 << 20) }
+      _ = guest.disk.observer.drainKeptContents()
+    }
+  }
+
   /// 17 TiB in a sparse file: more than 32 bits of blocks of 4 KiB.
   @Test(.enabled(if: E2fsprogs.isThere && FileManager.default.isWritableFile(atPath: "/dev/shm"), "needs e2fsprogs"))
   func aDiskBeyond16TiBIsFollowed() throws {

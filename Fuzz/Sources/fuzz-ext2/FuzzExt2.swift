@@ -7,7 +7,11 @@ import VMFenceIntegrity
 // disk.
 
 private let policy: ProtectionPolicy = {
-  guard let policy = try? ProtectionPolicy([.init("/**"), .init("/etc/*", action: .denyData)]) else {
+  guard
+    let policy = try? ProtectionPolicy([
+      .init("/**", action: .rollback, attributes: [.standard, .content]), .init("/etc/*", action: .denyData),
+    ])
+  else {
     fatalError("no policy")
   }
   return policy
@@ -49,7 +53,7 @@ private func watch(_ disk: MemoryDisk, _ image: [UInt8], script: RawSpan) {
     disk,
     configuration: .init(
       incarnation: incarnation, disk: "xvda", policy: policy, limits: limits, resyncInterval: .zero, eventLimit: 64,
-      pendingWriteLimit: 16, hashKey: (1, 2)), at: .zero)
+      pendingWriteLimit: 16, keepLimit: 1 << 16, contentLimit: 4096, hashKey: (1, 2)), at: .zero)
   let blocks = UInt64(image.count / 512)
   for index in 0..<8 where blocks > 0 {
     let word = script.u64(index * 8)
@@ -65,7 +69,14 @@ private func watch(_ disk: MemoryDisk, _ image: [UInt8], script: RawSpan) {
       offset: offset, length: operation == .write ? UInt64(data.count) : UInt64(length))
     let verdict = data.withRawSpan { monitor.observe(request, data: $0) }
     if verdict == .allow, operation == .write { disk.write(data, at: offset) }
-    if index % 3 == 2 { monitor.advance(to: Timestamp(nanoseconds: Int64(index) * 5_000_000 + 2_000_000_000)) }
+    if index % 3 == 2 {
+      monitor.advance(to: Timestamp(nanoseconds: Int64(index) * 5_000_000 + 2_000_000_000))
+      _ = monitor.drainEvents()
+      while let contents = monitor.nextContents() {
+        precondition(contents.bytes.count <= 4096, "more contents than asked for")
+      }
+      _ = monitor.drainKeptContents()
+    }
   }
   monitor.observeGap(at: Timestamp(nanoseconds: 60_000_000), reason: "fuzzing")
   monitor.finish(at: Timestamp(nanoseconds: 10_000_000_000))

@@ -127,11 +127,12 @@ extension ExtFileSystem {
       take(inline, at: 0)
       return result
     }
+    guard !range.isEmpty else { return result }
     let size = UInt64(blockSize)
     var buffer: [UInt8] = []
     for run in map.runs where !run.isUnwritten {
       let first = max(UInt64(run.fileBlock), range.lowerBound / size)
-      let end = min(run.end, (range.upperBound + size - 1) / size)
+      let end = min(run.end, (range.upperBound - 1) / size + 1)
       guard first < end else { continue }
       for block in first..<end {
         guard (try? readBlock(run.block + (block - UInt64(run.fileBlock)), into: &buffer)) != nil else { return nil }

@@ -54,7 +54,7 @@ extension IntegrityMonitor {
       let start = wanted.lowerBound - min(wanted.lowerBound, FileContents.lead)
       let end = min(wanted.upperBound, node.inode.size)
       guard start < end else { continue }
-      let stop = min(end, start + UInt64(configuration.contentLimit))
+      let stop = start + min(end - start, UInt64(configuration.contentLimit))
       guard let bytes = view?.fileSystem.readContents(of: node.inode, node.map, in: start..<stop) else {
         statisticsStorage.lostContents += 1
         continue

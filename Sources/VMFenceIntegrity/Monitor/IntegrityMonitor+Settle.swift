@@ -100,7 +100,8 @@ extension IntegrityMonitor {
     let size = UInt64(blockSize)
     var claims = ByteRanges()
     for difference in ExtBlockMap.differences(from: before, to: node.map) {
-      let places = UInt64(difference.fileBlock) * size..<UInt64(difference.fileBlock + difference.count) * size
+      let first = UInt64(difference.fileBlock)
+      let places = first * size..<(first + UInt64(difference.count)) * size
       // A hole and a stretch that was never written read alike.
       let isZero = (difference.old?.isUnwritten ?? true, difference.new?.isUnwritten ?? true)
       if isZero != (true, true) { item.contents.insert(places) }

@@ -218,7 +218,7 @@ public struct DiskLayout: Sendable {
       bytes.u16(offset + 10).hexadecimal(width: 4) + bytes.u32(offset + 12).hexadecimal(width: 8),
     ]
     return TableEntry(
-      number: index + 1, start: first, count: last >= first ? last - first + 1 : 0,
+      number: index + 1, start: first, count: last >= first ? last - first &+ 1 : 0,
       type: parts.joined(separator: "-"), name: String(decoding: units, as: UTF16.self))
   }
 
