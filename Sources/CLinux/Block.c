@@ -37,7 +37,10 @@ int vmfence_is_cached(int fd, int64_t offset, int64_t count) {
   } found = {0};
   if (syscall(451, fd, &range, &found, 0) == -1) return 0;
   int64_t page = sysconf(_SC_PAGESIZE);
-  return found.cached == (uint64_t)((offset + count - 1) / page - offset / page + 1);
+  if (found.cached != (uint64_t)((offset + count - 1) / page - offset / page + 1)) return 0;
+  // Pages that are still being read count, too, and whoever sends them would wait for the disk. The last one is there last.
+  char byte;
+  return vmfence_read_cached(fd, &byte, 1, offset + count - 1) == 1;
 }
 
 int vmfence_punch_hole(int fd, int64_t offset, int64_t count) {

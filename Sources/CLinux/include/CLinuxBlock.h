@@ -9,7 +9,7 @@
 // preadv2(RWF_NOWAIT): only what needs no waiting; EAGAIN when nothing does.
 ptrdiff_t vmfence_read_cached(int fd, void *bytes, size_t count, int64_t offset);
 
-// cachestat(2), Linux 6.5: 1 when the page cache has all of the range; 0 when it has not, or when nobody can tell.
+// cachestat(2), Linux 6.5: 1 when the page cache has all of the range, read to its end; 0 when it has not, or when nobody can tell.
 int vmfence_is_cached(int fd, int64_t offset, int64_t count);
 
 // fallocate(2) with FALLOC_FL_KEEP_SIZE and FALLOC_FL_PUNCH_HOLE: reads as zeroes, and its space is given back.
