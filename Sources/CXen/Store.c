@@ -7,10 +7,9 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define WATCH_PATH 0
-// XS_OPEN_SOCKETONLY of xenstore.h.
-#define OPEN_SOCKET_ONLY (1UL << 1)
 
 #define PERMISSION_NONE 0
 #define PERMISSION_READ 1
@@ -42,6 +41,14 @@ void vmfence_xenstore_close(struct vmfence_xenstore *store) {
   free(store);
 }
 
+// By itself xs_open falls back to the kernel's way to xenstored when its socket does not answer, and no flag keeps it from that. There a question waits for
+// ever when xenstored is gone, in a system call that not even a signal ends. That way is right only on a host whose xenstored runs in a domain of its own,
+// where there is no socket: where there is one, it is named to libxenstore as both ways.
+static void keep_to_socket(void) {
+  static const char usual[] = "/var/run/xenstored/socket";
+  if (access(usual, F_OK) == 0) setenv("XENSTORED_PATH", usual, 0);
+}
+
 struct vmfence_xenstore *vmfence_xenstore_open(int *error) {
   struct vmfence_xenstore *store = calloc(1, sizeof *store);
   if (store == NULL) abort();
@@ -61,14 +68,9 @@ struct vmfence_xenstore *vmfence_xenstore_open(int *error) {
   if (!open || !store->close || !store->fileno || !store->read || !store->directory || !store->write || !store->remove ||
       !store->permit || !store->watch || !store->check)
     goto fail;
-  // By itself xs_open falls back to the kernel's way to xenstored, where a question waits for an answer for ever when xenstored is gone. That way is right
-  // only on a host whose xenstored runs in a domain of its own: there is no socket then.
+  keep_to_socket();
   errno = 0;
-  store->handle = open(OPEN_SOCKET_ONLY);
-  if (store->handle == NULL && errno == ENOENT) {
-    errno = 0;
-    store->handle = open(0);
-  }
+  store->handle = open(0);
   if (store->handle == NULL) {
     *error = errno ? errno : ENOENT;
     goto fail;

@@ -28,6 +28,13 @@ $b mount -t devtmpfs dev /dev
     $b ip route del 10.77.0.1
   done
 ) >/dev/null 2>&1 &
+# And over a second card, from the moment on in which it is plugged in.
+(
+  # It is there before it can be brought up.
+  until $b ip link set eth1 up; do $b usleep 20000; done
+  $b ip addr add 10.78.0.22/24 dev eth1
+  while :; do $b arping -c 1 -w 1 -I eth1 10.78.0.1; $b usleep 100000; done
+) >/dev/null 2>&1 &
 exec /init
 GUEST
 chmod 755 $root/eager
@@ -63,6 +70,18 @@ nft list set bridge vmfence block4 | grep -q 10.77.0.14 && ok "the ban is in for
   { fail "$(passed /out/banned.pcap) frames passed between it and the banned address"; tcpdump -enr /out/banned.pcap 2>/dev/null | head; }
 [ "$(passed /out/forged.pcap)" -eq 0 ] && ok "not one frame passed from an address that is not its own" ||
   { fail "$(passed /out/forged.pcap) frames passed from an address that is not its own"; tcpdump -enr /out/forged.pcap 2>/dev/null | head; }
+# A card that is plugged in while the guest runs and sends, and a daemon that says nothing for a while.
+kill -STOP $daemon
+sniff xenbr0 /out/plugged.pcap 'ether src 00:16:3e:00:00:23'
+until_true 20 "a sniffer is there" [ -s /out/plugged.pcap ]
+xl network-attach web mac=00:16:3e:00:00:23 bridge=xenbr0 script=vif-vmfence >/tmp/attach.log 2>&1 &
+attach=$!
+plugged="/sys/class/net/vif$(xl domid web).1/statistics/rx_packets"
+until_true 60 "a guest sends over a card that is plugged in" eval '[ "$(cat $plugged)" -gt 2 ]'
+[ "$(passed /out/plugged.pcap)" -eq 0 ] && ok "and nothing of it passes as long as nobody guards it" || fail "$(passed /out/plugged.pcap) frames passed"
+kill -CONT $daemon
+wait $attach && ok "the card is plugged in" || { fail "the card is not plugged in"; cat /tmp/attach.log; }
+until_true 60 "it passes when it is guarded" eval '[ "$(passed /out/plugged.pcap)" -gt 0 ]'
 grep -aq spoofed-source /var/log/vmfence/eve.json && ok "though it sent from there" || fail "it sent from no address that is not its own"
 nft list tables | grep -q vmfence-barrier && fail "a port was left shut" || ok "no port was left shut"
 xl destroy web

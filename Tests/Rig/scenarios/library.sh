@@ -5,8 +5,8 @@ ulimit -c unlimited
 echo /out/core.%e.%p >/proc/sys/kernel/core_pattern
 
 # Each check is a line `ok …` or `FAILED …`, which the runner shows.
-ok() { echo "ok $*"; }
-fail() { echo "FAILED $*"; failures=$((failures + 1)); }
+ok() { echo "ok $* ($SECONDS s)"; }
+fail() { echo "FAILED $* ($SECONDS s)"; failures=$((failures + 1)); }
 finish() {
   cp -r /var/log/vmfence /out/ 2>/dev/null
   { nft list ruleset; vmfence-ref status; vmfence-ref domains --json; xl list -v; xenstore-ls -f; ip link; } >/out/state 2>&1
@@ -25,21 +25,22 @@ until_true() {
     sleep 0.5
   done
   fail "$what"
-  echo "--- what is so:"; vmfence-ref domains 2>&1 | head -20
+  echo "--- what is so:"; timeout 20 vmfence-ref domains 2>&1 | head -20
   return 1
 }
 
-# domain NAME FIELD : of the last line that the daemon has about a domain of that name.
+# domain NAME FIELD : of the last line that the daemon has about a domain of that name. Over the control socket, as `vmfence-ref domains --json` asks: a program
+# takes seconds to start under emulation, and this is asked again and again.
 domain() {
-  vmfence-ref domains --json 2>/dev/null | python3 -c '
-import json, sys
-text = sys.stdin.read()
-data = json.loads(text)
-rows = data["domains"] if isinstance(data, dict) else data
-rows = [row for row in rows if row["name"] == sys.argv[1]]
+  python3 -IS -c '
+import json, socket, sys
+daemon = socket.socket(socket.AF_UNIX)
+daemon.settimeout(20)
+daemon.connect(sys.argv[1])
+daemon.sendall(b"{\"verb\":\"domains\"}\n")
+rows = [row for row in json.loads(daemon.makefile().readline())["result"] if row["name"] == sys.argv[2]]
 if not rows: sys.exit(1)
-row = max(rows, key=lambda row: row["domid"])
-print(row.get(sys.argv[2]))' "$1" "$2"
+print(max(rows, key=lambda row: row["domid"]).get(sys.argv[3]))' "$VMFENCE_SOCKET" "$1" "$2" 2>/dev/null
 }
 # packets_of NAME : keeps what passes that guest's first card from now on.
 packets_of() { tcpdump -i "vif$(xl domid "$1").0" -U -w "/out/$1.pcap" 2>/dev/null & }
@@ -61,6 +62,21 @@ daemon_start() {
   vmfence-ref run --config /var/lib/vmfence/host.yaml --eve /var/log/vmfence/eve.json >>/var/log/vmfence/daemon.log 2>&1 &
   daemon=$!
   until_true 90 "the daemon answers" vmfence-ref status || { cat /var/log/vmfence/daemon.log; finish; }
+}
+
+# Asks the daemon to stop, and is a check.
+daemon_stop() {
+  local i thread
+  kill "$daemon"
+  for i in $(seq 60); do kill -0 "$daemon" 2>/dev/null || break; sleep 0.5; done
+  if kill -0 "$daemon" 2>/dev/null; then
+    for thread in /proc/"$daemon"/task/*; do echo "$(cat "$thread/comm"): $(cat "$thread/wchan") $(tr '\n' ' ' <"$thread/stack")"; done
+    kill -9 "$daemon"
+    fail "the daemon does not stop when it is asked to"
+    return
+  fi
+  wait "$daemon"
+  [ $? -eq 0 ] && ok "the daemon stops when it is asked to" || fail "the daemon ended with $?"
 }
 
 # What a scenario adds to the configuration.

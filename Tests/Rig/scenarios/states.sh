@@ -52,6 +52,5 @@ pkill -9 -x vmfence-detecto
 until_true 60 "a killed detector is started again" eval '[ "$(domain shop restarts)" -gt "$restarts" ] && has shop state inspecting'
 
 vmfence-ref domains
-kill $daemon; wait $daemon
-[ $? -eq 0 ] && ok "the daemon stops when it is asked to" || fail "the daemon ended with $?"
+daemon_stop
 finish
