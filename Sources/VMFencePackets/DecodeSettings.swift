@@ -4,15 +4,17 @@ public struct DecodeSettings: Hashable, Sendable, BitwiseCopyable {
   public static let portMaximum = 4
 
   /// Tunnels in UDP.
-  public enum Tunnel: String, Sendable, CaseIterable { case vxlan, geneve, teredo }
+  public enum Tunnel: String, Sendable, CaseIterable { case vxlan, geneve, teredo, gtp }
 
   private var vxlan = TunnelPorts(4789)
   private var geneve = TunnelPorts(6081)
   private var teredo = TunnelPorts(3544)
+  private var gtp = TunnelPorts(2152, 3386)
   /// A bit for the last six bits of each port: what has none of them is no tunnel.
-  private var mask: UInt64 = 1 << (4789 & 63) | 1 << (6081 & 63) | 1 << (3544 & 63)
+  private var mask: UInt64 =
+    1 << (4789 & 63) | 1 << (6081 & 63) | 1 << (3544 & 63) | 1 << (2152 & 63) | 1 << (3386 & 63)
 
-  /// The ports that IANA gave them: VXLAN 4789, Geneve 6081, Teredo 3544.
+  /// The ports that IANA gave them: VXLAN 4789, Geneve 6081, Teredo 3544, GTP 2152 and (version 0) 3386.
   public init() {}
 
   /// Sets the ports of a kind of tunnel.
@@ -32,8 +34,9 @@ public struct DecodeSettings: Hashable, Sendable, BitwiseCopyable {
     case .vxlan: body(&vxlan)
     case .geneve: body(&geneve)
     case .teredo: body(&teredo)
+    case .gtp: body(&gtp)
     }
-    mask = vxlan.mask | geneve.mask | teredo.mask
+    mask = vxlan.mask | geneve.mask | teredo.mask | gtp.mask
   }
 
   /// The kind of tunnel that a port at either end is for.
@@ -46,7 +49,8 @@ public struct DecodeSettings: Hashable, Sendable, BitwiseCopyable {
   private func kind(_ source: UInt16, _ destination: UInt16) -> Tunnel? {
     if vxlan.has(source, destination) { return .vxlan }
     if geneve.has(source, destination) { return .geneve }
-    return teredo.has(source, destination) ? .teredo : nil
+    if teredo.has(source, destination) { return .teredo }
+    return gtp.has(source, destination) ? .gtp : nil
   }
 }
 
@@ -55,7 +59,7 @@ private struct TunnelPorts: Hashable, Sendable, BitwiseCopyable {
   private var ports: (UInt16, UInt16, UInt16, UInt16)
   var isEnabled = true
 
-  init(_ port: UInt16) { ports = (port, 0, 0, 0) }
+  init(_ port: UInt16, _ second: UInt16 = 0) { ports = (port, second, 0, 0) }
 
   mutating func setPorts(_ new: [UInt16]) {
     precondition(new.count <= DecodeSettings.portMaximum, "more tunnel ports than there is room for")

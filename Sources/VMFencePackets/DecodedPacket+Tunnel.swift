@@ -173,6 +173,7 @@ extension DecodedPacket {
     case .vxlan: findFrame(inVXLAN: bytes, from: start, to: end)
     case .geneve: findFrame(inGeneve: bytes, from: start, to: end)
     case .teredo: findDatagram(inTeredo: bytes, from: start, to: end)
+    case .gtp: findDatagram(inGTP: bytes, from: start, to: end)
     }
   }
 
@@ -212,5 +213,37 @@ extension DecodedPacket {
       return
     }
     setTunnel(EtherType.ipv6, from: offset, to: end, .teredo)
+  }
+
+  /// A user's datagram: 3GPP TS 29.281 §5.1 (version 1: 8 bytes; with any of three flags 4 more, and extension headers when the last of
+  /// those says so), GSM 09.60 §6 (version 0: 20 bytes). It must fill the rest exactly.
+  private mutating func findDatagram(inGTP bytes: RawSpan, from start: Int, to end: Int) {
+    guard end - start >= 8, bytes.u8(start + 1) == 0xFF else { return }
+    let flags = bytes.u8(start)
+    var offset: Int
+    switch flags & 0xF0 {
+    case 0x10: offset = start + 20
+    case 0x30: offset = start + 8
+    default: return
+    }
+    guard offset + Int(bytes.u16(start + 2)) == end else { return }
+    if flags & 0xF0 == 0x30, flags & 0x07 != 0 {
+      guard end - offset >= 4 else { return }
+      var next = flags & 0x04 != 0 ? bytes.u8(offset + 3) : 0
+      offset += 4
+      // Each is 4 bytes long at least, so this ends.
+      while next != 0 {
+        guard end - offset >= 4, bytes.u8(offset) > 0 else { return }
+        offset += Int(bytes.u8(offset)) * 4
+        guard offset <= end else { return }
+        next = bytes.u8(offset - 1)
+      }
+    }
+    guard end - offset >= 20 else { return }
+    switch bytes.u8(offset) >> 4 {
+    case 4: setTunnel(EtherType.ipv4, from: offset, to: end, .gtp)
+    case 6: setTunnel(EtherType.ipv6, from: offset, to: end, .gtp)
+    default: return
+    }
   }
 }

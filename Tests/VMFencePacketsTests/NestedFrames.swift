@@ -37,6 +37,22 @@ extension Frame {
       ("teredo", .teredo, inUDP(3544, tcp6)),
       ("teredo with an origin", .teredo, inUDP(3544, [0, 0, 1, 2, 3, 4, 5, 6] + tcp6)),
       ("teredo, authenticated", .teredo, inUDP(3544, [0, 1, 0, 0] + [UInt8](repeating: 0, count: 9) + tcp6)),
+      ("gtp", .gtp, inUDP(2152, [0x30, 0xFF] + be16(tcp4.count) + be32(7) + tcp4)),
+      (
+        "gtp with a number", .gtp,
+        inUDP(2152, [0x32, 0xFF] + be16(4 + tcp6.count) + be32(7) + be16(1) + [0, 0] + tcp6)
+      ),
+      (
+        "gtp with extensions", .gtp,
+        inUDP(
+          2152,
+          [0x34, 0xFF] + be16(16 + tcp4.count) + be32(7) + [0, 0, 0, 0x85] + [1, 9, 9, 0xC0] + [2, 1, 2, 3, 4, 5, 6, 0]
+            + tcp4)
+      ),
+      (
+        "gtp version 0", .gtp,
+        inUDP(3386, [0x1E, 0xFF] + be16(tcp4.count) + [UInt8](repeating: 0xFF, count: 16) + tcp4)
+      ),
     ]
   }()
 

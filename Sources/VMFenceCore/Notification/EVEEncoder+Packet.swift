@@ -239,6 +239,7 @@ extension PacketOrigin {
     case .geneve: "geneve encapsulation"
     case .defragmented: "defrag"
     case .flowTimeout: "stream (flow timeout)"
+    case .gtp: "gtp tunnel"
     }
   }
 }

@@ -73,6 +73,8 @@ public enum PacketOrigin: UInt8, Hashable, Sendable, CaseIterable, BitwiseCopyab
   case defragmented
   /// No packet: the end of a flow, or of the input, made its stream be inspected.
   case flowTimeout
+  /// What a GTP tunnel in the frame carries.
+  case gtp
 }
 
 /// Why a packet was dropped, or would have been.

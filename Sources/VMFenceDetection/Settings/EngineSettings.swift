@@ -16,7 +16,7 @@ public struct EngineSettings: Sendable, Equatable {
 
   // MARK: Decoding
 
-  /// `decoder.vxlan.ports`, `decoder.geneve.ports` and `decoder.teredo.ports`: at most four each, with commas between; and
+  /// `decoder.vxlan.ports`, `decoder.geneve.ports`, `decoder.teredo.ports` and `decoder.gtp.ports`: at most four each, with commas between; and
   /// `decoder.NAME.enabled`.
   public var decoding = DecodeSettings()
 
