@@ -10,10 +10,7 @@ SAME = {
     "stream.reassembly.urgent.policy", "flow.memcap-policy", "defrag.memcap", "defrag.memcap-policy",
     "defrag.max-frags", "defrag.timeout", "defrag.trackers", "decoder.vxlan.enabled", "decoder.vxlan.ports",
     "decoder.geneve.enabled", "decoder.geneve.ports", "decoder.teredo.enabled", "decoder.teredo.ports",
-}
-# Options of `inspect` that take a file, and one that takes words.
-FILES = {
-    "threshold-file": "--threshold-config", "classification-file": "--definitions", "reference-config-file": "--definitions",
+    "flow.rate-tracking.bytes", "flow.rate-tracking.interval",
 }
 # Settings without effect on what is found: how much is logged, which algorithm searches, how large a table is.
 NOTHING = {
@@ -25,6 +22,9 @@ NOTHING = {
 def translate(case):
     """The options of `vmfence-ref inspect` for a case, and the settings that have no counterpart."""
     options, unknown = [], []
+    given = dict(flatten(case.effective.get("yaml", {})))
+    given.update({**case.options.get("set", {}), **case.effective.get("set", {})})
+    folder = case.expand(str(given.get("default-reputation-path", "")))
 
     def take(name, value):
         text = ",".join(map(str, value)) if isinstance(value, list) else case.expand(str(value))
@@ -37,8 +37,10 @@ def translate(case):
             options.extend(["--set", "%s=%s" % (name, text)])
         elif name in FILES:
             # Files of the reference engine's own distribution are not at hand.
-            if os.path.exists(text):
-                options.extend([FILES[name], text])
+            for item in value if isinstance(value, list) else [value]:
+                path = os.path.join(folder, case.expand(str(item)))
+                if os.path.exists(path):
+                    options.extend([FILES[name], path])
         elif name == "action-order":
             options.extend(["--action-order", text])
         elif name not in NOTHING:
@@ -70,6 +72,9 @@ FILES = {
     "threshold-file": "--threshold-config",
     "classification-file": "--definitions",
     "reference-config-file": "--definitions",
+    "reputation-categories-file": "--reputation-categories",
+    "reputation-files": "--reputation-list",
+    "geoip-database": "--country-database",
 }
 
 

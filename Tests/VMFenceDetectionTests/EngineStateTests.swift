@@ -321,4 +321,67 @@ import VMFenceDetection
     #expect(engine.inspect(frames) == [[1], [1], [2], [2], [3]])
     #expect(engine.inspect(Frame().carrying("a").udp) == [])
   }
+
+  @Test("a side is an elephant once it sent much in a short time, and stays one")
+  func elephants() throws {
+    let rules = ["toserver", "toclient", "either", "both"].enumerated().map {
+      "alert udp any any -> any any (content:\"ask\"; flow.elephant:\($1); sid:\($0 + 1);)"
+    }.joined(separator: "\n")
+    let ask = Frame().carrying("ask").udp
+    let much = Frame().carrying(String(repeating: "x", count: 958)).udp
+    func asked(_ settings: [String: String], _ frames: [([UInt8], Duration)]) throws -> [UInt32] {
+      var engine = try EngineUnderTest(rules, dialect: .suricata, settings: settings)
+      for (frame, delay) in frames { _ = engine.inspect(frame, after: delay) }
+      return engine.inspect(ask)
+    }
+    let settings = ["flow.rate-tracking.bytes": "4000", "flow.rate-tracking.interval": "2"]
+    // Each is 1,000 bytes on the wire.
+    let quick = Array(repeating: (much, Duration.milliseconds(10)), count: 4)
+    #expect(try asked(settings, quick) == [1, 3])
+    #expect(try asked(settings, quick + [(ask, .seconds(20))]) == [1, 3], "it stays one")
+    #expect(try asked(settings, Array(quick.prefix(3))) == [])
+    #expect(try asked(settings, Array(repeating: (much, .seconds(1)), count: 30)) == [], "never so much at a time")
+    #expect(try asked([:], quick) == [], "nothing is much unless it is set")
+    let answers = Array(
+      repeating: (Frame().reply.carrying(String(repeating: "x", count: 958)).udp, Duration.zero), count: 4)
+    #expect(try asked(settings, [(ask, .zero)] + answers) == [2, 3])
+    #expect(try asked(settings, quick + answers) == [1, 2, 3, 4])
+    #expect(try asked(settings, quick + [(Frame(sourcePort: 9).carrying("ask").udp, .zero)]) == [1, 3])
+    var other = try EngineUnderTest(rules, dialect: .suricata, settings: settings)
+    for (frame, _) in quick { _ = other.inspect(frame) }
+    #expect(other.inspect(Frame(sourcePort: 9).carrying("ask").udp) == [], "another flow")
+  }
+
+  @Test("stream_reassemble turns a side's stream off and on", arguments: [RuleDialect.snort2, .snort3])
+  func reassembly(_ dialect: RuleDialect) throws {
+    func option(_ action: String, _ side: String, _ more: String = "") -> String {
+      dialect == .snort2
+        ? "stream_reassemble:\(action),\(side)\(more);" : "stream_reassemble:action \(action),direction \(side)\(more);"
+    }
+    for (side, expected) in [("client", false), ("server", true), ("both", false)] {
+      var engine = try EngineUnderTest(
+        """
+        alert tcp any any -> any any (content:"stop"; \(option("disable", side, ",noalert")) sid:1;)
+        alert tcp any any -> any any (content:"begin"; \(option("enable", "client")) sid:2;)
+        alert tcp any any -> any any (content:"over two segments"; sid:3;)
+        alert tcp any any -> any any (content:"again in two parts"; sid:4;)
+        """, dialect: dialect)
+      var connection = Connection()
+      var found: [UInt32] = []
+      for frame in connection.handshake() { found += engine.inspect(frame) }
+      for text in ["stop", "over two ", "segments"] {
+        found += engine.inspect(connection.fromClient(text))
+        found += engine.inspect(connection.fromServer("answer"))
+      }
+      #expect(found.contains(3) == expected, "\(side)")
+      #expect(!found.contains(1))
+      #expect(engine.statistic("stream_gaps") == 0)
+      found = []
+      for text in ["begin", "again in ", "two parts"] {
+        found += engine.inspect(connection.fromClient(text))
+        found += engine.inspect(connection.fromServer("answer"))
+      }
+      #expect(Set(found) == [2, 4], "\(side)")
+    }
+  }
 }

@@ -18,6 +18,10 @@ import VMFenceDetection
     alert udp any any -> any 99 (msg:"host"; content:"mark"; xbits:set,marked,track ip_src,expire 30; noalert; sid:13;)
     alert udp any any -> any 99 (msg:"host is marked"; content:"look"; xbits:isset,marked,track ip_src; sid:14;)
     alert tcp any any -> any any (msg:"by flow"; content:"again"; threshold:type threshold, track by_flow, count 2, seconds 60; sid:15;)
+    alert tcp any any -> any any (msg:"taken"; content:"second word"; pcre:"/count (me)/", flow:whom; sid:17;)
+    alert tcp any any -> any any (msg:"who it was"; content:"how many"; flowvar:whom,"me"; sid:18;)
+    alert udp any any -> any any (msg:"log the host"; content:"mark"; tag:host,4,packets,src; noalert; sid:19;)
+    alert tcp any any -> any any (msg:"log the flow"; content:"an answer"; tag:session,9,seconds; noalert; sid:20;)
     drop tcp any any -> any any (msg:"end it"; content:"end it"; flow:established; sid:16;)
     """
 
@@ -74,7 +78,7 @@ import VMFenceDetection
     return try EngineUnderTest(rules, isInline: isInline, flowCapacity: 256, hashKey: hashKey)
   }
 
-  /// The sids that fire, sorted by packet, with 9999 for one that is dropped; what waits at the end last.
+  /// The sids that fire, sorted by packet, with 9999 for one that is dropped and 8888 for one that is logged; what waits at the end last.
   private static func run(
     _ engine: inout EngineUnderTest, _ frames: ArraySlice<[UInt8]>, finishes: Bool, delay: Int64 = 0
   ) -> [[UInt32]] {
@@ -82,7 +86,8 @@ import VMFenceDetection
     for index in frames.indices {
       engine.now = Timestamp(seconds: 1_700_000_000 + Int64(index) + delay)
       let sids = engine.inspect(frames[index], after: .zero)
-      result.append((sids + (engine.output.verdict == .pass ? [] : [9999])).sorted())
+      let isTagged = engine.output.isTagged
+      result.append((sids + (engine.output.verdict == .pass ? [] : [9999]) + (isTagged ? [8888] : [])).sorted())
     }
     return result + [finishes ? engine.finish().sorted() : []]
   }
@@ -96,7 +101,7 @@ import VMFenceDetection
     let frames = Self.traffic
     var whole = try Self.engine(isInline: isInline)
     let expected = Self.run(&whole, frames[...], finishes: true)
-    #expect(Set(expected.joined()).isSuperset(of: [1, 2, 4, 5, 6, 12, 14, 15, 16]), "\(expected)")
+    #expect(Set(expected.joined()).isSuperset(of: [1, 2, 4, 5, 6, 12, 14, 15, 16, 17, 18, 8888]), "\(expected)")
     for cut in 1..<frames.count {
       var first = try Self.engine(isInline: isInline)
       var got = Self.run(&first, frames[..<cut], finishes: false)
@@ -121,7 +126,7 @@ import VMFenceDetection
   @Test("with another clock, what remained of times remains")
   func otherClock() throws {
     let frames = [Frame(destinationPort: 99).carrying("mark").udp, Frame(destinationPort: 99).carrying("look").udp]
-    for (wait, expected) in [(20, [[14], []]), (40, [[], []])] as [(Int64, [[UInt32]])] {
+    for (wait, expected) in [(20, [[14, 8888], []]), (40, [[8888], []])] as [(Int64, [[UInt32]])] {
       var first = try Self.engine()
       _ = Self.run(&first, frames[..<1], finishes: false)
       let state = first.inspector.saveState(at: Timestamp(seconds: 1_700_000_000), limit: 1 << 20)
@@ -175,6 +180,27 @@ import VMFenceDetection
     let error = #expect(throws: EngineStateError.self) { try first.inspector.restoreState(newer, at: nil) }
     #expect(error?.code == .unknownFormat)
     #expect(Self.run(&first, frames[16...], finishes: true) == expected)
+  }
+
+  @Test("a state of version 1, which had no tags and captured values, is taken over")
+  func olderVersion() throws {
+    let frames = Self.traffic
+    var first = try Self.engine()
+    _ = Self.run(&first, frames[..<8], finishes: false)
+    let state = first.inspector.saveState(at: Self.time(after: 8), limit: 1 << 20)
+    // Nothing was tagged or captured yet: both lists are a 0 each.
+    #expect(state.bytes.suffix(2) == [0, 0])
+    var older = Array(state.bytes.dropLast(2))
+    older[8] = 1
+    var sum: UInt64 = 0xCBF2_9CE4_8422_2325
+    for byte in older[24...] { sum = (sum ^ UInt64(byte)) &* 0x0000_0100_0000_01B3 }
+    for index in 0..<8 { older[16 + index] = UInt8(truncatingIfNeeded: sum >> UInt64(8 * index)) }
+    var second = try Self.engine()
+    _ = try second.inspector.restoreState(older, at: nil)
+    var third = try Self.engine()
+    _ = try third.inspector.restoreState(state.bytes, at: nil)
+    let rest = frames[8...]
+    #expect(Self.run(&second, rest, finishes: true) == Self.run(&third, rest, finishes: true))
   }
 
   @Test("a limit leaves out what matters least, and the rest is whole")

@@ -144,6 +144,60 @@ import VMFenceDetection
     }
   }
 
+  @Test(
+    "many segments over each other, in any order, are read as the first or the last of them says", arguments: 1...12)
+  func manyOverlaps(_ seed: UInt64) throws {
+    var random = SeededGenerator(seed: seed)
+    let length = Int.random(in: 200...900, using: &random)
+    // Enough to cover everything, and some more, each with other bytes.
+    var ranges: [Range<Int>] = []
+    var end = 0
+    while end < length {
+      let next = min(length, end + Int.random(in: 10...120, using: &random))
+      ranges.append(Int.random(in: 0...end, using: &random)..<next)
+      end = next
+    }
+    for _ in 0..<8 {
+      let start = Int.random(in: 0..<length, using: &random)
+      ranges.append(start..<min(length, start + Int.random(in: 1...150, using: &random)))
+    }
+    ranges.shuffle(using: &random)
+    let pieces = ranges.map { range in (range, range.map { _ in UInt8.random(in: 0x61...0x7A, using: &random) }) }
+    for (system, isFirst) in [("first", true), ("last", false)] {
+      var whole = [UInt8](repeating: 0, count: length)
+      for (range, bytes) in pieces {
+        for (place, byte) in zip(range, bytes) where !isFirst || whole[place] == 0 { whole[place] = byte }
+      }
+      var wire = try Wire(
+        "alert tcp any any -> any any (content:\"\(String(decoding: whole, as: UTF8.self))\"; sid:1;)",
+        settings: ["host-os-policy.default": system])
+      for (range, bytes) in pieces { wire.send(String(decoding: bytes, as: UTF8.self), at: range.lowerBound) }
+      wire.acknowledge(length)
+      #expect(wire.finish() == [1], "\(system): \(ranges)")
+    }
+  }
+
+  @Test("in Suricata a depth counts from the stream's beginning; a packet counts for itself")
+  func depthOfContents() throws {
+    let fixed = "alert tcp any any -> any any (content:\"ab\"; depth:4; content:\"z\"; distance:0; sid:1;)"
+    let negated = "alert tcp any any -> any any (content:\"z\"; content:!\"ab\"; depth:9; flow:only_stream; sid:2;)"
+    func found(_ rule: String, _ texts: [String]) throws -> [UInt32] {
+      var wire = try Wire(rule, dialect: .suricata)
+      for text in texts {
+        wire.send(text)
+        wire.acknowledge(text.utf8.count)
+        wire.send(wire.connection.fromServer("answer"))
+      }
+      return wire.finish()
+    }
+    #expect(try found(fixed, ["abz"]) == [1, 1], "once in the packet, once in the stream")
+    #expect(try found(fixed, ["....", "abz"]) == [1], "not at the stream's beginning")
+    #expect(try found(fixed, ["..a", "b..z"]) == [1], "the stream's beginning came in two parts")
+    #expect(try found(fixed, ["...a", "b..z"]) == [], "beyond the depth")
+    #expect(try found(negated, ["..", "..z"]) == [2])
+    #expect(try found(negated, ["....", "abz"]) == [])
+  }
+
   @Test("inline, what was let through first stays, and only that is inspected")
   func inlineOverlap() throws {
     let rules = """

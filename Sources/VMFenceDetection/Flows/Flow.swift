@@ -47,6 +47,9 @@ struct Flow: BitwiseCopyable {
     static let clientIsFirst = Marks(rawValue: 1)
     /// Not TCP: both ends have sent.
     static let isAnswered = Marks(rawValue: 2)
+    /// The client, the server has once sent as much as `flow.rate-tracking` calls much.
+    static let clientIsElephant = Marks(rawValue: 4)
+    static let serverIsElephant = Marks(rawValue: 8)
     /// Verdicts on the flow as a whole.
     static let isPassed = Marks(rawValue: 64)
     static let isDropped = Marks(rawValue: 128)

@@ -21,6 +21,8 @@ enum StateKind: UInt8 {
   /// `CaptureScope` (small 1); the hash of the variable's name (words 0, 1), what stands in its value (words 2, 3: offset in `patterns`,
   /// length).
   case variable = 136
+  /// `FlowSide` (small 2).
+  case elephant = 137
   /// Raw values of `StreamEvent` (`EventRecord`).
   case streamEvent = 160
   /// `TCPPhase` (small 1).
@@ -40,6 +42,8 @@ enum EffectKind: UInt8 {
   case hostBit = 197
   /// `TagEffect.Subject` (small 1); packets, bytes, seconds (words 0 ... 2).
   case tag = 198
+  /// `FlowSide` (small 1); small 2 is 1 when its stream is to be put together.
+  case reassembly = 199
 }
 
 /// Flags of `flowInteger` tests and effects: the operand (word 1) is another integer.
@@ -77,6 +81,7 @@ extension ImageBuilder {
         kind: StateKind.variable.rawValue, flags: test.isNegated ? OptionRecord.isNegated : 0,
         small1: test.scope.rawValue,
         words: Self.hashWords(test.name) + [offset(ofPattern: test.pattern), UInt32(test.pattern.count)])
+    case .elephant(let side): return OptionDraft(kind: StateKind.elephant.rawValue, small2: side.rawValue)
     case .tcpSession(let phase): return OptionDraft(kind: StateKind.tcpSession.rawValue, small1: phase.rawValue)
     }
   }
@@ -99,6 +104,8 @@ extension ImageBuilder {
       return OptionDraft(
         kind: EffectKind.hostBit.rawValue, small1: change.side.rawValue, small2: change.kind.rawValue,
         words: Self.hashWords(change.name) + [change.seconds])
+    case .reassembly(let side, let isOn):
+      return OptionDraft(kind: EffectKind.reassembly.rawValue, small1: side.rawValue, small2: isOn ? 1 : 0)
     case .tag(let tag):
       return OptionDraft(
         kind: EffectKind.tag.rawValue, small1: tag.subject.rawValue, words: [tag.packets, tag.bytes, tag.seconds])
@@ -183,7 +190,9 @@ struct VariableNames {
     switch test {
     case .flowBits(let test): add(test.bits, group: nil)
     case .flowInteger(let test): add(test.name, test.operand)
-    case .flow, .hostBit, .flowAge, .flowCount, .streamSize, .addresses, .streamEvent, .tcpSession, .variable: break
+    case .flow, .hostBit, .flowAge, .flowCount, .streamSize, .addresses, .streamEvent, .tcpSession, .variable,
+      .elephant:
+      break
     }
   }
 
@@ -191,7 +200,7 @@ struct VariableNames {
     switch effect {
     case .flowBits(let change): add(change.bits, group: change.group)
     case .flowInteger(let change): add(change.name, change.operand)
-    case .noAlert, .alert, .bypass, .hostBit, .tag: break
+    case .noAlert, .alert, .bypass, .hostBit, .tag, .reassembly: break
     }
   }
 

@@ -92,7 +92,11 @@ struct ImageBuilder {
   private static func flags(of rule: Rule) -> UInt8 {
     let dialect = rule.dialect == .suricata ? RuleRecord.isSuricata : 0
     let silent = rule.action == .sdrop || rule.action == .pass ? RuleRecord.isSilent : 0
-    let anchor = rule.tests.contains(where: \.hasFixedPlace) ? RuleRecord.isAnchored : 0
+    // Suricata's depths count from where the stream begins, so that they mean the same in every part of it.
+    let isAnchored = rule.tests.contains {
+      rule.dialect == .suricata ? $0.hasFixedPlace && !$0.hasDepth : $0.hasFixedPlace
+    }
+    let anchor = isAnchored ? RuleRecord.isAnchored : 0
     return dialect | anchor | silent | (rule.actsOnFlow ? RuleRecord.actsOnFlow : 0)
   }
 

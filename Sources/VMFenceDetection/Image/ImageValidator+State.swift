@@ -17,7 +17,7 @@ extension ImageValidator {
     case .flowAge: break
     case .flowCount:
       try require(FlowCount(rawValue: small1) != nil && FlowSide(rawValue: small2) != nil, "what is counted of a flow")
-    case .streamSize: try require(FlowSide(rawValue: small2) != nil, "the side of a stream")
+    case .streamSize, .elephant: try require(FlowSide(rawValue: small2) != nil, "the side of a stream")
     case .addresses:
       try require(HostSide(rawValue: small1) != nil, "which address it is")
       try require(word == noIndex || word < sections[.addressSets].count, "a set of addresses")
@@ -51,6 +51,7 @@ extension ImageValidator {
       try require(
         HostSide(rawValue: small1) != nil && HostBitChange.Kind(rawValue: small2) != nil, "what is done to a host's bit"
       )
+    case .reassembly: try require(FlowSide(rawValue: small1) != nil, "whose stream it is")
     case .tag: try require(TagEffect.Subject(rawValue: small1) != nil, "whose packets are logged")
     }
   }

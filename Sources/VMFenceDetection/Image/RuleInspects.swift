@@ -31,4 +31,6 @@ extension RuleTest {
     guard case .payload(let test) = self, case .content(let content) = test.check else { return false }
     return content.offset != nil || content.depth != nil
   }
+
+  var hasDepth: Bool { content?.depth != nil }
 }

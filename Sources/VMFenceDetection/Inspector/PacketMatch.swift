@@ -25,6 +25,8 @@ struct PacketMatch: ~Copyable {
   var isRewritten = false
   /// Put together from fragments, here or in a tunnel: no frame holds it.
   var isRebuilt = false
+  /// Of a window: how many bytes of its stream come before it.
+  var streamOffset = 0
   /// Of a window: where the bytes begin that were not inspected yet.
   var fresh = 0
   /// Of a window: from where on it is searched; what stands before is known by what `SnortInspector.found` holds.

@@ -186,7 +186,8 @@ extension SnortInspector {
     _ record: Int, _ match: borrowing PacketMatch, _ payload: RawSpan, _ frame: RawSpan, _ image: RawSpan
   ) -> Bool {
     guard match.fresh > 0 else { return optionsMatch(record, match, payload, frame, image) }
-    if optionsMatch(record, match, payload.extracting(match.fresh..<payload.byteCount), frame, image) { return true }
+    let fresh = payload.extracting(match.fresh..<payload.byteCount)
+    if optionsMatch(record, match, fresh, at: match.fresh, frame, image) { return true }
     guard image.u8(record + RuleRecord.flags) & RuleRecord.isAnchored == 0,
       optionsMatch(record, match, payload, frame, image)
     else { return false }
@@ -196,15 +197,17 @@ extension SnortInspector {
     return !captures || optionsMatch(record, match, payload, frame, image)
   }
 
+  /// `payload`: the payload or window, or a part of it that begins at `start`.
   private mutating func optionsMatch(
-    _ record: Int, _ match: borrowing PacketMatch, _ payload: RawSpan, _ frame: RawSpan, _ image: RawSpan
+    _ record: Int, _ match: borrowing PacketMatch, _ payload: RawSpan, at start: Int = 0, _ frame: RawSpan,
+    _ image: RawSpan
   ) -> Bool {
     matching.payloads.captured.forgetPending()
     let conditions = Int(image.u16le(record + RuleRecord.conditionCount))
-    let start =
+    let first =
       matching.sections[.options].offset + Int(image.u32le(record + RuleRecord.optionsStart)) * OptionRecord.stride
     for index in 0..<conditions {
-      let option = start + index * OptionRecord.stride
+      let option = first + index * OptionRecord.stride
       let number = image.u8(option + OptionRecord.kind)
       if let kind = HeaderKind(rawValue: number) {
         guard headerMatches(kind, option, match, payload.byteCount, frame, image) else { return false }
@@ -214,6 +217,6 @@ extension SnortInspector {
     }
     let payloads = Int(image.u16le(record + RuleRecord.payloadCount))
     return payloads == 0
-      || payloadMatches(start + conditions * OptionRecord.stride, record, match, payload, frame, image)
+      || payloadMatches(first + conditions * OptionRecord.stride, record, match, payload, at: start, frame, image)
   }
 }

@@ -52,9 +52,25 @@ extension SnortInspector {
     if packet.transport == .tcp {
       inspectTCP(&match, place, bytes, into: &output)
     } else {
-      if let toServer = match.flow?.toServer { flows[place].counts.add(bytes: bytes.byteCount, toServer: toServer) }
+      if let toServer = match.flow?.toServer { count(bytes.byteCount, place, toServer: toServer, match.timestamp) }
       compare(match, bytes.extracting(Self.payload(packet)), bytes, into: &output)
       noteAddresses(match)
+    }
+  }
+
+  /// Counts a packet of a flow.
+  @inline(__always)
+  mutating func count(_ bytes: Int, _ place: Int, toServer: Bool, _ time: Timestamp) {
+    flows[place].counts.add(bytes: bytes, toServer: toServer)
+    if settings.elephantBytes > 0 { noteRate(bytes, place, toServer: toServer, time) }
+  }
+
+  private mutating func noteRate(_ bytes: Int, _ place: Int, toServer: Bool, _ time: Timestamp) {
+    let mark = toServer ? Flow.Marks.clientIsElephant : .serverIsElephant
+    guard !flows[place].marks.contains(mark) else { return }
+    let identity = flows[place].identity
+    if flowRates.add(bytes, place, flow: identity, fromClient: toServer, at: time.nanoseconds) {
+      flows[place].marks.insert(mark)
     }
   }
 

@@ -6,7 +6,7 @@ extension SnortInspector {
   public mutating func restoreState(
     _ bytes: [UInt8], at now: Timestamp?
   ) throws(EngineStateError) -> EngineStateReport {
-    try Self.checkHeader(bytes)
+    let version = try Self.checkHeader(bytes)
     var reader = StateReader(Array(bytes[Self.stateHeaderLength...]))
     let saved = try reader.i64()
     let clock = StateClock(now: now?.nanoseconds ?? saved)
@@ -33,6 +33,12 @@ extension SnortInspector {
     }
     counts.datagrams.kept = fragments.waiting
     counts.datagrams.dropped = datagrams - fragments.waiting
+    var tags = TagTable(key: configuration.hashKey)
+    var captured = CapturedValues(key: configuration.hashKey)
+    if version >= 2 {
+      try restoreTags(names, identities, clock, &reader, into: &tags, &counts)
+      try restoreCaptures(identities, &reader, into: &captured, &counts)
+    }
     guard reader.isAtEnd else { throw StateReader.damaged("something follows its end") }
 
     self.flows = flows
@@ -41,26 +47,30 @@ extension SnortInspector {
     self.rates = rates
     self.bits = bits
     self.fragments = fragments
+    self.tags = tags
+    matching.payloads.captured = captured
     matching.remaining = remaining
     finishPlace = 0
     return counts.report
   }
 
-  private static func checkHeader(_ bytes: [UInt8]) throws(EngineStateError) {
+  /// Returns the version.
+  private static func checkHeader(_ bytes: [UInt8]) throws(EngineStateError) -> UInt32 {
     guard bytes.count > stateHeaderLength, Array(bytes[..<8]) == stateMagic else {
       throw EngineStateError(
         .unknownFormat, "this is no saved state of the engine", remedy: "name a file that was saved as one")
     }
     var header = StateReader(Array(bytes[8..<stateHeaderLength]))
     let (version, reserved, checksum) = (try header.u32(), try header.u32(), try header.u64())
-    guard version == stateVersion, reserved == 0 else {
+    guard (1...stateVersion).contains(version), reserved == 0 else {
       throw EngineStateError(
-        .unknownFormat, "the saved state has version \(version), this engine reads version \(stateVersion)",
-        remedy: "save and restore with the same version, or start without a saved state")
+        .unknownFormat, "the saved state has version \(version), this engine reads those up to \(stateVersion)",
+        remedy: "restore with a version that is not older, or start without a saved state")
     }
     guard Self.checksum(bytes[stateHeaderLength...]) == checksum else {
       throw StateReader.damaged("its checksum is another")
     }
+    return version
   }
 
   private static func names(_ reader: inout StateReader) throws(EngineStateError) -> [[UInt8]] {
@@ -190,6 +200,67 @@ extension SnortInspector {
       }
     }
     return remaining
+  }
+
+  /// `identities`: of the flows of the saved state here, by their numbers; 0: dropped.
+  private func restoreTags(
+    _ names: RestoredNames, _ identities: [UInt64], _ clock: StateClock, _ reader: inout StateReader,
+    into tags: inout TagTable, _ counts: inout StateCounts
+  ) throws(EngineStateError) {
+    while try reader.flag() {
+      let rule = try reader.u64()
+      var subject = TagTable.Subject()
+      var isKnown = names.rules[rule] != nil
+      if try reader.flag() {
+        subject.flow = try Self.identity(identities, &reader)
+        isKnown = isKnown && subject.flow != 0
+      } else {
+        subject.host = try reader.address()
+      }
+      let entry = TagTable.Entry(
+        rule: rule, subject: subject, packets: try reader.u64(), bytes: try reader.u64(),
+        expires: min(clock.time(try reader.i64()), clock.time(-TagTable.lifetime)))
+      guard isKnown else {
+        counts.tags.dropped += 1
+        continue
+      }
+      counts.tags.kept += 1
+      tags.adopt(entry)
+    }
+    counts.tags.kept -= Int(tags.evicted)
+    counts.tags.dropped += Int(tags.evicted)
+  }
+
+  private func restoreCaptures(
+    _ identities: [UInt64], _ reader: inout StateReader, into captured: inout CapturedValues,
+    _ counts: inout StateCounts
+  ) throws(EngineStateError) {
+    while try reader.flag() {
+      let owner = try Self.identity(identities, &reader)
+      let name = try reader.u64()
+      let value = try reader.text()
+      guard value.count <= CapturedValues.valueLimit else {
+        throw StateReader.damaged("a captured value that is too long")
+      }
+      guard owner != 0 else {
+        counts.captures.dropped += 1
+        continue
+      }
+      var entry = CapturedValues.Entry(
+        owner: owner, name: name, order: 0, length: UInt32(value.count), bytes: InlineArray(repeating: 0))
+      for (index, byte) in value.enumerated() { entry.bytes[index] = byte }
+      counts.captures.kept += 1
+      captured.adopt(entry)
+    }
+    counts.captures.kept -= Int(captured.evicted)
+    counts.captures.dropped += Int(captured.evicted)
+  }
+
+  /// Of the flow whose number comes next.
+  private static func identity(_ identities: [UInt64], _ reader: inout StateReader) throws(EngineStateError) -> UInt64 {
+    let number = Int(try reader.u32())
+    guard number < identities.count else { throw StateReader.damaged("something of no flow") }
+    return identities[number]
   }
 }
 

@@ -5,11 +5,12 @@ import VMFencePackets
 ///
 /// Format, little-endian: "VMFSTATE"; version (u32); 0 (u32); FNV-1a of what follows (u64; against damage, not against
 /// somebody); when it was saved (i64). Then, each entry after a 1 and each list ended by a 0: flows, rates, host bits,
-/// `dynamic` rules, datagrams. Before the flows stand the names of bits and integers, which flows name by number.
-/// Times are ages at the moment of saving. Rules are named by generator and signature.
+/// `dynamic` rules, datagrams, and from version 2 on tags and what flows captured. Before the flows stand the names of bits and integers,
+/// which flows name by number; the other lists name a flow by its number in this state. Times are ages at the moment of saving. Rules are
+/// named by generator and signature, captured values by the hash of their variable's name.
 extension SnortInspector {
   static let stateMagic = Array("VMFSTATE".utf8)
-  static let stateVersion: UInt32 = 1
+  static let stateVersion: UInt32 = 2
   static let stateHeaderLength = 24
 
   public func saveState(at now: Timestamp, limit: Int) -> SavedEngineState {
@@ -20,10 +21,14 @@ extension SnortInspector {
     saveNames(limit, &writer)
     // A quarter is for what is not about flows.
     let places = saveFlows(clock, limit - limit / 4, &writer, &counts)
-    saveRates(clock, limit, flows: places, &writer, &counts)
+    var numbers: [UInt64: Int] = [:]
+    for (number, place) in places.enumerated() { numbers[flows[place].identity] = number }
+    saveRates(clock, limit, numbers, &writer, &counts)
     saveHostBits(clock, limit, &writer, &counts)
     saveDynamicRules(&writer)
     saveDatagrams(clock, limit, &writer, &counts)
+    saveTags(clock, limit, numbers, &writer, &counts)
+    saveCaptures(limit, numbers, &writer, &counts)
     var whole = ByteWriter()
     whole.append(Self.stateMagic)
     whole.u32(Self.stateVersion)
@@ -91,11 +96,11 @@ extension SnortInspector {
 
   // MARK: The rest
 
+  /// `numbers`: of the flows that were saved, by their identity.
   private func saveRates(
-    _ clock: StateClock, _ limit: Int, flows places: [Int], _ writer: inout ByteWriter, _ counts: inout StateCounts
+    _ clock: StateClock, _ limit: Int, _ numbers: [UInt64: Int], _ writer: inout ByteWriter,
+    _ counts: inout StateCounts
   ) {
-    var numbers: [UInt64: Int] = [:]
-    for (number, place) in places.enumerated() { numbers[flows[place].identity] = number }
     for index in 0..<RateTable.capacity where rates.entries[index].place != 0 {
       let entry = rates.entries[index]
       let ports = rates.ports(of: index)
@@ -167,6 +172,52 @@ extension SnortInspector {
     }
     writer.u8(0)
   }
+
+  private func saveTags(
+    _ clock: StateClock, _ limit: Int, _ numbers: [UInt64: Int], _ writer: inout ByteWriter,
+    _ counts: inout StateCounts
+  ) {
+    for index in 0..<TagTable.capacity {
+      let entry = tags.entries[index]
+      guard entry.rule != 0, entry.expires >= clock.now, entry.packets > 0, entry.bytes > 0 else { continue }
+      let number = entry.subject.flow == 0 ? 0 : numbers[entry.subject.flow]
+      guard let number, writer.count + 64 <= limit else {
+        counts.tags.dropped += 1
+        continue
+      }
+      counts.tags.kept += 1
+      writer.u8(1)
+      writer.u64(entry.rule)
+      writer.flag(entry.subject.flow != 0)
+      if entry.subject.flow != 0 { writer.u32(UInt32(number)) } else { writer.address(entry.subject.host) }
+      writer.u64(entry.packets)
+      writer.u64(entry.bytes)
+      writer.i64(clock.age(entry.expires))
+    }
+    writer.u8(0)
+  }
+
+  /// What flows captured, the oldest first; what a packet captured is over with it.
+  private func saveCaptures(
+    _ limit: Int, _ numbers: [UInt64: Int], _ writer: inout ByteWriter, _ counts: inout StateCounts
+  ) {
+    let indices = (0..<CapturedValues.capacity).filter { matching.payloads.captured.entries[$0].owner != 0 }
+      .sorted { matching.payloads.captured.entries[$0].order < matching.payloads.captured.entries[$1].order }
+    for index in indices {
+      let entry = matching.payloads.captured.entries[index]
+      guard let number = numbers[entry.owner] else { continue }
+      guard writer.count + 24 + Int(entry.length) <= limit else {
+        counts.captures.dropped += 1
+        continue
+      }
+      counts.captures.kept += 1
+      writer.u8(1)
+      writer.u32(UInt32(number))
+      writer.u64(entry.name)
+      writer.name((0..<Int(entry.length)).map { entry.bytes[$0] })
+    }
+    writer.u8(0)
+  }
 }
 
 /// What came of each kind of thing.
@@ -178,8 +229,12 @@ struct StateCounts {
   var rates = EngineStateReport.Item("rates")
   var hostBits = EngineStateReport.Item("host bits")
   var datagrams = EngineStateReport.Item("datagrams")
+  var tags = EngineStateReport.Item("tags")
+  var captures = EngineStateReport.Item("captured values")
 
-  var report: EngineStateReport { EngineStateReport([flows, streams, variables, rates, hostBits, datagrams]) }
+  var report: EngineStateReport {
+    EngineStateReport([flows, streams, variables, rates, hostBits, datagrams, tags, captures])
+  }
 }
 
 extension Flow {

@@ -34,6 +34,11 @@ extension SnortInspector {
       guard let flow = match.flow, match.isTCP, let side = FlowSide(rawValue: small2) else { return false }
       let (client, server) = flows[flow.place].sequenceSizes
       return side.matches(client: client, server: server) { NumberRecord.matches(option, $0, image) }
+    case .elephant:
+      guard let flow = match.flow, let side = FlowSide(rawValue: small2) else { return false }
+      let marks = flows[flow.place].marks
+      let (client, server) = (marks.contains(.clientIsElephant), marks.contains(.serverIsElephant))
+      return side.matches(client: client ? 1 : 0, server: server ? 1 : 0) { $0 == 1 }
     case .addresses:
       guard let side = HostSide(rawValue: small1) else { return false }
       let header = matching.header
@@ -194,10 +199,29 @@ extension SnortInspector {
       case .flowInteger: if let owner = owner(match) { changeInteger(option, owner, image) }
       case .hostBit: changeHostBit(option, match, image)
       case .tag: tag(option, record, match, image)
+      case .reassembly:
+        if let side = FlowSide(rawValue: small1) {
+          setReassembly(side, isOn: image.u8(option + OptionRecord.small2) == 1, match)
+        }
       case nil: break
       }
     }
     return telling
+  }
+
+  /// What is buffered already is inspected all the same: a window of it may be what matched.
+  private mutating func setReassembly(_ side: FlowSide, isOn: Bool, _ match: borrowing PacketMatch) {
+    guard let place = match.flow?.place, match.isTCP else { return }
+    for ofClient in [true, false] where side != (ofClient ? .server : .client) {
+      var marks = flows[place].session[ofClient: ofClient].stream.marks
+      if !isOn {
+        marks.insert(.isOff)
+        marks.remove(.beginsAnew)
+      } else if marks.contains(.isOff) {
+        marks.insert(.beginsAnew)
+      }
+      flows[place].session[ofClient: ofClient].stream.marks = marks
+    }
   }
 
   /// Begins to log what follows.
@@ -212,7 +236,9 @@ extension SnortInspector {
     case nil: return
     }
     tags.add(
-      subject, rule: image.u64le(record + RuleRecord.gid), packets: image.u32le(OptionRecord.word(option, 0)),
+      subject,
+      rule: UInt64(image.u32le(record + RuleRecord.gid)) << 32 | UInt64(image.u32le(record + RuleRecord.sid)),
+      packets: image.u32le(OptionRecord.word(option, 0)),
       bytes: image.u32le(OptionRecord.word(option, 1)), seconds: image.u32le(OptionRecord.word(option, 2)),
       at: match.timestamp.nanoseconds)
   }

@@ -25,7 +25,7 @@ extension SnortInspector {
     // The acknowledgement that completes the handshake is a part of it.
     if segment.length == 0, !wasEstablished { seen.isEstablished = false }
     match.flow = seen
-    flows[place].counts.add(bytes: frame.byteCount, toServer: seen.toServer)
+    count(frame.byteCount, place, toServer: seen.toServer, match.timestamp)
     if step.isMidstream || step.isTakenUp {
       counters.midstream += 1
       let policy = settings.midstreamPolicy
@@ -168,7 +168,7 @@ extension SnortInspector {
     let wasFirst = flows[place].marks.contains(.clientIsFirst)
     setClient(place, isFirst: isForward != isAnswer)
     flows[place].firstSeen = time.nanoseconds
-    flows[place].marks.remove([.isPassed, .isDropped, .isBypassed])
+    flows[place].marks.remove([.isPassed, .isDropped, .isBypassed, .clientIsElephant, .serverIsElephant])
     var next = TCPSession()
     (next.client.policy, next.server.policy) =
       wasFirst == (isForward != isAnswer)
@@ -259,7 +259,11 @@ extension SnortInspector {
     into output: inout InspectionOutput
   ) -> Stored? {
     guard payload.byteCount > 0 else { return nil }
-    guard !flows[place].session[ofClient: fromClient].stream.marks.contains(.isOff) else { return nil }
+    if flows[place].session[ofClient: fromClient].stream.marks.contains(.isOff) {
+      guard flows[place].session[ofClient: fromClient].stream.marks.contains(.beginsAnew) else { return nil }
+      streams.releaseAll(&flows[place].session[ofClient: fromClient].stream)
+      flows[place].session[ofClient: fromClient].stream = StreamTrack(at: sequence)
+    }
     let kept = aboveDepth(
       payload.byteCount, at: sequence, flows[place].session[ofClient: fromClient].stream, &step.events)
     guard kept > 0 else { return nil }

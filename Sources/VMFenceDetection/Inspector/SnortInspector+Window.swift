@@ -36,6 +36,8 @@ extension SnortInspector {
         track.inspected = track.base &+ UInt32(truncatingIfNeeded: to)
         streams.release(&track, before: track.inspected &- UInt32(min(Self.overlap, to)))
       }
+      // What is not put together is not missing.
+      if flows[place].session[ofClient: ofClient].stream.marks.contains(.isOff) { break }
       // A FIN takes a number too.
       let final = end.marks.contains(.sentFin) ? Int(sequenceDistance(end.mapped(end.final), track.base)) : Int.max
       let known = extent == .all ? Int.max : Int(sequenceDistance(end.mapped(end.acknowledged), track.base))
@@ -48,6 +50,9 @@ extension SnortInspector {
       streams.release(&track, before: number)
       (track.inspected, track.chunkStart) = (number, number)
     }
+    // A rule that matched may have turned it off or on.
+    let now = flows[place].session[ofClient: ofClient].stream.marks
+    track.marks = track.marks.subtracting(.ofRules).union(now.intersection(.ofRules))
     setStream(track, place, ofClient)
   }
 
@@ -59,6 +64,7 @@ extension SnortInspector {
   @inline(__always)
   private func hasWindow(_ end: borrowing TCPEnd, _ ofClient: Bool, _ extent: Extent) -> Bool {
     guard end.stream.marks.contains(.isKnown) else { return false }
+    if end.stream.marks.contains(.isOff), end.stream.block == 0 { return false }
     let acknowledged = end.mapped(end.acknowledged)
     switch extent {
     case .all: return true
@@ -99,6 +105,7 @@ extension SnortInspector {
     var stream = PacketMatch(streamOf: match)
     // Bytes before were inspected, if they came before.
     stream.fresh = at - window.lowerBound
+    stream.streamOffset = max(0, Int(sequenceDistance(track.base, track.origin)) + window.lowerBound)
     counters.streamWindows += 1
     let position = streams.position(track, window)
     // SAFETY: comparing does not change the store.
@@ -128,6 +135,7 @@ extension SnortInspector {
     match.origin = origin
     match.packet.tunnelDepth = UInt8(truncatingIfNeeded: flows[place].key.protocolAndFamily >> 16)
     match.fresh = fresh
+    match.streamOffset = max(0, Int(sequenceDistance(track.base, track.origin)))
     match.missing = track.missing
     found = ofClient ? flows[place].clientFound : flows[place].serverFound
     if fresh > 0, found.isComplete(generation) {

@@ -39,6 +39,7 @@ public struct SnortInspector: PacketInspector, ~Copyable {
   var variables: FlowVariables
   var bits: HostBits
   var tags: TagTable
+  var flowRates: FlowRates
   /// Of the packet being inspected.
   var findings = Findings()
   /// Of the window being inspected: what the search finds in it, after what it found in the bytes before.
@@ -165,6 +166,7 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     rates = RateTable(key: configuration.hashKey)
     bits = HostBits(key: configuration.hashKey)
     tags = TagTable(key: configuration.hashKey)
+    flowRates = FlowRates(settings, places: flows.places)
     variables = FlowVariables(rules.variableShape, places: flows.places)
   }
 

@@ -31,7 +31,7 @@ extension PayloadMatcher {
       let cursor = Int(progress[base + level].cursor)
       let outcome =
         image.u8(record + OptionRecord.kind) == PayloadKind.content.rawValue
-        ? content(record, flags, base + level, cursor, bytes, image)
+        ? content(record, flags, base + level, cursor, subject, bytes, image)
         : test(record, flags, base + level, cursor, first, depth, subject, bytes, frame, image)
       switch outcome {
       case .holds(let next):
@@ -101,13 +101,19 @@ extension PayloadMatcher {
   }
 
   private mutating func content(
-    _ record: Int, _ flags: UInt8, _ level: Int, _ cursor: Int, _ bytes: RawSpan, _ image: RawSpan
+    _ record: Int, _ flags: UInt8, _ level: Int, _ cursor: Int, _ subject: Subject, _ bytes: RawSpan, _ image: RawSpan
   ) -> Outcome {
     let size = Int(image.u32le(OptionRecord.word(record, 1)))
     let search = ByteSearch(
       offset: sections[.patterns].offset + Int(image.u32le(OptionRecord.word(record, 0))), count: size,
       ignoresCase: flags & PayloadFlags.ignoresCase != 0)
-    let window = window(record, flags, cursor, size: size, count: bytes.byteCount, image)
+    var window = window(record, flags, cursor, size: size, count: bytes.byteCount, image)
+    if subject.streamStart > 0, flags & (PayloadFlags.hasDepth | PayloadFlags.isRelative) == PayloadFlags.hasDepth {
+      // What is negated does not hold there either.
+      let end = max(0, position(record, 0, image)) + position(record, 1, image) - subject.streamStart
+      guard end > 0 else { return .fails }
+      window.last = min(window.last, end - size)
+    }
     if flags & OptionRecord.isNegated != 0 {
       return stands(search, level, window, bytes, image) ? .fails : .holds(cursor: cursor)
     }

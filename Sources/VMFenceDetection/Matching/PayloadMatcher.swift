@@ -22,6 +22,8 @@ struct PayloadMatcher: ~Copyable {
   struct Subject {
     /// The rule's dialect, in what differs.
     var isSuricata: Bool
+    /// Suricata: how many bytes of the stream come before the buffer. A content's depth counts from the stream's beginning.
+    var streamStart = 0
   }
 
   private let inPlace = InPlace()
@@ -93,6 +95,8 @@ struct PayloadMatcher: ~Copyable {
     }
     let data = source == .payload ? dialectData(subject, frame) : range
     let raw = if let data { frame.extracting(data) } else { payload }
+    var subject = subject
+    if source != .payload { subject.streamStart = 0 }
     return contentsMatch(record, start, tests, first, depth, subject, raw, frame, image)
   }
 
@@ -107,6 +111,8 @@ struct PayloadMatcher: ~Copyable {
     }
     let record = sections[.transforms].offset + Int(image.u32le(OptionRecord.word(record, 0))) * TransformRecord.stride
     guard transform(record, transforms, depth: depth, raw, image: image) else { return false }
+    var subject = subject
+    subject.streamStart = 0
     // SAFETY: nothing writes to this scratch until the chain is done: deeper tests have scratch of their own.
     let made = unsafe depth == 0 ? scratch0.bytes : scratch2.bytes
     return chainMatches(start, tests, first, depth: depth, subject, unsafe made.bytes, frame: frame, image: image)

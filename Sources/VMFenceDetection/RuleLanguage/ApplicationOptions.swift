@@ -28,6 +28,12 @@ enum ApplicationOptions {
     case messageNumber
     /// An interface: `uuid UUID` or the bare identifier, then options with commas between.
     case interface
+    /// A length, and after a comma `raw` or `norm`.
+    case length
+    /// Suricata's `config`: `logging disable, type TYPE, scope SCOPE`.
+    case configuration
+    /// `MARK[/MASK][,packet|flow]`.
+    case mark
     /// A digest list's file.
     case file
     /// Whatever there is, but something.
@@ -82,7 +88,7 @@ enum ApplicationOptions {
       "gtp_type": .list([]), "gtp_version": .number(2), "gtp_info": .something, "cip_attribute": .number(65_535),
       "cip_class": .number(65_535), "cip_conn_path_class": .number(65_535), "cip_instance": .number(0xFFFF_FFFF),
       "cip_service": .number(127), "cip_status": .number(255), "enip_command": .number(65_535), "file_type": .list([]),
-      "appids": .list([]), "appid": .list([]), "soid": .something, "stream_reassemble": .list([]),
+      "appids": .list([]), "appid": .list([]), "soid": .something,
     ])
 
   private static let snort2 = merged(
@@ -93,7 +99,7 @@ enum ApplicationOptions {
       http_stat_msg http_uri
       """),
     [
-      "uricontent": .pattern, "urilen": .something, "http_encode": .something, "ftpbounce": .nothing,
+      "uricontent": .pattern, "urilen": .length, "http_encode": .something, "ftpbounce": .nothing,
       "file_group": .something, "logto": .text, "session": .word(words("all printable binary")), "resp": .list([]),
       "react": .anything,
     ])
@@ -176,7 +182,7 @@ enum ApplicationOptions {
       """),
     forms(.number(65_535), "ftp.dynamic_port ntp.stratum ntp.version mqtt.protocol_version"),
     [
-      "urilen": .something, "filesize": .number(.max), "dns.opcode": .numberOr(65_535, []),
+      "urilen": .length, "filesize": .number(.max), "dns.opcode": .numberOr(65_535, []),
       "dns.rcode": .numberOr(65_535, []), "dns.rrtype": .numberOr(65_535, []),
       "enip.status": .numberOr(0xFFFF_FFFF, []),
       "enip.revision": .something, "enip_command": .numberOr(65_535, []), "cip_service": .something,
@@ -201,7 +207,7 @@ enum ApplicationOptions {
       "ssl_state": .list(tlsStates), "ssl_version": .list(tlsVersions), "tls.version": .something,
       "tls_cert_notafter": .something, "tls_cert_notbefore": .something, "websocket.flags": .something,
       "websocket.opcode": .numberOr(255, []), "app-layer-event": .something, "app-layer-state": .something,
-      "app-layer-protocol": .list([]), "frame": .something, "config": .something, "template": .anything,
-      "nfq_set_mark": .something, "file.magic": .nothing,
+      "app-layer-protocol": .list([]), "frame": .something, "config": .configuration, "template": .anything,
+      "nfq_set_mark": .mark, "file.magic": .nothing,
     ])
 }

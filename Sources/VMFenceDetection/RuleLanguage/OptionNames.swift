@@ -2,8 +2,8 @@ import VMFenceCore
 
 /// The names of the options that each dialect has, so that one which is not evaluated yet is told from one that is
 /// misspelt and from one of another dialect.
-enum OptionNames {
-  static func known(in dialect: RuleDialect) -> Set<String> {
+package enum OptionNames {
+  package static func known(in dialect: RuleDialect) -> Set<String> {
     switch dialect {
     case .snort2: snort2
     case .snort3: snort3

@@ -15,7 +15,7 @@ extension Rule {
       switch effect {
       case .noAlert, .alert, .hostBit, .tag: true
       case .flowBits(let change): change.kind == .set
-      case .bypass, .flowInteger: false
+      case .bypass, .flowInteger, .reassembly: false
       }
     }
   }

@@ -10,6 +10,8 @@ struct RuleContext {
   /// Which rules are used at all, and which drop.
   var selectors = RuleSelectors()
   var dataSets = DataSets()
+  var reputations = Reputations()
+  var countries: CountryDatabase?
 
   init(variables: [String: String]) { self.variables = RuleVariables(variables) }
 }
@@ -260,6 +262,8 @@ package struct RuleFileParser {
     var options = RuleOptionParser(dialect: dialect, classes: context.classes) { scanner.place(at: $0) }
     options.references = context.references
     options.dataSets = context.dataSets
+    options.reputations = context.reputations
+    options.countries = context.countries
     if action == nil || action == .react {
       let name = scanner.bytes[start..<actionEnd].text
       options.unsupported.append(RuleFeature(name: "action `\(name)`", offset: start))

@@ -94,8 +94,39 @@ extension RuleOptionParser {
     case .messagePart: try checkMessagePart(name, value, hasNumber: false)
     case .messageNumber: try checkMessagePart(name, value, hasNumber: true)
     case .interface: try checkInterface(name, value)
+    case .length: try checkLength(name, value)
+    case .configuration: try checkConfiguration(name, value)
+    case .mark: try checkMark(name, value)
     default: break
     }
+  }
+
+  /// `urilen`: in Snort 2 `A<>B` has A and B in it.
+  private func checkLength(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>) throws(RuleProblem) {
+    let parts = value.split(at: UInt8(ascii: ","))
+    _ = try number(name, parts[0], maximum: 65_535, arrowIncludesEnds: dialect == .snort2)
+    for part in parts.dropFirst() { try checkWord(name, part, ["raw", "norm"]) }
+  }
+
+  private func checkConfiguration(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>) throws(RuleProblem) {
+    let known: [String: Set<String>] = [
+      "logging": ["disable"], "tracking": ["disable"], "type": ["tx", "flow", "packet"],
+      "scope": ["tx", "flow", "packet"],
+    ]
+    for argument in arguments(value) {
+      guard let words = known[argument.text] else {
+        throw RuleProblem(
+          argument.name.startIndex, "\(name.shown): \(argument.name.shown) is not known",
+          "write `config:logging disable, type TYPE, scope SCOPE;`")
+      }
+      try checkWord(name, required(argument.name, argument.value), words)
+    }
+  }
+
+  private func checkMark(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>) throws(RuleProblem) {
+    let parts = value.split(at: UInt8(ascii: ","))
+    for number in parts[0].split(at: UInt8(ascii: "/")) { _ = try integer(name, number, 0...0xFFFF_FFFF) }
+    for part in parts.dropFirst() { try checkWord(name, part, ["packet", "flow"]) }
   }
 
   private func checkWord(

@@ -30,12 +30,25 @@ extension RuleOptionParser {
     case "flow.pkts_toclient": try flowCount(.packets, .server, name, required(name, value))
     case "flow.bytes_toserver": try flowCount(.bytes, .client, name, required(name, value))
     case "flow.bytes_toclient": try flowCount(.bytes, .server, name, required(name, value))
+    case "stream_reassemble": try reassembly(name, required(name, value))
     case "stream_size": try streamSize(name, required(name, value))
     case "tcp.session": try tcpSession(name, required(name, value))
     case "tag": try tag(name, required(name, value))
+    case "iprep": try hostReputation(name, required(name, value))
+    case "geoip": try country(name, required(name, value))
+    case "flow.elephant": try elephant(name, required(name, value))
     default: return false
     }
     return true
+  }
+
+  private mutating func elephant(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>) throws(RuleProblem) {
+    let sides: [String: FlowSide] = ["toserver": .client, "toclient": .server, "either": .either, "both": .both]
+    guard let side = sides[value.text] else {
+      throw RuleProblem(
+        value.startIndex, "\(name.shown): \(value.shown) is not known", "write toserver, toclient, either or both")
+    }
+    tests.append(.state(.elephant(side)))
   }
 
   private mutating func tcpSession(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>) throws(RuleProblem) {
@@ -112,6 +125,32 @@ extension RuleOptionParser {
     tests.append(.state(.flowCount(count, side, try number(name, value, maximum: maximum))))
   }
 
+  /// Snort 2: `enable|disable,SIDE[,noalert][,fastpath]`. Snort 3: the same with `action` and `direction` before the first two.
+  private mutating func reassembly(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>) throws(RuleProblem) {
+    let parts = value.split(at: UInt8(ascii: ",")).map { part in
+      part.split(whereSeparator: { $0 == 0x20 || $0 == 0x09 }).map(\.text)
+    }
+    let isNamed = dialect == .snort3
+    let sides: [String: FlowSide] = ["client": .client, "server": .server, "both": .both]
+    func word(_ index: Int, _ label: String) -> String? {
+      guard index < parts.count, parts[index].count == (isNamed ? 2 : 1) else { return nil }
+      return !isNamed || parts[index][0] == label ? parts[index].last : nil
+    }
+    guard let action = word(0, "action"), action == "enable" || action == "disable",
+      let side = word(1, "direction").flatMap({ sides[$0] }),
+      parts.dropFirst(2).allSatisfy({ $0 == ["noalert"] || $0 == ["fastpath"] })
+    else {
+      throw RuleProblem(
+        value.startIndex, "\(name.shown): \(value.shown) is not understood",
+        isNamed
+          ? "write `action enable|disable, direction client|server|both`, and noalert or fastpath after commas"
+          : "write `enable|disable,client|server|both`, and noalert or fastpath after commas")
+    }
+    effects.append(.reassembly(side, isOn: action == "enable"))
+    if parts.contains(["noalert"]) { effects.append(.noAlert) }
+    if parts.contains(["fastpath"]) { effects.append(.bypass) }
+  }
+
   /// Snort 2 and Suricata: `SIDE,OPERATOR,NUMBER`, where the side is the sender. Snort 3: `NUMBER[,DIRECTION]`.
   private mutating func streamSize(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>) throws(RuleProblem) {
     let parts = value.split(at: UInt8(ascii: ","))
@@ -136,7 +175,7 @@ extension RuleOptionParser {
     tests.append(.state(.streamSize(side, test)))
   }
 
-  private static func comparison(_ sign: String, _ number: UInt32) -> NumberTest? {
+  static func comparison(_ sign: String, _ number: UInt32) -> NumberTest? {
     switch sign {
     case "=": NumberTest(UInt64(number))
     case "!=": NumberTest(low: number, high: number, isNegated: true)

@@ -36,6 +36,9 @@ struct RuleOptionParser {
   var buffer = RuleBuffer.payload
   /// Those that the rules before named, and this one.
   var dataSets = DataSets()
+  var reputations = Reputations()
+  /// nil: none was given.
+  var countries: CountryDatabase?
   /// What `requires` names and is not there.
   var unmetRequirement: String?
   private var seen = 0

@@ -19,6 +19,8 @@ package enum StateTest: Hashable, Sendable {
   /// How far a TCP connection is.
   case tcpSession(TCPPhase)
   case variable(VariableTest)
+  /// The side has sent much in a short time (`flow.rate-tracking`).
+  case elephant(FlowSide)
 }
 
 /// `tcp.session`. Raw values stand in images.
@@ -40,6 +42,8 @@ package enum StateEffect: Hashable, Sendable {
   case flowInteger(FlowIntegerChange)
   case hostBit(HostBitChange)
   case tag(TagEffect)
+  /// What the side sends from here on is put together and inspected as a stream, or no more.
+  case reassembly(FlowSide, isOn: Bool)
 }
 
 /// The `flow` option.

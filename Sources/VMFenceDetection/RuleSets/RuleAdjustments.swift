@@ -11,18 +11,28 @@ public struct RuleAdjustments: Hashable, Sendable {
   public var enabled: [RuleSource]
   public var disabled: [RuleSource]
   public var dropping: [RuleSource]
+  /// For `iprep`: categories, one `NUMBER,NAME,DESCRIPTION` in a line, and lists of `ADDRESS,CATEGORY,REPUTATION`, where the address may be
+  /// a network, the category is its number, and the reputation is from 0 to 127.
+  public var reputationCategories: [RuleSource]
+  public var reputations: [RuleSource]
+  /// For `geoip`: a database of countries in the MaxMind DB format; nil: rules that ask for countries are refused.
+  public var countryDatabase: RuleSource?
   /// The order of actions; nil: each dialect's own.
   public var actionOrder: RuleActionOrder?
 
   public init(
     filters: [RuleSource] = [], definitions: [RuleSource] = [], enabled: [RuleSource] = [], disabled: [RuleSource] = [],
-    dropping: [RuleSource] = [], actionOrder: RuleActionOrder? = nil
+    dropping: [RuleSource] = [], reputationCategories: [RuleSource] = [], reputations: [RuleSource] = [],
+    countryDatabase: RuleSource? = nil, actionOrder: RuleActionOrder? = nil
   ) {
     self.filters = filters
     self.definitions = definitions
     self.enabled = enabled
     self.disabled = disabled
     self.dropping = dropping
+    self.reputationCategories = reputationCategories
+    self.reputations = reputations
+    self.countryDatabase = countryDatabase
     self.actionOrder = actionOrder
   }
 }

@@ -28,6 +28,9 @@ package struct RuleSet: Sendable {
     ] {
       for source in sources { diagnostics += context.selectors.read(source, as: kind) }
     }
+    for source in adjustments.reputationCategories { diagnostics += context.reputations.readCategories(source) }
+    for source in adjustments.reputations { diagnostics += context.reputations.readLists(source) }
+    if let source = adjustments.countryDatabase { diagnostics += context.readCountries(source) }
     for source in adjustments.definitions { diagnostics += RuleFileParser.parse(source, in: &context).diagnostics }
     for source in request.sources {
       let parsed = RuleFileParser.parse(source, in: &context)

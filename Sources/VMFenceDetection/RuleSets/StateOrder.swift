@@ -38,7 +38,7 @@ struct StateOrder {
     case .flowBits(let test): return names(test.bits)
     case .flowInteger(let test): return [.flowInteger(test.name)]
     case .hostBit(let test): return [.hostBit(test.name)]
-    case .flow, .flowAge, .flowCount, .streamSize, .addresses, .streamEvent, .tcpSession: return []
+    case .flow, .flowAge, .flowCount, .streamSize, .addresses, .streamEvent, .tcpSession, .elephant: return []
     case .variable(let test): return [.captured(test.scope, test.name)]
     }
   }
@@ -53,7 +53,7 @@ struct StateOrder {
     case .flowBits(let change): names(change.bits)
     case .flowInteger(let change): [.flowInteger(change.name)]
     case .hostBit(let change): [.hostBit(change.name)]
-    case .noAlert, .alert, .bypass, .tag: []
+    case .noAlert, .alert, .bypass, .tag, .reassembly: []
     }
   }
 

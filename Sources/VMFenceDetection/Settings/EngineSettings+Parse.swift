@@ -46,6 +46,8 @@ extension EngineSettings {
     case "defrag.trackers": datagramCapacity = try setting.number(in: 8...1 << 20)
     case "defrag.max-frags": fragmentLimit = try setting.number(in: 2...8192)
     case "defrag.timeout": fragmentTimeout = try setting.number(in: 1...3600)
+    case "flow.rate-tracking.bytes": elephantBytes = try setting.size(in: 0...1 << 40)
+    case "flow.rate-tracking.interval": elephantInterval = try setting.number(in: 1...60)
     case "profiling.rules.enabled": profilesRules = try setting.boolean()
     case "packet-alert-max":
       let limit = try setting.number(in: 0...InspectionOutput.capacity)
@@ -95,7 +97,8 @@ extension EngineSettings {
     let single = [
       "defrag.max-frags", "defrag.memcap", "defrag.memcap-policy", "defrag.min-ttl", "defrag.timeout",
       "defrag.trackers",
-      "exception-policy", "flow.memcap-policy", "host-os-policy.default", "packet-alert-max", "profiling.rules.enabled",
+      "exception-policy", "flow.memcap-policy", "flow.rate-tracking.bytes", "flow.rate-tracking.interval",
+      "host-os-policy.default", "packet-alert-max", "profiling.rules.enabled",
       "stream.async-oneside",
       "stream.checksum-validation", "stream.drop-invalid", "stream.inline", "stream.memcap", "stream.memcap-policy",
       "stream.midstream", "stream.midstream-policy", "stream.min-ttl", "stream.reassembly.depth",

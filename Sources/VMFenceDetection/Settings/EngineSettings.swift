@@ -79,6 +79,11 @@ public struct EngineSettings: Sendable, Equatable {
 
   // MARK: Flows and alerts
 
+  /// `flow.rate-tracking.bytes` and `flow.rate-tracking.interval` (in seconds): what one side of a flow has to send in so short a time to
+  /// make it an elephant for the rest of its life (`flow.elephant`). 0 bytes: none is.
+  public var elephantBytes = 0
+  public var elephantInterval = 10
+
   /// `flow-timeouts.tcp.new`, `.established` and `.closed`; `flow-timeouts.udp.…`, `.icmp.…` and `.default.…` with `.new` and `.established`.
   /// In seconds.
   public var timeouts = FlowTimeouts()

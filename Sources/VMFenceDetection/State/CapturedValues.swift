@@ -27,7 +27,7 @@ struct CapturedValues: ~Copyable {
     var bytes = InlineArray<128, UInt8>(repeating: 0)
   }
 
-  private var entries = ZeroedTable<Entry>(count: capacity)
+  private(set) var entries = ZeroedTable<Entry>(count: capacity)
   private let placeHash: KeyedHash
   private var order: UInt64 = 0
   private var pending: [Pending]
@@ -65,19 +65,25 @@ struct CapturedValues: ~Copyable {
   }
 
   private mutating func set(_ value: Pending, _ owner: UInt64) {
-    let start = bucket(owner, value.name)
+    adopt(Entry(owner: owner, name: value.name, order: 0, length: value.length, bytes: value.bytes))
+  }
+
+  /// Puts in a value; its `order` becomes that of the newest.
+  mutating func adopt(_ new: Entry) {
+    let start = bucket(new.owner, new.name)
     var place = start
     for candidate in start..<start + Self.bucketPlaces {
       let entry = entries[candidate]
-      if entry.owner == owner, entry.name == value.name {
+      if entry.owner == new.owner, entry.name == new.name {
         place = candidate
         break
       }
       if entries[place].owner != 0, entry.owner == 0 || entry.order < entries[place].order { place = candidate }
     }
-    if entries[place].owner != 0, entries[place].owner != owner || entries[place].name != value.name { evicted += 1 }
+    if entries[place].owner != 0, entries[place].owner != new.owner || entries[place].name != new.name { evicted += 1 }
     order += 1
-    entries[place] = Entry(owner: owner, name: value.name, order: order, length: value.length, bytes: value.bytes)
+    entries[place] = new
+    entries[place].order = order
   }
 
   /// Whether the bytes at `pattern` of `image` stand in the value; nil when there is none.

@@ -27,7 +27,7 @@ struct TagTable: ~Copyable {
   /// Nothing is logged for longer than this without another match.
   static let lifetime: Int64 = 3600 * 1_000_000_000
 
-  private var entries = ZeroedTable<Entry>(count: capacity)
+  private(set) var entries = ZeroedTable<Entry>(count: capacity)
   private let placeHash: KeyedHash
   private var used = 0
   /// Where the next look for entries that are over begins.
@@ -47,11 +47,21 @@ struct TagTable: ~Copyable {
   mutating func add(
     _ subject: Subject, rule: UInt64, packets: UInt32, bytes: UInt32, seconds: UInt32, at now: Int64
   ) {
-    let start = bucket(subject)
+    let span = seconds == 0 ? Self.lifetime : min(Int64(seconds) * 1_000_000_000, Self.lifetime)
+    let (expires, overflow) = now.addingReportingOverflow(span)
+    adopt(
+      Entry(
+        rule: rule, subject: subject, packets: packets == 0 ? .max : UInt64(packets),
+        bytes: bytes == 0 ? .max : UInt64(bytes), expires: overflow ? .max : expires))
+  }
+
+  /// Puts in an entry with what is left of it.
+  mutating func adopt(_ new: Entry) {
+    let start = bucket(new.subject)
     var place = start
     for candidate in start..<start + Self.bucketPlaces {
       let entry = entries[candidate]
-      if entry.rule == rule, entry.subject == subject {
+      if entry.rule == new.rule, entry.subject == new.subject {
         place = candidate
         break
       }
@@ -59,14 +69,10 @@ struct TagTable: ~Copyable {
     }
     if entries[place].rule == 0 {
       used += 1
-    } else if entries[place].rule != rule || entries[place].subject != subject {
+    } else if entries[place].rule != new.rule || entries[place].subject != new.subject {
       evicted += 1
     }
-    let span = seconds == 0 ? Self.lifetime : min(Int64(seconds) * 1_000_000_000, Self.lifetime)
-    let (expires, overflow) = now.addingReportingOverflow(span)
-    entries[place] = Entry(
-      rule: rule, subject: subject, packets: packets == 0 ? .max : UInt64(packets),
-      bytes: bytes == 0 ? .max : UInt64(bytes), expires: overflow ? .max : expires)
+    entries[place] = new
   }
 
   /// Counts a packet of `count` bytes; true: it is to be logged.

@@ -151,6 +151,10 @@ struct StreamTrack: BitwiseCopyable {
     static let isOff = Marks(rawValue: 1)
     static let hasGap = Marks(rawValue: 2)
     static let isKnown = Marks(rawValue: 4)
+    /// `isOff` ends with the next segment, where the stream begins anew.
+    static let beginsAnew = Marks(rawValue: 8)
+    /// What rules change.
+    static let ofRules: Marks = [.isOff, .beginsAnew]
   }
 
   init() {}

@@ -58,7 +58,12 @@ extension ScenarioRules {
       definitions: try RuleFiles.read(all: definitions, dialect: .suricata),
       enabled: try RuleFiles.read(all: enabled, dialect: nil),
       disabled: try RuleFiles.read(all: disabled, dialect: nil),
-      dropping: try RuleFiles.read(all: dropping, dialect: nil), actionOrder: actionOrder)
+      dropping: try RuleFiles.read(all: dropping, dialect: nil),
+      reputationCategories: try RuleFiles.read(all: reputationCategories, dialect: nil),
+      reputations: try RuleFiles.read(all: reputationLists, dialect: nil),
+      countryDatabase: try countryDatabase.map { (file) throws(RuleLoading.Failure) in
+        try RuleFiles.read(file.path, dialect: nil, at: file.place)
+      }, actionOrder: actionOrder)
   }
 }
 #endif

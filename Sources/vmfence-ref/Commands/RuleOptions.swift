@@ -28,6 +28,18 @@ struct RuleOptions: ParsableArguments {
   @Option(name: .customLong("drop-list"), parsing: .singleValue, help: "A file of rules to let drop instead of alert.")
   var dropping: [String] = []
 
+  @Option(
+    parsing: .singleValue, help: "A file of categories for `iprep`: NUMBER,NAME,DESCRIPTION in each line.")
+  var reputationCategories: [String] = []
+
+  @Option(
+    name: .customLong("reputation-list"), parsing: .singleValue,
+    help: "A file of reputations for `iprep`: ADDRESS,CATEGORY,REPUTATION in each line.")
+  var reputationLists: [String] = []
+
+  @Option(help: "A database of countries for `geoip`, in the MaxMind DB format.")
+  var countryDatabase: String?
+
   @Option(help: "The order of actions, for example `pass,drop,reject,alert`. Each dialect's own when not given.")
   var actionOrder: RuleActionOrder?
 
@@ -43,6 +55,9 @@ struct RuleOptions: ParsableArguments {
     rules.enabled = named(enabled)
     rules.disabled = named(disabled)
     rules.dropping = named(dropping)
+    rules.reputationCategories = named(reputationCategories)
+    rules.reputationLists = named(reputationLists)
+    rules.countryDatabase = countryDatabase.map { ScenarioRules.File(path: $0) }
     rules.actionOrder = actionOrder
     let names = Dictionary(variables.map { ($0.name, $0.value) }, uniquingKeysWith: { $1 })
     let sources = try RuleFiles.read(all: named(files), dialect: dialect)

@@ -43,12 +43,16 @@ struct ScenarioRules: Sendable {
   var enabled: [File] = []
   var disabled: [File] = []
   var dropping: [File] = []
+  var reputationCategories: [File] = []
+  var reputationLists: [File] = []
+  var countryDatabase: File?
   var actionOrder: RuleActionOrder?
 
   /// All files that there are, patterns resolved; a pattern that stands for none is itself.
   var allFiles: [File] {
     let named = catalog.common + catalog.byService.values.flatMap(\.self) + catalog.byDomain.values.flatMap(\.self)
-    return (named + filters + definitions + enabled + disabled + dropping).flatMap { file in
+    let others = filters + definitions + enabled + disabled + dropping + reputationCategories + reputationLists
+    return (named + others + [countryDatabase].compactMap(\.self)).flatMap { file in
       ((try? RuleFiles.expand(file.path, at: file.place)) ?? [file.path]).map { File(path: $0, place: file.place) }
     }
   }

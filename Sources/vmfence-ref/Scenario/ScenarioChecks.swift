@@ -131,6 +131,9 @@ struct RulesSection {
     rules.enabled = files(map, "enable-list")
     rules.disabled = files(map, "disable-list")
     rules.dropping = files(map, "drop-list")
+    rules.reputationCategories = files(map, "reputation-categories")
+    rules.reputationLists = files(map, "reputation-lists")
+    rules.countryDatabase = files(map, "country-database").first
     rules.actionOrder = map.value("action-order", expected: "pass, drop, reject and alert in some order") {
       RuleActionOrder($0)
     }
