@@ -85,6 +85,16 @@ package struct SHA256: Sendable {
   @inline(__always)
   private static func rotate(_ word: UInt32, _ by: UInt32) -> UInt32 { word &>> by | word &<< (32 &- by) }
 
+  @inline(__always)
+  private static func round(
+    _ a: UInt32, _ b: UInt32, _ c: UInt32, _ d: inout UInt32, _ e: UInt32, _ f: UInt32, _ g: UInt32, _ h: inout UInt32,
+    _ word: UInt32
+  ) {
+    let t1 = h &+ (rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)) &+ (g ^ e & (f ^ g)) &+ word
+    d = d &+ t1
+    h = t1 &+ (rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22)) &+ (a & b | c & (a | b))
+  }
+
   private static func compress(_ block: InlineArray<64, UInt8>, into state: inout InlineArray<8, UInt32>) {
     // SAFETY: UInt8 has no padding, so every byte of the array is initialised.
     compress(unsafe block.span.bytes, count: 1, into: &state)
@@ -105,19 +115,18 @@ package struct SHA256: Sendable {
       }
       var (a, b, c, d) = (state[0], state[1], state[2], state[3])
       var (e, f, g, h) = (state[4], state[5], state[6], state[7])
-      for index in 0..<64 {
-        let s1 = rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)
-        let t1 = h &+ s1 &+ ((e & f) ^ (~e & g)) &+ k[index] &+ words[index]
-        let s0 = rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22)
-        let t2 = s0 &+ ((a & b) ^ (a & c) ^ (b & c))
-        h = g
-        g = f
-        f = e
-        e = d &+ t1
-        d = c
-        c = b
-        b = a
-        a = t1 &+ t2
+      var index = 0
+      while index < 64 {
+        // After eight rounds every word is in its own place again: nothing is moved from one to the next.
+        round(a, b, c, &d, e, f, g, &h, k[index] &+ words[index])
+        round(h, a, b, &c, d, e, f, &g, k[index &+ 1] &+ words[index &+ 1])
+        round(g, h, a, &b, c, d, e, &f, k[index &+ 2] &+ words[index &+ 2])
+        round(f, g, h, &a, b, c, d, &e, k[index &+ 3] &+ words[index &+ 3])
+        round(e, f, g, &h, a, b, c, &d, k[index &+ 4] &+ words[index &+ 4])
+        round(d, e, f, &g, h, a, b, &c, k[index &+ 5] &+ words[index &+ 5])
+        round(c, d, e, &f, g, h, a, &b, k[index &+ 6] &+ words[index &+ 6])
+        round(b, c, d, &e, f, g, h, &a, k[index &+ 7] &+ words[index &+ 7])
+        index &+= 8
       }
       state[0] &+= a
       state[1] &+= b
