@@ -61,7 +61,12 @@ struct DiskPathTests {
     go_on
     kill -9 $(pidof vmfence-disk); go_on; appended killed 1
     kill -TERM $keeper; wait $keeper; echo "result mode: $(mode)"; keep; go_on; appended restarted 2
+    # Who answers until the disk is led past its process dies, too, if it can be met in that moment.
+    (until [ -e /met ] || [ "$(mode)" = past ]; do
+      for other in $(grep -l 'sock[.]past' /proc/[0-9]*/cmdline); do kill -9 ${other//[!0-9]/} && touch /met; done
+    done) 2>/dev/null &
     disk-path bypass web; until_mode past; go_on; echo past >> /mnt/d/etc/passwd; sync
+    ls /met | tell met
     disk-path restore web; until_mode through; go_on; appended restored 3
     touch /stop; wait $writer
     grep -c 'vmfence-web /mnt/d ext4 rw' /proc/mounts | tell mounted
