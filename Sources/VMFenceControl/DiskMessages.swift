@@ -159,8 +159,8 @@ public struct DiskFileEvent: Codable, Sendable, Hashable {
   }
 }
 
-/// A line between the answers to a follower of a disk's process: an event with its number, or how many the process had no room to keep since
-/// the last line.
+/// A line between the answers to a follower of a disk's process: an event with its number, or how many the process had no room for since the
+/// last line, with the number of the last of them.
 package struct DiskEventLine: Codable {
   package var ok = true
   package var event: DiskFileEvent?

@@ -12,7 +12,7 @@ final class ControlDesk {
   static let requestLimit = 64 << 10
   /// What may wait for a client that does not read, in bytes; an answer is shorter.
   private static let waitingBytes = 256 << 10
-  /// Of events, so that there is room for an answer.
+  /// Of events, so that there is room for an answer; and how long one may be.
   private static let waitingEventBytes = 128 << 10
   /// How long a client may say nothing.
   static let patience = Duration.seconds(30)
@@ -57,15 +57,13 @@ final class ControlDesk {
 
     /// Hands on events, as many as there is room for.
     mutating func take(from backlog: DiskEventBacklog) {
-      while !isDeaf, let (next, acknowledged) = events, next < backlog.end, output.count < ControlDesk.waitingEventBytes
+      while !isDeaf, let (next, acknowledged) = events, next < backlog.end,
+        output.count < ControlDesk.waitingEventBytes
       {
-        if let line = backlog[next] {
-          guard put(line) else { break }
-          events = (next + 1, acknowledged)
-        } else {
-          guard put(ControlDesk.encode(DiskEventLine(lost: backlog.first - next))) else { break }
-          events = (backlog.first, acknowledged)
-        }
+        let line = backlog[next].flatMap { $0.count <= ControlDesk.waitingEventBytes ? $0 : nil }
+        let after = line == nil ? max(next + 1, backlog.first) : next + 1
+        guard put(line ?? ControlDesk.encode(DiskEventLine(number: after - 1, lost: after - next))) else { return }
+        events = (after, acknowledged)
         flush()
       }
     }
