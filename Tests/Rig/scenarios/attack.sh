@@ -45,6 +45,5 @@ until_true 30 "the next daemon puts the ban back" blocked
 until_true 60 "all are inspected again" eval 'has web state inspecting && has bad state inspecting'
 grep -ac '"event_type":"alert"' /var/log/vmfence/eve.json
 
-kill $daemon; wait $daemon
-[ $? -eq 0 ] && ok "the daemon stops when it is asked to" || fail "the daemon ended with $?"
+daemon_stop
 finish

@@ -1,4 +1,5 @@
-# Live migration on one host, save and restore: rules and bans with what remains of their time go on under the new number, behind the barrier.
+# Live migration on one host, save and restore: rules, bans with what remains of their time, and what the detector remembers go on under the new number,
+# behind the barrier.
 exec 2>&1
 . /share/library.sh
 
@@ -6,6 +7,11 @@ exec 2>&1
 DOMU_IP=10.77.0.12 domu_cfg web "$(vif 00:16:3e:00:00:02 10.77.0.12)" | sed 's/type="pv"/type="pvh"/' >/tmp/web.cfg
 sed -i 's/script=vif-bridge/script=vif-vmfence/' /tmp/web.cfg
 printf 'VIF_SCRIPT=vif-bridge\nTIMEOUT=30s\nFAIL=closed\n' >/etc/vmfence/barrier.conf
+# The second alerts only in a connection in which the first was seen; at once, and not at the end of the stream.
+cat >>/var/lib/vmfence/rig.rules <<'RULES'
+alert tcp any any -> any 5556 (msg:"RIG first"; flow:to_server,established,no_stream; content:"first"; flowbits:set,rig; flowbits:noalert; sid:1000203; rev:1;)
+alert tcp any any -> any 5556 (msg:"RIG second"; flow:to_server,established,no_stream; content:"second"; flowbits:isset,rig; sid:1000204; rev:1;)
+RULES
 daemon_start
 xl create -q /tmp/web.cfg && domu_wait web 200 || { fail "a PVH guest comes up"; finish; }
 until_true 60 "a PVH guest is inspected" has web state inspecting
@@ -17,6 +23,17 @@ until_true 30 "and a ban in force" banned
 ping -q -c 2 -W 5 10.77.0.12 >/dev/null
 until_true 30 "its packets are seen" eval '[ "$(domain web alerts)" -ge 2 ]'
 
+# A connection to the guest, which goes on wherever the guest goes.
+domu_exec web '(tail -f /dev/null | nc -l -p 5556 >/tmp/got 2>&1) & echo listening' 20
+for i in 1 2 3 4 5 6 7 8 9 10; do { exec 7<>/dev/tcp/10.77.0.12/5556; } 2>/dev/null && break; sleep 1; done
+echo first >&7
+until_true 30 "a connection to the guest stands" eval 'domu_exec web "cat /tmp/got" 20 | grep -q first'
+# remembers COUNT : whether the rule that needs what was seen before has alerted so often, after one packet more.
+remembers() {
+  echo second >&7
+  until_true 30 "its detector remembers the connection" eval '[ "$(grep "\"event_type\":\"alert\"" /var/log/vmfence/eve.json | grep -c 1000204)" -eq '"$1"' ]'
+}
+
 # migrate : to this host; the domain's number is another one then.
 migrate() { xl migrate -s '' web 'xl migrate-receive'; }
 before=$(xl domid web)
@@ -26,10 +43,11 @@ has web uuid "$uuid" && ok "with its UUID" || fail "its UUID"
 until_true 30 "the ban stands at its new port, with what remained of its time" banned
 until_true 60 "it answers" ping -c 1 -W 2 10.77.0.12
 until_true 30 "and its packets are seen" eval '[ "$(domain web alerts)" -ge 1 ]'
+remembers 1
 
 before=$(xl domid web)
 xl save web /tmp/web.sav >/dev/null 2>&1
-[ -f "/var/lib/vmfence/detectors/$uuid.state" ] && ok "what the detector of a saved guest remembers is kept" || fail "no state was kept"
+until_true 20 "what the detector of a saved guest remembers is kept" [ -f "/var/lib/vmfence/detectors/$uuid.state" ]
 # The daemon is another one meanwhile.
 kill $daemon; wait $daemon
 daemon_start
@@ -38,6 +56,7 @@ until_true 60 "it is there again after save and restore" eval '[ "$(xl domid web
 grep -q "goes on with [0-9]* bytes of saved state" /var/log/vmfence/daemon.log && ok "its detector was given that" || fail "its detector was not given that"
 until_true 30 "the ban stands at its new port" banned
 until_true 60 "it answers" ping -c 1 -W 2 10.77.0.12
+remembers 2
 
 # A migration that nobody takes: it goes on here, as it was.
 before=$(xl domid web)
@@ -45,8 +64,10 @@ xl migrate -s '' web 'false' >/dev/null 2>&1 && fail "a migration to nobody succ
 until_true 60 "after a migration that failed it goes on, and is inspected" eval '[ "$(xl domid web)" = "$before" ] && has web state inspecting && ping -c 1 -W 2 10.77.0.12'
 banned && ok "and its ban is in force" || fail "its ban is gone"
 
+grep -a "have one UUID" /var/log/vmfence/daemon.log && fail "a migration was taken for an error" || ok "no migration was taken for an error"
+grep -aE "domain-[0-9]" /var/log/vmfence/daemon.log /var/log/vmfence/eve.json && fail "a guest went by its number" || ok "no guest ever went by its number"
+
 xl destroy web
 until_true 30 "a destroyed guest is gone" lacks web
-kill $daemon; wait $daemon
-[ $? -eq 0 ] && ok "the daemon stops when it is asked to" || fail "the daemon ended with $?"
+daemon_stop
 finish
