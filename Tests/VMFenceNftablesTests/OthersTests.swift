@@ -72,6 +72,28 @@ struct OthersTests {
     #expect(try network.run("nft list table bridge other").contains("chain mine"))
   }
 
+  @Test("a listing is whole whether the kernel says how many elements there are, says nothing, or counts others, too")
+  func listings() async throws {
+    let sink = try open(.init(holdsTable: false))
+    try await sink.update(ports: bridgePorts)
+    let measures =
+      (0..<500).map { block("10.78.\($0 / 250).\($0 % 250)", for: vm1, decision: $0 + 1) }
+      + (0..<100).map { block("fd78:0:0:\($0)::/64", seconds: nil, decision: $0 + 600) }
+    try await sink.change(add: measures)
+    try network.inside {
+      var contents = try SinkContents(
+        .init(holdsTable: false), socket: NetlinkSocket.open(), batch: Batch.make(), isOwned: false)
+      var image = try #require(try contents.readTable())
+      let counts = image.elementCounts
+      #expect(counts.isEmpty || counts["block4"] == 500 && counts["hostnet6-64"] == 100)
+      for said in [counts, [:], counts.mapValues { $0 + 1 }] {
+        image.elementCounts = said
+        let elements = try contents.readElements(of: image)
+        #expect(elements.count == 600 && Set(elements.compactMap(\.measureKey)) == Set(measures.map(\.key)))
+      }
+    }
+  }
+
   @Test("an owned table cannot be flushed by others, outlives its owner, and is taken over with its measures")
   func ownership() async throws {
     var sink: NftablesSink? = try open(.init())

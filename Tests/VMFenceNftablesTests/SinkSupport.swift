@@ -34,7 +34,7 @@ extension NftablesSink {
   }
 }
 
-/// Waits until `condition` holds, 10 s at most.
+/// Waits until `condition` holds, 30 s at most.
 func eventually(_ condition: () async throws -> Bool) async rethrows -> Bool {
   for _ in 0..<1500 {
     if try await condition() { return true }

@@ -379,20 +379,20 @@ extension EnforcementCoordinator {
   }
 
   private func difference(of state: FirewallState, at time: Timestamp) -> Difference {
-    var held: [FirewallMeasure.Key: FirewallMeasure] = [:]
-    for measure in state.measures { held[measure.key] = measure }
+    // The ends of those that are held; what is wanted, too, is taken out.
+    var held = Dictionary<FirewallMeasure.Key, Timestamp?>(minimumCapacity: state.measures.count)
+    for measure in state.measures { held[measure.key] = .some(measure.expires) }
     var difference = Difference()
-    var wanted: Set<FirewallMeasure.Key> = []
     for measure in updater.measuresInForce where measure.expires.map({ time < $0 }) ?? true {
-      wanted.insert(measure.key)
-      if held[measure.key].map({ Self.haveSameEnd($0, measure) }) != true { difference.missing.append(measure) }
+      let end = held.removeValue(forKey: measure.key)
+      if end.map({ Self.isSameEnd($0, measure.expires) }) != true { difference.missing.append(measure) }
     }
-    difference.unexpected = state.measures.filter { !wanted.contains($0.key) }
+    if !held.isEmpty { difference.unexpected = state.measures.filter { held[$0.key] != nil } }
     return difference
   }
 
-  private static func haveSameEnd(_ a: FirewallMeasure, _ b: FirewallMeasure) -> Bool {
-    guard let first = a.expires, let second = b.expires else { return a.expires == b.expires }
+  private static func isSameEnd(_ a: Timestamp?, _ b: Timestamp?) -> Bool {
+    guard let first = a, let second = b else { return a == b }
     let distance = first - second
     return distance <= expiryTolerance && .zero - distance <= expiryTolerance
   }

@@ -41,6 +41,12 @@ struct MeasureRegister: Sendable {
     entries.values.lazy.map(\.measure).filter { $0.key.scope == .host || $0.key.scope == .domain(domain) }
   }
 
+  /// Makes room for so many more.
+  mutating func reserve(_ more: Int) {
+    entries.reserveCapacity(entries.count + more)
+    timers.reserveCapacity(timers.count + more)
+  }
+
   /// Adds a measure, or replaces the one with its key.
   mutating func insert(_ entry: Entry) {
     revision += 1

@@ -7,6 +7,7 @@ extension PolicyUpdater {
   ///
   /// - Returns: the decisions that follow: what ran out in the meantime is lifted.
   public mutating func restore(_ decisions: [Decision], at time: Timestamp) -> [Decision] {
+    register.reserve(min(decisions.count, policy.capacities.measures))
     for decision in decisions {
       restore(decision.time > time ? decision.shifted(by: time - decision.time) : decision)
     }

@@ -66,8 +66,8 @@ struct ReadElement {
   var key: [UInt8]
   /// nil: not ours.
   var tag: ElementTag?
-  /// What is left of its time, in milliseconds; nil: no end.
-  var left: UInt64?
+  /// When it ends on the kernel's clock, in nanoseconds; nil: never.
+  var deadline: UInt64?
   var count: TrafficCount?
   /// The limit that it names.
   var limit: String?
@@ -75,17 +75,21 @@ struct ReadElement {
   static func forEach(
     in message: NetlinkMessage, _ bytes: RawSpan, of set: SetName, _ body: (ReadElement) -> Void
   ) throws(NetlinkError) {
-    try forEachItem(in: message, bytes) { (item) throws(NetlinkError) in body(try ReadElement(item, bytes, set)) }
+    // The kernel says what is left when it writes the message, and a long listing takes a while.
+    let now = SinkContents.now
+    try forEachItem(in: message, bytes) { (item) throws(NetlinkError) in
+      body(try ReadElement(item, bytes, set, at: now))
+    }
   }
 
   /// The keys only, of any set.
   static func forEachKey(
-    in message: NetlinkMessage, _ bytes: RawSpan, _ body: ([UInt8]) -> Void
+    in message: NetlinkMessage, _ bytes: RawSpan, _ body: (NetlinkAttribute) -> Void
   ) throws(NetlinkError) {
     try forEachItem(in: message, bytes) { (item) throws(NetlinkError) in
       try NetlinkAttribute.forEach(in: bytes, item) { (part) throws(NetlinkError) in
         guard part.type == 1 else { return }
-        try NetlinkAttribute.forEach(in: bytes, part.value) { if $0.type == 1 { body($0.copiedBytes(bytes)) } }
+        try NetlinkAttribute.forEach(in: bytes, part.value) { if $0.type == 1 { body($0) } }
       }
     }
   }
@@ -101,9 +105,9 @@ struct ReadElement {
   }
 
   /// Attributes of an element: key 1 (value 1), expiration 5, user data 6, expression 7, object 9, expressions 11.
-  init(_ item: Range<Int>, _ bytes: RawSpan, _ set: SetName) throws(NetlinkError) {
+  private init(_ item: Range<Int>, _ bytes: RawSpan, _ set: SetName, at now: UInt64) throws(NetlinkError) {
     var element = (
-      key: [UInt8](), tag: ElementTag?.none, left: UInt64?.none, count: TrafficCount?.none, limit: String?.none
+      key: [UInt8](), tag: ElementTag?.none, deadline: UInt64?.none, count: TrafficCount?.none, limit: String?.none
     )
     try NetlinkAttribute.forEach(in: bytes, item) { (part) throws(NetlinkError) in
       switch part.type {
@@ -111,7 +115,7 @@ struct ReadElement {
         try NetlinkAttribute.forEach(in: bytes, part.value) { value in
           if value.type == 1 { element.key = value.copiedBytes(bytes) }
         }
-      case 5: element.left = try part.u64(bytes)
+      case 5: element.deadline = SinkContents.deadline(in: try part.u64(bytes), from: now)
       case 6: element.tag = ElementTag(bytes, part.value)
       case 7: element.count = try TrafficCount(expression: part.value, bytes)
       case 9: element.limit = part.text(bytes)
@@ -120,7 +124,7 @@ struct ReadElement {
       }
     }
     self.set = set
-    (key, tag, left, count, limit) = element
+    (key, tag, deadline, count, limit) = element
   }
 
   var place: ElementPlace { ElementPlace(set: set, key: key) }

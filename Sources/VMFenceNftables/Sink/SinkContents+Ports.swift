@@ -85,7 +85,7 @@ extension SinkContents {
         var keys: Set<[UInt8]> = []
         try socket.ask(.elements, family: .bridge, table: configuration.table, set: set) {
           (message, bytes) throws(NetlinkError) in
-          try ReadElement.forEachKey(in: message, bytes) { keys.insert($0) }
+          try ReadElement.forEachKey(in: message, bytes) { keys.insert($0.copiedBytes(bytes)) }
         }
         return keys
       } catch .interrupted {

@@ -5,8 +5,8 @@ extension SinkContents {
   /// What was found of one measure.
   private struct Found {
     var elements = 0
-    /// The shortest that is left of an element's time, in milliseconds; nil: no end.
-    var left: UInt64?
+    /// When the first element ends on the kernel's clock, in nanoseconds; nil: never.
+    var deadline: UInt64?
     var tag: ElementTag
     var count = TrafficCount()
   }
@@ -18,6 +18,8 @@ extension SinkContents {
   }
 
   mutating func readBack(at time: Timestamp) throws(FirewallError) -> FirewallState {
+    // That is `time` on the kernel's clock.
+    let now = Self.now
     do throws(NetlinkError) {
       var broken: Set<FirewallMeasure.Key> = []
       if try !isModelCurrent() {
@@ -30,7 +32,7 @@ extension SinkContents {
       }
       purge(at: Self.now)
       try dropIdleLimits()
-      return FirewallState(generation: generation, measures: listed(without: broken, at: time))
+      return FirewallState(generation: generation, measures: listed(without: broken, at: time, now))
     } catch {
       throw FirewallError(error, during: "read the packet filter back", table: configuration.table)
     }
@@ -43,7 +45,7 @@ extension SinkContents {
     knownGeneration = try socket.rulesetGeneration()
     guard let image = try readTable(), image.holds(skeleton) else { return nil }
     limits = image.limits
-    let reading = read(try readElements(of: image.sets))
+    let reading = read(try readElements(of: image))
     try remove(reading.strays)
     try mendGuards()
     let broken = take(reading)
@@ -55,7 +57,7 @@ extension SinkContents {
     do throws(NetlinkError) {
       var counts = TrafficCounts()
       guard let image = try readTable() else { return counts }
-      counts.measures = read(try readElements(of: image.sets)).measures.mapValues(\.count)
+      counts.measures = read(try readElements(of: image)).measures.mapValues(\.count)
       for (chain, comment, count) in image.counts {
         switch chain {
         case "quarantine": counts.quarantined += count
@@ -84,9 +86,9 @@ extension SinkContents {
         reading.strays.append(element)
         continue
       }
-      var found = reading.measures[key] ?? Found(left: element.left, tag: tag)
+      var found = reading.measures[key] ?? Found(deadline: element.deadline, tag: tag)
       found.elements += 1
-      if let left = element.left { found.left = min(left, found.left ?? left) }
+      if let deadline = element.deadline { found.deadline = min(deadline, found.deadline ?? deadline) }
       if let count = element.count { found.count += count }
       reading.measures[key] = found
     }
@@ -97,7 +99,6 @@ extension SinkContents {
   ///
   /// - Returns: the measures of which only a part was found.
   private mutating func take(_ reading: Reading) -> Set<FirewallMeasure.Key> {
-    let now = Self.now
     var broken: Set<FirewallMeasure.Key> = []
     var kept: [FirewallMeasure.Key: Standing] = [:]
     kept.reserveCapacity(standing.count)
@@ -106,7 +107,7 @@ extension SinkContents {
       var entry = entry
       entry.decision = found.tag.decision
       entry.comment = found.tag.comment
-      entry.deadline = found.left.map { Self.deadline(in: $0, from: now) }
+      entry.deadline = found.deadline
       kept[key] = entry
       if found.elements != Self.elementCount(of: key, in: interfaces(of: key)) { broken.insert(key) }
     }
@@ -115,8 +116,9 @@ extension SinkContents {
   }
 
   /// What stands, in the order in which it came.
-  private func listed(without broken: Set<FirewallMeasure.Key>, at time: Timestamp) -> [FirewallMeasure] {
-    let now = Self.now
+  private func listed(
+    without broken: Set<FirewallMeasure.Key>, at time: Timestamp, _ now: UInt64
+  ) -> [FirewallMeasure] {
     var places: [(order: UInt64, index: Int)] = []
     var measures: [FirewallMeasure] = []
     places.reserveCapacity(standing.count)
@@ -173,7 +175,6 @@ extension SinkContents {
   ///
   /// - Returns: whether every element is part of a measure that is whole.
   mutating func adopt(_ elements: [ReadElement]) -> Bool {
-    let now = Self.now
     var adopted = 0
     standing.reserveCapacity(elements.count)
     for element in elements.sorted(by: { $0.tag?.decision ?? 0 < $1.tag?.decision ?? 0 }) {
@@ -187,7 +188,7 @@ extension SinkContents {
       if case .limit(let number) = element.set { slot = number }
       let measure = FirewallMeasure(
         scope: key.scope, kind: key.kind, expires: nil, decision: tag.decision, comment: tag.comment)
-      stand(measure, deadline: element.left.map { Self.deadline(in: $0, from: now) }, slot: slot)
+      stand(measure, deadline: element.deadline, slot: slot)
       adopted += 1
     }
     // Each element is in one of the domain's ports, so the measures are whole when there are as many as they should have.

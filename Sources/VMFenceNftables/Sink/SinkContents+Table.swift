@@ -11,6 +11,8 @@ struct TableImage {
   var rules: [String: [String]] = [:]
   var counts: [(chain: String, comment: String, count: TrafficCount)] = []
   var sets: Set<String> = []
+  /// How many elements each set has, of kernels that say so (6.16 and later); with those that have ended and were not collected.
+  var elementCounts: [String: Int] = [:]
   var limits: Set<String> = []
 
   static let ownerFlag: UInt32 = 2
@@ -56,7 +58,7 @@ extension SinkContents {
     groups = image.groups
     // What an earlier run left: its measures are kept, whatever its table looked like.
     limits = image.limits
-    if !adopt(try readElements(of: image.sets)) { knownGeneration = nil }
+    if !adopt(try readElements(of: image)) { knownGeneration = nil }
     let isOrphan = image.flags == TableImage.persistFlag
     let fits = isOwned ? isOrphan : image.flags == 0
     if fits, image.holds(skeleton), neededGroups.isSubset(of: groups) {
@@ -171,70 +173,125 @@ extension SinkContents {
       image.rules[rule.chain, default: []].append(rule.comment)
       if let count = rule.count { image.counts.append((rule.chain, rule.comment, count)) }
     }
-    image.sets = try readNames(.sets)
-    image.limits = try readNames(.limits)
+    try readNames(.sets) { name, count in
+      image.sets.insert(name)
+      image.elementCounts[name] = count
+    }
+    try readNames(.limits) { name, _ in image.limits.insert(name) }
     return image
   }
 
-  /// The names of the table's sets or limits. In both kinds of messages, attribute 1 is the table's name and 2 is the object's own.
-  private mutating func readNames(_ question: Question) throws(NetlinkError) -> Set<String> {
-    var found: Set<String> = []
+  /// The names of the table's sets or limits. In both kinds of messages, attribute 1 is the table's name and 2 is the object's own; 20 is how many
+  /// elements a set has (NFTA_SET_COUNT).
+  private mutating func readNames(
+    _ question: Question, _ body: (_ name: String, _ count: Int?) -> Void
+  ) throws(NetlinkError) {
     let table = configuration.table
     try socket.ask(question, family: .bridge, table: table) { (message, bytes) throws(NetlinkError) in
       var names = ["", ""]
-      try NetlinkAttribute.forEach(in: bytes, try message.attributes(of: bytes).range) { part in
+      var count: Int?
+      try NetlinkAttribute.forEach(in: bytes, try message.attributes(of: bytes).range) { (part) throws(NetlinkError) in
         if part.type == 1 || part.type == 2 { names[Int(part.type) - 1] = part.text(bytes) }
+        if part.type == 20, question == .sets { count = Int(try part.u32(bytes)) }
       }
-      if names[0] == table { found.insert(names[1]) }
+      if names[0] == table { body(names[1], count) }
     }
-    return found
   }
 
-  /// The elements of those of these sets that hold measures, each once.
+  /// The elements of the sets that hold measures, each once.
   ///
   /// While the kernel makes a set's table larger or smaller, which it does, too, when it collects what has run out, a listing leaves some elements
   /// out and has others twice, and nothing in it says so: it is interrupted by transactions only. So the sets are listed until a listing has nothing
-  /// that those before it did not have.
-  mutating func readElements(of names: Set<String>) throws(NetlinkError) -> [ReadElement] {
+  /// that those before it did not have. One is enough when the kernel has counted as many as it has, each once.
+  mutating func readElements(of image: TableImage) throws(NetlinkError) -> [ReadElement] {
     var sets: [SetName] = [.quarantine] + (0..<SetName.limitSlots).map { .limit($0) }
-    sets += names.compactMap { BlockSet(name: $0).map { .blocks($0) } }
-    sets.removeAll { !names.contains($0.description) }
-    let first = try listElements(of: sets)
+    sets += image.sets.compactMap { BlockSet(name: $0).map { .blocks($0) } }
+    sets.removeAll { !image.sets.contains($0.description) }
     var latest = try listElements(of: sets)
-    // Mostly so, and much cheaper than looking each up.
-    if first.count == latest.count, Self.digest(first) == Self.digest(latest) { return latest }
-    var known: [ElementPlace: ReadElement] = [:]
-    for element in first { known[element.place] = element }
-    for _ in 1..<Self.readAttempts {
-      let count = known.count
-      for element in latest { known[element.place] = element }
-      if known.count == count { break }
-      latest = try listElements(of: sets)
+    let counts = sets.compactMap { image.elementCounts[$0.description] }
+    if counts.count == sets.count, latest.isDistinct, latest.elements.count == counts.reduce(0, +) {
+      return latest.elements
     }
-    return Array(known.values)
+    var known: [ElementPlace: ReadElement] = [:]
+    for _ in 1..<Self.readAttempts {
+      // Mostly it is the same again, and this is much cheaper than looking each up.
+      if try digestElements(of: sets) == latest.digest { break }
+      for element in latest.elements { known[element.place] = element }
+      let count = known.count
+      latest = try listElements(of: sets)
+      for element in latest.elements { known[element.place] = element }
+      if known.count == count { break }
+    }
+    return known.isEmpty ? latest.elements : Array(known.values)
   }
 
-  private mutating func listElements(of sets: [SetName]) throws(NetlinkError) -> [ReadElement] {
+  private struct Listing {
+    var elements: [ReadElement] = []
+    var digest = ListingDigest()
+    var hashes: Set<Int> = []
+    var isDistinct: Bool { hashes.count == elements.count }
+  }
+
+  private mutating func listElements(of sets: [SetName]) throws(NetlinkError) -> Listing {
+    var listing = Listing()
+    try list(sets) {
+      listing = Listing()
+    } _: { (set, message, bytes) throws(NetlinkError) in
+      try ReadElement.forEach(in: message, bytes, of: set) { element in
+        listing.hashes.insert(element.key.withRawSpan { listing.digest.add($0, of: set) })
+        listing.elements.append(element)
+      }
+    }
+    return listing
+  }
+
+  private mutating func digestElements(of sets: [SetName]) throws(NetlinkError) -> ListingDigest {
+    var digest = ListingDigest()
+    try list(sets) {
+      digest = ListingDigest()
+    } _: { (set, message, bytes) throws(NetlinkError) in
+      try ReadElement.forEachKey(in: message, bytes) { digest.add(bytes.extracting($0.value), of: set) }
+    }
+    return digest
+  }
+
+  /// Calls `body` with each message of the listing of each set; `begin` before, and again when the listing has to be begun anew.
+  private mutating func list(
+    _ sets: [SetName], begin: () -> Void, _ body: (SetName, NetlinkMessage, RawSpan) throws(NetlinkError) -> Void
+  ) throws(NetlinkError) {
     for _ in 0..<Self.readAttempts {
       do throws(NetlinkError) {
-        var elements: [ReadElement] = []
+        begin()
         for set in sets {
           try socket.ask(.elements, family: .bridge, table: configuration.table, set: set.description) {
-            (message, bytes) throws(NetlinkError) in
-            try ReadElement.forEach(in: message, bytes, of: set) { elements.append($0) }
+            (message, bytes) throws(NetlinkError) in try body(set, message, bytes)
           }
         }
-        return elements
+        return
       } catch .interrupted {
         continue
       }
     }
     throw .interrupted
   }
+}
 
-  /// The same for the same elements in another order.
-  private static func digest(_ elements: [ReadElement]) -> Int {
-    elements.reduce(0) { $0 &+ $1.place.hashValue }
+/// Which elements a listing had, in whatever order. Hashes with a key of this process, so nobody chooses addresses that make two listings look alike.
+struct ListingDigest: Equatable {
+  private var count = 0
+  private var sum = 0
+
+  /// - Returns: the key's hash.
+  @discardableResult
+  mutating func add(_ key: RawSpan, of set: SetName) -> Int {
+    var hasher = Hasher()
+    hasher.combine(set)
+    // SAFETY: the hasher reads the key's bytes.
+    unsafe key.withUnsafeBytes { unsafe hasher.combine(bytes: $0) }
+    let hash = hasher.finalize()
+    count += 1
+    sum &+= hash
+    return hash
   }
 }
 
