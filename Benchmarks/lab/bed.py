@@ -36,6 +36,16 @@ def cpu_of(pids):
     return total / TICKS
 
 
+def time_of(cpu):
+    """Seconds that a processor has done something, and all seconds (proc_stat(5); without waiting for disks)."""
+    for line in open("/proc/stat"):
+        words = line.split()
+        if words[0] == f"cpu{cpu}":
+            ticks = [int(word) for word in words[1:9]]
+            return (sum(ticks) - ticks[3] - ticks[4]) / TICKS, sum(ticks) / TICKS
+    sys.exit(f"evaluation: there is no processor {cpu}")
+
+
 def memory_of(pids):
     """Resident memory of these processes, in bytes."""
     total = 0

@@ -2,7 +2,7 @@
 import os, random, signal, statistics, subprocess, sys, threading, time
 
 from . import plot, report, traffic
-from .bed import UUID, Bed, Engine, ROOT, children, cpu_of, memory_of
+from .bed import UUID, Bed, Engine, ROOT, children, cpu_of, memory_of, time_of
 from .traffic import part
 
 ATTACK_RULE = ('alert tcp any any -> any 80 (msg:"password file"; flow:to_server,established; content:"/etc/passwd"; '
@@ -140,21 +140,24 @@ def http(options):
         server = traffic.start_http(bed, options.load_cpu)
         makers = [lambda: Engine(bed, "base", rules)] + engines(options, bed, rules)
 
-        def load(mode, size, number):
+        def load(mode, size, number, rate):
             if mode == "fixed":
-                return traffic.offer_http(bed, wire, size, options.seconds, connections, offered[size], number, options.load_cpu)
-            return traffic.load_http(bed, size, options.seconds, connections, offered[size] if mode == "bursts" else None, options.load_cpu)
+                return traffic.offer_http(bed, wire, size, options.seconds, connections, rate, number, options.load_cpu)
+            return traffic.load_http(bed, size, options.seconds, connections, rate, options.load_cpu)
         for size in options.http_sizes:
-            closed = traffic.load_http(bed, size, options.seconds, connections, cpu=options.load_cpu)
-            offered[size] = 0.6 * closed["requests_per_second"]
+            closed = traffic.load_http(bed, size, options.seconds, connections, cpu=options.load_cpu)["requests_per_second"]
+            offered["bursts", size] = offered["fixed", size] = 0.6 * closed
+            if "fixed" in options.modes:
+                offered["fixed", size] = rate_of(0.6, options, lambda rate: load("fixed", size, 0, rate), closed)
         for number in range(options.rounds):
             for make in makers[number % len(makers):] + makers[:number % len(makers)]:
                 engine = make()
                 engine.start()
                 for size in options.http_sizes:
                     for mode in options.modes:
-                        before, served = cpu_of(engine.pids()), cpu_of(children(server.pid))
-                        result = load(mode, size, number)
+                        before, served, spent = cpu_of(engine.pids()), cpu_of(children(server.pid)), time_of(options.load_cpu)
+                        result = load(mode, size, number, offered.get((mode, size)))
+                        result["load_busy"] = busy_since(spent, options.load_cpu)
                         # What the engine still has to do belongs to these requests.
                         lost = engine.settle() if engine.is_ours else {}
                         result["engine_cpu_us"] = (cpu_of(engine.pids()) - before) * 1e6 / result["requests"]
@@ -162,6 +165,22 @@ def http(options):
                         found.setdefault((engine.name, size, mode), []).append(result | lost)
                 engine.stop()
     write_http(options, found, offered, connections)
+
+
+def busy_since(before, cpu):
+    """The part of the time since then that the processor was not idle."""
+    return (time_of(cpu)[0] - before[0]) / max(1e-9, time_of(cpu)[1] - before[1])
+
+
+def rate_of(share, options, offer, closed):
+    """The rate of independent requests that keeps the processor of the load busy for this share of the time; of what a closed loop takes, a fifth at least,
+    and this share at the most. A request that comes alone costs more than one in a closed loop, where one sleep serves many."""
+    rate = 0.4 * closed
+    for _ in range(4):
+        before = time_of(options.load_cpu)
+        offer(rate)
+        rate = min(share * closed, max(0.2 * closed, rate * share / max(0.05, busy_since(before, options.load_cpu))))
+    return rate
 
 
 def ratio_to(base, values):
@@ -185,16 +204,16 @@ def write_http(options, found, offered, connections):
         for size in options.http_sizes:
             for name in names:
                 ratio, low, high = ratio_to(*(values(each, size, mode, "p99_ms") for each in ("base", name)))
-                rows.append([mode, f"{size} KB", name, "-" if mode == "closed" else round(offered[size]),
+                rows.append([mode, f"{size} KB", name, "-" if mode == "closed" else round(offered[mode, size]),
                              round(middle(name, size, mode, "requests_per_second")), middle(name, size, mode, "p50_ms"),
                              middle(name, size, mode, "p99_ms"), ratio, "-" if name == "base" else f"{low:.2f} to {high:.2f}",
-                             middle(name, size, mode, "engine_cpu_us"), middle(name, size, mode, "server_cpu_us"),
+                             100 * middle(name, size, mode, "load_busy"), middle(name, size, mode, "engine_cpu_us"), middle(name, size, mode, "server_cpu_us"),
                              sum(values(name, size, mode, "failed"))])
     report.write(
-        options, "http", f"12(b): HTTP, {connections} connections; fixed: requests due at independent times, at 60 % of what the base takes in a closed "
-        f"loop; bursts: as many, all connections at once; closed: each connection asks again when it was answered; median of {options.rounds} rounds of "
+        options, "http", f"12(b): HTTP, {connections} connections; fixed: requests due at independent times, as many as keep the base's processor busy "
+        f"for 60 % of the time; bursts: 60 % of what the base takes in a closed loop, all connections at once; closed: each connection asks again when it was answered; median of {options.rounds} rounds of "
         f"{options.seconds} s, ratios of neighbouring rounds with their 95 % interval",
-        ["load", "document", "engine", "offered/s", "requests/s", "p50 ms", "p99 ms", "p99/base", "95 %", "engine us/request",
+        ["load", "document", "engine", "offered/s", "requests/s", "p50 ms", "p99 ms", "p99/base", "95 %", "load busy %", "engine us/request",
          "server us/request", "failed"], rows, {" ".join(map(str, key)): results for key, results in found.items()})
     groups = [f"{size} KB" for size in options.http_sizes]
 
