@@ -102,7 +102,6 @@ echo "note after a restore with an event channel the guest's kernel said: $(domu
 xl destroy web
 until_true 60 "a guest with a mapped page is destroyed as any other" eval '! xl list | grep -q "web\|(null)"'
 vmfence-ref domains
-kill $daemon; wait $daemon
-[ $? -eq 0 ] && ok "the daemon stops when it is asked to" || fail "the daemon ended with $?"
+daemon_stop
 ls /out/core.* 2>/dev/null && fail "something died"
 finish
