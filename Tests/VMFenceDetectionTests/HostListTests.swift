@@ -143,6 +143,24 @@ import VMFenceDetection
     }
   }
 
+  @Test("a rule about reputations alone is for a flow's first packets, one about countries for each packet")
+  func packetsOfFlow() throws {
+    let database = CountryDatabaseFile([("192.0.2.0/24", "SE")], recordSize: 24, isIPv6: true)
+    var adjustments = reputations
+    adjustments.countryDatabase = RuleSource(file: "db", text: database.bytes)
+    for (option, expected) in [("geoip:src,SE", [[1], [1], [1]]), ("iprep:src,BadHosts,>,5", [[1], [], []])]
+      as [(String, [[UInt32]])]
+    {
+      let text = "alert udp any any -> any any (\(option); sid:1;)"
+      let request = RuleCompilationRequest(sources: [
+        RuleSource(file: "r", text: Array(text.utf8), dialect: .suricata)
+      ])
+      var engine = try EngineUnderTest(try SnortRuleEngine(adjustments: adjustments).compile(request).rules)
+      let frame = Frame(source: "192.0.2.9").carrying("x").udp
+      #expect(engine.inspect([frame, frame, frame]) == expected, "\(option)")
+    }
+  }
+
   @Test("a database that was cut or changed anywhere is refused or read, and never traps")
   func damaged() throws {
     let whole = CountryDatabaseFile([("192.0.2.0/24", "SE"), ("2001:db8::/32", "NO")], recordSize: 24, isIPv6: true)

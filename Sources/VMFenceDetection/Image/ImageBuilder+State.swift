@@ -71,7 +71,7 @@ extension ImageBuilder {
       return number.draft(StateKind.flowCount.rawValue, small1: count.rawValue, small2: side.rawValue)
     case .streamSize(let side, let number):
       return number.draft(StateKind.streamSize.rawValue, small2: side.rawValue)
-    case .addresses(let side, let addresses):
+    case .addresses(let side, let addresses), .country(let side, let addresses):
       return OptionDraft(
         kind: StateKind.addresses.rawValue, small1: side.rawValue, words: [index(of: addresses)])
     case .streamEvent(let events):
@@ -190,7 +190,7 @@ struct VariableNames {
     switch test {
     case .flowBits(let test): add(test.bits, group: nil)
     case .flowInteger(let test): add(test.name, test.operand)
-    case .flow, .hostBit, .flowAge, .flowCount, .streamSize, .addresses, .streamEvent, .tcpSession, .variable,
+    case .flow, .hostBit, .flowAge, .flowCount, .streamSize, .addresses, .country, .streamEvent, .tcpSession, .variable,
       .elephant:
       break
     }

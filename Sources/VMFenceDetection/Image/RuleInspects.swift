@@ -17,7 +17,7 @@ extension Rule {
       flow?.contains(.notStream) != true
     else { return .packets }
     guard dialect == .suricata else { return .streams }
-    if tests.contains(where: { if case .header = $0 { true } else { false } }) { return .packets }
+    if tests.contains(where: \.isOfPackets) { return .packets }
     return tests.contains(where: \.hasFixedPlace) ? [.packets, .streams] : .streams
   }
 }
@@ -30,6 +30,14 @@ extension RuleTest {
   var hasFixedPlace: Bool {
     guard case .payload(let test) = self, case .content(let content) = test.check else { return false }
     return content.offset != nil || content.depth != nil
+  }
+
+  /// Suricata: it makes a rule one for packets.
+  fileprivate var isOfPackets: Bool {
+    switch self {
+    case .header, .state(.country): true
+    case .payload, .state: false
+    }
   }
 
   var hasDepth: Bool { content?.depth != nil }

@@ -315,7 +315,7 @@ extension RuleOptionParser {
     guard let countries else { return refuse("`geoip` without a database of countries", at: name.startIndex) }
     do throws(CountryDatabase.Damage) {
       tests.append(
-        .state(.addresses(side, try countries.addresses { codes.contains($0) != isNegated })))
+        .state(.country(side, try countries.addresses { codes.contains($0) != isNegated })))
     } catch {
       throw RuleProblem(
         name.startIndex, "\(name.shown): the database of countries cannot be used: \(error.message)",

@@ -14,6 +14,8 @@ package enum StateTest: Hashable, Sendable {
   case streamSize(FlowSide, NumberTest)
   /// The packet's addresses are in the set.
   case addresses(HostSide, AddressSet)
+  /// The same of countries' addresses: a test of packets, not of flows.
+  case country(HostSide, AddressSet)
   /// One of them.
   case streamEvent([StreamEvent])
   /// How far a TCP connection is.

@@ -38,7 +38,8 @@ struct StateOrder {
     case .flowBits(let test): return names(test.bits)
     case .flowInteger(let test): return [.flowInteger(test.name)]
     case .hostBit(let test): return [.hostBit(test.name)]
-    case .flow, .flowAge, .flowCount, .streamSize, .addresses, .streamEvent, .tcpSession, .elephant: return []
+    case .flow, .flowAge, .flowCount, .streamSize, .addresses, .country, .streamEvent, .tcpSession, .elephant:
+      return []
     case .variable(let test): return [.captured(test.scope, test.name)]
     }
   }
