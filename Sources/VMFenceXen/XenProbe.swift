@@ -329,9 +329,12 @@ public final class XenProbe: HypervisorProbe {
       ]
       // SAFETY: two structures, as is said; a negative descriptor is passed over.
       _ = unsafe poll(&descriptors, 2, milliseconds)
+      // A hint comes with others: one look for all of them, unless somebody waits. And a descriptor that stays readable must not make this thread spin.
+      if descriptors[1].revents != 0, descriptors[0].revents == 0 {
+        // SAFETY: the first of them.
+        _ = unsafe poll(&descriptors, 1, CInt(XenProbe.hintPause.wholeNanoseconds / 1_000_000))
+      }
       bell.drain()
-      // A hint comes with others: one look for all of them. And a descriptor that stays readable must not make this thread spin.
-      if descriptors[1].revents != 0 { usleep(UInt32(XenProbe.hintPause.wholeNanoseconds / 1000)) }
     }
   }
 
