@@ -122,7 +122,9 @@ struct DaemonTests {
     try write(2)
     // It was told of the first already.
     try daemon.start()
-    try eventually("the guest is paused") { daemon.acts().hasPrefix("pause web\n") }
+    try eventually("the guest is paused, and that is told") {
+      try daemon.acts().hasPrefix("pause web\n") && daemon.measures().count == 2
+    }
     #expect(
       try daemon.measures() == [
         "kernel notify file write /boot/kernel enforced", "kernel pause file write /boot/kernel enforced",
