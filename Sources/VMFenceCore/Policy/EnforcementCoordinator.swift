@@ -32,7 +32,7 @@ public actor EnforcementCoordinator {
   private var updater: PolicyUpdater
   private let log: any DecisionLog
   private let firewall: any FirewallSink
-  private let control: (any HypervisorControl)?
+  private var actions: DomainActions?
   private let events: any EventSink
   private var generation: UInt64?
   /// Decisions that are not in force yet, by number.
@@ -49,14 +49,16 @@ public actor EnforcementCoordinator {
 
   /// - `control`: pauses and shuts domains down; nil: such decisions stay `desired`.
   /// - `events`: gets every decision, each time its status changes, and what went wrong.
+  /// - `actionPatience`: how long everything else waits for one such action to be done, in real time. One that takes longer, as a guest's shutting down
+  ///   may, goes on beside; its decision is `desired` until an `advance` finds that it is done.
   public init(
     updater: PolicyUpdater, log: any DecisionLog, firewall: any FirewallSink,
-    control: (any HypervisorControl)? = nil, events: any EventSink
+    control: (any HypervisorControl)? = nil, events: any EventSink, actionPatience: Duration = .milliseconds(100)
   ) {
     self.updater = updater
     self.log = log
     self.firewall = firewall
-    self.control = control
+    actions = control.map { DomainActions($0, patience: actionPatience) }
     self.events = events
   }
 
@@ -296,20 +298,17 @@ extension EnforcementCoordinator {
   /// Pauses or shuts down a domain.
   private func act(_ decision: Decision, at time: Timestamp) async -> Bool {
     guard let incarnation = decision.incarnation else { return false }
-    guard let control else {
+    // Calls come one after another; it is taken out so that the actor may be left meanwhile.
+    guard var actions else {
       await reportFailure(of: decision, "no hypervisor control is connected", at: time, about: incarnation)
       return false
     }
-    do throws(ProbeError) {
-      if decision.measure == .pause {
-        try await control.pause(incarnation)
-      } else {
-        try await control.shutDown(incarnation)
-      }
-      return true
-    } catch {
-      // What is gone needs no pausing.
-      if error.code == .noSuchDomain { return true }
+    let outcome = await actions.perform(decision, on: incarnation)
+    self.actions = actions
+    switch outcome {
+    case .done: return true
+    case .goesOn: return false
+    case .failed(let error):
       await reportFailure(of: decision, error.message.escapedForDisplay, at: time, about: incarnation)
       return false
     }

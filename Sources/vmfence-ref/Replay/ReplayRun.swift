@@ -65,7 +65,9 @@ final class ReplayRun<Backend: DetectorBackend> where Backend.Rules == SnortRule
     do throws(PolicyError) {
       coordinator = EnforcementCoordinator(
         updater: try PolicyUpdater(policy: scenario.policy, directory: directory), log: MemoryDecisionLog(),
-        firewall: firewall, control: hypervisor, events: decisions)
+        firewall: firewall, control: hypervisor, events: decisions,
+        // The mock acts at once; what a replay tells must not depend on how busy the machine is.
+        actionPatience: .seconds(60))
     } catch { throw ReplayFailure(error.diagnostic) }
   }
 

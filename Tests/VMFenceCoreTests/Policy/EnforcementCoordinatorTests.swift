@@ -24,6 +24,14 @@ private final class ProbingLog: DecisionLog {
 private final class RecordingControl: HypervisorControl {
   let calls = Mutex<[String]>([])
   let failure = Mutex<ProbeError?>(nil)
+  /// What shuts down waits until this ends.
+  let obedience: AsyncStream<Void>
+  let obey: AsyncStream<Void>.Continuation
+
+  init(isDisobedient: Bool = false) {
+    (obedience, obey) = AsyncStream.makeStream()
+    if !isDisobedient { obey.finish() }
+  }
 
   private func call(_ text: String) throws(ProbeError) {
     if let error = failure.withLock({ $0 }) { throw error }
@@ -32,7 +40,10 @@ private final class RecordingControl: HypervisorControl {
 
   func pause(_ domain: Incarnation) async throws(ProbeError) { try call("pause \(domain.domainID)") }
   func resume(_ domain: Incarnation) async throws(ProbeError) { try call("resume \(domain.domainID)") }
-  func shutDown(_ domain: Incarnation) async throws(ProbeError) { try call("shutDown \(domain.domainID)") }
+  func shutDown(_ domain: Incarnation) async throws(ProbeError) {
+    for await _ in obedience {}
+    try call("shutDown \(domain.domainID)")
+  }
 }
 
 /// Refuses changes with one measure in them.
@@ -61,13 +72,14 @@ struct EnforcementCoordinatorTests {
 
   private func make(
     _ log: any DecisionLog = MemoryDecisionLog(), control: (any HypervisorControl)? = nil,
+    files: LadderStep.Action = .pause, actionPatience: Duration = .seconds(60),
     change: (inout Policy) -> Void = { _ in }
   ) throws -> EnforcementCoordinator {
     EnforcementCoordinator(
       updater: try updater(
-        rule(count: 1), rule("files", [.files([])], per: .domain, count: 1, ladder: [LadderStep(.pause)]),
+        rule(count: 1), rule("files", [.files([])], per: .domain, count: 1, ladder: [LadderStep(files)]),
         change: change),
-      log: log, firewall: firewall, control: control, events: events)
+      log: log, firewall: firewall, control: control, events: events, actionPatience: actionPatience)
   }
 
   private var held: [FirewallMeasureKind] {
@@ -225,6 +237,26 @@ struct EnforcementCoordinatorTests {
     #expect(await coordinator.advance(to: at(4)).map(\.status) == [.enforced])
     #expect(control.calls.withLock { $0 } == ["pause 1"])
     #expect(await statuses(at: 4) == [.enforced])
+  }
+
+  @Test("a guest that does not shut down keeps nobody waiting, and is said to be down only when it is")
+  func disobedient() async throws {
+    let control = RecordingControl(isDisobedient: true)
+    let coordinator = try make(control: control, files: .shutDown, actionPatience: .milliseconds(1)) {
+      $0.destructiveMeasures = .allowed
+    }
+    #expect(await coordinator.handle(fileEvent(), at: at(0)).map(\.status) == [.desired])
+    #expect(await coordinator.handle(alert(), at: at(1)).map(\.status) == [.enforced])
+    #expect(await coordinator.advance(to: at(2)).isEmpty && control.calls.withLock { $0 }.isEmpty)
+    control.obey.finish()
+    var settled: [Decision] = []
+    while settled.isEmpty {
+      settled = await coordinator.advance(to: at(3))
+      try await Task.sleep(for: .milliseconds(5))
+    }
+    #expect(settled.map(\.status) == [.enforced] && settled.map(\.measure) == [.shutDown])
+    #expect(control.calls.withLock { $0 } == ["shutDown 1"], "once, however often it was looked at")
+    #expect(platform.isEmpty)
   }
 
   @Test("a dry run touches neither firewall nor domain")
