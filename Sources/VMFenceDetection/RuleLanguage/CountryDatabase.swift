@@ -55,7 +55,6 @@ final class CountryDatabase {
   }
 
   /// Of two letters (ISO 3166-1).
-
   static func code(_ text: ArraySlice<UInt8>) -> UInt16? {
     guard text.count == 2, text.allSatisfy({ (0x41...0x5A).contains($0 & 0xDF) }) else { return nil }
     return text.reduce(0) { $0 << 8 | UInt16($1 & 0xDF) }
