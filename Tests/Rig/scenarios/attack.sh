@@ -11,11 +11,7 @@ until_true 60 "the frontend has a session" has web channel open
 until_true 60 "all are inspected" eval 'has web state inspecting && has bad state inspecting && has good state inspecting'
 packets_of web
 
-domu_exec web 'mkdir -p /tmp/www && echo hello >/tmp/www/index.html && httpd -p 80 -h /tmp/www' 20
-# fetch GUEST PATH : by that guest from the web server. (busybox's wget dies in a guest with another C library than its own.)
-fetch() { domu_exec "$1" "printf 'GET /$2 HTTP/1.0\\r\\n\\r\\n' | nc -w 3 10.77.0.12 80" 30; }
-# blocked : whether its sender is blocked for the attacked guest.
-blocked() { nft list set bridge vmfence block4 | grep -q 10.77.0.13; }
+serve web
 until_true 60 "a guest fetches from the server" eval 'fetch bad index.html | grep -q hello'
 fetch good index.html | grep -q hello && ok "another one too" || fail "another one too"
 

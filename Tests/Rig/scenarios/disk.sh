@@ -5,11 +5,7 @@ name=web-xvda
 mapper=/dev/mapper/vmfence-$name
 more_yaml() { printf 'disks:\n  - {name: web, control: /run/vmfence-disk/%s.control}\n' $name; }
 
-mkdir -p /var/seed/etc /var/seed/srv
-echo root >/var/seed/etc/passwd
-echo "the secret stays as it is" >/var/seed/etc/shadow
-truncate -s 64M /var/web.img
-mke2fs -q -t ext4 -d /var/seed /var/web.img
+seed_disk /var/web.img
 echo 'OPTIONS=--protect /etc/** --deny /etc/shadow --eve /var/log/vmfence/disk.json' >/etc/vmfence/disk/$name.conf
 
 DECLARED='/srv/**' guest_with_frontend
@@ -21,8 +17,6 @@ ok "a guest with a watched disk comes up"
 until_true 30 "the file system is mounted in it" eval 'domu_exec web "grep -c /mnt /proc/mounts" 20 | grep -q 1'
 until_true 60 "the guest is inspected" has web state inspecting
 
-# told OPERATION PATH : whether the monitor said so.
-told() { grep '"vmfence_file"' /var/log/vmfence/disk.json | grep "\"operation\":\"$1\"" | grep -q "\"path\":\"$2\""; }
 domu_exec web 'echo evil >>/mnt/etc/passwd; sync' 30
 until_true 30 "a change of a file is seen" told append /etc/passwd
 grep '"append"' /var/log/vmfence/disk.json | grep -q "$(domain web uuid)" && ok "with whose it is" || fail "whose it is"

@@ -154,3 +154,21 @@ frontend() {
   frontend_start "$1"
 }
 frontend_start() { domu_exec "$1" 'vmfence-guest run >>/tmp/frontend.log 2>&1 & echo $! >/tmp/frontend.pid' 30; }
+
+# serve NAME : a web server in that guest.
+serve() { domu_exec "$1" 'mkdir -p /tmp/www && echo hello >/tmp/www/index.html && httpd -p 80 -h /tmp/www' 20; }
+# fetch GUEST PATH : by that guest from the web server at 10.77.0.12. (busybox's wget dies in a guest with another C library than its own.)
+fetch() { domu_exec "$1" "printf 'GET /$2 HTTP/1.0\\r\\n\\r\\n' | nc -w 3 10.77.0.12 80" 30; }
+# blocked : whether 10.77.0.13 is, in Dom0's packet filter.
+blocked() { nft list set bridge vmfence block4 | grep -q 10.77.0.13; }
+
+# seed_disk FILE : a disk with an ext4 file system and some files.
+seed_disk() {
+  mkdir -p /var/seed/etc /var/seed/srv
+  echo root >/var/seed/etc/passwd
+  echo "the secret stays as it is" >/var/seed/etc/shadow
+  truncate -s 64M "$1"
+  mke2fs -q -t ext4 -d /var/seed "$1"
+}
+# told OPERATION PATH : whether the monitor of a disk said so.
+told() { grep '"vmfence_file"' /var/log/vmfence/disk.json | grep "\"operation\":\"$1\"" | grep -q "\"path\":\"$2\""; }
