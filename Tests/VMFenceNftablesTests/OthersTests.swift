@@ -131,6 +131,38 @@ struct OthersTests {
     #expect(text.contains("\"vif2.0\" . 10.1.0.0 counter packets 0"))
   }
 
+  @Test("a hook is entered only from the first measure that needs it, and a table that is right is not made anew")
+  func hooksOnDemand() async throws {
+    var sink: NftablesSink? = try open(.init(holdsTable: false))
+    func hooks() throws -> Set<String> {
+      let text = try network.run("nft list chains bridge")
+      return Set(
+        text.matches(of: /hook ([a-z]+) priority -100|hook ([a-z]+) priority filter - 100/).map {
+          String($0.1 ?? $0.2 ?? "")
+        })
+    }
+    #expect(try hooks() == [], "frames enter chains without rules")
+    try await sink?.change(add: [block("fd77::99", for: vm1)])
+    #expect(try hooks() == ["forward"])
+    #expect(try !network.run("nft list chain bridge vmfence forward").contains("jump block4"))
+    try await sink?.change(add: [block("10.77.0.99", for: vm1)])
+    #expect(try network.run("nft list chain bridge vmfence forward").contains("jump block4"))
+    try await sink?.change(add: [
+      FirewallMeasure(
+        scope: .domain(vm1), kind: .rateLimit(packetsPerSecond: 7), expires: nil, decision: 6, comment: "")
+    ])
+    #expect(try hooks() == ["forward", "prerouting"])
+    try await sink?.change(add: [
+      FirewallMeasure(scope: .domain(vm1), kind: .quarantine, expires: nil, decision: 5, comment: "")
+    ])
+    #expect(try hooks() == ["forward", "prerouting", "input", "output"])
+    let before = try network.run("nft -a list chain bridge vmfence forward")
+    sink = nil
+    let again = try open(.init(holdsTable: false))
+    #expect(again.adoptedMeasures == 4)
+    #expect(try network.run("nft -a list chain bridge vmfence forward") == before, "the rules were written again")
+  }
+
   @Test("a table of another version is made anew with the measures of the old one")
   func otherVersion() async throws {
     var sink: NftablesSink? = try open(.init(holdsTable: false))

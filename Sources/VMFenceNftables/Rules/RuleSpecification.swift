@@ -6,6 +6,16 @@ struct ChainSpecification: Hashable, Sendable {
   enum Hook: Int32, Sendable {
     case prerouting = 0
     case input, forward, output
+
+    /// The chain of this hook in which measures are looked up.
+    var chain: String {
+      switch self {
+      case .prerouting: "prerouting"
+      case .input: "input"
+      case .forward: "forward"
+      case .output: "output"
+      }
+    }
   }
 
   struct Base: Hashable, Sendable {

@@ -12,14 +12,6 @@ struct Skeleton {
 
   /// - `groups`: the rules that are not always there, in the order in which they came.
   init(_ configuration: NftablesSink.Configuration, groups: [RuleGroup]) {
-    chains = [
-      ChainSpecification(name: "quarantine"), ChainSpecification(name: "block4"), ChainSpecification(name: "block6"),
-      ChainSpecification(name: BlockSet.arpChain),
-      ChainSpecification(name: "prerouting", base: .init(hook: .prerouting, priority: Self.priority)),
-      ChainSpecification(name: "forward", base: .init(hook: .forward, priority: Self.priority)),
-      ChainSpecification(name: "input", base: .init(hook: .input, priority: Self.priority)),
-      ChainSpecification(name: "output", base: .init(hook: .output, priority: Self.priority)),
-    ]
     sets = [
       SetSpecification(
         name: SetName.quarantine.description, kind: .verdicts, fields: [.interface], hasTimeouts: true)
@@ -29,18 +21,19 @@ struct Skeleton {
     }
     let others = groups.compactMap(\.blockSet).filter { !BlockSet.first.contains($0) }
     sets += (BlockSet.first + others).map(\.specification) + SpoofingRules.sets + FlowRules.sets
-    chains += SpoofingRules.chains + FlowRules.chains
     rules = SpoofingRules.rules + FlowRules.rules + Self.quarantine(configuration.quarantineExceptions)
-    rules += Self.blockLookups("forward")
-    if configuration.protectsHost { rules += Self.blockLookups("input") + Self.blockLookups("output") }
-    rules += groups.flatMap(\.rules)
+    rules += groups.flatMap { $0.rules(protectsHost: configuration.protectsHost) }
+    chains = ["quarantine", "block4", "block6", BlockSet.arpChain].map { ChainSpecification(name: $0) }
+    chains += SpoofingRules.chains + FlowRules.chains + Self.hooks(of: rules)
   }
 
-  private static func blockLookups(_ chain: String) -> [RuleSpecification] {
-    [
-      (Expression.ipv4EtherType, "block4"), (Expression.ipv6EtherType, "block6"),
-      (Expression.arpEtherType, BlockSet.arpChain),
-    ].map { type, name in RuleSpecification(chain, name, Expression.isEtherType(type) + [.verdict(.jump(name))]) }
+  /// The base chains that these rules are in, apart from anti-spoofing's. One without rules would be called for every frame all the same, so it comes
+  /// with its first rule.
+  static func hooks(of rules: [RuleSpecification]) -> [ChainSpecification] {
+    let used = Set(rules.map(\.chain))
+    let all: [ChainSpecification.Hook] = [.prerouting, .forward, .input, .output]
+    return all.filter { used.contains($0.chain) }
+      .map { ChainSpecification(name: $0.chain, base: .init(hook: $0, priority: priority)) }
   }
 
   private static func quarantine(_ exceptions: QuarantineExceptions) -> [RuleSpecification] {
@@ -100,19 +93,22 @@ struct Skeleton {
 }
 
 /// Rules that are in the table only from when the first measure needs them, until it is made anew: each frame that passes the bridge pays for every
-/// rule that it meets, those that look something up in an empty set included.
+/// rule that it meets, those that look something up in an empty set included, and for every hook that has a chain.
 enum RuleGroup: Hashable, Sendable {
+  /// The ways from the hooks to the chains where blocks of addresses of one family are looked up.
+  case blockChains(IPAddress.Family)
   case blocks(BlockSet)
   case quarantine
   /// A slot of rate limits.
   case limit(Int)
   case flows(IPAddress.Family)
 
-  init(_ set: SetName) {
+  /// What measures in this set need, in order.
+  static func needed(by set: SetName) -> [RuleGroup] {
     switch set {
-    case .blocks(let blocks): self = .blocks(blocks)
-    case .quarantine: self = .quarantine
-    case .limit(let slot): self = .limit(slot)
+    case .blocks(let blocks): [.blockChains(blocks.family), .blocks(blocks)]
+    case .quarantine: [.quarantine]
+    case .limit(let slot): [.limit(slot)]
     }
   }
 
@@ -120,13 +116,24 @@ enum RuleGroup: Hashable, Sendable {
     if case .blocks(let set) = self { set } else { nil }
   }
 
-  var rules: [RuleSpecification] {
+  func rules(protectsHost: Bool) -> [RuleSpecification] {
+    typealias Hook = ChainSpecification.Hook
     switch self {
+    case .blockChains(let family):
+      let ways =
+        family == .v4
+        ? [(Expression.ipv4EtherType, "block4"), (Expression.arpEtherType, BlockSet.arpChain)]
+        : [(Expression.ipv6EtherType, "block6")]
+      return (protectsHost ? [Hook.forward, .input, .output] : [.forward]).flatMap { hook in
+        ways.map { type, name in
+          RuleSpecification(hook.chain, name, Expression.isEtherType(type) + [.verdict(.jump(name))])
+        }
+      }
     case .blocks(let set): return set.rules
     case .quarantine:
-      return [("forward", false), ("forward", true), ("input", true), ("output", false)].map { chain, isFrom in
+      return [(Hook.forward, false), (.forward, true), (.input, true), (.output, false)].map { hook, isFrom in
         RuleSpecification(
-          chain, isFrom ? Self.quarantineFrom : Self.quarantineTo,
+          hook.chain, isFrom ? Self.quarantineFrom : Self.quarantineTo,
           [
             .meta(isFrom ? .inputInterface : .outputInterface, Register(0)),
             .verdictMap(Register(0), set: SetName.quarantine.description),
@@ -137,13 +144,13 @@ enum RuleGroup: Hashable, Sendable {
       let name = SetName.limit(slot).description
       return [
         RuleSpecification(
-          "prerouting", name,
+          Hook.prerouting.chain, name,
           [.meta(.inputInterface, Register(0)), .limitMap(Register(0), set: name), .counter, .verdict(.drop)])
       ]
     case .flows(let family):
       // In this hook only: resets are sent from the host's side.
       let (type, name) = (family == .v4 ? Expression.ipv4EtherType : Expression.ipv6EtherType, FlowRules.set(family))
-      return [RuleSpecification("forward", name, Expression.isEtherType(type) + [.verdict(.jump(name))])]
+      return [RuleSpecification(Hook.forward.chain, name, Expression.isEtherType(type) + [.verdict(.jump(name))])]
     }
   }
 
@@ -156,18 +163,19 @@ enum RuleGroup: Hashable, Sendable {
     case "block4", "block6":
       guard let name = comment.split(separator: " ").first, let set = BlockSet(name: String(name)) else { return nil }
       self = .blocks(set)
-    case "prerouting":
+    case ChainSpecification.Hook.prerouting.chain:
       guard let slot = (0..<SetName.limitSlots).first(where: { SetName.limit($0).description == comment }) else {
         return nil
       }
       self = .limit(slot)
-    case "forward":
-      if comment == Self.quarantineTo {
-        self = .quarantine
-      } else if let family = [IPAddress.Family.v4, .v6].first(where: { FlowRules.set($0) == comment }) {
-        self = .flows(family)
-      } else {
-        return nil
+    case ChainSpecification.Hook.forward.chain:
+      switch comment {
+      case "block4": self = .blockChains(.v4)
+      case "block6": self = .blockChains(.v6)
+      case Self.quarantineTo: self = .quarantine
+      case FlowRules.set(.v4): self = .flows(.v4)
+      case FlowRules.set(.v6): self = .flows(.v6)
+      default: return nil
       }
     default: return nil
     }

@@ -107,7 +107,8 @@ extension SinkContents {
         for slot in 0..<SetName.limitSlots { batch.flush(set: SetName.limit(slot).description) }
         writeTick()
       }
-      let newGroups = write(missing: changes.filter { !$0.value.added.isEmpty }.keys.map { RuleGroup($0) })
+      let newGroups = write(
+        missing: changes.filter { !$0.value.added.isEmpty }.keys.flatMap { RuleGroup.needed(by: $0) })
       for change in changes.values { writeLimits(of: change.added.lazy.map(\.measure.key)) }
       for (set, change) in changes {
         writeRemoval(of: change.removed, from: set)

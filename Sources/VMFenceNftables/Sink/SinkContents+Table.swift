@@ -61,7 +61,7 @@ extension SinkContents {
     if !adopt(try readElements(of: image)) { knownGeneration = nil }
     let isOrphan = image.flags == TableImage.persistFlag
     let fits = isOwned ? isOrphan : image.flags == 0
-    if fits, image.holds(skeleton), neededGroups.isSubset(of: groups) {
+    if fits, image.holds(skeleton), Set(neededGroups).isSubset(of: groups) {
       guard isOwned else { return }
       batch.begin(.bridge, table: configuration.table, sequence: socket.takeSequence(16))
       batch.addTable(flags: tableFlags, comment: Self.comment)
@@ -74,7 +74,7 @@ extension SinkContents {
 
   /// Makes the table anew, in one transaction, empty or with the measures that stand.
   mutating func makeTable(keepsMeasures: Bool) throws(NetlinkError) {
-    let groups = keepsMeasures ? Array(neededGroups) : []
+    let groups = keepsMeasures ? neededGroups : []
     let skeleton = Skeleton(configuration, groups: groups)
     let before = try socket.rulesetGeneration()
     let isThere = try hasTable()
@@ -95,20 +95,24 @@ extension SinkContents {
     if !keepsMeasures { standing.removeAll() }
   }
 
-  /// The groups without whose rules what stands would not be in force.
-  private var neededGroups: Set<RuleGroup> {
-    Set(standing.map { RuleGroup(Self.set(of: $0.key, slot: $0.value.slot)) })
+  /// The groups without whose rules what stands would not be in force, each once.
+  private var neededGroups: [RuleGroup] {
+    let sets = Set(standing.map { Self.set(of: $0.key, slot: $0.value.slot) })
+    return Array(Set(sets.flatMap { RuleGroup.needed(by: $0) }))
   }
 
-  /// Writes the rules of those of these groups that are not there yet, and sets that they need.
+  /// Writes the rules of those of these groups that are not there yet, with the chains and sets that they need.
   ///
   /// - Returns: those groups.
   mutating func write(missing wanted: some Sequence<RuleGroup>) -> [RuleGroup] {
-    let new = wanted.filter { !groups.contains($0) }
-    for group in new {
-      if let set = group.blockSet, !BlockSet.first.contains(set) { batch.add(set.specification) }
-      for rule in group.rules { batch.add(rule) }
-    }
+    var new: [RuleGroup] = []
+    for group in wanted where !groups.contains(group) && !new.contains(group) { new.append(group) }
+    if new.isEmpty { return [] }
+    let rules = new.flatMap { $0.rules(protectsHost: configuration.protectsHost) }
+    let present = Skeleton.hooks(of: skeleton.rules)
+    for chain in Skeleton.hooks(of: rules) where !present.contains(chain) { batch.add(chain) }
+    for set in new.compactMap(\.blockSet) where !BlockSet.first.contains(set) { batch.add(set.specification) }
+    for rule in rules { batch.add(rule) }
     return new
   }
 
