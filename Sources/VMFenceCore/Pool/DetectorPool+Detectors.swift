@@ -13,6 +13,8 @@ extension DetectorPool {
   /// How long the detector of a domain that is being moved may take to say what it remembers. It takes milliseconds, but on a host whose processors
   /// are all taken.
   private static var movePatience: Duration { .seconds(5) }
+  /// From when a detector hung up until it is killed.
+  private static var hangUpPatience: Duration { .milliseconds(100) }
   /// Drops are reported this far apart, for each domain.
   private static var dropReportInterval: Duration { .seconds(10) }
 
@@ -31,6 +33,7 @@ extension DetectorPool {
       entry.generations = [(channel.generation, rules)]
       entry.isSuspended = false
       entry.isUnresponsive = false
+      entry.hungUpAt = nil
       entry.toldViolation = false
       entry.lastProgress = time
       if entry.deaths > 0 {
@@ -192,56 +195,32 @@ extension DetectorPool {
     } catch { lose(entry, because: "resuming it failed: \(error.message)", at: time) }
   }
 
-  /// The domain is gone: what is left in the ring is inspected, within bounds, and the detector killed.
-  func end(_ incarnation: Incarnation, at time: Timestamp) -> [LifecycleTracker.Action] {
-    guard let entry = entry(incarnation), let handle = entry.handle else {
-      return tracker.detectorGone(incarnation, at: time)
-    }
-    // It is to say first what it remembers; its time for that is bounded.
-    if entry.move != nil, !tracker.isShuttingDown {
-      entry.move?.endsDetector = true
-      return []
-    }
-    entry.move = nil
-    // A stopped detector is woken to finish.
-    if entry.isSuspended { resume(incarnation, at: time) }
-    entry.channel?.publish()
-    drain(entry, at: time, patience: configuration.endingPatience)
-    // It died over that, which the tracker has been told.
-    guard entry.handle === handle else { return [] }
-    handle.kill()
-    entry.handle = nil
-    entry.isSuspended = false
-    collect(entry, at: time)
-    abandonRing(entry, at: time)
-    return tracker.detectorGone(incarnation, at: time)
-  }
-
-  /// Nobody will inspect what is left in the ring: counts it, and lets go of the memory.
-  func abandonRing(_ entry: GuardedDomain<Rules>, at time: Timestamp) {
-    guard let channel = entry.channel else { return }
-    let left = channel.outstanding
-    if left > 0 {
-      entry.counters.droppedAtEnd &+= UInt64(left)
-      tell(
-        entry, .packetsDropped, severity: 2, at: time, "\(left) packets were not inspected before the domain's end",
-        count: UInt64(left))
-    }
-    entry.pastChannels.add(channel.counters)
-    entry.channel = nil
-  }
-
   // MARK: Watching
 
   func checkDetectors(at time: Timestamp) {
     for case let entry? in slots {
-      // One that hung up would end every sleep of the driver at once.
-      if entry.isAnswering, entry.channel?.endWait() == false { expectEnd(entry, at: time) }
+      noteHangUp(entry, at: time)
       checkDetector(entry, at: time)
       checkProgress(entry, at: time)
       noteTakeover(entry, at: time)
       goOnWithMove(entry, at: time)
+      goOnWithEnd(entry, at: time)
     }
+  }
+
+  /// A detector that hung up ends at once, unless it is up to something. Nobody waits for that, and nobody sleeps on its answers meanwhile: its
+  /// descriptor would end every sleep of the driver at once.
+  private func noteHangUp(_ entry: GuardedDomain<Rules>, at time: Timestamp) {
+    if let since = entry.hungUpAt, entry.handle != nil {
+      checkDetector(entry, at: time)
+      if time - since >= Self.hangUpPatience { loseHungUp(entry, at: time) }
+    } else if entry.isAnswering, entry.channel?.endWait() == false {
+      entry.hungUpAt = time
+    }
+  }
+
+  private func loseHungUp(_ entry: GuardedDomain<Rules>, at time: Timestamp) {
+    lose(entry, because: "it hung up without ending, and was killed", isSuspicious: true, at: time)
   }
 
   /// Notices a detector that has died.
@@ -268,7 +247,7 @@ extension DetectorPool {
     }
   }
 
-  /// The detector hung up. Its end follows at once, unless it is up to something.
+  /// Waits for the end of a detector that hung up: a replay's, whose times stand still.
   private func expectEnd(_ entry: GuardedDomain<Rules>, at time: Timestamp) {
     guard let handle = entry.handle else { return }
     for _ in 0..<100 {
@@ -277,7 +256,7 @@ extension DetectorPool {
       // No descriptors are named: this waits a millisecond.
       _ = poll(nil, 0, 1)
     }
-    lose(entry, because: "it hung up without ending, and was killed", isSuspicious: true, at: time)
+    loseHungUp(entry, at: time)
   }
 
   /// The detector is dead, or must die because it cannot be trusted any more. Alerts, passes over a packet that killed it twice, and lets
@@ -288,6 +267,7 @@ extension DetectorPool {
     _ entry: GuardedDomain<Rules>, because reason: String, isSuspicious: Bool = false, at time: Timestamp
   ) {
     guard let handle = entry.handle else { return }
+    entry.hungUpAt = nil
     let hasCrashed = if case .crashed = handle.status { true } else { false }
     handle.kill()
     entry.handle = nil

@@ -20,7 +20,8 @@ public final class DetectorPool<Backend: DetectorBackend> {
     /// What happens to a frame that finds its ring full: false, it is dropped and counted, as on a live host; true, its
     /// delivery waits, as in a replay.
     public var waitsWhenFull: Bool
-    /// How long a detector may take over what is left in its ring before it is killed because its domain has ended.
+    /// How long a detector may take over what is left in its ring before it is killed because its domain has ended: of the times that are handed in
+    /// on a live host, where nothing waits for it, and of real time in a replay and at the shutdown.
     public var endingPatience: Duration
     /// How long a detector may leave packets without any verdict before it is killed; nil: for ever. For a live host, where the
     /// times that are handed in are real; not for detectors that are threads, which cannot be killed while they inspect.
@@ -200,6 +201,7 @@ public final class DetectorPool<Backend: DetectorBackend> {
     for case let entry? in slots {
       collect(entry, at: time)
       goOnWithMove(entry, at: time)
+      goOnWithEnd(entry, at: time)
     }
   }
 
@@ -211,7 +213,10 @@ public final class DetectorPool<Backend: DetectorBackend> {
     advance(to: time)
     publish()
     var isComplete = true
-    for case let entry? in slots where !drain(entry, at: time, patience: patience) { isComplete = false }
+    for case let entry? in slots {
+      if !drain(entry, at: time, patience: patience) { isComplete = false }
+      goOnWithEnd(entry, at: time)
+    }
     return isComplete
   }
 

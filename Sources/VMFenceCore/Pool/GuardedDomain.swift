@@ -11,6 +11,12 @@ final class GuardedDomain<Rules: CompiledRules> {
     var endsDetector = false
   }
 
+  /// A detector that may finish what is left in the ring, because its domain is gone.
+  struct Ending {
+    var handle: any DetectorHandle<Rules>
+    var deadline: Timestamp
+  }
+
   let incarnation: Incarnation
   let slot: Int
   var description: DomainDescription
@@ -27,6 +33,10 @@ final class GuardedDomain<Rules: CompiledRules> {
   var isHandedOver = false
   /// While that is asked for.
   var move: Move?
+  /// While it finishes.
+  var ending: Ending?
+  /// When it was seen to have hung up without having ended.
+  var hungUpAt: Timestamp?
   /// Its first detector was offered a saved state, and has not said what became of it.
   var isTakingOver = false
   var wakesOnTraffic = false
@@ -66,7 +76,7 @@ final class GuardedDomain<Rules: CompiledRules> {
   }
 
   /// Whether waiting for its verdicts makes sense.
-  var isAnswering: Bool { handle != nil && !isSuspended && !isUnresponsive }
+  var isAnswering: Bool { handle != nil && !isSuspended && !isUnresponsive && hungUpAt == nil }
 
   func remember(_ rules: Rules, generation: UInt32) {
     generations.append((generation, rules))

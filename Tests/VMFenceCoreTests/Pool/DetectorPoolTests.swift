@@ -342,6 +342,7 @@ struct DetectorPoolTests {
     try rig.happen(.create(web), at: 0)
     rig.send([7], to: web, at: 1)
     rig.pool.update(.removed(web.incarnation), at: .at(2))
+    rig.drain()
     #expect(rig.state(web) == .ended)
     rig.pool.update(.changed(web), at: .at(3))
     rig.send([7], to: web, at: 4)

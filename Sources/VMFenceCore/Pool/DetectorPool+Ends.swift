@@ -1,0 +1,74 @@
+// Ending the detectors of domains that are gone.
+
+extension DetectorPool {
+  /// The domain is gone: what is left in the ring is inspected, within bounds, and the detector killed. On a live host nobody waits for that:
+  /// `goOnWithEnd` looks again. A replay waits, and so does the shutdown.
+  func end(_ incarnation: Incarnation, at time: Timestamp) -> [LifecycleTracker.Action] {
+    guard let entry = entry(incarnation), let handle = entry.handle else {
+      return tracker.detectorGone(incarnation, at: time)
+    }
+    let waits = configuration.waitsWhenFull || tracker.isShuttingDown
+    // It is to say first what it remembers; its time for that is bounded.
+    if entry.move != nil, !tracker.isShuttingDown {
+      entry.move?.endsDetector = true
+      return []
+    }
+    if entry.ending != nil, !waits { return [] }
+    entry.move = nil
+    // A stopped detector is woken to finish.
+    if entry.isSuspended { resume(incarnation, at: time) }
+    entry.channel?.publish()
+    if waits {
+      drain(entry, at: time, patience: configuration.endingPatience)
+    } else {
+      collect(entry, at: time)
+      checkDetector(entry, at: time)
+    }
+    // It died over that, which the tracker has been told.
+    guard entry.handle === handle else { return [] }
+    if !waits, entry.isAnswering, entry.channel?.outstanding ?? 0 > 0 {
+      entry.ending = GuardedDomain.Ending(handle: handle, deadline: time + configuration.endingPatience)
+      return []
+    }
+    return finish(entry, handle, at: time)
+  }
+
+  /// Looks whether the detector of a domain that is gone has inspected what was left, or has had its time for that, and kills it then. Never waits.
+  func goOnWithEnd(_ entry: GuardedDomain<Rules>, at time: Timestamp) {
+    guard let ending = entry.ending else { return }
+    // It died by itself, which the tracker has been told; or the domain is here after all, and it goes on.
+    guard entry.handle === ending.handle, tracker.state(of: entry.incarnation) == .orphaned else {
+      entry.ending = nil
+      return
+    }
+    guard entry.channel?.outstanding ?? 0 == 0 || !entry.isAnswering || time >= ending.deadline else { return }
+    perform(finish(entry, ending.handle, at: time), at: time)
+    refreshSlots(at: time)
+  }
+
+  private func finish(
+    _ entry: GuardedDomain<Rules>, _ handle: any DetectorHandle<Rules>, at time: Timestamp
+  ) -> [LifecycleTracker.Action] {
+    entry.ending = nil
+    handle.kill()
+    entry.handle = nil
+    entry.isSuspended = false
+    collect(entry, at: time)
+    abandonRing(entry, at: time)
+    return tracker.detectorGone(entry.incarnation, at: time)
+  }
+
+  /// Nobody will inspect what is left in the ring: counts it, and lets go of the memory.
+  func abandonRing(_ entry: GuardedDomain<Rules>, at time: Timestamp) {
+    guard let channel = entry.channel else { return }
+    let left = channel.outstanding
+    if left > 0 {
+      entry.counters.droppedAtEnd &+= UInt64(left)
+      tell(
+        entry, .packetsDropped, severity: 2, at: time, "\(left) packets were not inspected before the domain's end",
+        count: UInt64(left))
+    }
+    entry.pastChannels.add(channel.counters)
+    entry.channel = nil
+  }
+}

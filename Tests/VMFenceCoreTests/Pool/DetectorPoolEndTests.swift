@@ -1,0 +1,107 @@
+import Testing
+import ToyEngine
+import VMFenceCore
+import VMFenceTestKit
+
+@Suite("The detector pool, when domains end and detectors say nothing")
+struct DetectorPoolEndTests {
+  let web = DomainDescription.numbered(1)
+  let db = DomainDescription.numbered(2)
+  private static let rules = [1: ToyRules([(.alert, 7)]), 2: ToyRules([(.alert, 7)])] as [UInt64: ToyRules]
+
+  /// Two domains. The detector of the first stands still over a packet; the other one's works.
+  private func rig(_ configuration: DetectorPool<MortalBackend>.Configuration) throws -> PoolRig {
+    let rig = PoolRig(Self.rules, configuration)
+    rig.backend.startsStill = true
+    try rig.happen(.create(web), at: 0)
+    rig.backend.startsStill = false
+    rig.send([7], to: web, at: 0.5)
+    rig.pool.publish()
+    return rig
+  }
+
+  /// Turns as a live driver does, at one moment of the pool's time, until something is so, ten seconds at the most.
+  private func turn(_ rig: PoolRig, until condition: () -> Bool) {
+    var patience = 200
+    while !condition(), patience > 0 {
+      patience -= 1
+      rig.pool.publish()
+      rig.pool.wait(upTo: .milliseconds(50))
+      rig.pool.collect(at: rig.clock.now)
+    }
+    #expect(condition())
+  }
+
+  @Test("a detector that says nothing when its domain ends keeps nobody waiting, and is killed when its time is over")
+  func endsBeside() throws {
+    let rig = try rig(.init(endingPatience: .seconds(60)))
+    try rig.happen(.create(db), at: 1)
+    let began = ContinuousClock.now
+    try rig.happen(.destroy(web.incarnation), at: 2)
+    #expect(rig.state(web) == .orphaned)
+    rig.send([7], to: db, at: 3)
+    turn(rig) { rig.counters(db).alerts == 1 }
+    #expect(ContinuousClock.now - began < .seconds(30))
+    rig.tick(at: 61.9)
+    #expect(rig.state(web) == .orphaned && rig.slot(web) != nil)
+    rig.tick(at: 62)
+    #expect(rig.state(web) == .ended && rig.slot(web) == nil && rig.counters(web).droppedAtEnd == 1)
+    #expect(rig.backend.launches == 2 && rig.state(db) == .inspecting)
+  }
+
+  @Test("a detector that has something left when its domain ends inspects it first")
+  func inspectsTheRest() throws {
+    let rig = PoolRig(Self.rules, .init(endingPatience: .seconds(60)))
+    try rig.happen(.create(web), at: 0)
+    rig.send([7], to: web, at: 1, count: 50)
+    try rig.happen(.destroy(web.incarnation), at: 2)
+    turn(rig) { rig.state(web) == .ended }
+    #expect(rig.counters(web).alerts == 50 && rig.counters(web).droppedAtEnd == 0)
+  }
+
+  @Test("a detector that dies over what is left is not started again")
+  func diesOverTheRest() throws {
+    let rig = try rig(.init(endingPatience: .seconds(60)))
+    try rig.happen(.destroy(web.incarnation), at: 1)
+    try rig.backend.current?.die(.crashed(signal: 11))
+    rig.tick(at: 2)
+    #expect(rig.state(web) == .ended && rig.backend.launches == 1 && rig.counters(web).droppedAtEnd == 1)
+    #expect(rig.report(web)?.automaton?.unexpectedCount == 0)
+  }
+
+  @Test("a domain that is there after all keeps its detector, whose time is not over any more")
+  func thereAfterAll() throws {
+    let rig = try rig(.init(endingPatience: .seconds(10)))
+    rig.pool.update(.removed(web.incarnation), at: .at(1))
+    #expect(rig.state(web) == .orphaned)
+    rig.pool.update(.changed(web), at: .at(2))
+    rig.tick(at: 20)
+    #expect(rig.state(web) == .inspecting && rig.backend.launches == 1 && rig.report(web)?.waiting == 1)
+  }
+
+  @Test("the shutdown does not outlast a detector that says nothing")
+  func shutdown() throws {
+    let rig = try rig(.init(endingPatience: .milliseconds(50)))
+    rig.at(1)
+    rig.pool.close(at: rig.clock.now)
+    #expect(rig.pool.members.isEmpty && rig.counters(web).droppedAtEnd == 1)
+  }
+
+  @Test("one that hangs up and runs on keeps nobody waiting, and is killed a tenth of a second later")
+  func hangsUp() throws {
+    let rig = try rig(.init())
+    _ = rig.words()
+    (rig.backend.current?.inner as? StillDetector)?.hangUp()
+    rig.tick(at: 1)
+    #expect(rig.words() == [] && rig.backend.launches == 1)
+    // Its descriptor would end the sleep at once.
+    let began = ContinuousClock.now
+    rig.pool.wait(upTo: .milliseconds(50))
+    #expect(ContinuousClock.now - began >= .milliseconds(45))
+    rig.tick(at: 1.09)
+    #expect(rig.words() == [])
+    rig.tick(at: 1.1)
+    #expect(rig.words().contains("detector-died") && rig.backend.launches == 2)
+    turn(rig) { rig.counters(web).alerts == 1 }
+  }
+}
