@@ -43,8 +43,9 @@ void vmfence_xenstore_close(struct vmfence_xenstore *store) {
 
 // By itself xs_open falls back to the kernel's way to xenstored when its socket does not answer, and no flag keeps it from that. There a question waits for
 // ever when xenstored is gone, in a system call that not even a signal ends. That way is right only on a host whose xenstored runs in a domain of its own,
-// where there is no socket: where there is one, it is named to libxenstore as both ways.
-static void keep_to_socket(void) {
+// where there is no socket: where there is one, it is named to libxenstore as both ways. Before `main`, since the environment may not change beside
+// threads that read it (setenv(3)); a name that was given from outside stays.
+__attribute__((constructor)) static void keep_to_socket(void) {
   static const char usual[] = "/var/run/xenstored/socket";
   if (access(usual, F_OK) == 0) setenv("XENSTORED_PATH", usual, 0);
 }
@@ -68,7 +69,6 @@ struct vmfence_xenstore *vmfence_xenstore_open(int *error) {
   if (!open || !store->close || !store->fileno || !store->read || !store->directory || !store->write || !store->remove ||
       !store->permit || !store->watch || !store->check)
     goto fail;
-  keep_to_socket();
   errno = 0;
   store->handle = open(0);
   if (store->handle == NULL) {
