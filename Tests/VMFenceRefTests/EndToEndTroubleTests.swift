@@ -105,6 +105,61 @@ extension EndToEnd {
       #expect(try host.cli("rules", "show", "web").contains("set at run time"), "kept over a restart")
     }
 
+    @Test("files of one guest that cannot be used cost nobody else anything; files stand by name or by UUID")
+    func rulesOfOneGuest() throws {
+      let host = try ProtectedHost("ownrules")
+      let web = "6e1b4d0a-93c5-4c54-8d0e-5a0c7a1f0001"
+      func rule(_ sid: Int) -> String { "alert tcp any any -> any 80 (msg:\"own\"; content:\"/own\"; sid:\(sid);)\n" }
+      let own = try host.folder.write("own.rules", rule(1_000_021))
+      let configuration = try String(contentsOfFile: host.folder.path("host.yaml"), encoding: .utf8)
+      _ = try host.folder.write(
+        "host.yaml",
+        configuration.replacingOccurrences(
+          of: "common: guests.rules",
+          with: "common: guests.rules, domains: {\(web.uppercased()): own.rules, files: missing.rules}"))
+      let check = try Program.run("check", "--live", host.folder.path("host.yaml"))
+      #expect(
+        check.status == 65 && check.output.contains("host.yaml:") && check.output.contains("missing.rules"),
+        "\(check.output)")
+      try host.start()
+      for text in ["missing.rules", "the guest `files` cannot be used: it has the rules of its service"] {
+        #expect(host.said.contains(text), "\(host.said)")
+      }
+      func rules(_ domain: String) throws -> RulesStatus {
+        try host.ask(ControlRequest(.rulesShow, domain: domain), RulesStatus.self)
+      }
+      #expect(try rules("files").rules == 5 && rules("shell").rules == 5 && rules("web").rules == 6)
+      #expect(try rules("web").files.contains(own))
+
+      // Renamed, it keeps what stands by its UUID, and gets nothing of what another one's name had.
+      let inventory = try String(contentsOfFile: host.folder.path("inventory.yaml"), encoding: .utf8)
+      _ = try host.folder.write("inventory.yaml", inventory.replacingOccurrences(of: "name: web", with: "name: shop"))
+      try LiveRunTests.wait("the new name") { (try? rules("shop").rules) == 6 }
+
+      // A reload that finds them gone leaves it those that it has.
+      try FileManager.default.removeItem(atPath: own)
+      host.signal(SIGHUP)
+      try LiveRunTests.wait("it is taken over") { host.said.contains("notice: reloaded") }
+      #expect(host.said.contains("the guest `\(web)` cannot be used: it keeps the rules that it has"), "\(host.said)")
+      #expect(try rules("shop").rules == 6)
+
+      // At run time: by its UUID, by its name, and as configured again.
+      let two = try host.folder.write("two.rules", rule(1_000_022) + rule(1_000_023))
+      #expect(try host.cli("rules", "set", web, two).contains("7 rules, set at run time"))
+      let three = try host.folder.write("three.rules", rule(1_000_024) + rule(1_000_025) + rule(1_000_026))
+      #expect(try host.cli("rules", "set", "shop", three).contains("8 rules, set at run time"))
+      #expect(throws: NetworkNamespace.CommandFailed.self) {
+        try host.cli("rules", "set", "shop", host.folder.path("none.rules"))
+      }
+      #expect(try rules("shop").rules == 8)
+      host.stop()
+      try host.start()
+      #expect(try rules(web).rules == 8, "kept over a restart")
+      _ = try host.folder.write("own.rules", rule(1_000_021))
+      #expect(try host.cli("rules", "set", "shop").contains("6 rules"))
+      #expect(try !rules("shop").isAssigned)
+    }
+
     @Test("a port that becomes known after its guest is captured, and what comes through it inspected")
     func latePort() throws {
       let host = try ProtectedHost("lateport")

@@ -17,9 +17,9 @@ struct RuleLoading {
 
   init(rules: ScenarioRules) { self.rules = rules }
 
-  /// The compiled rules for a domain; nil when none are configured for it.
-  mutating func rules(name: String, serviceType: String?) throws(Failure) -> SnortRules? {
-    let files = rules.catalog.sources(domainName: name, serviceType: serviceType)
+  /// The compiled rules for a domain with files of its `own`, and that service; nil when none are configured for it.
+  mutating func rules(own: [ScenarioRules.File] = [], serviceType: String?) throws(Failure) -> SnortRules? {
+    let files = rules.catalog.sources(domainName: "", serviceType: serviceType) + own
     if files.isEmpty { return nil }
     let key = files.map(\.path)
     if let known = compiled[key] { return known }
@@ -44,7 +44,7 @@ struct RuleLoading {
     }
   }
 
-  private mutating func note(_ found: [Diagnostic]) {
+  mutating func note(_ found: [Diagnostic]) {
     for diagnostic in found where reported.insert(diagnostic).inserted { diagnostics.append(diagnostic) }
   }
 }

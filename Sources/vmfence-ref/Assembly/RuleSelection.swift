@@ -2,44 +2,106 @@
 import VMFenceCore
 import VMFenceDetection
 
+/// What of a domain decides about its rules.
+struct RuleSubject: Hashable, Sendable {
+  var name: String
+  /// nil: of a domain that only the configuration names.
+  var uuid: DomainUUID?
+  var serviceType: String?
+
+  init(name: String, uuid: DomainUUID?, serviceType: String?) {
+    self.name = name
+    self.uuid = uuid
+    self.serviceType = serviceType
+  }
+
+  init(_ domain: DomainDescription) {
+    self.init(name: domain.name, uuid: domain.incarnation.uuid, serviceType: domain.serviceType)
+  }
+
+  /// Under what its own files may stand: its UUID, which goes before its name. A name that reads as a UUID is none here, since it could be another's.
+  var keys: [String] { [uuid?.description, DomainUUID(name) == nil ? name : nil].compactMap(\.self) }
+
+  /// The form in which a domain is named as an owner of files: one form for each UUID.
+  static func key(_ text: String) -> String { DomainUUID(text)?.description ?? text }
+}
+
 /// The compiled rules of a configuration, ready to be chosen from.
 struct RuleSelection: Sendable {
   /// A domain with files of its own; which others it has depends on its service.
-  private struct Name: Hashable {
-    var name: String
+  private struct Own: Hashable {
+    var key: String
+    /// Set at run time.
+    var isAssigned: Bool
     var service: String?
   }
 
-  /// The names of domains with files of their own.
-  private let special: Set<String>
-  private var byName: [Name: SnortRules] = [:]
+  /// The names and UUIDs of domains with files of their own, set at run time and configured.
+  private let assigned: Set<String>
+  private let configured: Set<String>
+  /// Those of them that have no rules of their own: their files cannot be used, which was told, or name nothing.
+  private var without: Set<Own> = []
+  private var byDomain: [Own: SnortRules] = [:]
   private var byService: [String: SnortRules] = [:]
   private var fallback: SnortRules?
 
   /// Compiles all rule sets that `domains` need, so that nothing is compiled while packets flow.
-  init(_ loading: inout RuleLoading, domains: [(name: String, serviceType: String?)]) throws(RuleLoading.Failure) {
-    special = Set(loading.rules.catalog.byDomain.keys)
-    fallback = try loading.rules(name: "", serviceType: nil)
+  ///
+  /// - `isolating`: own files of a domain that cannot be used are an error among `loading`'s diagnostics, and cost nobody but that domain anything:
+  ///   it keeps what it has in `previous`, or has the rules of its service. Otherwise they are thrown.
+  init(
+    _ loading: inout RuleLoading, domains: [RuleSubject], isolating: Bool = false,
+    keeping previous: RuleSelection? = nil
+  ) throws(RuleLoading.Failure) {
+    assigned = Set(loading.rules.assigned.keys)
+    configured = Set(loading.rules.catalog.byDomain.keys)
+    fallback = try loading.rules(serviceType: nil)
     for service in loading.rules.catalog.byService.keys.sorted() {
-      byService[service] = try loading.rules(name: "", serviceType: service)
+      byService[service] = try loading.rules(serviceType: service)
     }
-    for domain in domains where special.contains(domain.name) {
-      byName[Name(name: domain.name, service: domain.serviceType)] = try loading.rules(
-        name: domain.name, serviceType: domain.serviceType)
+    for domain in domains {
+      guard let own = own(domain), byDomain[own] == nil, !without.contains(own) else { continue }
+      do throws(RuleLoading.Failure) {
+        let files = own.isAssigned ? loading.rules.assigned[own.key] : loading.rules.catalog.byDomain[own.key]
+        let rules = try loading.rules(own: files ?? [], serviceType: own.service)
+        if let rules { byDomain[own] = rules } else { without.insert(own) }
+      } catch {
+        guard isolating else { throw error }
+        let kept = previous?.byDomain[own]
+        if let kept { byDomain[own] = kept } else { without.insert(own) }
+        loading.note(error.diagnostics)
+        loading.note([
+          Diagnostic(
+            .error,
+            "the rule files of the guest `\(own.key.escapedForDisplay)` cannot be used: it "
+              + (kept == nil ? "has the rules of its service and those for all" : "keeps the rules that it has"),
+            remedy: "mend what is named, and reload")
+        ])
+      }
     }
+  }
+
+  private func own(_ domain: RuleSubject) -> Own? {
+    for (keys, isAssigned) in [(assigned, true), (configured, false)] {
+      guard let key = domain.keys.first(where: keys.contains) else { continue }
+      return Own(key: key, isAssigned: isAssigned, service: domain.serviceType)
+    }
+    return nil
   }
 
   /// nil: no rules are configured for it, or its own are not compiled yet.
   func rules(for domain: DomainDescription) -> SnortRules? {
-    if special.contains(domain.name) { return byName[Name(name: domain.name, service: domain.serviceType)] }
+    if let own = own(RuleSubject(domain)), !without.contains(own) { return byDomain[own] }
     return domain.serviceType.flatMap { byService[$0] } ?? fallback
   }
 
   /// Whether rules of its own are configured for a domain and not compiled for the service that it has.
-  func lacks(_ domain: DomainDescription) -> Bool { special.contains(domain.name) && rules(for: domain) == nil }
+  func lacks(_ domain: DomainDescription) -> Bool {
+    own(RuleSubject(domain)).map { byDomain[$0] == nil && !without.contains($0) } ?? false
+  }
 
   /// All rule sets, each once.
-  var all: [SnortRules] { Array(byName.values) + byService.values + (fallback.map { [$0] } ?? []) }
+  var all: [SnortRules] { Array(byDomain.values) + byService.values + (fallback.map { [$0] } ?? []) }
 
   /// Classes that a policy names and no rule can have.
   func unknownClasses(in policy: Policy) -> [Diagnostic] {

@@ -62,7 +62,7 @@ struct Check: ParsableCommand {
     guard let scenario = parsed else { return found }
     var loading = RuleLoading(rules: scenario.rules)
     do throws(RuleLoading.Failure) {
-      let rules = try RuleSelection(&loading, domains: scenario.domains.map { ($0.name, $0.serviceType) })
+      let rules = try RuleSelection(&loading, domains: scenario.domains.map(RuleSubject.init))
       found += loading.diagnostics + rules.unknownClasses(in: scenario.policy)
     } catch { found += error.diagnostics }
     for capture in scenario.captures {

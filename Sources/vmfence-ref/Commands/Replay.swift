@@ -85,7 +85,7 @@ struct PreparedScenario {
     }
     var loading = RuleLoading(rules: scenario.rules)
     do throws(RuleLoading.Failure) {
-      rules = try RuleSelection(&loading, domains: scenario.domains.map { ($0.name, $0.serviceType) })
+      rules = try RuleSelection(&loading, domains: scenario.domains.map(RuleSubject.init))
     } catch {
       Terminal.error.print(error.diagnostics)
       throw Exit.badData

@@ -44,7 +44,10 @@ struct GuestSettings: Sendable, Equatable {
     return domain
   }
 
-  /// The service of a guest that is named.
-  func service(name: String) -> String? { byName[name]?.service }
+  /// The service of a guest that is named by its name or UUID.
+  func service(of key: String) -> String? {
+    if let uuid = DomainUUID(key) { return byUUID[uuid]?.service }
+    return byName[key]?.service
+  }
 }
 #endif

@@ -47,7 +47,8 @@ struct HostConfigurationParser {
         "inspection.inline: `run` captures beside the path and cannot hold a packet",
         remedy: "leave it out: flows of rules that drop or reject are cut from the next packet on")
     }
-    for file in configuration.rules.allFiles where !FileManager.default.isReadableFile(atPath: file.path) {
+    // One guest's own files are that guest's business: see RuleSelection.
+    for file in configuration.rules.sharedFiles where !FileManager.default.isReadableFile(atPath: file.path) {
       reader.report(
         Diagnostic(
           at: file.place, "the file `\(file.path.escapedForDisplay)` cannot be read",

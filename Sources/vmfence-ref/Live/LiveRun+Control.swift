@@ -83,10 +83,10 @@ extension LiveRun {
   }
 
   private func rulesStatus(of domain: DomainDescription) -> RulesStatus {
-    let own = assigned.byName[domain.name]
-    var files = host.configuration.rules.catalog.sources(
-      domainName: own == nil ? domain.name : "", serviceType: domain.serviceType
-    ).map(\.path)
+    let own = assigned.files(of: domain)
+    let catalog = host.configuration.rules.catalog
+    let key = RuleSubject(domain).keys.first { catalog.byDomain[$0] != nil }
+    var files = catalog.sources(domainName: own == nil ? key ?? "" : "", serviceType: domain.serviceType).map(\.path)
     files += own ?? []
     return RulesStatus(
       domain: domain.name,
@@ -105,13 +105,14 @@ extension LiveRun {
     guard files.count <= 256 else { throw ControlFailure("\(files.count) rule files, and at most 256 are taken") }
     guard !isPreparing else { throw ControlFailure("a reload is under way", remedy: "try again") }
     var changed = assigned
-    changed.byName[domain.name] = files.isEmpty ? nil : files
+    let named = question.request.domain.flatMap { DomainUUID($0) }
+    changed.set(files, for: domain, byUUID: named == domain.incarnation.uuid)
     isPreparing = true
-    let (configured, domains, mailbox, wanted) = (
-      host.configuration.rules, snapshot?.domains ?? [], mailbox, changed
+    let (configured, domains, mailbox, wanted, previous) = (
+      host.configuration.rules, snapshot?.domains ?? [], mailbox, changed, rules.selection
     )
     jobs.async {
-      let result = PreparedHost.compile(configured, wanted, for: domains.map { ($0.name, $0.serviceType) })
+      let result = PreparedHost.compile(configured, wanted, for: domains.map(RuleSubject.init), keeping: previous)
       mailbox.post(.assigned(wanted, result.rules, result.diagnostics, question))
     }
   }

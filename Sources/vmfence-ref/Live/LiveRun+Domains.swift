@@ -126,9 +126,9 @@ extension LiveRun {
     isPreparing = true
     service.reloading()
     outputs.reopen()
-    let (path, assigned, mailbox) = (host.configuration.file, assigned, mailbox)
+    let (path, assigned, mailbox, previous) = (host.configuration.file, assigned, mailbox, rules.selection)
     jobs.async {
-      let result = PreparedHost.load(path: path, assigned: assigned)
+      let result = PreparedHost.load(path: path, assigned: assigned, keeping: previous)
       mailbox.post(.prepared(result.host, result.diagnostics))
     }
   }
@@ -136,10 +136,10 @@ extension LiveRun {
   private func compileAgain(for domains: [DomainDescription]) {
     guard !isPreparing else { return }
     isPreparing = true
-    let (files, assigned, mailbox) = (host.configuration.rules, assigned, mailbox)
-    let domains = domains.map { ($0.name, $0.serviceType) }
+    let (files, assigned, mailbox, previous) = (host.configuration.rules, assigned, mailbox, rules.selection)
+    let domains = domains.map(RuleSubject.init)
     jobs.async {
-      let result = PreparedHost.compile(files, assigned, for: domains)
+      let result = PreparedHost.compile(files, assigned, for: domains, keeping: previous)
       mailbox.post(.compiled(result.rules, result.diagnostics))
     }
   }

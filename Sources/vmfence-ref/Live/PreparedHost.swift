@@ -10,26 +10,29 @@ struct PreparedHost: Sendable {
   var rules: RuleSelection
 
   /// - `assigned`: rule files that were set for domains at run time; they go before those of the file.
+  /// - `previous`: what is in force; a domain whose own files cannot be used keeps what it has there.
   /// - Returns: nil when something is wrong, and all that is to be said.
   static func load(
-    path: String, assigned: RuleAssignments = RuleAssignments()
+    path: String, assigned: RuleAssignments = RuleAssignments(), keeping previous: RuleSelection? = nil
   ) -> (host: PreparedHost?, diagnostics: [Diagnostic]) {
     let parser = HostConfigurationParser(file: path)
     guard let configuration = parser.parse() else { return (nil, parser.reader.diagnostics) }
     var found = parser.reader.diagnostics
-    let domains: [(name: String, serviceType: String?)]
+    let domains: [RuleSubject]
     switch configuration.domains {
     case .inventory(let path):
       let inventory = StaticInventory.read(path: path)
       found += inventory.problems
       guard let read = inventory.domains else { return (nil, found) }
-      domains = read.map { ($0.name, $0.serviceType) }
+      domains = read.map(RuleSubject.init)
     case .xen:
       // Which domains there are is not asked here. Rules of domains that turn out to serve something else are compiled when they come.
-      let names = Set(configuration.rules.catalog.byDomain.keys).union(assigned.byName.keys)
-      domains = names.sorted().map { ($0, configuration.guests.service(name: $0)) }
+      let keys = Set(configuration.rules.catalog.byDomain.keys).union(assigned.files.keys)
+      domains = keys.sorted().map { key in
+        RuleSubject(name: key, uuid: DomainUUID(key), serviceType: configuration.guests.service(of: key))
+      }
     }
-    let compiled = compile(configuration.rules, assigned, for: domains)
+    let compiled = compile(configuration.rules, assigned, for: domains, keeping: previous)
     found += compiled.diagnostics
     guard let rules = compiled.rules else { return (nil, found) }
     let host = PreparedHost(configuration: configuration, rules: rules)
@@ -40,23 +43,51 @@ struct PreparedHost: Sendable {
 
   /// Compiles the rules of `configuration` for `domains`; nil when they cannot be used.
   static func compile(
-    _ files: ScenarioRules, _ assigned: RuleAssignments, for domains: [(name: String, serviceType: String?)]
+    _ files: ScenarioRules, _ assigned: RuleAssignments, for domains: [RuleSubject],
+    keeping previous: RuleSelection? = nil
   ) -> (rules: RuleSelection?, diagnostics: [Diagnostic]) {
     var files = files
-    for (name, paths) in assigned.byName {
-      files.catalog.byDomain[name] = paths.map { .init(path: $0, place: SourcePlace(file: $0)) }
-    }
+    files.assigned = assigned.files.mapValues { paths in paths.map { .init(path: $0, place: SourcePlace(file: $0)) } }
     var loading = RuleLoading(rules: files)
     do throws(RuleLoading.Failure) {
-      let rules = try RuleSelection(&loading, domains: domains)
+      let rules = try RuleSelection(&loading, domains: domains, isolating: true, keeping: previous)
       return (rules, loading.diagnostics)
-    } catch { return (nil, loading.diagnostics.isEmpty ? error.diagnostics : loading.diagnostics) }
+    } catch {
+      loading.note(error.diagnostics)
+      return (nil, loading.diagnostics)
+    }
   }
 }
 
-/// Rule files that were set for domains at run time, by the domains' names. Kept in the state directory.
+/// Rule files that were set for domains at run time, by what they were set for: a name, which the domain's next incarnation may have under another UUID, or a
+/// UUID, which stays when the domain is renamed. Kept in the state directory.
 struct RuleAssignments: Sendable, Codable, Equatable {
-  var byName: [String: [String]] = [:]
+  /// By `RuleSubject.key`.
+  private(set) var files: [String: [String]] = [:]
+
+  /// The files of a domain; nil when none were set for it.
+  func files(of domain: DomainDescription) -> [String]? {
+    RuleSubject(domain).keys.lazy.compactMap { files[$0] }.first
+  }
+
+  /// The last word counts, whether it names the domain by its UUID or its name.
+  ///
+  /// - `byUUID`: whether the domain was named so.
+  mutating func set(_ paths: [String], for domain: DomainDescription, byUUID: Bool) {
+    let subject = RuleSubject(domain)
+    let uuid = domain.incarnation.uuid.description
+    if paths.isEmpty {
+      for key in subject.keys { files[key] = nil }
+    } else if byUUID || !subject.keys.contains(domain.name) {
+      files[uuid] = paths
+    } else {
+      files[uuid] = nil
+      files[domain.name] = paths
+    }
+  }
+
+  // Of a time when files were set for names only.
+  private enum CodingKeys: String, CodingKey { case files = "byName" }
 
   static let fileName = "rules.json"
   static let byteLimit = 1 << 20

@@ -37,6 +37,8 @@ struct ScenarioRules: Sendable {
   var variables: [String: String] = [:]
   /// Which files a domain's rules come from.
   var catalog = RuleSetCatalog<File>()
+  /// Own files of domains that were set at run time, by `RuleSubject.key`; they go before those of the catalog.
+  var assigned: [String: [File]] = [:]
   /// `RuleAdjustments`, as files.
   var filters: [File] = []
   var definitions: [File] = []
@@ -49,10 +51,17 @@ struct ScenarioRules: Sendable {
   var actionOrder: RuleActionOrder?
 
   /// All files that there are, patterns resolved; a pattern that stands for none is itself.
-  var allFiles: [File] {
-    let named = catalog.common + catalog.byService.values.flatMap(\.self) + catalog.byDomain.values.flatMap(\.self)
+  var allFiles: [File] { sharedFiles + Self.resolved(catalog.byDomain.values.flatMap(\.self)) }
+
+  /// Those that are not one domain's own.
+  var sharedFiles: [File] {
+    let named = catalog.common + catalog.byService.values.flatMap(\.self)
     let others = filters + definitions + enabled + disabled + dropping + reputationCategories + reputationLists
-    return (named + others + [countryDatabase].compactMap(\.self)).flatMap { file in
+    return Self.resolved(named + others + [countryDatabase].compactMap(\.self))
+  }
+
+  private static func resolved(_ files: [File]) -> [File] {
+    files.flatMap { file in
       ((try? RuleFiles.expand(file.path, at: file.place)) ?? [file.path]).map { File(path: $0, place: file.place) }
     }
   }

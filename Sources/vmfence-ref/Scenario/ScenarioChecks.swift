@@ -96,12 +96,18 @@ extension ScenarioParser {
           at: place, "the file `\(path.escapedForDisplay)` cannot be read",
           remedy: "paths are relative to the folder of this file"))
     }
-    let names = Set(scenario.domains.map(\.name))
+    let names = Set(scenario.domains.flatMap { RuleSubject($0).keys })
     for name in scenario.rules.catalog.byDomain.keys.sorted() where !names.contains(name) {
       reader.report(
         Diagnostic(
           at: SourcePlace(file: reader.file), "rules.domains names `\(name.escapedForDisplay)`, which is no domain"))
     }
+  }
+}
+
+extension RuleSubject {
+  init(_ domain: ScenarioDomain) {
+    self.init(name: domain.name, uuid: domain.uuid, serviceType: domain.serviceType)
   }
 }
 
@@ -141,7 +147,13 @@ struct RulesSection {
       ("services", \ScenarioRules.catalog.byService), ("domains", \ScenarioRules.catalog.byDomain),
     ] as [(String, WritableKeyPath<ScenarioRules, [String: [ScenarioRules.File]]>)] {
       guard let child = map.child(section) else { continue }
-      for (name, _) in child.entries { rules[keyPath: keyPath][name] = files(child, name) }
+      for (name, node) in child.entries {
+        let key = section == "domains" ? RuleSubject.key(name) : name
+        if rules[keyPath: keyPath][key] != nil {
+          reader.report(at: node, "\(section) names \(key.escapedForDisplay) twice", remedy: "remove one")
+        }
+        rules[keyPath: keyPath][key] = files(child, name)
+      }
     }
   }
 
