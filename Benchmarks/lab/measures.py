@@ -102,7 +102,7 @@ def throughput(options):
         rules = rules_of(options, bed)
         makers = [lambda: Engine(bed, "base", rules)] + engines(options, bed, rules)
         for number in range(options.rounds):
-            for make in makers[number % len(makers):] + makers[:number % len(makers)]:
+            for make in turned(makers, number):
                 engine = make()
                 engine.start()
                 before, figures, uncounted = bed.wire_packets(), {}, 0
@@ -150,10 +150,12 @@ def http(options):
             if "fixed" in options.modes:
                 offered["fixed", size] = rate_of(0.6, options, lambda rate: load("fixed", size, 0, rate), closed)
         for number in range(options.rounds):
-            for make in makers[number % len(makers):] + makers[:number % len(makers)]:
+            for make in turned(makers, number):
                 engine = make()
                 engine.start()
-                for size in options.http_sizes:
+                # What is done only once, in the engine and in the kernel, belongs to no size of document.
+                traffic.load_http(bed, options.http_sizes[0], 1, connections, cpu=options.load_cpu)
+                for size in turned(options.http_sizes, number):
                     for mode in options.modes:
                         before, served, spent = cpu_of(engine.pids()), cpu_of(children(server.pid)), time_of(options.load_cpu)
                         result = load(mode, size, number, offered.get((mode, size)))
@@ -165,6 +167,11 @@ def http(options):
                         found.setdefault((engine.name, size, mode), []).append(result | lost)
                 engine.stop()
     write_http(options, found, offered, connections)
+
+
+def turned(items, number):
+    """The same, beginning with another one in each round."""
+    return items[number % len(items):] + items[:number % len(items)]
 
 
 def busy_since(before, cpu):
@@ -237,7 +244,7 @@ def ftp(options):
         traffic.start_ftp(bed, options.ftp_sizes, options.load_cpu)
         makers = [lambda: Engine(bed, "base", rules)] + engines(options, bed, rules)
         for number in range(options.rounds):
-            for make in makers[number % len(makers):] + makers[:number % len(makers)]:
+            for make in turned(makers, number):
                 engine = make()
                 engine.start()
                 for size in options.ftp_sizes:
