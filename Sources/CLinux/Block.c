@@ -139,7 +139,8 @@ int vmfence_unix_accept(int listener, int64_t receive_us, int64_t send_us, int s
 }
 
 ptrdiff_t vmfence_receive(int socket, void *bytes, size_t count, int waits) {
-  return recv(socket, bytes, count, waits ? MSG_WAITALL : MSG_DONTWAIT);
+  int flags = waits == VMFENCE_WAIT_NOT ? MSG_DONTWAIT : waits == VMFENCE_WAIT_ALL ? MSG_WAITALL : 0;
+  return recv(socket, bytes, count, flags);
 }
 
 ptrdiff_t vmfence_send(int socket, const void *bytes, size_t count, int waits) {

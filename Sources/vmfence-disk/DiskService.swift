@@ -59,8 +59,9 @@ struct PassingObserver: DiskWatcher, ~Copyable {
 
 /// Serves until the end, and tells what the watcher sees within a few milliseconds.
 struct DiskService {
-  /// How long an event may wait while requests come, and for as long after the last as the monitor holds changes back.
-  private static let busyInterval = Duration.milliseconds(5)
+  /// How often it is looked at everything else while requests come. Events, and changes that the monitor holds back, are not waited for
+  /// so long.
+  private static let busyInterval = Duration.milliseconds(20)
   private static let idleInterval = Duration.milliseconds(500)
   private static let idleAfter = Duration.seconds(5)
   private static let statisticsInterval = Duration.seconds(60)
@@ -93,7 +94,9 @@ struct DiskService {
         // The first request after a rest ends it: what it changes is told as soon as at any other time.
         var end = before + (isIdle ? Self.idleInterval : Self.busyInterval)
         if let settling = watcher.nextSettling { end = max(before, min(end, settling)) }
-        let outcome = try server.deliver(limit: isIdle ? 1 : .max, until: end, to: &watcher) { $0.hasEvents }
+        let outcome = try server.deliver(limit: isIdle ? 1 : .max, until: end, to: &watcher) {
+          $0.hasEvents || $0.nextSettling.map { $0 < end } ?? false
+        }
         let now = clock.now
         if outcome.requests > 0 { lastRequest = now }
         watcher.advance(to: now)

@@ -143,7 +143,9 @@ import VMFenceTestKit
 
   @Test(arguments: [4095, 131_100, 500_000])
   func largeWritesThatComeOneBehindTheOtherArriveWholeHoweverTheyAreCut(part: Int) throws {
-    let disk = try ServedDisk(byteCount: 4 << 20) { request, _ in request.length == 300_000 ? .deny : .allow }
+    // Of 300,000 bytes the second part is refused, so the first is on the disk.
+    let refused = 300_000 - Self.part
+    let disk = try ServedDisk(byteCount: 4 << 20) { request, _ in request.length == refused ? .deny : .allow }
     let client = try RawClient(disk.socketPath)
     try client.enter()
     var expected = [UInt8](repeating: 0, count: 4 << 20)
@@ -153,7 +155,8 @@ import VMFenceTestKit
     for (index, length) in lengths.enumerated() {
       let offset = (index * 777_777) % (expected.count - length)
       let data = (0..<length).map { UInt8(truncatingIfNeeded: ($0 &+ index) &* 31 >> 3) }
-      if length != 300_000 { expected.replaceSubrange(offset..<offset + length, with: data) }
+      let written = length == 300_000 ? Self.part : length
+      expected.replaceSubrange(offset..<offset + written, with: data[..<written])
       batch += RawClient.request(1, UInt64(offset), UInt32(length), cookie: UInt64(index)) + data
     }
     let sender = Thread { [batch] in
@@ -171,6 +174,66 @@ import VMFenceTestKit
     #expect(try disk.stop().writes == UInt64(lengths.count))
     let image = try disk.image()
     #expect(image == expected)
+  }
+
+  /// The size of the parts in which larger writes are taken, in bytes.
+  static let part = 256 << 10
+
+  @Test(arguments: [0, 1] as [UInt16]) func aLargeWriteIsJudgedInPartsAndAnsweredOnce(flags: UInt16) throws {
+    let disk = try ServedDisk(byteCount: 4 << 20)
+    let client = try RawClient(disk.socketPath)
+    try client.enter()
+    let lengths = [Self.part, Self.part + 1, 2 * Self.part, 3 * Self.part + 77]
+    for (index, length) in lengths.enumerated() {
+      let data = (0..<length).map { UInt8(truncatingIfNeeded: ($0 &+ index) &* 31 >> 3) }
+      #expect(try client.ask(1, 4096, UInt32(length), flags: flags, data: data).error == 0)
+      let seen = disk.observer.entries.withLock { entries in
+        defer { entries.removeAll() }
+        return entries.filter { $0.request.operation == .write }
+      }
+      #expect(seen.count == (length + Self.part - 1) / Self.part && seen.flatMap(\.data) == data)
+      var position: UInt64 = 4096
+      for entry in seen {
+        #expect(entry.request.offset == position && entry.request.length == UInt64(entry.data.count))
+        #expect(entry.request.isForcedUnitAccess == (flags == 1) && entry.data.count <= Self.part)
+        position += entry.request.length
+      }
+      #expect(try client.ask(0, 4096, UInt32(length)).data == data)
+    }
+    let statistics = try disk.stop()
+    #expect(statistics.writes == 4 && statistics.bytesWritten == UInt64(lengths.reduce(0, +)))
+  }
+
+  @Test(arguments: [0, 1] as [UInt16]) func behindARefusedPartNothingOfAWriteIsDone(flags: UInt16) throws {
+    let disk = try ServedDisk(byteCount: 4 << 20) { request, _ in
+      request.operation == .write && request.offset == UInt64(Self.part) ? .deny : .allow
+    }
+    let client = try RawClient(disk.socketPath)
+    try client.enter()
+    let data = [UInt8](repeating: 7, count: 4 * Self.part + 5)
+    #expect(try client.ask(1, 0, UInt32(data.count), flags: flags, data: data).error == 5)
+    #expect(disk.entries.map(\.request.offset) == [0, UInt64(Self.part)], "nobody is asked about what is skipped")
+    #expect(try client.ask(1, 3 << 20, 3, data: [1, 2, 3]).error == 0, "the next request is understood")
+    let statistics = try disk.stop()
+    #expect(statistics.denied == 1 && statistics.writes == 2 && statistics.refusedRequests == 0)
+    let image = try disk.image()
+    #expect(image[..<Self.part].allSatisfy { $0 == 7 } && image[Self.part..<3 << 20].allSatisfy { $0 == 0 })
+    #expect(image[(3 << 20)...].prefix(4) == [1, 2, 3, 0])
+  }
+
+  @Test(arguments: [(1 << 20) - 1, .max, .max - 300_000] as [UInt64])
+  func aLargeWriteThatEndsBehindTheDiskIsSkippedWhole(offset: UInt64) throws {
+    let disk = try ServedDisk()
+    let client = try RawClient(disk.socketPath)
+    try client.enter()
+    let data = [UInt8](repeating: 7, count: 3 * Self.part + 1)
+    #expect(try client.ask(1, offset, UInt32(data.count), data: data).error == 28)
+    #expect(try client.ask(1, (1 << 20) - UInt64(data.count) + 1, UInt32(data.count), data: data).error == 28)
+    #expect(try client.ask(0, 0, 512).error == 0, "and the connection goes on")
+    #expect(try disk.stop().refusedRequests == 2)
+    #expect(disk.entries.count == 1)
+    let image = try disk.image()
+    #expect(image.allSatisfy { $0 == 0 })
   }
 
   @Test func aClientThatLeavesInTheMiddleLeavesTheOthersAlone() throws {

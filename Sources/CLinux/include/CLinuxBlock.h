@@ -34,7 +34,10 @@ int vmfence_unix_connect(const char *path);
 // accept4(2): close-on-exec, blocking. Waits in it end after these many microseconds, and its send buffer is `send_buffer`
 // bytes if the kernel allows so many.
 int vmfence_unix_accept(int listener, int64_t receive_us, int64_t send_us, int send_buffer);
-// recv(2). `waits` for all of `count` (MSG_WAITALL), otherwise MSG_DONTWAIT.
+// recv(2). Waits as the last argument says: not at all (MSG_DONTWAIT), for all of `count` (MSG_WAITALL), or for any of it.
+#define VMFENCE_WAIT_NOT 0
+#define VMFENCE_WAIT_ALL 1
+#define VMFENCE_WAIT_ANY 2
 ptrdiff_t vmfence_receive(int socket, void *bytes, size_t count, int waits);
 // send(2) with MSG_NOSIGNAL, and MSG_DONTWAIT unless it `waits`.
 ptrdiff_t vmfence_send(int socket, const void *bytes, size_t count, int waits);

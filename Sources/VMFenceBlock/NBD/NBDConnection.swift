@@ -17,8 +17,6 @@ final class NBDConnection {
   private static let chunkBytes = 64 << 10
   /// Writes above this size are received with nothing behind them, so that none of it need be moved, in bytes.
   private static let largeWrite: UInt32 = 16 << 10
-  /// What is received while the disk takes a large write, in bytes.
-  private static let aheadBytes = 1 << 20
 
   let id: UInt64
   let socket: CInt
@@ -37,6 +35,10 @@ final class NBDConnection {
   var isReadable = true
   var isWatchedForWriting = false
   private var lastPayload: UInt32 = 0
+  /// The next part of a write of which the first was taken; nil between requests.
+  private(set) var nextPart: NBDRequest?
+  /// Why the write that is taken in parts fails; 0 as long as it does not. What follows is skipped then.
+  var partFailure: UInt32 = 0
 
   init(id: UInt64, socket: CInt, export: NBDExport, handshakeDeadline: UInt64) {
     self.id = id
@@ -54,30 +56,41 @@ final class NBDConnection {
 
   // MARK: Input
 
-  /// Takes what has come. After a large write only the next header is read, so that its data come to the beginning of
-  /// the memory again and need not be moved.
-  func receive() -> Received {
-    let count = lastPayload > Self.largeWrite && input.count == 0 ? NBD.requestSize : Self.chunkBytes
-    return receive(count, waits: false)
+  /// Takes what has come. After a large write only the next header is read, and of a large write only the next part, so that data come
+  /// to the beginning of the memory and need not be moved.
+  ///
+  /// `waits`: for something to come, as long as `NBDLimits.briefWait`.
+  func receive(waits: Bool = false) -> Received {
+    var count = lastPayload > Self.largeWrite && input.count == 0 ? NBD.requestSize : Self.chunkBytes
+    if let nextPart, input.count < nextPart.wireSize { count = nextPart.wireSize - input.count }
+    return receive(count, waits ? VMFENCE_WAIT_ANY : VMFENCE_WAIT_NOT)
   }
 
   /// Takes the next `count` bytes, and waits for them as long as a client may keep the others waiting.
-  func receive(missing count: Int) -> Received { receive(count, waits: true) }
+  func receive(missing count: Int) -> Received {
+    let end = input.count + count
+    var result = Received.nothing
+    var waited = Duration.zero
+    while input.count < end, result != .end, waited < NBDLimits.stall {
+      result = receive(end - input.count, VMFENCE_WAIT_ALL)
+      waited += NBDLimits.briefWait
+    }
+    return result
+  }
 
   /// Takes what has come behind a large write that the disk is to take next: a client's socket holds little more than one, and a client that
   /// has no room there would do nothing meanwhile. Its end is found when there is nothing else to do.
   func receiveAhead(of request: NBDRequest) {
-    let size = NBD.requestSize + Int(request.payload)
-    let room = min(size, Self.aheadBytes) - ahead.count
-    guard request.payload > Self.largeWrite, input.count == size, room > 0 else { return }
+    guard request.payload > Self.largeWrite, input.count == request.wireSize else { return }
+    let room = request.nextPart?.wireSize ?? request.wireSize
     // SAFETY: room for `room` bytes is reserved, and what came into it is committed.
-    let result = unsafe vmfence_receive(socket, ahead.reserve(room), room, 0)
+    let result = unsafe vmfence_receive(socket, ahead.reserve(room), room, VMFENCE_WAIT_NOT)
     if result > 0 { ahead.commit(result) }
   }
 
-  private func receive(_ count: Int, waits: Bool) -> Received {
+  private func receive(_ count: Int, _ waits: CInt) -> Received {
     // SAFETY: room for `count` bytes is reserved, and what came into it is committed.
-    let result = unsafe vmfence_receive(socket, input.reserve(count), count, waits ? 1 : 0)
+    let result = unsafe vmfence_receive(socket, input.reserve(count), count, waits)
     if result > 0 {
       input.commit(result)
       return .some
@@ -86,8 +99,9 @@ final class NBDConnection {
     return errno == EAGAIN || errno == EINTR ? .nothing : .end
   }
 
-  /// The header of the next request, if it has come; nil in `request` when it is none.
+  /// The header of the next request, if it has come, or the next part of one; nil in `request` when it is none.
   func peek() -> (isThere: Bool, request: NBDRequest?) {
+    if let nextPart { return (true, nextPart) }
     guard input.count >= NBD.requestSize else { return (false, nil) }
     // SAFETY: the queue is not changed while the bytes are looked at.
     return (true, unsafe NBDRequest(input.bytes.bytes))
@@ -95,7 +109,8 @@ final class NBDConnection {
 
   func consume(_ request: NBDRequest) {
     lastPayload = request.payload
-    input.consume(NBD.requestSize + Int(request.payload))
+    nextPart = request.nextPart
+    input.consume(request.wireSize)
     if input.count == 0 { swap(&input, &ahead) }
   }
 

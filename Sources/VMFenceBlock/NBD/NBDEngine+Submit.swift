@@ -8,7 +8,7 @@ extension NBDEngine {
   func submit(_ verdict: BlockVerdict) {
     guard let request = judged, let connection = current else { return }
     forgetJudged()
-    statistics.count(request)
+    if request.isFirstPart { statistics.count(request) }
     if verdict == .deny {
       statistics.denied += 1
       answer(request, of: connection, error: NBD.Failure.inputOutput)
@@ -114,32 +114,33 @@ extension NBDEngine {
     connection.output.commit(rest)
   }
 
-  /// A plain write goes to the page cache from where it lies. One that must be durable waits with a worker.
+  /// A plain write goes to the page cache from where it lies. One that must be durable waits with a worker; of its parts the last does:
+  /// then all of them are.
   private func write(_ request: NBDRequest, _ connection: NBDConnection) {
     let length = Int(request.length)
     // SAFETY: the data are in the input behind the header; the queue does not change before they are used.
-    let data = unsafe connection.input.bytes.baseAddress.map { unsafe $0 + NBD.requestSize }
+    let data = unsafe connection.input.bytes.baseAddress.map { unsafe $0 + request.headerSize }
     guard let data = unsafe data else { return }
-    guard !request.isForced else {
+    guard !request.isForced || request.following > 0 else {
       let block = pool.take(length)
       // SAFETY: the block has room for `length` bytes.
       unsafe block.memory.copyMemory(from: data, byteCount: length)
       return queue(.write, request, connection, (block, 0))
     }
-    var error: CInt = 0
-    var done = 0
-    while error == 0, done < length {
-      connection.receiveAhead(of: request)
-      let part = min(length - done, NBDLimits.writtenBytes)
-      // SAFETY: the part lies in the data.
-      error = unsafe queue.disk.writeAll(data + done, part, at: request.offset + UInt64(done))
-      done += part
-    }
+    connection.receiveAhead(of: request)
+    // SAFETY: all of the data lies there.
+    let error = unsafe queue.disk.writeAll(data, length, at: request.offset)
     if error != 0 { noteFailure(request.offset, UInt64(length), error) }
-    connection.answer(request.cookie, error: Self.failure(error))
+    answer(request, of: connection, error: Self.failure(error))
   }
 
+  /// A write that is taken in parts is answered with the last, and with the first error.
   func answer(_ request: NBDRequest, of connection: NBDConnection, error: UInt32) {
+    guard request.following == 0 else {
+      connection.partFailure = error
+      return
+    }
+    connection.partFailure = 0
     answer(
       request.cookie, of: connection, error: error,
       isStructured: request.type == NBD.Command.read || request.type == NBD.Command.blockStatus)
@@ -230,6 +231,7 @@ extension NBDEngine {
   /// it is looked at again from time to time.
   func wait(until deadline: Timestamp?) throws(BlockSourceError) {
     if let current { leave(current) }
+    if waitBriefly(until: deadline) { return }
     var patience: Int64 = -1
     if let deadline {
       // Rounded up: the deadline has passed when this has.
@@ -246,18 +248,17 @@ extension NBDEngine {
       patience = patience < 0 ? rest : min(patience, rest)
     }
     guard queue.willWait() else { return }
-    var tokens = [UInt64](repeating: 0, count: Int(VMFENCE_EPOLL_EVENTS))
     // SAFETY: the array has as many elements as the call fills at the most.
     let count = unsafe vmfence_epoll_wait(poller, &tokens, Int32(patience))
     queue.hasWaited()
     guard count >= 0 else { throw DiskFile.failure("wait for clients", socketPath, errno) }
-    for token in tokens[..<Int(count)] {
-      switch token {
+    for index in 0..<Int(count) {
+      switch tokens[index] {
       case Self.listenerToken: accept()
       case Self.stopToken: isStopping = true
       case Self.doneToken: queue.clearEvent()
       default:
-        guard let connection = connections[token] else { continue }
+        guard let connection = connections[tokens[index]] else { continue }
         if connection.output.count > 0 {
           connection.flush(waits: false)
           settle(connection)
@@ -265,6 +266,20 @@ extension NBDEngine {
         if connection.isReadable { ready.append(connection) }
       }
     }
+  }
+
+  /// - Returns: whether the only client sent something while it was waited for in its own socket.
+  private func waitBriefly(until deadline: Timestamp?) -> Bool {
+    guard briefWaits < NBDLimits.briefWaits, connections.count == 1, queue.isIdle,
+      let connection = connections.first?.value, connection.session != nil, connection.output.count == 0,
+      deadline.map({ $0 - clock.now >= NBDLimits.briefWait }) ?? true, connection.receive(waits: true) == .some
+    else {
+      briefWaits = 0
+      return false
+    }
+    briefWaits += 1
+    current = connection
+    return true
   }
 
   /// Takes no more requests, and lets those that were taken come to their end.

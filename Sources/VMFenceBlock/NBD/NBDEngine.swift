@@ -51,6 +51,10 @@ final class NBDEngine {
   var isStopping = false
   var hasStopped = false
   var statistics = NBDStatistics()
+  /// Waits in the only client's socket since the poller was asked last.
+  var briefWaits = 0
+  /// What the poller found.
+  var tokens = [UInt64](repeating: 0, count: Int(VMFENCE_EPOLL_EVENTS))
 
   init(
     disk: DiskFile, listener socket: consuming NBDListener, configuration: NBDServer.Configuration,
@@ -146,7 +150,7 @@ final class NBDEngine {
     }
   }
 
-  /// The next request that is there whole; nil when the connection was left for now.
+  /// The next request, or part of a large write, that is there whole; nil when the connection was left for now.
   private func nextRequest(of connection: NBDConnection) -> NBDRequest? {
     guard connection.output.count < NBDLimits.waitingOutputBytes else {
       leave(connection)
@@ -158,12 +162,12 @@ final class NBDEngine {
       return nil
     }
     // A write larger than any that is taken cannot be skipped either: it would take the client's time and ours.
-    guard let request, request.payload <= NBDLimits.requestBytes else {
+    guard let request = request?.firstPart, request.payload + request.following <= NBDLimits.requestBytes else {
       statistics.protocolErrors += 1
       remove(connection)
       return nil
     }
-    let missing = NBD.requestSize + Int(request.payload) - connection.input.count
+    let missing = request.wireSize - connection.input.count
     if missing > 0 {
       // The client may be waiting for these answers before it sends the rest.
       connection.flush()
@@ -171,7 +175,7 @@ final class NBDEngine {
         remove(connection)
         return nil
       }
-      guard connection.input.count >= NBD.requestSize + Int(request.payload) else {
+      guard connection.input.count >= request.wireSize else {
         leave(connection)
         return nil
       }
@@ -188,12 +192,12 @@ final class NBDEngine {
       remove(connection)
       return nil
     }
-    if let problem = request.problem(export, session) {
+    if request.isFirstPart, let problem = request.problem(export, session) {
       statistics.refusedRequests += 1
-      answer(request, of: connection, error: problem)
-      connection.consume(request)
-      return nil
+      return skip(request, of: connection, problem)
     }
+    // A part before it failed.
+    if connection.partFailure != 0 { return skip(request, of: connection, connection.partFailure) }
     guard let operation = request.operation else {
       judged = request
       submit(.allow)
@@ -205,12 +209,18 @@ final class NBDEngine {
     judged = request
     // SAFETY: the payload lies in the input behind the header, and the input changes only after `submit`.
     unsafe payload = UnsafeRawBufferPointer(
-      rebasing: connection.input.bytes[NBD.requestSize..<NBD.requestSize + Int(request.payload)])
+      rebasing: connection.input.bytes[request.headerSize..<request.wireSize])
     defer { sequence &+= 1 }
     self.request = BlockRequest(
       sequence: sequence, timestamp: now, operation: operation, offset: request.offset,
       length: operation == .flush ? 0 : UInt64(request.length), isForcedUnitAccess: request.isForced)
     return .request
+  }
+
+  private func skip(_ request: NBDRequest, of connection: NBDConnection, _ error: UInt32) -> Step? {
+    answer(request, of: connection, error: error)
+    connection.consume(request)
+    return nil
   }
 
   // MARK: Connections
@@ -247,7 +257,7 @@ final class NBDEngine {
   func accept() {
     while true {
       let socket = vmfence_unix_accept(
-        listener, NBDLimits.stall.wholeNanoseconds / 1000, NBDLimits.stall.wholeNanoseconds / 1000, 4 << 20)
+        listener, NBDLimits.briefWait.wholeNanoseconds / 1000, NBDLimits.stall.wholeNanoseconds / 1000, 4 << 20)
       guard socket >= 0 else { return }
       guard connections.count < configuration.clientLimit else {
         statistics.refusedClients += 1

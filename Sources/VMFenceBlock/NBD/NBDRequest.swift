@@ -8,8 +8,9 @@ enum NBDLimits {
   static let waitingOutputBytes = 8 << 20
   /// Reads from this size on are sent from the page cache without a copy.
   static let passedOnBytes = 64 << 10
-  /// What is written before it is looked what the client has sent meanwhile.
-  static let writtenBytes = 256 << 10
+  /// A larger write is judged and done in parts of this size: what of it is in memory at once, and small enough to stay in a
+  /// processor's cache between the socket and the disk.
+  static let partBytes: UInt32 = 256 << 10
   /// Extents in one answer to a block status request; the client asks again for the rest.
   static let extents = 1024
   /// Bytes in requests that wait for the disk, of all clients: beyond, all requests wait.
@@ -17,6 +18,11 @@ enum NBDLimits {
   static let queuedRequests = 128
   /// How long one client may keep the others waiting with a request, or an answer, that is under way.
   static let stall = Duration.milliseconds(10)
+  /// How long one receiving waits at the most; a tick of the slower kernels' clocks. The only client is waited for so within its own
+  /// socket, which takes one system call and one wake-up less than the poller does.
+  static let briefWait = Duration.milliseconds(4)
+  /// After so many waits of that kind it is looked for other clients and for the end, too.
+  static let briefWaits = 32
 }
 
 /// The header of a request: 32-bit magic, 16-bit flags, 16-bit type, 64-bit cookie, 64-bit offset, 32-bit length. Of a flush, offset and
@@ -27,6 +33,10 @@ struct NBDRequest: Sendable, BitwiseCopyable {
   var cookie: UInt64
   var offset: UInt64
   var length: UInt32
+  /// How many bytes of a write that is taken in parts come behind this part.
+  private(set) var following: UInt32 = 0
+  /// What lies before the data in the input: nothing before a part but the first.
+  private(set) var headerSize = NBD.requestSize
 
   /// - Precondition: `bytes` has 28 bytes at least.
   /// - Returns: nil when the magic is wrong: then nothing that follows can be understood.
@@ -44,9 +54,35 @@ struct NBDRequest: Sendable, BitwiseCopyable {
   /// How many bytes follow the header.
   var payload: UInt32 { type == NBD.Command.write ? length : 0 }
 
+  /// What it takes of the input, in bytes.
+  var wireSize: Int { headerSize + Int(payload) }
+
+  var isFirstPart: Bool { headerSize > 0 }
+
+  /// Itself, or the first part of a large write.
+  var firstPart: NBDRequest {
+    guard payload > NBDLimits.partBytes else { return self }
+    var part = self
+    part.length = NBDLimits.partBytes
+    part.following = length - part.length
+    return part
+  }
+
+  /// The part behind this one; nil behind the last.
+  var nextPart: NBDRequest? {
+    guard following > 0 else { return nil }
+    var part = self
+    // Of a write beyond the end of the disk, which is only skipped, this may be any number.
+    part.offset = offset &+ UInt64(length)
+    part.length = min(following, NBDLimits.partBytes)
+    part.following = following - part.length
+    part.headerSize = 0
+    return part
+  }
+
   var isForced: Bool { flags & NBD.CommandFlag.fua != 0 }
 
-  /// What is wrong with it, as the error to answer; nil when the disk may be asked.
+  /// What is wrong with it, with all its parts, as the error to answer; nil when the disk may be asked. Asked of the first part.
   func problem(_ export: NBDExport, _ session: NBDSession) -> UInt32? {
     typealias Flag = NBD.CommandFlag
     let allowed: UInt16
@@ -65,7 +101,7 @@ struct NBDRequest: Sendable, BitwiseCopyable {
     let changes = type == NBD.Command.write || type == NBD.Command.trim || type == NBD.Command.writeZeroes
     if changes, export.isReadOnly { return NBD.Failure.permission }
     if type == NBD.Command.read, length > NBDLimits.requestBytes { return NBD.Failure.overflow }
-    guard offset <= export.byteCount, UInt64(length) <= export.byteCount - offset else {
+    guard offset <= export.byteCount, UInt64(length) + UInt64(following) <= export.byteCount - offset else {
       return changes ? NBD.Failure.space : NBD.Failure.invalid
     }
     return nil

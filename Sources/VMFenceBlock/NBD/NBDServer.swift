@@ -19,8 +19,13 @@ public import VMFenceIntegrity
 /// several clients of the same disk. Requests that overlap are done in the order in which they were judged; others may
 /// overtake each other on the disk.
 ///
-/// What a client can cost is bounded: 32 MiB in one request, 64 MiB in requests that wait for the disk, 8 MiB of answers
-/// that it does not read, 10 s for its handshake, 10 ms of the other clients' time for a request or answer that stalls.
+/// A write of more than 256 KiB is judged and done in parts of 256 KiB, each a request to the observer; what comes behind a part that
+/// is refused, or that the disk fails, is neither shown nor done, and the client is answered once, with that error. What came before it
+/// is on the disk then, as with any disk that fails in the middle of a write.
+///
+/// What a client can cost is bounded: 32 MiB in one request (of a write, a part of it at a time), 64 MiB in requests that wait for
+/// the disk, 8 MiB of answers that it does not read, 10 s for its handshake, 10 ms of the other clients' time for a request or answer
+/// that stalls.
 /// A client that breaks the protocol is hung up on, and counted.
 ///
 /// While the observer holds a request, no other is taken from any client, and nobody notices that one hangs up: what is decided is
@@ -165,7 +170,7 @@ public struct NBDStatistics: Hashable, Sendable {
       bytesRead += UInt64(request.length)
     case NBD.Command.write:
       writes += 1
-      bytesWritten += UInt64(request.length)
+      bytesWritten += UInt64(request.length) + UInt64(request.following)
     default: otherRequests += 1
     }
   }
