@@ -137,7 +137,10 @@ import VMFenceDetection
   /// Those of application layers, scripts, and what needs files that were not given. A wrong value of `-`: there is none.
   static let unsupported: [Row] = [
     ("2", "react", "a", "-"),
-    ("2", "appid file_group http_encode logto resp", "a", nil),
+    ("2", "appid logto", "a", nil),
+    ("2", "file_group", "a|b", "a b"),
+    ("2", "http_encode", "uri,utf8|!bare_byte", "uri,utf9"),
+    ("2", "resp", "rst_all,icmp_host", "rst_none"),
     ("2", "session", "all", "maybe"),
     ("2", "http_raw_cookie", nil, "x"),
     (
@@ -147,12 +150,18 @@ import VMFenceDetection
       modbus_unit sip_stat_code
       """, "1", "x"
     ),
-    ("23", "file_type gtp_info gtp_type modbus_func sip_method soid", "a", nil),
+    ("23", "file_type", "a", nil),
+    ("23", "gtp_info gtp_type", "17,create_pdp_context_request", "256"),
+    ("23", "modbus_func", "read_coils", "read_coil"),
+    ("23", "sip_method", "invite,!bye", "in vite"),
+    ("23", "soid", "3|13415", "3,4 5"),
     ("23", "dnp3_ind", "need_time", "x"),
     ("23", "cip_req cip_rsp enip_req enip_rsp modbus_data sip_body sip_header", nil, "x"),
     ("23s", "dce_opnum", "1", "x"),
     ("23s", "dce_iface", "4b324fc8-1670-01d3-1278-5a47bf6ee188", "4b324fc8"),
-    ("23s", "dnp3_func dnp3_obj", "a", nil),
+    ("23s", "dnp3_func", "direct_operate", "direct"),
+    ("2s", "dnp3_obj", "10,255", "10,256"),
+    ("3", "dnp3_obj", "group 10, var 3", "10, 3"),
     ("23s", "ssl_state", "client_hello", "x"),
     ("23s", "ssl_version", "tls1.2", "x"),
     ("23s", "dce_stub_data dnp3_data file_data", nil, "x"),
@@ -181,10 +190,20 @@ import VMFenceDetection
     (
       "3",
       """
-      appids file_meta http_version_match iec104_apci_type iec104_asdu_func mms_func opcua_msg_service opcua_msg_type
-      s7commplus_func s7commplus_opcode service so socks_address_type socks_command socks_remote_address socks_state
+      appids http_version_match socks_remote_address
       """, "a", nil
     ),
+    ("3", "file_meta", "type \"PDF\", id 9", "kind \"PDF\""),
+    ("3", "iec104_apci_type", "u", "x"),
+    (
+      "3",
+      """
+      iec104_asdu_func mms_func opcua_msg_service opcua_msg_type s7commplus_func s7commplus_opcode socks_address_type
+      socks_command socks_state
+      """, "M_SP_NA_1", "65536"
+    ),
+    ("3", "service", "http,dns", "http dns"),
+    ("3", "so", "3_13415", "3 4"),
     ("3", "enable", "no", "maybe"),
     (
       "3",
@@ -218,21 +237,35 @@ import VMFenceDetection
       "s",
       """
       dns.opcode dns.rcode dns.rrtype enip.status enip_command http2.errorcode http2.frametype nfs_procedure ntp.mode
-      rfb.secresult snmp.pdu_type websocket.opcode
-      """, "1", nil
+      rfb.secresult snmp.pdu_type snmp.trap_type websocket.opcode
+      """, "!1,all_or_absent", "1,some"
     ),
     ("s", "dcerpc.iface", "4b324fc8-1670-01d3-1278-5a47bf6ee188", "4b324fc8"),
-    ("s", "filestore template", "a", "-"),
-    (
-      "s",
-      """
-      app-layer-event app-layer-protocol app-layer-state cip_service dnp3.func dnp3.ind dnp3.obj dnp3_ind
-      enip.revision frame http2.settings ike.chosen_sa_attribute krb5.ticket_encryption ldap.request.operation
-      ldap.responses.operation ldap.responses.result_code lua luaxform modbus mqtt.connect.flags mqtt.flags mqtt.type
-      smb.version snmp.trap_type snmp.version ssh.protoversion ssh.softwareversion tls.version tls_cert_notafter
-      tls_cert_notbefore websocket.flags
-      """, "a", nil
-    ),
+    ("s", "template", "a", "-"),
+    ("s", "filestore", "both,tx", "sideways"),
+    ("s", "app-layer-event frame ssh.protoversion", "http1.response", "http1 response"),
+    ("s", "app-layer-protocol", "!http,to_server", "http,to_nobody"),
+    ("s", "app-layer-state", ">request_started", ">request started"),
+    ("s", "cip_service", "16,246,6", "128"),
+    ("s", "dnp3.func", "direct_operate_nr", "direct"),
+    ("s", "dnp3.ind dnp3_ind", "need_time,!reserved_1", "no_time"),
+    ("s", "dnp3.obj", "99,99", "99"),
+    ("s", "enip.revision", ">1", "65536"),
+    ("s", "http2.settings", "SETTINGS_HEADER_TABLE_SIZE>4096", "SETTINGS_TABLE=1"),
+    ("s", "ike.chosen_sa_attribute", "alg_hash=2", "alg_hash"),
+    ("s", "krb5.ticket_encryption", "weak", "very weak"),
+    ("s", "ldap.request.operation ldap.responses.operation", "search_result_done", "search"),
+    ("s", "ldap.responses.result_code", "success,-1", "failure"),
+    ("s", "lua luaxform ssh.softwareversion", "a", nil),
+    ("s", "modbus", "access write holding, address 500, value >200", "access write 500"),
+    ("s", "mqtt.connect.flags", "username,!will", "username,!wont"),
+    ("s", "mqtt.flags", "dup,!retain", "dup,qos"),
+    ("s", "mqtt.type", "!CONNECT", "CONNECTED"),
+    ("s", "smb.version", "2", "4"),
+    ("s", "snmp.version", "<3", "v2"),
+    ("s", "tls.version", "1.2", "1.4"),
+    ("s", "tls_cert_notafter tls_cert_notbefore", "2015-10-22T23:59:59<>2020-05", "yesterday"),
+    ("s", "websocket.flags", "fin,!comp", "fin,!comm"),
     ("s", "filemd5 filesha1 filesha256", "a.txt", nil),
     ("s", "ftp.mode", "active", "maybe"),
     ("s", "config", "logging disable, type tx, scope flow", "logging enable"),

@@ -20,6 +20,34 @@ enum ApplicationOptions {
     case list(Words)
     /// One word.
     case word(Words)
+    /// Names with commas (or bars) between, each negated or not, of letters, digits and `_.-/`.
+    case names
+    /// One such name, negated or not.
+    case name
+    /// Numbers up to this one, or these words (none: any name), with commas between.
+    case numbersOr(UInt64, Words)
+    /// A comparison of a number as `number` has it, or of its bits by name: words with commas between, each negated or not.
+    case bits(UInt64, Words)
+    /// So many plain numbers at the most, with commas between, each with a maximum of its own.
+    case fields([UInt64])
+    /// A group and a variation; Snort 3 writes `group N, var N`.
+    case object
+    /// Suricata's `modbus`: `function …`, `access …`, `unit …`.
+    case modbus
+    /// One of these names, an operator, and a number up to this one.
+    case attribute(Words, UInt64)
+    /// A time, or two with `<>` between: `<2026-01-01T00:00:00`; seconds since 1970, too.
+    case date
+    /// Suricata: a protocol, negated or not, and after a comma how it was found.
+    case applicationProtocol
+    /// Suricata's `app-layer-state`: a name, with `<` or `>` before it or without.
+    case state
+    /// Suricata's `filestore`: nothing, or a direction and a scope.
+    case storage
+    /// Snort 3's `file_meta`: `type TEXT`, `id N`, `category TEXT`, `group TEXT`, `version TEXT`, with commas between.
+    case fileFacts
+    /// Snort 2's `http_encode`: where, and the encodings with bars between.
+    case encodings
     /// Numbers and ranges of them with commas between.
     case numbers(UInt64)
     /// Snort 3: `field NAME`, `request`, and what has been seen of the message, with commas between.
@@ -36,8 +64,6 @@ enum ApplicationOptions {
     case mark
     /// A digest list's file.
     case file
-    /// Whatever there is, but something.
-    case something
     /// Something or nothing.
     case anything
 
@@ -52,7 +78,7 @@ enum ApplicationOptions {
     }
   }
 
-  private static func words(_ text: String) -> Set<String> {
+  static func words(_ text: String) -> Set<String> {
     Set(text.split(whereSeparator: \.isWhitespace).map(String.init))
   }
 
@@ -66,13 +92,6 @@ enum ApplicationOptions {
 
   private static let tlsVersions = words("sslv2 sslv3 tls1.0 tls1.1 tls1.2 tls1.3")
   private static let tlsStates = words("client_hello server_hello client_keyx server_keyx unknown")
-  private static let indications = words(
-    """
-    all_stations class_1_events class_2_events class_3_events need_time local_control device_trouble device_restart
-    no_func_code_support object_unknown parameter_error event_buffer_overflow already_executing config_corrupt
-    reserved_2 reserved_1
-    """)
-
   /// What Snort 2 and Snort 3 have in common.
   private static let common = merged(
     forms(
@@ -83,12 +102,14 @@ enum ApplicationOptions {
       """),
     [
       "ssl_version": .list(tlsVersions), "ssl_state": .list(tlsStates), "dce_iface": .interface,
-      "dce_opnum": .numbers(65_535), "dnp3_ind": .list(indications), "dnp3_func": .something, "dnp3_obj": .something,
-      "modbus_func": .something, "modbus_unit": .number(255), "sip_method": .list([]), "sip_stat_code": .numbers(999),
-      "gtp_type": .list([]), "gtp_version": .number(2), "gtp_info": .something, "cip_attribute": .number(65_535),
+      "dce_opnum": .numbers(65_535), "dnp3_ind": .list(indications), "dnp3_func": .numbersOr(255, dnp3Functions),
+      "dnp3_obj": .object,
+      "modbus_func": .numbersOr(255, modbusFunctions), "modbus_unit": .number(255), "sip_method": .names,
+      "sip_stat_code": .numbers(999), "gtp_type": .numbersOr(255, []), "gtp_version": .number(2),
+      "gtp_info": .numbersOr(255, []), "cip_attribute": .number(65_535),
       "cip_class": .number(65_535), "cip_conn_path_class": .number(65_535), "cip_instance": .number(0xFFFF_FFFF),
       "cip_service": .number(127), "cip_status": .number(255), "enip_command": .number(65_535), "file_type": .list([]),
-      "appids": .list([]), "appid": .list([]), "soid": .something,
+      "appids": .list([]), "appid": .list([]), "soid": .names,
     ])
 
   private static let snort2 = merged(
@@ -99,8 +120,9 @@ enum ApplicationOptions {
       http_stat_msg http_uri
       """),
     [
-      "uricontent": .pattern, "urilen": .length, "http_encode": .something, "ftpbounce": .nothing,
-      "file_group": .something, "logto": .text, "session": .word(words("all printable binary")), "resp": .list([]),
+      "uricontent": .pattern, "urilen": .length, "http_encode": .encodings, "ftpbounce": .nothing,
+      "file_group": .names, "logto": .text, "session": .word(words("all printable binary")),
+      "resp": .list(responses),
       "react": .anything,
     ])
 
@@ -118,13 +140,15 @@ enum ApplicationOptions {
       http_max_header_line http_max_trailer_line http_num_cookies http_num_headers http_num_trailers
       """),
     [
-      "http_param": .pattern, "http_version_match": .list([]), "service": .list([]), "file_meta": .something,
-      "iec104_apci_type": .word([]), "iec104_asdu_func": .word([]), "mms_func": .word([]),
-      "s7commplus_func": .word([]), "s7commplus_opcode": .word([]), "opcua_msg_service": .word([]),
-      "opcua_msg_type": .word([]), "opcua_node_id": .number(0xFFFF_FFFF),
-      "opcua_node_namespace_index": .number(0xFFFF_FFFF), "socks_address_type": .word([]), "socks_command": .word([]),
-      "socks_remote_address": .text, "socks_remote_port": .number(65_535), "socks_state": .word([]),
-      "socks_version": .number(255), "so": .something, "enable": .word(words("no yes inherit")),
+      "http_param": .pattern, "http_version_match": .list([]), "service": .names, "file_meta": .fileFacts,
+      "iec104_apci_type": .numbersOr(255, informationTransfer), "iec104_asdu_func": .numbersOr(255, []),
+      "mms_func": .numbersOr(255, []), "s7commplus_func": .numbersOr(65_535, []),
+      "s7commplus_opcode": .numbersOr(255, []), "opcua_msg_service": .numbersOr(65_535, []),
+      "opcua_msg_type": .numbersOr(255, []), "opcua_node_id": .number(0xFFFF_FFFF),
+      "opcua_node_namespace_index": .number(0xFFFF_FFFF), "socks_address_type": .numbersOr(255, []),
+      "socks_command": .numbersOr(255, []), "socks_remote_address": .text, "socks_remote_port": .number(65_535),
+      "socks_state": .numbersOr(255, []), "socks_version": .number(255), "so": .name,
+      "enable": .word(words("no yes inherit")),
     ])
 
   /// Suricata's buffers take nothing.
@@ -184,30 +208,40 @@ enum ApplicationOptions {
     [
       "urilen": .length, "filesize": .number(.max), "dns.opcode": .numberOr(65_535, []),
       "dns.rcode": .numberOr(65_535, []), "dns.rrtype": .numberOr(65_535, []),
-      "enip.status": .numberOr(0xFFFF_FFFF, []),
-      "enip.revision": .something, "enip_command": .numberOr(65_535, []), "cip_service": .something,
+      "enip.status": .numberOr(0xFFFF_FFFF, enipStatus), "enip.revision": .number(65_535),
+      "enip_command": .numberOr(65_535, enipCommands), "cip_service": .fields([127, 65_535, 65_535]),
       "dce_iface": .interface, "dcerpc.iface": .interface, "dce_opnum": .numbers(65_535),
-      "dcerpc.opnum": .numbers(65_535), "dnp3.func": .something, "dnp3_func": .something,
-      "dnp3.ind": .list([]), "dnp3_ind": .list([]), "dnp3.obj": .something, "dnp3_obj": .something,
-      "filestore": .anything, "ftp.mode": .word(words("active passive")),
+      "dcerpc.opnum": .numbers(65_535), "dnp3.func": .numberOr(255, dnp3Functions),
+      "dnp3_func": .numberOr(255, dnp3Functions), "dnp3.ind": .bits(65_535, indications),
+      "dnp3_ind": .bits(65_535, indications), "dnp3.obj": .object, "dnp3_obj": .object,
+      "filestore": .storage, "ftp.mode": .word(words("active passive")),
       "ftp.reply_received": .word(words("yes no true false on off 1 0")),
-      "ftpdata_command": .word(words("retr stor")), "http2.errorcode": .numberOr(0xFFFF_FFFF, []),
-      "http2.frametype": .numberOr(255, []), "http2.priority": .number(255), "http2.settings": .something,
-      "ike.chosen_sa_attribute": .something, "krb5.ticket_encryption": .something,
+      "ftpdata_command": .word(words("retr stor")), "http2.errorcode": .numberOr(0xFFFF_FFFF, http2Errors),
+      "http2.frametype": .numberOr(255, http2Frames),
+      "http2.priority": .number(255), "http2.settings": .attribute(http2Settings, 0xFFFF_FFFF),
+      "ike.chosen_sa_attribute": .attribute(ikeAttributes, 0xFFFF_FFFF), "krb5.ticket_encryption": .names,
       "krb5_err_code": .number(0xFFFF_FFFF),
-      "krb5_msg_type": .number(255), "ldap.request.operation": .something, "ldap.responses.operation": .something,
-      "ldap.responses.result_code": .something, "lua": .text, "luaxform": .text, "modbus": .something,
-      "mqtt.connack.session_present": .word(words("yes no true false")), "mqtt.connect.flags": .something,
-      "mqtt.flags": .something, "mqtt.qos": .number(2), "mqtt.reason_code": .number(255), "mqtt.type": .something,
+      "krb5_msg_type": .number(255), "ldap.request.operation": .numberOr(255, ldapOperations),
+      "ldap.responses.operation": .numberOr(255, ldapOperations),
+      "ldap.responses.result_code": .numberOr(0xFFFF_FFFF, ldapResults), "lua": .text, "luaxform": .text,
+      "modbus": .modbus,
+      "mqtt.connack.session_present": .word(words("yes no true false")),
+      "mqtt.connect.flags": .bits(255, words("username password will will_retain clean_session")),
+      "mqtt.flags": .bits(255, words("dup retain")), "mqtt.qos": .number(2), "mqtt.reason_code": .number(255),
+      "mqtt.type": .numberOr(255, mqttTypes),
       "nfs.version": .number(0xFFFF_FFFF), "nfs_version": .number(0xFFFF_FFFF),
       "nfs_procedure": .numberOr(0xFFFF_FFFF, []),
       "ntp.mode": .numberOr(255, []), "rfb.secresult": .numberOr(0xFFFF_FFFF, words("ok fail toomany unknown")),
-      "rfb.sectype": .number(0xFFFF_FFFF), "smb.version": .something, "snmp.pdu_type": .numberOr(0xFFFF_FFFF, []),
-      "snmp.trap_type": .something, "snmp.version": .something, "ssh.protoversion": .text, "ssh.softwareversion": .text,
-      "ssl_state": .list(tlsStates), "ssl_version": .list(tlsVersions), "tls.version": .something,
-      "tls_cert_notafter": .something, "tls_cert_notbefore": .something, "websocket.flags": .something,
-      "websocket.opcode": .numberOr(255, []), "app-layer-event": .something, "app-layer-state": .something,
-      "app-layer-protocol": .list([]), "frame": .something, "config": .configuration, "template": .anything,
+      "rfb.sectype": .number(0xFFFF_FFFF), "smb.version": .word(words("1 2 3")),
+      "snmp.pdu_type": .numberOr(0xFFFF_FFFF, []),
+      "snmp.trap_type": .numberOr(255, []), "snmp.version": .number(3), "ssh.protoversion": .name,
+      "ssh.softwareversion": .text,
+      "ssl_state": .list(tlsStates), "ssl_version": .list(tlsVersions),
+      "tls.version": .word(words("1.0 1.1 1.2 1.3 0x0300 0x0301 0x0302 0x0303 0x0304")),
+      "tls_cert_notafter": .date, "tls_cert_notbefore": .date, "websocket.flags": .bits(255, words("fin comp")),
+      "websocket.opcode": .numberOr(255, words("continuation text binary close ping pong")),
+      "app-layer-event": .name, "app-layer-state": .state,
+      "app-layer-protocol": .applicationProtocol, "frame": .name, "config": .configuration, "template": .anything,
       "nfq_set_mark": .mark, "file.magic": .nothing,
     ])
 }

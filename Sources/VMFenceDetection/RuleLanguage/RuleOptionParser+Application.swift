@@ -41,7 +41,7 @@ extension RuleOptionParser {
           name.startIndex, "\(name.shown) stands before any content", "put it after the content it is for")
       }
     case .anything: break
-    case .something: _ = try required(name, value)
+    case .storage where value == nil: break
     case .text:
       // Quotation marks may be left out.
       let value = try required(name, value)
@@ -75,13 +75,16 @@ extension RuleOptionParser {
     switch form {
     case .number(let maximum): try checkNumber(name, value, maximum)
     case .numberOr(let maximum, let known):
-      let first = value.split(at: UInt8(ascii: ","))[0]
-      let word = first.first == UInt8(ascii: "!") ? first.dropFirst() : first
-      if word.first.map({ (0x61...0x7A).contains($0 | 0x20) }) == true {
+      let parts = value.split(at: UInt8(ascii: ","))
+      let word = parts[0].first == UInt8(ascii: "!") ? parts[0].dropFirst() : parts[0]
+      if word.starts(with: Array("count ".utf8)) {
+        _ = try number(name, word.dropFirst(6).trimmed, maximum: UInt64(UInt32.max))
+      } else if word.first.map({ (0x61...0x7A).contains($0 | 0x20) }) == true {
         try checkWord(name, word, known)
       } else {
-        try checkNumber(name, value, maximum)
+        _ = try number(name, parts[0], maximum: maximum)
       }
+      try checkIndices(name, parts.dropFirst())
     case .word(let known): try checkWord(name, value, known)
     case .list(let known):
       for item in value.unquoted.split(at: UInt8(ascii: ",")) {
@@ -97,7 +100,7 @@ extension RuleOptionParser {
     case .length: try checkLength(name, value)
     case .configuration: try checkConfiguration(name, value)
     case .mark: try checkMark(name, value)
-    default: break
+    default: try checkParts(form, name, value)
     }
   }
 
@@ -129,7 +132,7 @@ extension RuleOptionParser {
     for part in parts.dropFirst() { try checkWord(name, part, ["packet", "flow"]) }
   }
 
-  private func checkWord(
+  func checkWord(
     _ name: ArraySlice<UInt8>, _ word: ArraySlice<UInt8>, _ known: Set<String>
   ) throws(RuleProblem) {
     let text = word.unquoted.text.lowercased()
@@ -155,6 +158,7 @@ extension RuleOptionParser {
       return
     }
     _ = try number(name, parts[0], maximum: maximum)
+    try checkIndices(name, parts.dropFirst())
   }
 
   private static let messageWords: Set<String> = [
