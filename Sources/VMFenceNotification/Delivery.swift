@@ -31,13 +31,18 @@ public struct DeliveryFailure: Error, Sendable, Hashable {
 public struct EventFilter: Sendable, Hashable {
   public enum Kind: String, Sendable, Hashable, CaseIterable {
     case alert, file, decision, lifecycle, platform
+    /// What is wrong with packets; packets that a rule wants to be logged.
+    case anomaly, packet
+
+    /// Those that people wait for. The others can be as many as there are packets, and are sent to places that name them.
+    public static let usual: Set<Kind> = [.alert, .file, .decision, .lifecycle, .platform]
   }
 
   public var kinds: Set<Kind>
   /// Only what concerns this tenant's guests. What concerns the host as a whole is for the provider only.
   public var tenant: TenantID?
 
-  public init(kinds: Set<Kind> = Set(Kind.allCases), tenant: TenantID? = nil) {
+  public init(kinds: Set<Kind> = Kind.usual, tenant: TenantID? = nil) {
     self.kinds = kinds
     self.tenant = tenant
   }
@@ -57,6 +62,7 @@ extension Event {
     case .decision: .decision
     case .lifecycle: .lifecycle
     case .platform: .platform
+    case .packet(let notice): if case .tagged = notice.kind { .packet } else { .anomaly }
     }
   }
 }

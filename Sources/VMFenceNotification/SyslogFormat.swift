@@ -70,6 +70,16 @@ public struct SyslogFormat: Sendable {
     case .platform(let alert):
       data.append(("kind", alert.kind.name))
       return (Self.severity(alert.severity), "platform", alert.message)
+    case .packet(let notice):
+      let packet = notice.packet
+      data += [("src", packet.source.description), ("dst", packet.destination.description)]
+      let ends = "\(packet.source) -> \(packet.destination)"
+      switch notice.kind {
+      case .anomaly(let anomaly, let event):
+        data.append(("event", event))
+        return (6, "anomaly", "\(anomaly.kind.rawValue) \(event.escapedForDisplay): \(ends)")
+      case .tagged: return (6, "packet", "tagged: \(ends)")
+      }
     }
   }
 

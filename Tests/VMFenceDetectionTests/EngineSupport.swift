@@ -83,6 +83,14 @@ struct EngineUnderTest: ~Copyable {
     }
   }
 
+  /// What is found because no packet came for so long.
+  mutating func advance(by silence: Duration) -> [UInt32] {
+    now = now + silence
+    output.reset()
+    while inspector.advance(to: now, into: &output) {}
+    return (0..<output.count).map { rules.metadata(at: Int(output[$0].ruleIndex)).sid }
+  }
+
   mutating func inspect(_ frame: [UInt8], after delay: Duration = .milliseconds(1)) -> [UInt32] {
     now = now + delay
     output.reset()

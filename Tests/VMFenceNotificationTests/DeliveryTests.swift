@@ -84,6 +84,25 @@ struct UnixSocketTests {
     #expect(sink.counters.lost == 25)
   }
 
+  @Test("what may be as much as there are packets goes to places that name it")
+  func packets() {
+    let packet = DroppedPacket(
+      time: .zero, incarnation: guest, packetID: 0, source: .anyV4, destination: .anyV4, sourcePort: 0,
+      destinationPort: 0, ipProtocol: 6, reason: .rules, verdict: .pass)
+    let anomaly = PacketAnomaly(kind: .decode, number: 0, flowID: 0, layer: 0)
+    let events: [(Event, EventFilter.Kind)] = [
+      (.packet(PacketNotice(.tagged, packet)), .packet),
+      (.packet(PacketNotice(.anomaly(anomaly, event: "x"), packet)), .anomaly),
+    ]
+    for (event, kind) in events {
+      #expect(!EventFilter().wants(event, directory()))
+      for wanted in EventFilter.Kind.allCases {
+        #expect(EventFilter(kinds: [wanted]).wants(event, directory()) == (wanted == kind))
+      }
+      #expect(EventFilter(kinds: [kind], tenant: TenantID("globex")).wants(event, directory()) == false)
+    }
+  }
+
   @Test("a tenant gets what concerns its guests, and nothing of the host")
   func tenants() async throws {
     let peer = try Peer(.unixStream)

@@ -84,6 +84,14 @@ struct HostConfigurationTests {
       ("udp://192.0.2.1:514", "icmp://192.0.2.1", ["host.yaml:6:", "is not `local`"]),
       ("facility: local3", "facility: local9", ["host.yaml:6:", "`local9` is not one of kern"]),
       ("syslog:", "sylog:", ["host.yaml:6:", "did you mean `syslog`?"]),
+      (
+        "metrics:", "inspection: {anomalies: yes, packet-events-per-second: 0}\nmetrics:",
+        ["host.yaml:7:", "is not a whole number from 1 to 100000"]
+      ),
+      (
+        "tenant: acme}", "tenant: acme, events: [anomalies]}",
+        ["host.yaml:6:", "one of alert, file, decision, lifecycle, platform, anomaly, packet"]
+      ),
       ("port: 9477", "port: 99999", ["host.yaml:7:", "is not a whole number from 1 to 65535"]),
       (
         "[misc-attack]", "[misc-atack]",

@@ -146,6 +146,51 @@ struct LiveRunTests {
     #expect(third.said.contains("\(Self.uuid).state is damaged: the checksum"), "\(third)")
   }
 
+  @Test(
+    "what a server has read is told of although neither end says more",
+    .enabled(
+      if: FileManager.default.isExecutableFile(atPath: "/usr/bin/busybox"), "needs busybox (scripts/setup tests)"))
+  func silentConnection() throws {
+    let id = String(UUID().uuidString.prefix(6)).lowercased()
+    let (host, guest) = ("vfq\(id)", "vfr\(id)")
+    defer { try? Self.sh("ip netns del \(host); ip netns del \(guest)") }
+    let folder = try TemporaryFolder()
+    try makeGuest(guest, of: host, folder)
+    _ = try folder.write(
+      "live.rules",
+      "alert tcp any any -> any 9000 (msg:\"read\"; flow:to_server,established; content:\"the needle\"; sid:1;)\n")
+    let config = try folder.write(
+      "live.yaml", "version: 1\nrules: {dialect: snort2, common: live.rules}\ninventory: inventory.yaml\n")
+    let eve = folder.path("eve.json")
+    let daemon = try Program.start(
+      ["run", "--config", config, "--eve", eve], in: host, errors: Pipe(), output: Pipe())
+    defer { if daemon.isRunning { daemon.terminate() } }
+    try Self.wait("the first event") { (try? EVELine.read(eve))?.isEmpty == false }
+    // A server that reads and never answers, and a client that says one thing and stays.
+    let ends = [
+      ("sleep 60 | nc -l -p 9000 >/dev/null", host), ("{ printf 'the needle'; sleep 60; } | nc 10.9.9.1 9000", guest),
+    ]
+    var started: [Process] = []
+    defer { for process in started where process.isRunning { kill(process.processIdentifier, SIGTERM) } }
+    for (command, place) in ends {
+      let process = Process()
+      process.executableURL = URL(filePath: "/bin/sh")
+      process.arguments = ["-c", "exec ip netns exec \(place) busybox sh -c \"\(command)\""]
+      process.standardOutput = FileHandle.nullDevice
+      try process.run()
+      started.append(process)
+      usleep(300_000)
+    }
+    try Self.wait("the alert") { try EVELine.read(eve).contains { $0.alert?.signatureID == 1 } }
+    let stands = started.allSatisfy { $0.isRunning }
+    #expect(stands)
+    kill(daemon.processIdentifier, SIGTERM)
+    daemon.waitUntilExit()
+    #expect(daemon.terminationStatus == 0)
+    let alerts = try EVELine.read(eve).count { $0.alert?.signatureID == 1 }
+    #expect(alerts == 1)
+  }
+
   /// The detectors that a process has started.
   private func detectorsOf(_ parent: Int32) throws -> [Int32] {
     // `ip netns exec` replaces itself by the program, so the process that was started is the daemon.

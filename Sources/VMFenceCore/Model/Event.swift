@@ -6,6 +6,7 @@ public indirect enum Event: Sendable, Hashable {
   case decision(Decision)
   case lifecycle(LifecycleReport)
   case platform(PlatformAlert)
+  case packet(PacketNotice)
 
   public var time: Timestamp {
     switch self {
@@ -14,6 +15,7 @@ public indirect enum Event: Sendable, Hashable {
     case .decision(let decision): decision.time
     case .lifecycle(let report): report.time
     case .platform(let alert): alert.time
+    case .packet(let notice): notice.packet.time
     }
   }
 
@@ -25,6 +27,7 @@ public indirect enum Event: Sendable, Hashable {
     case .decision(let decision): decision.incarnation
     case .lifecycle(let report): report.incarnation
     case .platform(let alert): alert.incarnation
+    case .packet(let notice): notice.packet.incarnation
     }
   }
 }
@@ -84,6 +87,25 @@ public struct Alert: Sendable, Hashable {
     self.vlan = vlan
     self.verdict = verdict
     self.payloadExcerpt = payloadExcerpt
+  }
+}
+
+/// A packet that is told of without an alert.
+public struct PacketNotice: Sendable, Hashable {
+  public enum Kind: Sendable, Hashable {
+    /// Something is wrong with it; `event`: what, as `decode-event` and `stream-event` name it.
+    case anomaly(PacketAnomaly, event: String)
+    /// An earlier packet matched a rule that wants it to be logged (`tag`).
+    case tagged
+  }
+
+  public var kind: Kind
+  /// Its `reason` and `verdict` say nothing.
+  public var packet: DroppedPacket
+
+  public init(_ kind: Kind, _ packet: DroppedPacket) {
+    self.kind = kind
+    self.packet = packet
   }
 }
 

@@ -97,6 +97,9 @@ extension Event {
     case .platform(var alert):
       alert.time = alert.time + offset
       return .platform(alert)
+    case .packet(var notice):
+      notice.packet.time = notice.packet.time + offset
+      return .packet(notice)
     }
   }
 }

@@ -25,6 +25,11 @@ public struct EVEEncoder: Sendable {
     case .decision(let decision): encode(decision)
     case .lifecycle(let report): encode(report)
     case .platform(let alert): encode(alert)
+    case .packet(let notice):
+      switch notice.kind {
+      case .anomaly(let anomaly, let event): encode(anomaly, event: event, of: notice.packet)
+      case .tagged: encodeTagged(notice.packet)
+      }
     }
   }
 

@@ -37,7 +37,7 @@ struct Observation {
       remote = nil
       isSolid = true
       isTraffic = false
-    case .decision, .lifecycle:
+    case .decision, .lifecycle, .packet:
       return nil
     }
   }
@@ -58,7 +58,7 @@ struct Observation {
     case .file(let event):
       "file \(event.operation.rawValue) \(String(decoding: event.path.prefix(256), as: UTF8.self).escapedForDisplay)"
     case .platform(let alert): alert.kind.name
-    case .decision, .lifecycle: ""
+    case .decision, .lifecycle, .packet: ""
     }
   }
 }

@@ -76,6 +76,16 @@ public final class DetectorChannel: @unchecked Sendable {
   @discardableResult
   public func enqueue(_ frame: FrameMetadata, _ bytes: RawSpan) -> EnqueueOutcome { state.enqueue(frame, bytes) }
 
+  /// Tells the detector that no frame came before `time` (packet time), so that it looks at what has waited for one too long; its alerts come with a
+  /// verdict of their own (`PacketVerdict.isOfTime`). When they are many, some wait for the next time that is told. False: the ring is full, so that there
+  /// are frames.
+  @discardableResult
+  public func enqueueTime(_ time: Timestamp) -> Bool { state.tell(.time, at: time) }
+
+  /// The same, for the end: no frame will come.
+  @discardableResult
+  public func enqueueEnd(at time: Timestamp) -> Bool { state.tell(.end, at: time) }
+
   /// Shows the detector what was enqueued, and wakes it if it sleeps.
   public func publish() { state.publish() }
 
@@ -86,6 +96,12 @@ public final class DetectorChannel: @unchecked Sendable {
 
   /// Within `collect`: the packet that the verdict is about, if it was refused and is kept.
   var refused: (frame: FrameMetadata, head: [UInt8])? { state.refused }
+
+  /// Has the detectors that are attached from now on say more of packets than alerts.
+  package func keepNotes(_ configuration: PacketNoteConfiguration) { state.keepNotes(configuration) }
+
+  /// Within `collect`: what was said of the verdict's packet beside alerts, if that was asked for.
+  package var noted: PacketNote? { state.noted }
 
   /// Hands over the verdicts that have arrived, in the order of their packets, each exactly once. The alerts are valid
   /// for the duration of the call only; their rule indices are within the rule set of the verdict's generation.
@@ -201,6 +217,7 @@ public final class DetectorChannel: @unchecked Sendable {
     control.store(UInt64(state.offered?.length ?? 0), at: RingLayout.startStateLength)
     control.store(state.offered?.time.nanoseconds ?? 0, at: RingLayout.startStateTime)
     control.store(state.stateRequests, at: RingLayout.answeredRequests)
+    control.store(UInt64(state.notes.rawValue), at: RingLayout.notes)
     state.offered = nil
     up.word(RingLayout.startStateOutcome).storeReleasing(0)
     state.link = consume socket
@@ -334,7 +351,10 @@ public final class DetectorChannel: @unchecked Sendable {
 
 /// What went through a channel so far.
 public struct DetectorChannelCounters: Hashable, Sendable {
+  /// Frames, and what was told of time.
   public var enqueued: UInt64 = 0
+  /// How often the detector was told of time.
+  public var timesTold: UInt64 = 0
   /// Bytes of the enqueued frames, before cutting.
   public var enqueuedBytes: UInt64 = 0
   /// Frames that were longer than the snap length.

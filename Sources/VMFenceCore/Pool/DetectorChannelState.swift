@@ -13,6 +13,11 @@ struct DetectorChannelState: ~Copyable {
   var keepsRefused = false
   /// That of the record that was taken last, if it was refused or came behind a packet that was rejected.
   private(set) var refused: (frame: FrameMetadata, head: [UInt8])?
+  /// What the detector is to say of packets beside alerts, and how many of these are kept.
+  var notes: PacketNotes = []
+  private var notePace = Pace(perSecond: 1)
+  /// What was said of the packet whose record was taken last.
+  private(set) var noted: PacketNote?
   /// How many packets are still kept behind the one that was rejected last.
   private var following = 0
   var tally = DetectorChannelCounters()
@@ -41,6 +46,19 @@ struct DetectorChannelState: ~Copyable {
     tally.enqueuedBytes &+= UInt64(bytes.byteCount)
     if bytes.byteCount > packets.snapLength { tally.cut &+= 1 }
     return .queued(id: id)
+  }
+
+  /// Tells what is no frame. False: there is no room for it now.
+  mutating func tell(_ kind: SlotKind, at time: Timestamp) -> Bool {
+    let frame = FrameMetadata(timestamp: time, port: PortID(0), originalLength: 0)
+    guard packets.append(frame, RawSpan(), generation: generation, kind: kind) != nil else { return false }
+    tally.timesTold &+= 1
+    return true
+  }
+
+  mutating func keepNotes(_ configuration: PacketNoteConfiguration) {
+    notes = configuration.notes
+    notePace = Pace(perSecond: configuration.perSecond)
   }
 
   mutating func publish() {
@@ -107,14 +125,41 @@ struct DetectorChannelState: ~Copyable {
       alerts.removeAll(keepingCapacity: true)
       for index in 0..<record.alertCount { alerts.append(try verdicts.alert(index, ruleCount: rules.count)) }
     }
-    if keepsRefused { keepRefused(slot, record.verdict) }
+    let isOfTime = slot.kind != .frame
+    guard !isOfTime || record.verdict == .pass && !record.hasNotes else {
+      throw verdicts.violation("what it can only say of a packet of \(record.id), which is none")
+    }
+    noted = record.hasNotes ? try note(record, slot) : nil
+    if keepsRefused, !isOfTime { keepRefused(slot, record.verdict) }
     packets.release(slot)
     tally.alerts &+= UInt64(record.alertCount)
     tally.alertsLost &+= UInt64(record.overflow)
     let verdict = PacketVerdict(
       id: record.id, generation: rules.generation, verdict: record.verdict, rule: record.rule,
-      overflow: record.overflow, timestamp: slot.frame.timestamp, port: slot.frame.port)
+      overflow: record.overflow, timestamp: slot.frame.timestamp, port: slot.frame.port, isOfTime: isOfTime)
     return (verdict, record.alertCount > 0)
+  }
+
+  /// What the detector said of a packet beside alerts; without the packet, if there were too many.
+  private mutating func note(
+    _ record: VerdictRingReader.Header, _ slot: PacketSlot
+  ) throws(DetectorError) -> PacketNote {
+    guard !record.isTagged || notes.contains(.tagged), record.anomalyCount == 0 || notes.contains(.anomalies) else {
+      throw verdicts.violation("of packet \(record.id) what nobody asked for")
+    }
+    // Looked at even if nobody will see them, so that a lie is one at any pace.
+    var anomalies: [PacketAnomaly] = []
+    let isKept = notePace.admits(at: slot.frame.timestamp)
+    for index in 0..<record.anomalyCount {
+      let anomaly = try verdicts.anomaly(index, of: record)
+      if isKept { anomalies.append(anomaly) }
+    }
+    guard isKept else { return PacketNote() }
+    return PacketNote(
+      frame: slot.frame,
+      head: packets.withBytes(of: slot) { bytes in
+        bytes.extracting(0..<min(bytes.byteCount, NotedPacket.headBytes)).copiedBytes()
+      }, capturedLength: slot.length, anomalies: anomalies, isTagged: record.isTagged)
   }
 
   private mutating func keepRefused(_ slot: PacketSlot, _ verdict: Verdict) {
@@ -157,4 +202,13 @@ struct DetectorChannelState: ~Copyable {
     generation += 1
     ruleCounts.append((generation, ruleCount))
   }
+}
+
+/// What a detector said of a packet beside alerts, with the packet; without a frame when it was one too many.
+package struct PacketNote {
+  package var frame: FrameMetadata?
+  package var head: [UInt8] = []
+  package var capturedLength = 0
+  package var anomalies: [PacketAnomaly] = []
+  package var isTagged = false
 }

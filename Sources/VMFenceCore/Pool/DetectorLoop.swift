@@ -44,6 +44,8 @@ package struct DetectorLoop: ~Copyable {
   private let stateAnswer: SharedWord
   private let stateArea: SharedArea
   private let up: SharedRegion
+  /// What is to be said of packets beside alerts.
+  @usableFromInline let notes: PacketNotes
   /// The number of the last state that was asked for and saved.
   private var answeredState: UInt64
 
@@ -60,7 +62,8 @@ package struct DetectorLoop: ~Copyable {
     let stateBytes = Self.stateBytes(down)
     ring = down.area(RingLayout.controlBytes, count: down.byteCount - RingLayout.controlBytes - stateBytes)
     sharedTail = down.word(RingLayout.packetTail)
-    verdicts = VerdictRingWriter(up: up, down: down, stateBytes: stateBytes)
+    notes = PacketNotes(rawValue: UInt8(truncatingIfNeeded: control.load(RingLayout.notes, as: UInt64.self)))
+    verdicts = VerdictRingWriter(up: up, down: down, stateBytes: stateBytes, notes: notes)
     stateArea = up.area(up.byteCount - stateBytes, count: stateBytes)
     stateRequest = down.word(RingLayout.stateRequest)
     stateAnswer = up.word(RingLayout.stateAnswer)
@@ -85,7 +88,7 @@ package struct DetectorLoop: ~Copyable {
   package static func run<Inspector: PacketInspector & ~Copyable, Control: DetectorControl & ~Copyable>(
     _ loop: consuming DetectorLoop, inspector: consuming Inspector, control: inout Control
   ) -> DetectorLoopEnd where Control.Rules == Inspector.Rules {
-    var output = InspectionOutput()
+    var output = InspectionOutput(keepsAnomalies: loop.notes.contains(.anomalies))
     if let start = loop.startState {
       do throws(EngineStateError) {
         _ = try inspector.restoreState(start.bytes, at: start.time)
@@ -109,13 +112,23 @@ package struct DetectorLoop: ~Copyable {
           }
         }
         output.reset()
-        loop.withBytes(of: slot) { inspector.inspect(slot.frame, $0, into: &output) }
+        switch slot.kind {
+        case .frame: loop.withBytes(of: slot) { inspector.inspect(slot.frame, $0, into: &output) }
+        case .time: while hasRoom(output), inspector.advance(to: slot.frame.timestamp, into: &output) {}
+        case .end: while hasRoom(output), inspector.finish(into: &output) {}
+        }
+        // What is no frame is not refused.
+        if slot.kind != .frame { output.clearVerdict() }
         guard loop.answer(slot, output, &control) else { return .stopped }
       }
       loop.endBatch(&control)
     }
     return loop.end
   }
+
+  /// Whether the alerts of one more flow likely fit. What is left is looked at when time, or the end, is told again.
+  @usableFromInline
+  static func hasRoom(_ output: borrowing InspectionOutput) -> Bool { output.count <= InspectionOutput.capacity / 2 }
 
   /// Waits at a batch boundary until there are packets, or a state is asked for. False: the loop is to end.
   @usableFromInline

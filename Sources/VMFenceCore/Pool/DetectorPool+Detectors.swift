@@ -17,6 +17,7 @@ extension DetectorPool {
   private static var hangUpPatience: Duration { .milliseconds(100) }
   /// Drops are reported this far apart, for each domain.
   private static var dropReportInterval: Duration { .seconds(10) }
+  private static var lookPauseMaximum: Duration { .seconds(3600) }
 
   // MARK: Actions
 
@@ -28,6 +29,7 @@ extension DetectorPool {
       let channel: DetectorChannel
       if let known = entry.channel { channel = known } else { channel = try makeChannel(entry, at: time) }
       if configuration.keepsRefusedPackets { channel.keepRefused() }
+      channel.keepNotes(configuration.packetNotes)
       entry.channel = channel
       entry.handle = try backend.launch(rules: rules, channel: channel, configuration: configuration.inspector)
       entry.generations = [(channel.generation, rules)]
@@ -247,8 +249,24 @@ extension DetectorPool {
     }
   }
 
+  /// Tells a detector what time it is, when that is due.
+  func tellTime(_ entry: GuardedDomain<Rules>, at time: Timestamp) {
+    guard let interval = configuration.lookInterval, entry.isAnswering, let channel = entry.channel else { return }
+    let hasTraffic = entry.counters.packets != entry.packetsAtLook
+    if !entry.looksAgain {
+      guard entry.lookPause > .zero || hasTraffic else { return }
+      guard time >= entry.lastLook + (hasTraffic ? interval : entry.lookPause) else { return }
+    }
+    guard channel.enqueueTime(time) else { return }
+    channel.publish()
+    entry.lookPause = hasTraffic || entry.looksAgain ? interval : min(entry.lookPause * 2, Self.lookPauseMaximum)
+    entry.packetsAtLook = entry.counters.packets
+    entry.looksAgain = false
+    entry.lastLook = time
+  }
+
   /// Waits for the end of a detector that hung up: a replay's, whose times stand still.
-  private func expectEnd(_ entry: GuardedDomain<Rules>, at time: Timestamp) {
+  func expectEnd(_ entry: GuardedDomain<Rules>, at time: Timestamp) {
     guard let handle = entry.handle else { return }
     for _ in 0..<100 {
       checkDetector(entry, at: time)
@@ -338,98 +356,6 @@ extension DetectorPool {
       entry, .packetsDropped, severity: 2, at: time,
       "\(count) packets were not inspected; in all \(entry.counters.droppedFull) found the ring full and "
         + "\(entry.counters.droppedUnguarded) no detector", count: count)
-  }
-
-  // MARK: Collecting
-
-  func collect(_ entry: GuardedDomain<Rules>, at time: Timestamp) {
-    guard let channel = entry.channel else { return }
-    do throws(DetectorError) {
-      try channel.collect { verdict, alerts in take(entry, verdict, alerts) }
-    } catch {
-      if !entry.toldViolation {
-        entry.toldViolation = true
-        tell(entry, .detectorViolation, severity: 1, at: time, "the detector broke the protocol: \(error.message)")
-      }
-      lose(entry, because: "it broke the protocol and was killed", isSuspicious: true, at: time)
-    }
-  }
-
-  private func take(_ entry: GuardedDomain<Rules>, _ verdict: borrowing PacketVerdict, _ alerts: Span<AlertRecord>) {
-    entry.counters.inspected &+= 1
-    entry.deathsInVain = 0
-    entry.deathsByPacket = 0
-    entry.isUnresponsive = false
-    if verdict.verdict != .pass {
-      entry.counters.droppedByRule &+= 1
-      keepRefused(entry, verdict)
-    } else if entry.rejecting != nil {
-      keepFollowing(entry, verdict)
-    }
-    entry.counters.alertsLost &+= UInt64(verdict.overflow)
-    for index in alerts.indices {
-      let record = alerts[index]
-      guard let rule = entry.metadata(of: record.ruleIndex, generation: verdict.generation) else {
-        entry.counters.alertsLost &+= 1
-        continue
-      }
-      entry.counters.alerts &+= 1
-      let alert = Alert(
-        record, rule: rule, incarnation: entry.incarnation, packetID: verdict.id,
-        verdict: verdict.rule == record.ruleIndex ? verdict.verdict : .pass)
-      events.append(alert, slot: entry.slot)
-    }
-  }
-
-  private func keepRefused(_ entry: GuardedDomain<Rules>, _ verdict: borrowing PacketVerdict) {
-    guard configuration.keepsRefusedPackets, verdict.rule != .max, refusals.hasRoom(),
-      let refused = entry.channel?.refused,
-      let rules = entry.rules(of: verdict.generation)
-    else { return }
-    let rule = rules.metadata(at: Int(verdict.rule))
-    if verdict.verdict == .reject { entry.rejecting = (rule, RefusedPacket.following) }
-    refusals.append(
-      RefusedPacket(
-        incarnation: entry.incarnation, packetID: verdict.id, verdict: verdict.verdict, rule: rule,
-        frame: refused.frame, head: refused.head))
-  }
-
-  private func keepFollowing(_ entry: GuardedDomain<Rules>, _ verdict: borrowing PacketVerdict) {
-    guard let rejecting = entry.rejecting else { return }
-    entry.rejecting = rejecting.left > 1 ? (rejecting.rule, rejecting.left - 1) : nil
-    guard let kept = entry.channel?.refused, refusals.hasRoom() else { return }
-    refusals.append(
-      RefusedPacket(
-        incarnation: entry.incarnation, packetID: verdict.id, verdict: .pass, rule: rejecting.rule, frame: kept.frame,
-        head: kept.head))
-  }
-
-  /// Waits until the detector has answered everything that was published.
-  ///
-  /// - Returns: false when it did not answer for `patience`.
-  @discardableResult
-  func drain(_ entry: GuardedDomain<Rules>, at time: Timestamp, patience: Duration) -> Bool {
-    collect(entry, at: time)
-    while let channel = entry.channel, channel.outstanding > 0, entry.isAnswering {
-      _ = awaitAnswers(entry, at: time, patience: patience)
-    }
-    return !entry.isUnresponsive
-  }
-
-  /// Waits for verdicts, takes them, and sees to a detector that dies meanwhile.
-  ///
-  /// - Returns: false when there is no use in waiting: no detector answers. One that says nothing for `patience`, in real time, is not
-  ///   waited for again until it does.
-  func awaitAnswers(_ entry: GuardedDomain<Rules>, at time: Timestamp, patience: Duration) -> Bool {
-    guard let channel = entry.channel, let handle = entry.handle, entry.isAnswering else { return false }
-    switch channel.waitForVerdicts(upTo: patience) {
-    case .verdicts: collect(entry, at: time)
-    case .timedOut:
-      checkDetector(entry, at: time)
-      if entry.handle === handle { entry.isUnresponsive = true }
-    case .gone: expectEnd(entry, at: time)
-    }
-    return entry.isAnswering
   }
 
   func tell(

@@ -18,9 +18,14 @@ extension DetectorPool {
     // A stopped detector is woken to finish.
     if entry.isSuspended { resume(incarnation, at: time) }
     entry.channel?.publish()
+    entry.endLooks = 0
     if waits {
-      drain(entry, at: time, patience: configuration.endingPatience)
+      var isAnswered = drain(entry, at: time, patience: configuration.endingPatience)
+      while isAnswered, entry.endLooks == 0 || entry.looksAgain, tellEnd(entry, at: time) {
+        isAnswered = drain(entry, at: time, patience: configuration.endingPatience)
+      }
     } else {
+      tellEnd(entry, at: time)
       collect(entry, at: time)
       checkDetector(entry, at: time)
     }
@@ -42,8 +47,26 @@ extension DetectorPool {
       return
     }
     guard entry.channel?.outstanding ?? 0 == 0 || !entry.isAnswering || time >= ending.deadline else { return }
+    if entry.isAnswering, time < ending.deadline, entry.looksAgain, tellEnd(entry, at: time) { return }
     perform(finish(entry, ending.handle, at: time), at: time)
     refreshSlots(at: time)
+  }
+
+  /// How often a detector is told of the end at the most, each time for as much as fits one verdict.
+  private static var endLooks: Int { 16 }
+
+  /// Has a detector look at what waits for packets that will not come. Where what it remembers goes on elsewhere, they may.
+  ///
+  /// - Returns: whether it was told.
+  @discardableResult
+  private func tellEnd(_ entry: GuardedDomain<Rules>, at time: Timestamp) -> Bool {
+    guard configuration.lookInterval != nil, !entry.isHandedOver, !tracker.isShuttingDown,
+      entry.endLooks < Self.endLooks, let channel = entry.channel, channel.enqueueEnd(at: time)
+    else { return false }
+    entry.endLooks += 1
+    entry.looksAgain = false
+    channel.publish()
+    return true
   }
 
   private func finish(

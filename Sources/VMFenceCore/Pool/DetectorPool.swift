@@ -26,18 +26,25 @@ public final class DetectorPool<Backend: DetectorBackend> {
     /// How long a detector may leave packets without any verdict before it is killed; nil: for ever. For a live host, where the
     /// times that are handed in are real; not for detectors that are threads, which cannot be killed while they inspect.
     public var answerTimeout: Duration?
+    /// How often the detector of a domain with traffic is told what time it is, to look at what has waited too long for a packet; nil: never.
+    /// Without traffic the pauses double, up to an hour: what is over after some time is looked at before it is over for as long again. A detector that
+    /// is suspended is told after it is resumed.
+    public var lookInterval: Duration?
     /// Packets kept as evidence because they killed their detector, for all domains together.
     public var evidenceCapacity: Int
     /// Reports kept of incarnations that have ended.
     public var endedReportCapacity: Int
     /// Whether the packets that rules refuse can be had with `takeRefusedPackets()`, to cut their flows.
     public var keepsRefusedPackets: Bool
+    /// What of packets without alerts can be had with `takeNotedPackets()`.
+    public var packetNotes: PacketNoteConfiguration
 
     public init(
       lifecycle: LifecycleTracker.Configuration = .init(), channel: DetectorChannelConfiguration = .init(),
       inspector: InspectorConfiguration = .init(), waitsWhenFull: Bool = false,
-      endingPatience: Duration = .seconds(1), answerTimeout: Duration? = nil, evidenceCapacity: Int = 16,
-      endedReportCapacity: Int = 1024, keepsRefusedPackets: Bool = false
+      endingPatience: Duration = .seconds(1), answerTimeout: Duration? = nil, lookInterval: Duration? = nil,
+      evidenceCapacity: Int = 16, endedReportCapacity: Int = 1024, keepsRefusedPackets: Bool = false,
+      packetNotes: PacketNoteConfiguration = .init()
     ) {
       self.lifecycle = lifecycle
       self.channel = channel
@@ -45,9 +52,11 @@ public final class DetectorPool<Backend: DetectorBackend> {
       self.waitsWhenFull = waitsWhenFull
       self.endingPatience = endingPatience
       self.answerTimeout = answerTimeout
+      self.lookInterval = lookInterval
       self.evidenceCapacity = evidenceCapacity
       self.endedReportCapacity = endedReportCapacity
       self.keepsRefusedPackets = keepsRefusedPackets
+      self.packetNotes = packetNotes
     }
   }
 
@@ -62,6 +71,8 @@ public final class DetectorPool<Backend: DetectorBackend> {
   var slotOf: [Incarnation: Int] = [:]
   var events = EventSorter()
   var refusals = RefusedPackets()
+  var noted = NotedPackets()
+  var notePace: Pace
   var ended: [DomainReport] = []
   /// Rises when a domain gets or loses its slot, or its description changes: the dispatch table is to be built anew.
   public private(set) var membershipGeneration: UInt64 = 0
@@ -88,6 +99,9 @@ public final class DetectorPool<Backend: DetectorBackend> {
   ) {
     self.backend = backend
     self.configuration = configuration
+    let (pace, whole) = configuration.packetNotes.perSecond.multipliedReportingOverflow(
+      by: PacketNoteConfiguration.hostShare)
+    notePace = Pace(perSecond: whole ? .max : pace)
     chooseRules = rules
     self.savedState = savedState
     self.keepState = keepState
@@ -124,7 +138,10 @@ public final class DetectorPool<Backend: DetectorBackend> {
     checkDetectors(at: time)
     perform(tracker.tick(at: time), at: time)
     refreshSlots(at: time)
-    for case let entry? in slots { reportDrops(entry, at: time) }
+    for case let entry? in slots {
+      tellTime(entry, at: time)
+      reportDrops(entry, at: time)
+    }
   }
 
   /// Looks again which rules each domain has: detectors that run swap to them between two packets, domains that got their first rules
@@ -231,6 +248,9 @@ public final class DetectorPool<Backend: DetectorBackend> {
   public func takeRefusedPackets() -> [RefusedPacket] { refusals.take() }
   /// Those of them that nobody took in time, beyond 4,096.
   public var refusedPacketsLost: UInt64 { refusals.lost }
+
+  /// The packets since the last call that detectors said more of than alerts, as `Configuration.packetNotes` has it, in the order of their verdicts.
+  public func takeNotedPackets() -> [NotedPacket] { noted.take() }
 
   /// Sleeps until a detector has an alert or refused a packet, or has died, or one of `descriptors` is readable, at the most `patience` of real
   /// time. Verdicts that only let packets pass wait to be collected meanwhile. Publish first.

@@ -56,6 +56,14 @@ final class GuardedDomain<Rules: CompiledRules> {
   /// When it last was seen to answer, or to have nothing to do.
   var lastProgress = Timestamp(nanoseconds: .min)
   var inspectedAtProgress: UInt64 = 0
+  /// When its detector was told the time last, how many packets it had by then, and when it is to be told next without more of them.
+  var lastLook = Timestamp(nanoseconds: .min)
+  var packetsAtLook: UInt64 = 0
+  var lookPause = Duration.zero
+  /// It had more to tell at that time than fits one verdict.
+  var looksAgain = false
+  /// How often it was told that its domain is gone.
+  var endLooks = 0
   /// The rule that rejected a packet last, while the packets behind it are kept.
   var rejecting: (rule: RuleMetadata, left: Int)?
   /// Of rules that fired: what they are called is read from the image once.
@@ -112,6 +120,8 @@ public struct DomainCounters: Hashable, Sendable {
   public var alerts: UInt64 = 0
   /// Alerts that did not fit into their packet's record.
   public var alertsLost: UInt64 = 0
+  /// Packets with something to tell beside alerts that nobody was told of, because there were too many.
+  public var notesLost: UInt64 = 0
   /// Packets that a rule says to drop.
   public var droppedByRule: UInt64 = 0
   /// Not inspected because the ring was full.
@@ -157,6 +167,7 @@ extension DetectorChannelCounters {
   /// Adds what went through another channel.
   mutating func add(_ other: DetectorChannelCounters) {
     enqueued &+= other.enqueued
+    timesTold &+= other.timesTold
     enqueuedBytes &+= other.enqueuedBytes
     cut &+= other.cut
     refused &+= other.refused

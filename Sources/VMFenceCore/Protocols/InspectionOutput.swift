@@ -71,7 +71,7 @@ public enum PacketOrigin: UInt8, Hashable, Sendable, CaseIterable, BitwiseCopyab
   case gre, ipv4Tunnel, ipv6Tunnel, teredo, vxlan, geneve
   /// Put together from fragments.
   case defragmented
-  /// No packet: the end of a flow, or of the input, made its stream be inspected.
+  /// No packet: the end of a flow or of the input, or a silence in it, made its stream be inspected.
   case flowTimeout
   /// What a GTP tunnel in the frame carries.
   case gtp
@@ -228,14 +228,19 @@ public struct InspectionOutput: ~Copyable {
     evidenceLost = 0
     count = 0
     overflow = 0
-    verdict = .pass
-    verdictRule = .max
-    rejectRule = .max
-    dropReason = .rules
+    clearVerdict()
     if keepsAnomalies {
       anomalies.removeAll(keepingCapacity: true)
       anomaliesLost = 0
     }
+  }
+
+  /// Takes back what rules said of the packet: there is none.
+  public mutating func clearVerdict() {
+    verdict = .pass
+    verdictRule = .max
+    rejectRule = .max
+    dropReason = .rules
   }
 
   public mutating func append(_ anomaly: PacketAnomaly) {

@@ -38,6 +38,13 @@ public protocol PacketInspector: ~Copyable {
   /// one flow; call it, with an empty `output`, until it returns false.
   mutating func finish(into output: inout InspectionOutput) -> Bool
 
+  /// No packet came before `time`: looks at what has waited for one too long by then (data that its receiver has read, streams and fragments
+  /// whose time is over). Each call adds the alerts of at most one flow, and sets no verdict; call it until it returns false, or go on later
+  /// where it is to have more room in `output`.
+  ///
+  /// - `time`: packet time.
+  mutating func advance(to time: Timestamp, into output: inout InspectionOutput) -> Bool
+
   /// Goes on with other rules from the next packet, keeping flow state.
   mutating func replaceRules(with rules: Rules) throws(RuleCompilationError)
 
@@ -64,6 +71,8 @@ public protocol PacketInspector: ~Copyable {
 extension PacketInspector where Self: ~Copyable {
   /// Nothing waits.
   public mutating func finish(into output: inout InspectionOutput) -> Bool { false }
+  /// Nothing waits.
+  public mutating func advance(to time: Timestamp, into output: inout InspectionOutput) -> Bool { false }
 }
 
 public struct RuleCompilationRequest: Sendable {

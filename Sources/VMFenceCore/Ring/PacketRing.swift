@@ -27,7 +27,9 @@ struct PacketRingWriter: ~Copyable {
 
   /// Writes one slot after the last; nil when there is no room. The detector sees it after `publish()`.
   @inline(__always)
-  mutating func append(_ frame: FrameMetadata, _ bytes: RawSpan, generation: UInt32) -> UInt64? {
+  mutating func append(
+    _ frame: FrameMetadata, _ bytes: RawSpan, generation: UInt32, kind: SlotKind = .frame
+  ) -> UInt64? {
     let length = min(bytes.byteCount, snapLength)
     let size = UInt64(RingLayout.slotBytes(length))
     var offset = tail & (capacity - 1)
@@ -49,7 +51,8 @@ struct PacketRingWriter: ~Copyable {
     ring.store(frame.strippedVLAN, at: start + 34)
     ring.store(frame.direction.rawValue, at: start + 36)
     ring.store(frame.checksums.rawValue, at: start + 37)
-    ring.store(0 as UInt16, at: start + 38)
+    ring.store(kind.rawValue, at: start + 38)
+    ring.store(0 as UInt8, at: start + 39)
     ring.copy(bytes, length: length, to: start + RingLayout.slotHeader)
     tail += gap + size
     nextID = id + 1
@@ -100,6 +103,7 @@ package struct PacketSlot {
   let end: UInt64
   @usableFromInline let id: UInt64
   @usableFromInline let generation: UInt32
+  @usableFromInline let kind: SlotKind
   @usableFromInline let frame: FrameMetadata
 
   /// - Precondition: `position` is before `tail`, a multiple of 8, and no more than the ring's size away from it.
@@ -120,13 +124,15 @@ package struct PacketSlot {
     guard size <= tail - position, offset + size <= capacity else { return nil }
     let start = Int(offset)
     guard let direction = FrameDirection(rawValue: ring.load(start + 36, as: UInt8.self)),
-      let checksums = ChecksumState(rawValue: ring.load(start + 37, as: UInt8.self))
+      let checksums = ChecksumState(rawValue: ring.load(start + 37, as: UInt8.self)),
+      let kind = SlotKind(rawValue: ring.load(start + 38, as: UInt8.self)), kind == .frame || captured == 0
     else { return nil }
     self.offset = start
     length = Int(captured)
     end = position + size
     generation = ring.load(start + 4, as: UInt32.self)
     id = ring.load(start + 8, as: UInt64.self)
+    self.kind = kind
     frame = FrameMetadata(
       timestamp: Timestamp(nanoseconds: ring.load(start + 16, as: Int64.self)),
       port: PortID(ring.load(start + 24, as: UInt32.self)), direction: direction, checksums: checksums,

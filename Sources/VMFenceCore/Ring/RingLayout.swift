@@ -14,6 +14,7 @@
 ///        432    start state          u64   bytes in the state area that a newly started detector takes over; 0: none
 ///        440    its time             i64   ns
 ///        448    answered requests    u64   the number of the last state that a predecessor was asked for
+///        456    notes                u64   1: anomalies are wanted, 2: tagged packets are
 ///        1024   start parameters of a process
 ///        4096   packet ring          a power of two
 ///        …      state area           what a newly started detector takes over
@@ -37,18 +38,28 @@
 ///        34     stripped VLAN    u16
 ///        36     direction        u8
 ///        37     checksum state   u8
-///        38     zero             u16
+///        38     kind             u8    0: a frame; 1: none came before the timestamp; 2: none will come after it
+///        39     zero             u8
 ///        40     bytes, then up to 7 bytes to the next multiple of 8
 ///
 /// record 0      packet id        u64
 ///        8      verdict's rule   u32
-///        12     verdict          u8
-///        13     alerts           u8
+///        12     verdict          u8    bits 0 and 1; above them how many anomalies there are
+///        13     alerts           u8    bits 0 to 6; bit 7: the packet is tagged
 ///        14     overflow         u16   saturates
-///        16     alerts, 128 bytes each
+///        16     alerts, 128 bytes each, then anomalies:
+///
+/// anomaly 0     flow             u64
+///        8      number           u8
+///        9      kind             u8    0: found by decoding, 1: by following its connection
+///        10     layer            u8
+///        11     zeros, to 16
 /// ```
 /// Numbers are in the machine's own order. Positions rise for ever (64 bits) and are taken modulo the ring's size.
 /// Each index has a pair of cache lines of its own, because processors fetch lines in pairs.
+///
+/// What is no frame (`SlotKind`) takes its turn among the frames, has an id, and is answered like them, so that the alerts it leads to
+/// come in order and exactly once, too.
 ///
 /// There is no consumer's index of the packet ring in shared memory: a packet is consumed when its verdict record is taken.
 /// The supervisor walks its own slots as the answers arrive, in order, so that there is no index that a detector could
@@ -70,6 +81,7 @@ package enum RingLayout {
   static let startStateLength = 432
   static let startStateTime = 440
   static let answeredRequests = 448
+  static let notes = 456
 
   package static let verdictTail = 0
   static let verdictNews = 8
@@ -84,8 +96,20 @@ package enum RingLayout {
 
   static let recordHeader = 16
   static let alertBytes = 128
-  static let largestRecord = recordHeader + InspectionOutput.capacity * alertBytes
+  static let anomalyBytes = 16
+  static let largestRecord =
+    recordHeader + InspectionOutput.capacity * alertBytes + InspectionOutput.anomalyCapacity * anomalyBytes
 
   @inline(__always)
   static func slotBytes(_ length: Int) -> Int { (slotHeader + length + slotAlignment - 1) & -slotAlignment }
+}
+
+/// What a slot of the packet ring holds.
+@usableFromInline
+package enum SlotKind: UInt8, BitwiseCopyable {
+  case frame = 0
+  /// No bytes: time has passed without a frame (`PacketInspector.advance`).
+  case time = 1
+  /// No bytes: no frame will come (`PacketInspector.finish`).
+  case end = 2
 }

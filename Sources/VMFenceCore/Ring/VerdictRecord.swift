@@ -13,6 +13,8 @@ public struct PacketVerdict: Hashable, Sendable, BitwiseCopyable {
   public var timestamp: Timestamp
   /// Where the packet was captured.
   public var port: PortID
+  /// There was no packet: the alerts are about what had waited for one until `timestamp`.
+  public var isOfTime = false
 }
 
 extension AlertRecord {
@@ -57,6 +59,23 @@ extension AlertRecord {
     self.excerptLength = excerptLength
     self.origin = origin
     for index in 0..<Int(excerptLength) { excerpt[index] = area.load(offset + 64 + index, as: UInt8.self) }
+  }
+}
+
+extension PacketAnomaly {
+  /// Writes its 16 bytes.
+  func encode(into area: SharedArea, at offset: Int) {
+    area.store(flowID, at: offset)
+    area.store(UInt64(number) | (kind == .stream ? 1 << 8 : 0) | UInt64(layer) << 16, at: offset + 8)
+  }
+
+  /// Reads one from the supervisor's private copy; nil when its kind does not exist.
+  init?(decoding area: SharedArea, at offset: Int) {
+    let word = area.load(offset + 8, as: UInt64.self)
+    guard word >> 24 == 0, word >> 8 & 0xFF <= 1 else { return nil }
+    self.init(
+      kind: word >> 8 & 1 == 1 ? .stream : .decode, number: UInt8(truncatingIfNeeded: word),
+      flowID: area.load(offset, as: UInt64.self), layer: UInt8(truncatingIfNeeded: word >> 16))
   }
 }
 

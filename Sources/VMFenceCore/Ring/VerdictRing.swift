@@ -21,7 +21,7 @@ struct VerdictRingReader: ~Copyable {
     sharedNews = up.word(RingLayout.verdictNews)
     sharedHead = down.word(RingLayout.verdictHead)
     self.capacity = UInt64(capacity)
-    scratch = PrivateArea(count: InspectionOutput.capacity * RingLayout.alertBytes)
+    scratch = PrivateArea(count: RingLayout.largestRecord)
   }
 
   /// Empties the ring for the next detector. Only while none runs.
@@ -56,6 +56,10 @@ struct VerdictRingReader: ~Copyable {
     var verdict: Verdict
     var alertCount: Int
     var overflow: Int
+    var anomalyCount: Int
+    var isTagged: Bool
+
+    var hasNotes: Bool { anomalyCount > 0 || isTagged }
   }
 
   /// Takes the header of the next record; `available` is what is left of the bytes that were there.
@@ -65,23 +69,25 @@ struct VerdictRingReader: ~Copyable {
     let offset = Int(head & (capacity - 1))
     let id = ring.loadOnce(offset)
     let word = ring.loadOnce(offset + 8)
-    let count = Int(word >> 40 & 0xFF)
-    let size = UInt64(RingLayout.recordHeader + count * RingLayout.alertBytes)
-    guard let verdict = Verdict(rawValue: UInt8(truncatingIfNeeded: word >> 32)) else {
+    let count = Int(word >> 40 & 0x7F)
+    let anomalies = Int(word >> 34 & 0x3F)
+    let length = count * RingLayout.alertBytes + anomalies * RingLayout.anomalyBytes
+    let size = UInt64(RingLayout.recordHeader + length)
+    guard let verdict = Verdict(rawValue: UInt8(truncatingIfNeeded: word >> 32) & 3) else {
       throw violation("a verdict that does not exist, for packet \(id)")
     }
-    guard count <= InspectionOutput.capacity, size <= available else {
-      throw violation("\(count) alerts in \(available) bytes, for packet \(id)")
+    guard count <= InspectionOutput.capacity, anomalies <= InspectionOutput.anomalyCapacity, size <= available else {
+      throw violation("\(count) alerts and \(anomalies) anomalies in \(available) bytes, for packet \(id)")
     }
-    if count > 0 { copyAlerts(count) }
+    if length > 0 { copyContents(length) }
     head += size
     available -= size
     return Header(
-      id: id, rule: UInt32(truncatingIfNeeded: word), verdict: verdict, alertCount: count, overflow: Int(word >> 48))
+      id: id, rule: UInt32(truncatingIfNeeded: word), verdict: verdict, alertCount: count, overflow: Int(word >> 48),
+      anomalyCount: anomalies, isTagged: word >> 47 & 1 == 1)
   }
 
-  private func copyAlerts(_ count: Int) {
-    let length = count * RingLayout.alertBytes
+  private func copyContents(_ length: Int) {
     let offset = Int((head + UInt64(RingLayout.recordHeader)) & (capacity - 1))
     let first = min(length, Int(capacity) - offset)
     ring.copy(from: offset, length: first, to: scratch.area)
@@ -95,6 +101,15 @@ struct VerdictRingReader: ~Copyable {
       throw violation("an alert with an impossible field")
     }
     return alert
+  }
+
+  /// The anomaly at `index` of the record whose header was taken last.
+  func anomaly(_ index: Int, of header: Header) throws(DetectorError) -> PacketAnomaly {
+    let offset = header.alertCount * RingLayout.alertBytes + index * RingLayout.anomalyBytes
+    guard let anomaly = PacketAnomaly(decoding: scratch.area, at: offset) else {
+      throw violation("an anomaly of a kind that does not exist")
+    }
+    return anomaly
   }
 
   /// Lets the detector use again what was taken.
@@ -118,8 +133,10 @@ struct VerdictRingWriter: ~Copyable {
   private var tail: UInt64
   private var head: UInt64
   private let scratch: PrivateArea
+  private let notes: PacketNotes
 
-  init(up: SharedRegion, down: SharedRegion, stateBytes: Int) {
+  init(up: SharedRegion, down: SharedRegion, stateBytes: Int, notes: PacketNotes) {
+    self.notes = notes
     self.up = up
     self.down = down
     let count = up.byteCount - RingLayout.controlBytes - stateBytes
@@ -134,7 +151,8 @@ struct VerdictRingWriter: ~Copyable {
   }
 
   static func recordBytes(_ output: borrowing InspectionOutput) -> UInt64 {
-    UInt64(RingLayout.recordHeader + output.count * RingLayout.alertBytes)
+    UInt64(
+      RingLayout.recordHeader + output.count * RingLayout.alertBytes + output.anomalies.count * RingLayout.anomalyBytes)
   }
 
   /// Whether a record of `bytes` fits now.
@@ -153,16 +171,27 @@ struct VerdictRingWriter: ~Copyable {
     let offset = Int(tail & (capacity - 1))
     let count = output.count
     ring.store(id, at: offset)
-    let word =
+    var word =
       UInt64(output.verdictRule) | UInt64(output.verdict.rawValue) << 32 | UInt64(count) << 40
       | UInt64(min(output.overflow, 0xFFFF)) << 48
+    if !notes.isEmpty {
+      word |= UInt64(output.anomalies.count) << 34
+      if output.isTagged, notes.contains(.tagged) { word |= 1 << 47 }
+    }
     ring.store(word, at: offset + 8)
     tail += UInt64(RingLayout.recordHeader)
     for index in 0..<count { append(output[index]) }
+    for index in output.anomalies.indices { append(output.anomalies[index]) }
     let isNews = count > 0 || output.verdict != .pass
     if isNews { sharedNews.storeOnce(tail) }
     sharedTail.storeReleasing(tail)
     return isNews
+  }
+
+  /// Never across the ring's end: it has a record's unit.
+  private mutating func append(_ anomaly: PacketAnomaly) {
+    anomaly.encode(into: ring, at: Int(tail & (capacity - 1)))
+    tail += UInt64(RingLayout.anomalyBytes)
   }
 
   /// An alert may lie across the ring's end: records are only aligned to 16 bytes.

@@ -138,7 +138,8 @@ struct FlowTable: ~Copyable {
     current -= 1
   }
 
-  private mutating func expire(_ place: Int) {
+  /// Takes out a flow whose time is over.
+  mutating func expire(_ place: Int) {
     expired += 1
     release(place)
   }
@@ -176,7 +177,8 @@ struct FlowTable: ~Copyable {
     return nil
   }
 
-  private func isOver(_ place: Int, _ now: Int64) -> Bool {
+  /// Whether the time of the flow at a place is over.
+  func isOver(_ place: Int, _ now: Int64) -> Bool {
     let (age, overflow) = now.subtractingReportingOverflow(flows[place].lastSeen)
     return overflow ? now > 0 : age > flows[place].timeout(timeouts)
   }

@@ -158,7 +158,7 @@ extension SnortInspector {
     // With each fourth packet: what is looked at is seldom in the processor's cache.
     guard counters.packets & 3 == 0, let place = flows.nextToEnd(at: time) else { return }
     endFlow(place, at: time, into: &output)
-    flows.release(place)
+    flows.expire(place)
   }
 
   /// Inspects what is left of a flow's streams, and gives their memory back.

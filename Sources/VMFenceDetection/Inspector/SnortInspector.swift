@@ -49,6 +49,8 @@ public struct SnortInspector: PacketInspector, ~Copyable {
   var generation: UInt32 = 0
   /// Where `finish` goes on.
   var finishPlace = 0
+  /// Where `advance` goes on.
+  var advancePlace = 0
   /// Where the next look for room begins.
   var sweepPlace = 0
 
@@ -229,26 +231,13 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     if output.verdict != .pass { counters.dropped += 1 }
   }
 
-  public mutating func finish(into output: inout InspectionOutput) -> Bool {
-    guard let place = flows.nextWithBuffers(from: finishPlace) else {
-      finishPlace = 0
-      return false
-    }
-    finishPlace = place + 1
-    let (alerts, lost) = (output.count, output.overflow)
-    endFlow(place, at: Timestamp(nanoseconds: flows[place].lastSeen), into: &output)
-    settle(into: &output)
-    count(alerts, lost, output)
-    return true
-  }
-
-  private mutating func settle(into output: inout InspectionOutput) {
+  mutating func settle(into output: inout InspectionOutput) {
     // SAFETY: the image is valid for its length as long as `rules` holds it, which outlasts this call.
     let image = unsafe UnsafeRawBufferPointer(start: rules.image.baseAddress, count: rules.image.byteCount).bytes
     settle(image, into: &output)
   }
 
-  private mutating func count(_ alerts: Int, _ lost: Int, _ output: borrowing InspectionOutput) {
+  mutating func count(_ alerts: Int, _ lost: Int, _ output: borrowing InspectionOutput) {
     counters.alerts += UInt64(output.count - alerts)
     counters.alertsLost += UInt64(output.overflow - lost)
   }

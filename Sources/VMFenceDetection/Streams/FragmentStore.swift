@@ -154,6 +154,15 @@ struct FragmentStore: ~Copyable {
     return place
   }
 
+  /// Gives up the datagrams whose time is over.
+  mutating func expire(at now: Int64) {
+    guard waiting > 0 else { return }
+    for place in 0..<datagrams.count where datagrams[place].isUsed && isOver(place, now) {
+      counters.expired += 1
+      release(place)
+    }
+  }
+
   private func isOver(_ place: Int, _ now: Int64) -> Bool {
     let (age, overflow) = now.subtractingReportingOverflow(datagrams[place].lastSeen)
     return overflow ? now > 0 : age > timeout

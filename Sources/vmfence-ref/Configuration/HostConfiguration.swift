@@ -72,6 +72,7 @@ struct HostConfiguration: Sendable {
   /// Disks that are followed, to pause guests whose disk holds a request.
   var disks: [Disk]
   var inspector: InspectorConfiguration
+  var packetNotes: PacketNoteConfiguration
   var lifecycle: LifecycleConfiguration
   /// Where decisions and what was set at run time are kept; nil: in memory only.
   var stateDirectory: String?

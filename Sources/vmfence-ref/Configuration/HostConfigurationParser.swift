@@ -25,6 +25,7 @@ struct HostConfigurationParser {
         remedy: "move them to a file and name it: `inventory: inventory.yaml`")
     }
     let domains = domains(root)
+    let inspection = sections.inspection(root)
     let configuration = HostConfiguration(
       file: reader.file, node: root.string("node") ?? ProcessInfo.processInfo.hostName,
       usesProcesses: sections.usesProcesses(root), domains: domains,
@@ -32,7 +33,7 @@ struct HostConfigurationParser {
       rules: sections.rules(root), captures: root.children("captures").compactMap(capture),
       policy: sections.policy(root), firewall: firewall(root.child("firewall")),
       control: control(root.child("control")), disks: root.children("disks").compactMap(disk),
-      inspector: sections.inspector(root),
+      inspector: inspection.inspector, packetNotes: inspection.notes,
       lifecycle: sections.lifecycle(root),
       stateDirectory: root.string("state-directory").map(sections.resolve),
       controlSocket: root.string("control-socket").map { $0.hasPrefix("@") ? $0 : sections.resolve($0) },

@@ -41,8 +41,17 @@ struct SharedSections {
   /// file says otherwise.
   private static let engineDefaults = ["stream.midstream": "yes"]
 
-  func inspector(_ root: YAMLMapping) -> InspectorConfiguration {
-    guard let map = root.child("inspection") else { return InspectorConfiguration(settings: Self.engineDefaults) }
+  /// What of packets without alerts is told, unless the file says otherwise: what its rules ask for.
+  private static let notesDefault = PacketNoteConfiguration(notes: .tagged)
+
+  func inspection(_ root: YAMLMapping) -> (inspector: InspectorConfiguration, notes: PacketNoteConfiguration) {
+    guard let map = root.child("inspection") else {
+      return (InspectorConfiguration(settings: Self.engineDefaults), Self.notesDefault)
+    }
+    var notes = Self.notesDefault
+    if map.bool("anomalies") == true { notes.notes.insert(.anomalies) }
+    if map.bool("tagged-packets") == false { notes.notes.remove(.tagged) }
+    notes.perSecond = map.integer("packet-events-per-second", in: 1...100_000) ?? notes.perSecond
     var result = InspectorConfiguration(
       verifiesChecksums: map.bool("verify-checksums") ?? true, isInline: map.bool("inline") ?? false,
       flowCapacity: map.integer("flow-capacity", in: 64...4_194_304) ?? 65_536, settings: Self.engineDefaults)
@@ -50,7 +59,7 @@ struct SharedSections {
       if let mistake = add(text, to: &result) { reader.report(at: node, mistake.message, remedy: mistake.remedy) }
     }
     map.finish()
-    return result
+    return (result, notes)
   }
 
   /// Adds one `NAME=VALUE` of the engine's own settings; what is wrong with it, if anything is.

@@ -119,7 +119,7 @@ final class EventOutputs: Sendable {
     guard !events.isEmpty else { return }
     state.withLock { state in
       for event in events {
-        if case .alert = event {
+        if event.isOfTraffic {
           guard state.alerts < limits.alerts, !state.isClosing else {
             state.lostAlerts &+= 1
             continue
@@ -236,7 +236,7 @@ final class EventOutputs: Sendable {
       return true
     }
     for item in items { tell(item, places) }
-    let alerts = items.count { if case .event(.alert) = $0 { true } else { false } }
+    let alerts = items.count { if case .event(let event) = $0 { event.isOfTraffic } else { false } }
     state.withLock { state in
       state.alerts -= alerts
       state.others -= items.count - alerts
@@ -252,6 +252,16 @@ final class EventOutputs: Sendable {
       file?.receive(event)
       for sink in others { sink.receive(event) }
       for sink in places { sink.receive(event) }
+    }
+  }
+}
+
+extension Event {
+  /// Whether whoever sends packets can make as many of it as they like.
+  fileprivate var isOfTraffic: Bool {
+    switch self {
+    case .alert, .packet: true
+    case .file, .decision, .lifecycle, .platform: false
     }
   }
 }

@@ -89,7 +89,7 @@ final class HistoryRecorder: PromptEventSink {
       case .decision(let decision) where state.fresh.decisions.count < limits.decisions:
         state.fresh.decisions.append(decision)
       case .alert, .decision: state.counters.skipped &+= 1
-      case .file, .lifecycle, .platform: return false
+      case .file, .lifecycle, .platform, .packet: return false
       }
       return isFirst
     }

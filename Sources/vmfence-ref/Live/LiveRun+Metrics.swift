@@ -47,6 +47,9 @@ extension LiveRun {
     write("vmfence_inspected_packets_total", "Packets that a detector has answered.") { $0.counters.inspected }
     write("vmfence_alerts_total", "Alerts.") { $0.counters.alerts }
     write("vmfence_alerts_lost_total", "Alerts that did not fit into their packet's record.") { $0.counters.alertsLost }
+    write("vmfence_packet_events_lost_total", "Packets with anomalies or tags that came too fast to be told of.") {
+      $0.counters.notesLost
+    }
     write("vmfence_detector_restarts_total", "Detectors that were started again.") { $0.counters.restarts }
     metrics.metric("vmfence_packets_uninspected_total", .counter, "Packets that no detector has seen, by cause.")
     for report in reports {

@@ -7,6 +7,7 @@ import VMFenceConfiguration
 import VMFenceControl
 import VMFenceCore
 import VMFenceDetection
+import VMFencePackets
 import VMFenceProcess
 
 /// What the daemon's loop is built from.
@@ -81,6 +82,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   let service = ServiceManager()
   private let publisher = DispatchTablePublisher()
   private let hashKey: (UInt64, UInt64)
+  private let decoding: DecodeSettings
   var dispatcher: Dispatcher
   private(set) var membership: UInt64?
   private var extra: [Event] = []
@@ -126,6 +128,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     hashKey = (random.next(), random.next())
     var inspector = configuration.inspector
     (inspector.hashKeyLow, inspector.hashKeyHigh) = hashKey
+    decoding = inspector.decoding
     let rules = RulesInForce(parts.host.rules)
     self.rules = rules
     let states = configuration.stateDirectory.map { DetectorStates(stateDirectory: $0) }
@@ -137,7 +140,8 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
       configuration: .init(
         lifecycle: .init(
           blockedAfter: configuration.lifecycle.blockedAfter, stuckAfter: configuration.lifecycle.stuckAfter),
-        channel: channel, inspector: inspector, answerTimeout: answerTimeout, keepsRefusedPackets: true),
+        channel: channel, inspector: inspector, answerTimeout: answerTimeout, lookInterval: .seconds(1),
+        keepsRefusedPackets: true, packetNotes: configuration.packetNotes),
       at: parts.clock.now,
       savedState: { domain in
         do throws(DetectorStateProblem) {
@@ -377,6 +381,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
       on: pool.takeRefusedPackets(), lost: pool.refusedPacketsLost, isDryRun: host.configuration.policy.isDryRun)
     var events = pool.takeEvents()
     if !extra.isEmpty { events.insert(contentsOf: extra, at: 0) }
+    events += pool.takeNotedPackets().flatMap { $0.events(decoding) }
     events += disks.takeEvents(at: now, offset: clock.offset)
     events += sourceAlerts.drain(&dispatcher, at: now)
     extra = []
@@ -455,6 +460,7 @@ extension DomainReport {
       alerts: counters.alerts,
       counters: [
         ("inspected", counters.inspected), ("alerts_lost", counters.alertsLost),
+        ("packet_events_lost", counters.notesLost),
         ("dropped_ring_full", counters.droppedFull), ("dropped_unguarded", counters.droppedUnguarded),
         ("dropped_poison", counters.droppedPoison), ("dropped_by_rule", counters.droppedByRule),
         ("restarts", counters.restarts), ("waiting", UInt64(waiting)),

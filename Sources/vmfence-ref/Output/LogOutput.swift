@@ -81,12 +81,15 @@ struct LogEventSink: PromptEventSink {
 
   func receive(_ event: Event) {
     // In a flood, what follows would cost more than all else.
-    if case .alert = event { return }
+    switch event {
+    case .alert, .packet: return
+    default: break
+    }
     let name = event.incarnation.flatMap(directory.entry)?.description.name
     var metadata: Logger.Metadata = [:]
     if let name { metadata["domain"] = "\(name)" }
     switch event {
-    case .alert, .file: return
+    case .alert, .file, .packet: return
     case .decision(let decision):
       metadata["decision"] = "\(decision.id)"
       metadata["policy"] = "\(decision.policy)"

@@ -32,6 +32,7 @@ final class ReplayRun<Backend: DetectorBackend> where Backend.Rules == SnortRule
   private var frames: FrameFeed
   private let coordinator: EnforcementCoordinator
   private let encoder: EVEEncoder
+  private let decoding: DecodeSettings
   private let eve: LineFile?
   private var membership: UInt64?
   private var slotOwners: [Int: Incarnation] = [:]
@@ -57,9 +58,11 @@ final class ReplayRun<Backend: DetectorBackend> where Backend.Rules == SnortRule
       configuration: .init(
         lifecycle: .init(blockedAfter: scenario.lifecycle.blockedAfter, stuckAfter: scenario.lifecycle.stuckAfter),
         channel: .init(packetRingBytes: 1 << 20, verdictRingBytes: 1 << 18), inspector: scenario.inspector,
-        waitsWhenFull: true, endingPatience: .seconds(10)), at: start
+        waitsWhenFull: true, endingPatience: .seconds(10), lookInterval: .seconds(1),
+        packetNotes: scenario.packetNotes), at: start
     ) { domain in configured.contains(domain.incarnation.uuid) ? rules.rules(for: domain) : nil }
     dispatcher = Dispatcher(publisher)
+    decoding = scenario.inspector.decoding
     encoder = EVEEncoder(node: scenario.node, isInline: scenario.inspector.isInline, directory: directory)
     disks = try Self.disks(scenario, start)
     do throws(PolicyError) {
@@ -132,6 +135,7 @@ final class ReplayRun<Backend: DetectorBackend> where Backend.Rules == SnortRule
           remedy: "run again with `detectors: thread` to see where"))
     }
     var events = pool.takeEvents() + sourceAlerts.drain(&dispatcher, at: time)
+    events += pool.takeNotedPackets().flatMap { $0.events(decoding) }
     for disk in disks { events += disk.advance(to: time).map { Event.file($0) } }
     // Stable: what has the same time stays in the order of domains.
     let ordered = events.enumerated().sorted { ($0.element.time, $0.offset) < ($1.element.time, $1.offset) }

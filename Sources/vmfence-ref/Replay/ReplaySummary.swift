@@ -30,6 +30,7 @@ struct ReplayTally {
       alerts[key] = line
     case .file(let event): if files.count < Self.linesKept { files.append(event) }
     case .decision(let decision): if decisions.count < Self.linesKept { decisions.append(decision) }
+    case .packet: break
     case .platform(let alert): if platform.count < Self.linesKept { platform.append(alert) }
     case .lifecycle(let report):
       if case .transition = report.kind { return }

@@ -18,6 +18,7 @@ struct Scenario {
   var captures: [ScenarioCapture]
   var policy: Policy
   var inspector: InspectorConfiguration
+  var packetNotes: PacketNoteConfiguration
   var lifecycle: LifecycleConfiguration
 }
 

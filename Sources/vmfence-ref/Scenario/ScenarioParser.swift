@@ -26,12 +26,13 @@ struct ScenarioParser {
     if domains.isEmpty, root.has("domains") || version != nil {
       reader.report(at: root.raw("domains") ?? root.node, "domains: at least one domain must be named")
     }
+    let inspection = sections.inspection(root)
     let scenario = Scenario(
       file: reader.file, name: root.string("name") ?? (reader.file as NSString).lastPathComponent, start: start,
       settle: root.duration("settle") ?? .seconds(5), node: root.string("node") ?? "replay",
       usesProcesses: sections.usesProcesses(root), rules: sections.rules(root), domains: domains,
       captures: root.children("captures").compactMap(capture), policy: sections.policy(root),
-      inspector: sections.inspector(root), lifecycle: sections.lifecycle(root))
+      inspector: inspection.inspector, packetNotes: inspection.notes, lifecycle: sections.lifecycle(root))
     root.finish()
     checkIdentities(scenario)
     checkCaptures(scenario)

@@ -20,6 +20,10 @@ package struct ToyRules: CompiledRules {
     /// Fills memory until it is refused; the flow identifier is the number of whole mebibytes.
     case allocate
     case reject
+    /// An alert that waits until time has passed, or for the end.
+    case later
+    /// An anomaly in layer 2, numbered by the frame's length, and a tag.
+    case note
   }
 
   package let rules: [(action: Action, byte: UInt8)]
@@ -60,6 +64,7 @@ package struct ToyInspector: PacketInspector, ~Copyable {
   package typealias Rules = ToyRules
   private var rules: ToyRules
   private var seen: UInt64 = 0
+  private var waiting: [AlertRecord] = []
 
   package static func make(
     rules: ToyRules, configuration: InspectorConfiguration
@@ -95,7 +100,17 @@ package struct ToyInspector: PacketInspector, ~Copyable {
     }
   }
 
-  private func perform(
+  package mutating func advance(to time: Timestamp, into output: inout InspectionOutput) -> Bool {
+    guard !waiting.isEmpty else { return false }
+    output.append(waiting.removeFirst())
+    // Nobody is to believe this of what is no packet.
+    output.verdict = .drop
+    return true
+  }
+
+  package mutating func finish(into output: inout InspectionOutput) -> Bool { advance(to: .zero, into: &output) }
+
+  private mutating func perform(
     _ action: ToyRules.Action, _ index: UInt32, _ frame: FrameMetadata, _ bytes: RawSpan,
     _ output: inout InspectionOutput
   ) {
@@ -112,6 +127,11 @@ package struct ToyInspector: PacketInspector, ~Copyable {
       output.append(record)
       output.verdict = action == .drop ? .drop : .reject
       output.verdictRule = index
+    case .note:
+      output.append(
+        PacketAnomaly(kind: .stream, number: UInt8(bytes.byteCount & 0xFF), flowID: seen, layer: 2))
+      output.isTagged = true
+    case .later: waiting.append(record)
     case .flood: for _ in 0..<100 { output.append(record) }
     case .crash: abort()
     case .hang: while true { sched_yield() }

@@ -233,7 +233,7 @@ final class PoolRig {
         case .configurationNeeded: "configure!"
         case .stuck(let state, _): "stuck \(state.paperName)"
         }
-      case .file, .decision: "?"
+      case .file, .decision, .packet: "?"
       }
     }
   }

@@ -122,6 +122,30 @@ struct HostileDetectorTests {
     ("an IPv4 address of more than 32 bits", { $0.forgeAlert { $0.set(1 << 32 as UInt64, at: $1 + 24) } }),
     ("an IPv4 address with a high half", { $0.forgeAlert { $0.set(1 as UInt64, at: $1 + 32) } }),
     ("an excerpt that is too long", { $0.forgeAlert { $0.set(65 as UInt8, at: $1 + 62) } }),
+    (
+      "a tagged packet that nobody asked for",
+      {
+        $0.header(id: 0, alerts: 128); $0.tail(16)
+      }
+    ),
+    (
+      "an anomaly that nobody asked for",
+      {
+        $0.header(id: 0, verdict: 1 << 2); $0.tail(32)
+      }
+    ),
+    (
+      "more anomalies than a record holds",
+      {
+        $0.header(id: 0, verdict: 33 << 2); $0.tail(16384)
+      }
+    ),
+    (
+      "anomalies that were not published",
+      {
+        $0.header(id: 0, verdict: 2 << 2); $0.tail(32)
+      }
+    ),
     ("an alert from an unknown origin", { $0.forgeAlert { $0.set(200 as UInt8, at: $1 + 63) } }),
   ]
 
@@ -134,6 +158,49 @@ struct HostileDetectorTests {
     #expect(verdicts.map(\.verdict) == [.drop])
     #expect(verdicts.map(\.rule) == [.max])
     #expect(channel.counters.violations == 0)
+  }
+
+  @Test(
+    "takes anomalies behind alerts, and none of a kind that does not exist", arguments: [0, 1, 2, 1 << 16] as [UInt64])
+  func anomalies(kind: UInt64) throws {
+    let channel = try ThreadDetectorBackend<ToyInspector>().makeChannel(
+      DetectorChannelConfiguration(packetRingBytes: 4096, verdictRingBytes: 16384, snapLength: 1500))
+    channel.keepNotes(PacketNoteConfiguration(notes: [.anomalies, .tagged]))
+    _ = try DetectorSocket.pair().attach(to: channel, ruleCount: 5)
+    #expect(channel.send([1, 2, 3]) != .full)
+    channel.publish()
+    let forger = Forger(channel)
+    forger.header(id: 0, verdict: 1 << 2 | 1, rule: 4, alerts: 1 | 128)
+    forger.alert()
+    forger.set(77 as UInt64, at: Forger.ring + 144)
+    forger.set(kind << 8 | 5, at: Forger.ring + 152)
+    forger.tail(160)
+    var notes: [PacketNote?] = []
+    func collect() throws { try channel.collect { _, _ in notes.append(channel.noted) } }
+    guard kind <= 1 else {
+      #expect(throws: DetectorError.self) { try collect() }
+      return
+    }
+    try collect()
+    #expect(notes.count == 1 && notes[0]?.isTagged == true && notes[0]?.head == [1, 2, 3])
+    #expect(
+      notes[0]?.anomalies == [PacketAnomaly(kind: kind == 0 ? .decode : .stream, number: 5, flowID: 77, layer: 0)])
+  }
+
+  @Test("takes alerts about a time, and no refusal of it", arguments: [0, 1, 2] as [UInt8])
+  func refusalOfTime(verdict: UInt8) throws {
+    let (channel, forger) = try attacked(packets: 0)
+    #expect(channel.enqueueTime(Timestamp(seconds: 9)))
+    channel.publish()
+    forger.header(id: 0, verdict: verdict, rule: verdict == 0 ? .max : 1, alerts: 1)
+    forger.alert()
+    forger.tail(144)
+    if verdict == 0 {
+      #expect(try channel.collectAnswers().map(\.alerts.count) == [1])
+    } else {
+      let error = #expect(throws: DetectorError.self) { try channel.collectAnswers() }
+      #expect(error?.code == .violation)
+    }
   }
 
   @Test("says that it was violated, and goes on after a new detector", arguments: forgeries.indices)

@@ -1,0 +1,109 @@
+// What the detectors of a pool say.
+
+extension DetectorPool {
+  func collect(_ entry: GuardedDomain<Rules>, at time: Timestamp) {
+    guard let channel = entry.channel else { return }
+    do throws(DetectorError) {
+      try channel.collect { verdict, alerts in take(entry, verdict, alerts) }
+    } catch {
+      if !entry.toldViolation {
+        entry.toldViolation = true
+        tell(entry, .detectorViolation, severity: 1, at: time, "the detector broke the protocol: \(error.message)")
+      }
+      lose(entry, because: "it broke the protocol and was killed", isSuspicious: true, at: time)
+    }
+  }
+
+  private func take(_ entry: GuardedDomain<Rules>, _ verdict: borrowing PacketVerdict, _ alerts: Span<AlertRecord>) {
+    if verdict.isOfTime {
+      entry.looksAgain = alerts.count > InspectionOutput.capacity / 2
+    } else {
+      entry.counters.inspected &+= 1
+    }
+    entry.deathsInVain = 0
+    entry.deathsByPacket = 0
+    entry.isUnresponsive = false
+    if verdict.verdict != .pass {
+      entry.counters.droppedByRule &+= 1
+      keepRefused(entry, verdict)
+    } else if entry.rejecting != nil, !verdict.isOfTime {
+      keepFollowing(entry, verdict)
+    }
+    if let note = entry.channel?.noted { keep(note, entry, verdict) }
+    entry.counters.alertsLost &+= UInt64(verdict.overflow)
+    for index in alerts.indices {
+      let record = alerts[index]
+      guard let rule = entry.metadata(of: record.ruleIndex, generation: verdict.generation) else {
+        entry.counters.alertsLost &+= 1
+        continue
+      }
+      entry.counters.alerts &+= 1
+      let alert = Alert(
+        record, rule: rule, incarnation: entry.incarnation, packetID: verdict.id,
+        verdict: verdict.rule == record.ruleIndex ? verdict.verdict : .pass)
+      events.append(alert, slot: entry.slot)
+    }
+  }
+
+  private func keep(_ note: PacketNote, _ entry: GuardedDomain<Rules>, _ verdict: borrowing PacketVerdict) {
+    guard let frame = note.frame, noted.hasRoom, notePace.admits(at: frame.timestamp) else {
+      entry.counters.notesLost &+= 1
+      return
+    }
+    noted.append(
+      NotedPacket(
+        incarnation: entry.incarnation, packetID: verdict.id, frame: frame, head: note.head,
+        capturedLength: note.capturedLength, anomalies: note.anomalies, isTagged: note.isTagged))
+  }
+
+  private func keepRefused(_ entry: GuardedDomain<Rules>, _ verdict: borrowing PacketVerdict) {
+    guard configuration.keepsRefusedPackets, verdict.rule != .max, refusals.hasRoom(),
+      let refused = entry.channel?.refused,
+      let rules = entry.rules(of: verdict.generation)
+    else { return }
+    let rule = rules.metadata(at: Int(verdict.rule))
+    if verdict.verdict == .reject { entry.rejecting = (rule, RefusedPacket.following) }
+    refusals.append(
+      RefusedPacket(
+        incarnation: entry.incarnation, packetID: verdict.id, verdict: verdict.verdict, rule: rule,
+        frame: refused.frame, head: refused.head))
+  }
+
+  private func keepFollowing(_ entry: GuardedDomain<Rules>, _ verdict: borrowing PacketVerdict) {
+    guard let rejecting = entry.rejecting else { return }
+    entry.rejecting = rejecting.left > 1 ? (rejecting.rule, rejecting.left - 1) : nil
+    guard let kept = entry.channel?.refused, refusals.hasRoom() else { return }
+    refusals.append(
+      RefusedPacket(
+        incarnation: entry.incarnation, packetID: verdict.id, verdict: .pass, rule: rejecting.rule, frame: kept.frame,
+        head: kept.head))
+  }
+
+  /// Waits until the detector has answered everything that was published.
+  ///
+  /// - Returns: false when it did not answer for `patience`.
+  @discardableResult
+  func drain(_ entry: GuardedDomain<Rules>, at time: Timestamp, patience: Duration) -> Bool {
+    collect(entry, at: time)
+    while let channel = entry.channel, channel.outstanding > 0, entry.isAnswering {
+      _ = awaitAnswers(entry, at: time, patience: patience)
+    }
+    return !entry.isUnresponsive
+  }
+
+  /// Waits for verdicts, takes them, and sees to a detector that dies meanwhile.
+  ///
+  /// - Returns: false when there is no use in waiting: no detector answers. One that says nothing for `patience`, in real time, is not
+  ///   waited for again until it does.
+  func awaitAnswers(_ entry: GuardedDomain<Rules>, at time: Timestamp, patience: Duration) -> Bool {
+    guard let channel = entry.channel, let handle = entry.handle, entry.isAnswering else { return false }
+    switch channel.waitForVerdicts(upTo: patience) {
+    case .verdicts: collect(entry, at: time)
+    case .timedOut:
+      checkDetector(entry, at: time)
+      if entry.handle === handle { entry.isUnresponsive = true }
+    case .gone: expectEnd(entry, at: time)
+    }
+    return entry.isAnswering
+  }
+}
