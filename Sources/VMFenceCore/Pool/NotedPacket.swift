@@ -67,10 +67,11 @@ struct Pace {
 
   mutating func admits(at time: Timestamp) -> Bool {
     let (passed, overflow) = time.nanoseconds.subtractingReportingOverflow(last)
-    if overflow || passed > 0 {
+    // A clock that goes back saves nothing up, and starts from there.
+    if overflow ? time.nanoseconds > 0 : passed > 0 {
       saved = overflow || passed >= Self.second ? Self.second : min(Self.second, saved + passed)
-      last = time.nanoseconds
     }
+    last = time.nanoseconds
     guard saved >= cost else { return false }
     saved -= cost
     return true
