@@ -5,6 +5,10 @@ import VMFenceCore
 ///
 /// Nothing in the file is believed: each offset is checked, the tree has 128 levels at the most, and what is walked and decoded is
 /// bounded by the file's own size.
+///
+/// It is read when rules are compiled, and only then: images hold the ranges of addresses. libmaxminddb (1.7) is for single lookups: it opens a path and
+/// maps the file, which whoever shortens it meanwhile turns into SIGBUS, takes no bytes that were read already, and has no walk over all networks, so
+/// that the tree's bounds would still be ours to check; and every detector would be linked with it.
 final class CountryDatabase {
   struct Damage: Error {
     var message: String
