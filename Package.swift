@@ -30,6 +30,7 @@ let package = Package(
     .library(name: "VMFenceConformance", targets: ["VMFenceConformance"]),
     .executable(name: "vmfence-ref", targets: ["vmfence-ref"]),
     .executable(name: "vmfence-detector", targets: ["vmfence-detector"]),
+    .executable(name: "vmfence-channel", targets: ["vmfence-channel"]),
     .executable(name: "vmfence-disk", targets: ["vmfence-disk"]),
     .executable(name: "vmfence-guest", targets: ["vmfence-guest"]),
   ],
@@ -82,6 +83,9 @@ let package = Package(
     // MARK: Programs
     .executableTarget(
       name: "vmfence-detector", dependencies: ["VMFenceCore", "VMFenceDetection", "VMFenceProcess"],
+      swiftSettings: strict),
+    .executableTarget(
+      name: "vmfence-channel", dependencies: ["VMFenceCore", "VMFenceChannel", "VMFenceProcess", "VMFenceXen"],
       swiftSettings: strict),
     .executableTarget(
       name: "vmfence-guest", dependencies: ["VMFenceCore", "VMFenceGuest", "VMFenceChannel"], swiftSettings: strict),
@@ -149,7 +153,9 @@ let package = Package(
       name: "VMFenceNftablesTests",
       dependencies: ["VMFenceCore", "VMFenceNftables", "VMFenceConformance", "VMFenceTestKit", "NetworkTestSupport"],
       swiftSettings: strict),
-    .testTarget(name: "VMFenceChannelTests", dependencies: ["VMFenceCore", "VMFenceChannel"], swiftSettings: strict),
+    .testTarget(
+      name: "VMFenceChannelTests",
+      dependencies: ["VMFenceCore", "VMFenceChannel", "VMFenceProcess", "vmfence-channel"], swiftSettings: strict),
     .testTarget(
       name: "VMFenceGuestTests",
       dependencies: ["VMFenceCore", "VMFenceGuest", "VMFenceChannel", "vmfence-guest", "NetworkTestSupport"],

@@ -35,6 +35,16 @@ int vmfence_seal(int fd, enum vmfence_seal what) {
   return fcntl(fd, F_ADD_SEALS, seals);
 }
 
+int vmfence_message_pair(int *ends) {
+  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) == -1) return -1;
+  if (fcntl(ends[0], F_SETFL, O_NONBLOCK) == 0) return 0;
+  int error = errno;
+  close(ends[0]);
+  close(ends[1]);
+  errno = error;
+  return -1;
+}
+
 int vmfence_duplicate(int fd, int lowest) { return fcntl(fd, F_DUPFD_CLOEXEC, lowest); }
 
 int vmfence_replace_descriptor(int fd, int target) { return dup3(fd, target, 0); }

@@ -10,16 +10,16 @@
 #include <string.h>
 #include <unistd.h>
 
-// The lowest number that a detector does not use itself: the sources are moved from here on, so that no target overwrites one.
+// The lowest number that such a process does not use itself: the sources are moved from here on, so that no target overwrites one.
 enum { FIRST_TARGET = 3, FIRST_SOURCE = 16 };
 
-static int add_actions(posix_spawn_file_actions_t *actions, const int *sources) {
+static int add_actions(posix_spawn_file_actions_t *actions, const int *sources, int number) {
   int error = posix_spawn_file_actions_addopen(actions, 0, "/dev/null", O_RDWR, 0);
   if (error == 0) error = posix_spawn_file_actions_adddup2(actions, 0, 1);
-  for (int i = 0; i < VMFENCE_DETECTOR_DESCRIPTORS && error == 0; i++)
+  for (int i = 0; i < number && error == 0; i++)
     error = posix_spawn_file_actions_adddup2(actions, sources[i], FIRST_TARGET + i);
   if (error == 0)
-    error = posix_spawn_file_actions_addclosefrom_np(actions, FIRST_TARGET + VMFENCE_DETECTOR_DESCRIPTORS);
+    error = posix_spawn_file_actions_addclosefrom_np(actions, FIRST_TARGET + number);
   return error;
 }
 
@@ -35,8 +35,8 @@ static int add_attributes(posix_spawnattr_t *attributes) {
   return error;
 }
 
-static int spawn(const char *path, const int *sources, int *pid) {
-  // Nothing of the caller's environment goes to a detector but where its libraries are. A crash must end it at once, not
+static int spawn(const char *path, const int *sources, int number, int *pid) {
+  // Nothing of the caller's environment goes to it but where its libraries are. A crash must end it at once, not
   // start a backtracer.
   char libraries[4096] = "";
   const char *search = getenv("LD_LIBRARY_PATH");
@@ -51,7 +51,7 @@ static int spawn(const char *path, const int *sources, int *pid) {
   if (error != 0) return error;
   error = posix_spawnattr_init(&attributes);
   if (error == 0) {
-    error = add_actions(&actions, sources);
+    error = add_actions(&actions, sources, number);
     if (error == 0) error = add_attributes(&attributes);
     if (error == 0) error = posix_spawn(pid, path, &actions, &attributes, arguments, environment);
     posix_spawnattr_destroy(&attributes);
@@ -60,11 +60,11 @@ static int spawn(const char *path, const int *sources, int *pid) {
   return error;
 }
 
-int vmfence_spawn_detector(const char *path, const int *descriptors, int *pid) {
+static int spawn_with(const char *path, const int *descriptors, int number, int *pid) {
   int sources[VMFENCE_DETECTOR_DESCRIPTORS];
   int count = 0;
   int error = 0;
-  while (count < VMFENCE_DETECTOR_DESCRIPTORS) {
+  while (count < number) {
     sources[count] = fcntl(descriptors[count], F_DUPFD_CLOEXEC, FIRST_SOURCE);
     if (sources[count] == -1) {
       error = errno;
@@ -72,7 +72,15 @@ int vmfence_spawn_detector(const char *path, const int *descriptors, int *pid) {
     }
     count++;
   }
-  if (error == 0) error = spawn(path, sources, pid);
+  if (error == 0) error = spawn(path, sources, number, pid);
   while (count > 0) close(sources[--count]);
   return error;
+}
+
+int vmfence_spawn_detector(const char *path, const int *descriptors, int *pid) {
+  return spawn_with(path, descriptors, VMFENCE_DETECTOR_DESCRIPTORS, pid);
+}
+
+int vmfence_spawn_channel(const char *path, const int *descriptors, int number, int *pid) {
+  return spawn_with(path, descriptors, number < 2 ? 1 : 2, pid);
 }

@@ -59,8 +59,7 @@ public struct ChannelKeeper<Pages: GuestPages>: Sendable {
 
   private struct Attached {
     var offer: Pages.Offer
-    var page: GuestPage
-    var channel: HostChannel
+    var page: GuestPage<Pages.Session>
     var rung: UInt64 = 0
     var isMasked = false
   }
@@ -95,7 +94,13 @@ public struct ChannelKeeper<Pages: GuestPages>: Sendable {
   public var statuses: [Incarnation: ChannelStatus] { guests.mapValues(\.status) }
   /// Whether there is a page that nobody rings for.
   public var mustLook: Bool {
-    guests.values.contains { guest in guest.attached.map { $0.page.port == nil || $0.isMasked } ?? false }
+    guests.values.contains { guest in
+      guest.attached.map { $0.isMasked || ($0.page.port == nil && $0.page.session.descriptor < 0) } ?? false
+    }
+  }
+  /// Readable when there is something to do before `nextLook`.
+  public var descriptors: [Int32] {
+    ([pages.descriptor] + guests.values.compactMap { $0.attached?.page.session.descriptor }).filter { $0 >= 0 }
   }
   /// When the next guest is due, on the steady clock.
   public var nextLook: Timestamp? { guests.values.lazy.map(\.look).min() }
@@ -126,7 +131,7 @@ public struct ChannelKeeper<Pages: GuestPages>: Sendable {
     for domain in order where domain.uuid == policy.domain {
       guard var guest = guests[domain], guest.policy != policy else { continue }
       guest.policy = policy
-      guest.attached?.channel.offer(policy)
+      guest.attached?.page.session.offer(policy)
       if guest.attached != nil { guest.status.sent = policy.version }
       guests[domain] = guest
     }
@@ -163,7 +168,7 @@ public struct ChannelKeeper<Pages: GuestPages>: Sendable {
 
   private mutating func drop(_ guest: inout Guest) {
     guard var attached = guest.attached else { return }
-    attached.channel.close()
+    attached.page.session.close()
     pages.close(attached.page)
     guest.attached = nil
     if guest.status.state != .error { guest.status.state = .none }
@@ -189,29 +194,16 @@ public struct ChannelKeeper<Pages: GuestPages>: Sendable {
     }
     guard guest.attempts.hasToken(at: now) else { return }
     guest.attempts.take()
-    do throws(ProbeError) {
-      let page = try pages.map(offer, of: domain)
-      begin(domain, &guest, offer, page, system, &news)
-    } catch { fail(domain, &guest, "its page cannot be used: \(error.message)", &news) }
-  }
-
-  private mutating func begin(
-    _ domain: Incarnation, _ guest: inout Guest, _ offer: Pages.Offer, _ page: GuestPage, _ system: Timestamp,
-    _ news: inout [ChannelNews]
-  ) {
     do throws(ChannelViolation) {
-      var channel = try HostChannel(page.page, epoch: epoch(), at: system)
+      var page = try pages.open(offer, of: domain, epoch: epoch(), at: system)
       if let policy = guest.policy {
-        channel.offer(policy)
+        page.session.offer(policy)
         guest.status.sent = policy.version
       }
-      guest.attached = Attached(offer: offer, page: page, channel: channel)
+      guest.attached = Attached(offer: offer, page: page)
       guest.status.state = .offered
       pages.ring(page, of: domain)
-    } catch {
-      pages.close(page)
-      fail(domain, &guest, error.message, &news)
-    }
+    } catch { fail(domain, &guest, error.message, &news) }
   }
 
   private func fail(_ domain: Incarnation, _ guest: inout Guest, _ message: String, _ news: inout [ChannelNews]) {
@@ -226,9 +218,9 @@ public struct ChannelKeeper<Pages: GuestPages>: Sendable {
     _ domain: Incarnation, _ guest: inout Guest, at now: Timestamp, _ system: Timestamp, _ news: inout [ChannelNews]
   ) {
     guard var attached = guest.attached else { return }
-    let events = attached.channel.step(at: system)
-    if attached.channel.messagesSent != attached.rung {
-      attached.rung = attached.channel.messagesSent
+    let events = attached.page.session.step(at: system, rang: attached.isMasked)
+    if attached.page.session.messagesSent != attached.rung {
+      attached.rung = attached.page.session.messagesSent
       pages.ring(attached.page, of: domain)
     }
     if attached.isMasked, let port = attached.page.port, guest.rings.hasToken(at: now) {
@@ -252,7 +244,7 @@ public struct ChannelKeeper<Pages: GuestPages>: Sendable {
     case .acknowledged(let answer):
       let isNew = guest.status.answer?.version != answer.version || guest.status.answer?.status != answer.status
       guest.status.answer = answer
-      guest.status.answerDelay = guest.attached?.channel.answerDelay
+      guest.status.answerDelay = guest.attached?.page.session.answerDelay
       guard isNew, answer.status == .refused || answer.status == .failed, guest.claims.hasToken(at: now) else { return }
       guest.claims.take()
       news.append(

@@ -26,6 +26,8 @@ public struct ChannelViolation: DescribedError, Hashable {
     public static let message = Code("message", 7)
     /// A message that nobody asked for: the acknowledgement of what was never sent.
     public static let unexpected = Code("unexpected", 8)
+
+    static let all: [Code] = [page, version, index, header, checksum, order, message, unexpected]
   }
 
   public var code: Code
@@ -33,7 +35,7 @@ public struct ChannelViolation: DescribedError, Hashable {
   public var place: SourcePlace? { nil }
   public var remedy: String { "" }
 
-  init(_ code: Code, _ message: String) {
+  public init(_ code: Code, _ message: String) {
     self.code = code
     self.message = message
   }

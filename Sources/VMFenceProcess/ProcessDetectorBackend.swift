@@ -33,21 +33,7 @@ public struct ProcessDetectorBackend<Rules: CompiledRules>: DetectorBackend {
 
   /// The path of `name` in the directory of the running program.
   public static func besideThisProgram(_ name: String) throws(DetectorError) -> String {
-    let room = Int(PATH_MAX)
-    // SAFETY: `count` is what was written.
-    let path = unsafe [UInt8](unsafeUninitializedCapacity: room) { buffer, count in
-      // SAFETY: at most `room` bytes are written, and as many as are said are.
-      unsafe buffer.withMemoryRebound(to: CChar.self) { characters in
-        guard let start = characters.baseAddress else { return }
-        count = max(0, unsafe readlink("/proc/self/exe", start, room))
-      }
-    }
-    guard path.count < room, let slash = path.lastIndex(of: UInt8(ascii: "/")) else {
-      throw DetectorError(
-        .launchFailed, "cannot find the running program's directory: \(ErrorText.last())",
-        remedy: "mount /proc, or name the detector's path in the configuration")
-    }
-    return String(decoding: path[...slash], as: UTF8.self) + name
+    try VMFenceProcess.besideThisProgram(name)
   }
 
   public func makeChannel(_ configuration: DetectorChannelConfiguration) throws(DetectorError) -> DetectorChannel {
@@ -102,19 +88,30 @@ public struct ProcessDetectorBackend<Rules: CompiledRules>: DetectorBackend {
 
   private func spawn(_ descriptors: [Int32]) -> (pid: Int32, error: Int32) {
     let path = executable
-    let result = SpawnResult()
-    SpawnThread.shared.run {
-      var pid: Int32 = 0
+    return SpawnThread.spawn { pid in
       // SAFETY: a terminated path, four descriptors, and room for a number.
-      let error = unsafe vmfence_spawn_detector(path, descriptors, &pid)
-      result.value.withLock { $0 = (pid, error) }
+      unsafe vmfence_spawn_detector(path, descriptors, &pid)
     }
-    return result.value.withLock { $0 }
   }
 }
 
-private final class SpawnResult: Sendable {
-  let value = Mutex<(Int32, Int32)>((0, 0))
+/// The path of `name` in the directory of the running program.
+package func besideThisProgram(_ name: String) throws(DetectorError) -> String {
+  let room = Int(PATH_MAX)
+  // SAFETY: `count` is what was written.
+  let path = unsafe [UInt8](unsafeUninitializedCapacity: room) { buffer, count in
+    // SAFETY: at most `room` bytes are written, and as many as are said are.
+    unsafe buffer.withMemoryRebound(to: CChar.self) { characters in
+      guard let start = characters.baseAddress else { return }
+      count = max(0, unsafe readlink("/proc/self/exe", start, room))
+    }
+  }
+  guard path.count < room, let slash = path.lastIndex(of: UInt8(ascii: "/")) else {
+    throw DetectorError(
+      .launchFailed, "cannot find the running program's directory: \(ErrorText.last())",
+      remedy: "mount /proc, or name the detector's path in the configuration")
+  }
+  return String(decoding: path[...slash], as: UTF8.self) + name
 }
 
 /// A rule image in a sealed memory file, kept while any detector uses it.

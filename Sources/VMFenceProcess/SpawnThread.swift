@@ -18,10 +18,27 @@ final class SpawnThread: Sendable {
     precondition(error == 0, "cannot start a thread")
   }
 
+  /// Starts a process on the thread.
+  ///
+  /// - `body`: sets the process's number, and returns an error number or 0.
+  static func spawn(_ body: @escaping @Sendable (inout Int32) -> Int32) -> (pid: Int32, error: Int32) {
+    let result = SpawnResult()
+    shared.run {
+      var pid: Int32 = 0
+      let error = body(&pid)
+      result.value.withLock { $0 = (pid, error) }
+    }
+    return result.value.withLock { $0 }
+  }
+
   /// Runs `body` on the thread, and returns when it has.
   func run(_ body: @escaping @Sendable () -> Void) {
     callers.withLock { _ in exchangePoint.hand(body) }
   }
+}
+
+private final class SpawnResult: Sendable {
+  let value = Mutex<(Int32, Int32)>((0, 0))
 }
 
 /// Where one caller at a time meets the thread.

@@ -53,6 +53,7 @@ enum House {
     "VMFenceConformance": rooms.union(["VMFenceTestKit", "Testing"]),
     "VMFenceStore": rooms.union(["CSQLite"]),
     "vmfence-detector": rooms.union(["VMFenceDetection", "VMFenceProcess"]),
+    "vmfence-channel": rooms.union(["VMFenceChannel", "VMFenceProcess", "VMFenceXen"]),
     "vmfence-guest": rooms.union(["VMFenceGuest", "VMFenceChannel"]),
     "vmfence-disk": rooms.union([
       "VMFenceBlock", "VMFenceDetection", "VMFenceProcess", "VMFenceControl", "CLinux", "ArgumentParser", "Foundation",

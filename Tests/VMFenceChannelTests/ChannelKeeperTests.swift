@@ -21,14 +21,17 @@ private final class FakePages: GuestPages, @unchecked Sendable {
     if isUnreachable { throw ProbeError(.failed, "it cannot be asked", remedy: "wait") }
     return offers[domain]
   }
-  func map(_ offer: Int, of domain: Incarnation) throws(ProbeError) -> GuestPage {
+  func open(
+    _ offer: Int, of domain: Incarnation, epoch: UInt64, at now: Timestamp
+  ) throws(ChannelViolation) -> GuestPage<HostChannel> {
     maps += 1
-    guard let page = pages[offer] else { throw ProbeError(.failed, "no such page", remedy: "none") }
+    guard let page = pages[offer] else { throw ChannelViolation(.page, "no such page") }
+    let session = try HostChannel(page, epoch: epoch, at: now)
     mapped.insert(UInt32(offer))
-    return GuestPage(page: page, port: UInt32(offer))
+    return GuestPage(session: session, port: UInt32(offer))
   }
-  func close(_ page: GuestPage) { mapped.remove(page.port ?? 0) }
-  func ring(_ page: GuestPage, of domain: Incarnation) { rung[domain, default: 0] += 1 }
+  func close(_ page: GuestPage<HostChannel>) { mapped.remove(page.port ?? 0) }
+  func ring(_ page: GuestPage<HostChannel>, of domain: Incarnation) { rung[domain, default: 0] += 1 }
   func takeRings() -> [UInt32] {
     defer { ringing = [] }
     return ringing

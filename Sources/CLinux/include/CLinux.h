@@ -50,6 +50,12 @@ int vmfence_pidfd_wait(int pidfd, int blocks, int stops, int *status);
 #define VMFENCE_DETECTOR_DESCRIPTORS 4
 int vmfence_spawn_detector(const char *path, const int *descriptors, int *pid);
 
+// The same of a process that serves one guest's policy channel, whose descriptors 3 and, when `number` is 2, 4 are those of `descriptors`.
+int vmfence_spawn_channel(const char *path, const int *descriptors, int number, int *pid);
+
+// socketpair(2) of unix sockets that keep messages apart (SOCK_SEQPACKET), close-on-exec; the first does not wait.
+int vmfence_message_pair(int *ends);
+
 // sendmsg(2) and recvmsg(2) with one descriptor (SCM_RIGHTS); -1 for none. Received descriptors are close-on-exec.
 ptrdiff_t vmfence_send_descriptor(int socket, const void *bytes, size_t count, int fd);
 ptrdiff_t vmfence_receive_descriptor(int socket, void *bytes, size_t count, int *fd, int waits);
@@ -64,6 +70,10 @@ int vmfence_landlock_nothing(void);
 // The system calls a detector needs; all others fail with EPERM, and those that would start a program or reach into another
 // process kill the process. Without `executable_memory`, no memory is made executable.
 int vmfence_seccomp_detector(int executable_memory);
+
+// The system calls of a process that serves a policy channel once its page is mapped: messages on its socket, memory, time. No device can be asked
+// for anything any more (ioctl).
+int vmfence_seccomp_channel(void);
 
 // setrlimit(2) of both limits; `resource` is one of these.
 enum vmfence_limit {

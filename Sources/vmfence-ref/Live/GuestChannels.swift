@@ -116,12 +116,9 @@ final class GuestChannels: Sendable {
   private func wait<Pages: GuestPages>(_ keeper: ChannelKeeper<Pages>, from now: Timestamp) {
     var time = keeper.nextLook.map { $0 - now } ?? .seconds(3600)
     if keeper.mustLook { time = min(time, Self.interval) }
-    var descriptors = [
-      pollfd(fd: wakeUp.descriptor, events: Int16(POLLIN), revents: 0),
-      pollfd(fd: keeper.pages.descriptor, events: Int16(POLLIN), revents: 0),
-    ]
-    // SAFETY: two structures, as is said; a negative descriptor is passed over.
-    _ = unsafe poll(&descriptors, 2, Int32(clamping: max(1, time.wholeNanoseconds / 1_000_000)))
+    var waiting = ([wakeUp.descriptor] + keeper.descriptors).map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
+    // SAFETY: as many structures as are said.
+    _ = unsafe poll(&waiting, nfds_t(waiting.count), Int32(clamping: max(1, time.wholeNanoseconds / 1_000_000)))
     wakeUp.drain()
   }
 }

@@ -2,6 +2,7 @@
 import Synchronization
 import VMFenceConfiguration
 import VMFenceCore
+import VMFenceProcess
 import VMFenceXen
 
 /// The domains of this host, from where the configuration says, with what it says of them.
@@ -36,7 +37,12 @@ final class LiveDomains: Sendable {
   /// What carries the pages of guests' policy channels; nil when this host's domains are not Xen's.
   func pages() throws(ProbeError) -> XenGuestPages? {
     guard case .xen(_, let interface) = source else { return nil }
-    return try XenGuestPages(hypervisor: interface, connect: XenStoreConnection.connect)
+    let executable: String
+    do throws(DetectorError) { executable = try besideThisProgram("vmfence-channel") } catch {
+      throw ProbeError(.unavailable, error.message, remedy: error.remedy)
+    }
+    return try XenGuestPages(
+      hypervisor: interface, connect: XenStoreConnection.connect, executable: executable)
   }
 
   func snapshot() async throws(ProbeError) -> InventorySnapshot {

@@ -2,23 +2,34 @@
 import Foundation
 import VMFenceChannel
 import VMFenceCore
+import VMFenceProcess
 import VMFenceXen
 
-/// Xen's: pages that guests granted, offered in xenstore. A guest is rung by an entry that it may only read.
+/// Xen's: pages that guests granted, offered in xenstore, each mapped by a process of its own. A guest is rung by an entry that it may only read.
 struct XenGuestPages: GuestPages {
   private let hypervisor: any XenHypervisor
   private let connect: XenStoreFollower.Connect
-  private let grants: XenGrants
+  private let executable: String
   /// nil: this host has none; guests are looked at again and again then.
   private let events: XenEvents?
   private var store: (any XenStoreAccess)?
   private var rings: UInt64 = 0
 
+  /// - `executable`: `vmfence-channel`.
   /// - Throws: when pages cannot be mapped here.
-  init(hypervisor: any XenHypervisor, connect: @escaping XenStoreFollower.Connect) throws(ProbeError) {
+  init(
+    hypervisor: any XenHypervisor, connect: @escaping XenStoreFollower.Connect, executable: String
+  ) throws(ProbeError) {
     self.hypervisor = hypervisor
     self.connect = connect
-    grants = try XenGrants.open()
+    // SAFETY: a path that ends in zero.
+    guard unsafe access(executable, X_OK) == 0 else {
+      throw ProbeError(
+        .unavailable, "\(executable.escapedForDisplay) cannot be run", remedy: "install it beside this program")
+    }
+    self.executable = executable
+    // Nothing is mapped here: what keeps others from mapping is said now.
+    _ = try XenGrants.open()
     events = try? XenEvents.open()
   }
 
@@ -28,23 +39,35 @@ struct XenGuestPages: GuestPages {
     try withStore { store throws(SystemFailure) in try XenChannelOffer.read(of: domain.domainID, from: store) }
   }
 
-  func map(_ offer: XenChannelOffer, of domain: Incarnation) throws(ProbeError) -> GuestPage {
-    do throws(SystemFailure) {
-      let page = SharedPage(try grants.map(offer.reference, of: domain.domainID))
-      // Numbers are given again: whose page is it?
-      guard try hypervisor.domain(domain.domainID)?.incarnation == domain else {
-        throw SystemFailure(call: "find domain \(domain)", number: ESRCH)
+  func open(
+    _ offer: XenChannelOffer, of domain: Incarnation, epoch: UInt64, at now: Timestamp
+  ) throws(ChannelViolation) -> GuestPage<ProcessSession<ChannelProcess>> {
+    let hypervisor = hypervisor
+    // Numbers are given again: whose page is it, and whose port? Asked before and, of the page, when it is mapped.
+    let isRightGuest = { @Sendable in (try? hypervisor.domain(domain.domainID)?.incarnation == domain) ?? false }
+    guard isRightGuest() else { throw ChannelViolation(.page, "the guest is gone") }
+    var port: UInt32?
+    if let theirs = offer.port, let events {
+      do throws(SystemFailure) { port = try events.bind(theirs, of: domain.domainID) } catch {
+        throw ChannelViolation(.page, "its event channel cannot be used: \(error.description)")
       }
-      guard let theirs = offer.port, let events else { return GuestPage(page: page, port: nil) }
-      return GuestPage(page: page, port: try events.bind(theirs, of: domain.domainID))
-    } catch { throw Self.failed(error) }
+    }
+    let process: ChannelProcess
+    do throws(DetectorError) { process = try ChannelProcess(executable: executable) } catch {
+      if let port { events?.unbind(port) }
+      throw ChannelViolation(.page, error.message)
+    }
+    let session = ProcessSession(
+      process, page: .init(domain: domain.domainID.rawValue, reference: offer.reference), epoch: epoch,
+      looks: port == nil, at: now, isRightGuest: isRightGuest)
+    return GuestPage(session: session, port: port)
   }
 
-  func close(_ page: GuestPage) {
+  func close(_ page: GuestPage<ProcessSession<ChannelProcess>>) {
     if let port = page.port { events?.unbind(port) }
   }
 
-  mutating func ring(_ page: GuestPage, of domain: Incarnation) {
+  mutating func ring(_ page: GuestPage<ProcessSession<ChannelProcess>>, of domain: Incarnation) {
     if let port = page.port {
       events?.notify(port)
       return
@@ -77,6 +100,16 @@ struct XenGuestPages: GuestPages {
 
   private static func failed(_ error: SystemFailure) -> ProbeError {
     ProbeError(.failed, error.description, remedy: "see whether `xenstore-ls` works on this host")
+  }
+}
+
+extension ChannelProcess: SessionProcess {
+  package func next() -> SessionMessage {
+    switch receive() {
+    case .message(let bytes): .message(bytes)
+    case .nothing: .nothing
+    case .ended: .ended
+    }
   }
 }
 #endif
