@@ -25,13 +25,14 @@ keep() {
 keep
 mount $mapped /mnt/d || { fail "the mapped device cannot be mounted"; finish; }
 
-fio() { /share/fio/ld-linux-x86-64.so.2 --library-path /share/fio /share/fio/fio "$@"; }
+# In a process of its own: it takes the place of whoever calls it.
+fio() { exec /share/fio/ld-linux-x86-64.so.2 --library-path /share/fio /share/fio/fio "$@"; }
 # Some writes that are durable: whatever happened before, the disk answers again.
 go_on() {
   local i
   for i in 1 2 3; do dd if=/dev/zero of=/mnt/d/probe bs=16k count=4 conv=fsync 2>/dev/null || { fail "$1: a write failed"; return; }; done
 }
-# under_load WHAT SECONDS COMMAND… : does something while fio reads and writes, and tells how long the longest request took.
+# under_load WHAT SECONDS COMMAND… : does something while fio reads and writes, so many seconds at the most, and tells how long the longest request took.
 under_load() {
   local what=$1 seconds=$2 load status=0 end
   shift 2
@@ -45,7 +46,10 @@ under_load() {
   go_on "$what"
   "$@"
   go_on "$what"
+  # It ends with a report, and this status.
+  kill -TERM $load
   wait $load || status=$?
+  [ $status -ne 128 ] || status=0
   python3 - "$what" $status <<'PYTHON' || failures=$((failures + 1))
 import json, sys
 try:
@@ -88,19 +92,19 @@ kill_always() {
   [ -n "$done_with" ] && ok "and past the death of the one that answers meanwhile" || echo "note the one that answers meanwhile was not met"
 }
 
-under_load "nothing happens" 10 true
-under_load "kill -9 once" 20 kill_it 1
+under_load "nothing happens" 60 sleep 5
+under_load "kill -9 once" 120 kill_it 1
 # Five in half a minute would lead past it.
-under_load "kill -9 three times" 40 kill_it 3
-under_load "the service is restarted, as for an upgrade" 20 restart_service
-under_load "disk-path and the process are killed, and the service started" 20 kill_keeper
+under_load "kill -9 three times" 240 kill_it 3
+under_load "the service is restarted, as for an upgrade" 120 restart_service
+under_load "disk-path and the process are killed, and the service started" 120 kill_keeper
 change 1
-under_load "killed again and again" 60 kill_always
-under_load "nothing happens past it" 10 true
-under_load "led back" 20 $disk_path restore web
+under_load "killed again and again" 240 kill_always
+under_load "nothing happens past it" 60 sleep 5
+under_load "led back" 120 $disk_path restore web
 until_true 5 "it is through again" mode_is through
 change 2
-under_load "led past as ordered" 20 $disk_path bypass web
+under_load "led past as ordered" 120 $disk_path bypass web
 $disk_path restore web
 umount /mnt/d
 e2fsck -fn $mapped >/tmp/fsck 2>&1 && ok "its file system is whole" || { fail "its file system"; cat /tmp/fsck; }

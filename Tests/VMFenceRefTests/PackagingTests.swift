@@ -1,0 +1,60 @@
+#if Daemon
+import Foundation
+import NetworkTestSupport
+import Testing
+
+/// The units' files, as systemd reads them. What they do under a systemd that runs is tried in a real Dom0 (Tests/Rig, `units`).
+@Suite(
+  "The units",
+  .enabled(if: FileManager.default.isExecutableFile(atPath: "/usr/bin/systemd-analyze"), "needs systemd-analyze"))
+struct PackagingTests {
+  /// Each under the name that an instance has, and the exposure that `systemd-analyze security` may find, of 100. A unit that gets worse has lost
+  /// something that it forbade itself.
+  private static let units = [
+    ("vmfence.service", "vmfence.service", 40), ("vmfence-guest.service", "vmfence-guest.service", 30),
+    ("vmfence-disk@.service", "vmfence-disk@web.service", 50),
+  ]
+
+  /// The unit with programs that are here, since systemd asks whether they are.
+  private func copy(_ file: String, as name: String, in folder: TemporaryFolder) throws -> String {
+    var text = try String(contentsOf: Program.root.appending(path: "packaging/\(file)"), encoding: .utf8)
+    for program in [
+      "/usr/bin/vmfence-ref", "/usr/sbin/vmfence-guest", "/usr/lib/vmfence/disk-path", "/sbin/modprobe",
+    ] { text = text.replacingOccurrences(of: program, with: "/bin/true") }
+    return try folder.write(name, text)
+  }
+
+  @Test("systemd finds no fault in them", arguments: units)
+  func verify(file: String, name: String, exposure: Int) throws {
+    let folder = try TemporaryFolder()
+    let path = try copy(file, as: name, in: folder)
+    let output = try NetworkNamespace.shell("systemd-analyze verify '\(path)' 2>&1")
+    #expect(!output.contains(name), "\(output)")
+  }
+
+  @Test("they forbid themselves what they do not need", arguments: units)
+  func security(file: String, name: String, exposure: Int) throws {
+    let folder = try TemporaryFolder()
+    let path = try copy(file, as: name, in: folder)
+    _ = try NetworkNamespace.shell(
+      "systemd-analyze security --no-pager --offline=yes --threshold=\(exposure) '\(path)' >'\(folder.path("said"))' 2>&1 "
+        + "|| { cat '\(folder.path("said"))'; exit 1; }")
+  }
+
+  @Test("the daemon comes after xenstored and before guests, and the disks' units are none of its own")
+  func order() throws {
+    let daemon = try String(contentsOf: Program.root.appending(path: "packaging/vmfence.service"), encoding: .utf8)
+    func values(_ key: String, _ text: String) -> Set<Substring> {
+      Set(
+        text.split(separator: "\n").filter { $0.hasPrefix(key + "=") }.flatMap {
+          $0.dropFirst(key.count + 1).split(separator: " ")
+        })
+    }
+    #expect(values("After", daemon).isSuperset(of: ["xenstored.service", "xen.service"]))
+    #expect(values("Before", daemon).isSuperset(of: ["xendomains.service"]))
+    let disk = try String(contentsOf: Program.root.appending(path: "packaging/vmfence-disk@.service"), encoding: .utf8)
+    for key in ["PartOf", "BindsTo", "Requires"] { #expect(!values(key, disk).contains("vmfence.service")) }
+    #expect(values("Slice", disk) == ["vmfence-disk.slice"])
+  }
+}
+#endif
