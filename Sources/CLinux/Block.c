@@ -63,6 +63,10 @@ int vmfence_read_ahead(int fd, int64_t offset, int64_t count) {
   return posix_fadvise(fd, offset, count, POSIX_FADV_WILLNEED);
 }
 
+int vmfence_start_write_back(int fd, int64_t offset, int64_t count) {
+  return sync_file_range(fd, offset, count, SYNC_FILE_RANGE_WRITE);
+}
+
 int vmfence_lock_file(int fd) { return flock(fd, LOCK_EX | LOCK_NB); }
 
 static int close_with(int fd, int error) {

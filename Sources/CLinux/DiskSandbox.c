@@ -30,6 +30,7 @@ int vmfence_seccomp_disk(void) {
 #endif
       ALLOW(ppoll),
       ALLOW(fdatasync),
+      ALLOW(sync_file_range),
       ALLOW(fallocate),
       ALLOW(ftruncate),
       ALLOW(lseek),

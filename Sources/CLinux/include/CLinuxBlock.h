@@ -23,6 +23,8 @@ int64_t vmfence_seek_data(int fd, int64_t offset);
 int64_t vmfence_seek_hole(int fd, int64_t offset);
 // posix_fadvise(POSIX_FADV_WILLNEED); an error number, not errno.
 int vmfence_read_ahead(int fd, int64_t offset, int64_t count);
+// sync_file_range(2), SYNC_FILE_RANGE_WRITE.
+int vmfence_start_write_back(int fd, int64_t offset, int64_t count);
 // flock(LOCK_EX | LOCK_NB).
 int vmfence_lock_file(int fd);
 

@@ -47,6 +47,12 @@ extension DiskFile {
     return 0
   }
 
+  /// Begins to write to the disk what the page cache has of the range, and may wait for room in the disk's queue. Whether it got there
+  /// is known after `flush` only.
+  func startWriteBack(_ range: Range<UInt64>) {
+    _ = vmfence_start_write_back(descriptor, Int64(range.lowerBound), Int64(range.count))
+  }
+
   func flush() -> CInt { fdatasync(descriptor) == 0 ? 0 : errno }
 
   /// Gives the space back. Advice: a disk that cannot is no error, and then the range keeps what it had.

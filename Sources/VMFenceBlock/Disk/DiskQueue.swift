@@ -24,6 +24,9 @@ internal import VMFenceIntegrity
   private var active: [DiskJob] = []
   private var waiting: [DiskJob] = []
   private var done: [DiskJob] = []
+  /// What the disk is to be given when no request waits for a worker. One worker at a time does it: a slow disk makes it wait.
+  private var writeBacks: [Range<UInt64>] = []
+  private var isWritingBack = false
   private var heldBytes = 0
   private var isStopping = false
   private var running = 0
@@ -132,6 +135,17 @@ internal import VMFenceIntegrity
     if someoneIsIdle { unsafe _ = pthread_cond_signal(hasWork) }
   }
 
+  /// Has the disk begin to take what the page cache has of a range. What does not fit, the kernel writes in its own time.
+  func startWriteBack(_ range: Range<UInt64>) {
+    let someoneIsIdle = locked {
+      guard writeBacks.count < NBDLimits.writeBacks else { return false }
+      writeBacks.append(range)
+      return idleWorkers > 0
+    }
+    // SAFETY: initialised in `init`.
+    if someoneIsIdle { unsafe _ = pthread_cond_signal(hasWork) }
+  }
+
   /// Has `event` rung when something is done from now on.
   ///
   /// - Returns: false when something is done already: then nobody must wait for it.
@@ -173,7 +187,12 @@ internal import VMFenceIntegrity
   private func work() {
     locked { begun += 1 }
     tellSubmitter()
-    while let job = take() {
+    while let task = take() {
+      guard case .request(let job) = task else {
+        if case .writeBack(let range) = task { disk.startWriteBack(range) }
+        locked { isWritingBack = false }
+        continue
+      }
       job.run(on: disk)
       let isSubmitterWaiting = locked {
         if let index = active.firstIndex(where: { $0 === job }) { active.remove(at: index) }
@@ -191,13 +210,25 @@ internal import VMFenceIntegrity
     tellSubmitter()
   }
 
-  private func take() -> DiskJob? {
+  private enum Task {
+    case request(DiskJob)
+    case writeBack(Range<UInt64>)
+  }
+
+  private func take() -> Task? {
     locked {
       idleWorkers += 1
-      // SAFETY: the lock is held.
-      while waiting.isEmpty, !isStopping { unsafe _ = pthread_cond_wait(hasWork, mutex) }
-      idleWorkers -= 1
-      return waiting.isEmpty ? nil : waiting.removeFirst()
+      defer { idleWorkers -= 1 }
+      while true {
+        if !waiting.isEmpty { return .request(waiting.removeFirst()) }
+        if isStopping { return nil }
+        if !writeBacks.isEmpty, !isWritingBack {
+          isWritingBack = true
+          return .writeBack(writeBacks.removeFirst())
+        }
+        // SAFETY: the lock is held.
+        unsafe _ = pthread_cond_wait(hasWork, mutex)
+      }
     }
   }
 }

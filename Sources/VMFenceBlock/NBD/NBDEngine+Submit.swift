@@ -130,7 +130,12 @@ extension NBDEngine {
     connection.receiveAhead(of: request)
     // SAFETY: all of the data lies there.
     let error = unsafe queue.disk.writeAll(data, length, at: request.offset)
-    if error != 0 { noteFailure(request.offset, UInt64(length), error) }
+    if error != 0 {
+      noteFailure(request.offset, UInt64(length), error)
+    } else if let stretch = writeStreams.note(request.offset, UInt64(length)) {
+      statistics.bytesWrittenBehind += UInt64(stretch.count)
+      queue.startWriteBack(stretch)
+    }
     answer(request, of: connection, error: Self.failure(error))
   }
 

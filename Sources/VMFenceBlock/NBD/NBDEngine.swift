@@ -51,6 +51,7 @@ final class NBDEngine {
   var isStopping = false
   var hasStopped = false
   var statistics = NBDStatistics()
+  var writeStreams = WriteStreams()
   /// Waits in the only client's socket since the poller was asked last.
   var briefWaits = 0
   /// What the poller found.
@@ -152,9 +153,14 @@ final class NBDEngine {
 
   /// The next request, or part of a large write, that is there whole; nil when the connection was left for now.
   private func nextRequest(of connection: NBDConnection) -> NBDRequest? {
-    guard connection.output.count < NBDLimits.waitingOutputBytes else {
-      leave(connection)
-      return nil
+    if connection.output.count >= NBDLimits.waitingOutputBytes {
+      connection.flush()
+      guard connection.output.count < NBDLimits.waitingOutputBytes else {
+        // It comes back when it has read: there may be nothing more to come from it, so nothing may be sent between these two.
+        current = nil
+        settle(connection)
+        return nil
+      }
     }
     let (isThere, request) = connection.peek()
     guard isThere else {

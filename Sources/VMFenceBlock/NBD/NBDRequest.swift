@@ -16,6 +16,8 @@ enum NBDLimits {
   /// Bytes in requests that wait for the disk, of all clients: beyond, all requests wait.
   static let queuedBytes = 64 << 20
   static let queuedRequests = 128
+  /// Stretches of the disk that wait for their write-back: 32 MiB.
+  static let writeBacks = 8
   /// How long one client may keep the others waiting with a request, or an answer, that is under way.
   static let stall = Duration.milliseconds(10)
   /// How long one receiving waits at the most; a tick of the slower kernels' clocks. The only client is waited for so within its own

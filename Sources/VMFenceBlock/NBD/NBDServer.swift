@@ -157,6 +157,8 @@ public struct NBDStatistics: Hashable, Sendable {
   /// In bytes.
   public var bytesRead: UInt64 = 0
   public var bytesWritten: UInt64 = 0
+  /// Of those, handed to the disk before the client asked for it: of streams of writes, each of which goes on where another ended.
+  public var bytesWrittenBehind: UInt64 = 0
   public var denied: UInt64 = 0
   /// Answered with an error without asking the disk: beyond its end, or not allowed.
   public var refusedRequests: UInt64 = 0
