@@ -27,14 +27,17 @@ public struct Baseline: Sendable {
   ) throws(BaselineError) -> Baseline {
     let counter = GenerationFile(key)
     let stored = try header(of: disk, in: store)?.generation ?? 0
-    let ordered = entries.map { (key: $0.key, entry: $0) }.sorted { $0.key.lexicographicallyPrecedes($1.key) }
+    // A scan has them in order: then there is no second copy.
+    let isOrdered = zip(entries, entries.dropFirst()).allSatisfy { $0.precedes($1) }
     let baseline = Baseline(
       disk: disk, generation: max(stored, try counted(disk, key, log)) + 1, time: time, patterns: patterns,
-      entries: ordered.map(\.entry))
-    var changes: [StateChange] = [.removeRange(table: entryTable(disk), from: [], to: nil)]
+      entries: isOrdered ? entries : entries.sorted { $0.precedes($1) })
+    var changes: [StateChange] = []
+    changes.reserveCapacity(entries.count + 2)
+    changes.append(.removeRange(table: entryTable(disk), from: [], to: nil))
     var hmac = baseline.beginCode(key)
-    for (key, entry) in ordered {
-      let value = entry.encoded
+    for entry in baseline.entries {
+      let (key, value) = (entry.key, entry.encoded)
       hmac.updateField(key)
       hmac.updateField(value)
       changes.append(.put(table: entryTable(disk), key: key, value: value))

@@ -17,10 +17,10 @@ public struct BaselineDifference: Hashable, Sendable {
     while a < old.count || b < new.count {
       let before = a < old.count ? old[a] : nil
       let after = b < new.count ? new[b] : nil
-      if let before, after.map({ before.key.lexicographicallyPrecedes($0.key) }) ?? true {
+      if let before, after.map({ before.precedes($0) }) ?? true {
         result.append(BaselineDifference(kind: .removed, entry: before, changes: []))
         a += 1
-      } else if let after, before.map({ after.key.lexicographicallyPrecedes($0.key) }) ?? true {
+      } else if let after, before.map({ after.precedes($0) }) ?? true {
         result.append(BaselineDifference(kind: .added, entry: after, changes: []))
         b += 1
       } else if let before, let after {

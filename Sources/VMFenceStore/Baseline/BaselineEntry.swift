@@ -41,16 +41,27 @@ public struct BaselineEntry: Hashable, Sendable {
   /// The order of a baseline: by partition, then by the bytes of the path.
   public var key: [UInt8] { Array(StateKey.number(UInt64(partition)).suffix(4)) + path }
 
+  /// Whether its key comes before another's, without making either.
+  public func precedes(_ other: BaselineEntry) -> Bool {
+    partition == other.partition
+      ? path.lexicographicallyPrecedes(other.path) : partition < other.partition
+  }
+
   private static let fixedBytes = 46
 
   /// Version 1: eight numbers, big-endian, then both hashes with a byte of length each.
   var encoded: [UInt8] {
-    var bytes: [UInt8] = [1]
+    var bytes: [UInt8] = []
+    bytes.reserveCapacity(Self.fixedBytes + attributes.count + sha256.count)
+    bytes.append(1)
     for value in [inode, size, UInt64(bitPattern: modificationTime)] { bytes += StateKey.number(value) }
     for value in [mode, userID, groupID, links] { bytes += StateKey.number(UInt64(value)).suffix(4) }
     bytes += [UInt8(clamping: attributes.count), UInt8(clamping: sha256.count)]
     // Whole at all sizes that occur: 0 and 32.
-    return bytes + [0, 0, 0] + attributes + sha256
+    bytes += [0, 0, 0]
+    bytes += attributes
+    bytes += sha256
+    return bytes
   }
 
   /// Nil when the bytes are not such a record.

@@ -32,7 +32,7 @@ final class BaselineScan {
       throw IntegrityError(
         .notAFileSystem, "no partition has a file system that can be read", remedy: "ext2, ext3 and ext4 can be")
     }
-    entries.sort { $0.key.lexicographicallyPrecedes($1.key) }
+    entries.sort { $0.precedes($1) }
   }
 
   private func read(_ part: DiskLayout.Part) throws(IntegrityError) {
