@@ -16,14 +16,16 @@ package final class ChannelProcess: @unchecked Sendable {
     case ended
   }
 
-  /// A message with more bytes is taken for one of this length and a byte.
-  package static let messageLimit = 128 << 10
+  /// Bytes of a message from the process; of a longer one, one byte more than this is taken.
+  package static let limitFromProcess = 2048
+  /// Bytes of a message to it: a guest's policy is the longest.
+  package static let limitToProcess = 128 << 10
 
   package let processID: Int32
   private let socket: OwnedDescriptor
   private let pidfd: OwnedDescriptor
   private var isGone = false
-  private var buffer = [UInt8](repeating: 0, count: ChannelProcess.messageLimit + 1)
+  private var buffer = [UInt8](repeating: 0, count: ChannelProcess.limitFromProcess + 1)
   /// Readable when it has sent something, or has ended.
   package var descriptor: Int32 { socket.rawValue }
 
@@ -115,7 +117,7 @@ package struct ChannelProcessEnd {
     let milliseconds = patience.map { Int32(clamping: $0.wholeNanoseconds / 1_000_000) } ?? -1
     // SAFETY: one structure, as is said.
     guard unsafe poll(&waiting, 1, milliseconds) == 1 else { return .some(nil) }
-    var bytes = [UInt8](repeating: 0, count: ChannelProcess.messageLimit)
+    var bytes = [UInt8](repeating: 0, count: ChannelProcess.limitToProcess)
     // SAFETY: at most as many bytes as there is room for are written.
     let count = unsafe bytes.withUnsafeMutableBytes { unsafe vmfence_receive(Self.socket, $0.baseAddress, $0.count, 0) }
     guard count > 0 else { return count < 0 && (errno == EAGAIN || errno == EINTR) ? .some(nil) : .none }

@@ -185,7 +185,7 @@ struct ProcessSessionTests {
   func real() throws {
     var real = try Real()
     real.turn("the session") { $0 == .opened(version: 1) }
-    real.session.offer(try policy(4, measures: 100))
+    real.session.offer(try policy(4, measures: GuestPolicy.measureLimit))
     real.turn("the acknowledgement") { if case .acknowledged(let answer) = $0 { answer.version == 4 } else { false } }
     #expect(real.session.answerDelay != nil && real.session.messagesSent > 0)
     let wishes = TenantDeclaration(serviceType: "http", protectedPaths: ["/etc/passwd", "/srv/**"])
