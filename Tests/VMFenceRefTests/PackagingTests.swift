@@ -51,6 +51,7 @@ struct PackagingTests {
         })
     }
     #expect(values("After", daemon).isSuperset(of: ["xenstored.service", "xen.service"]))
+    #expect(values("KillMode", daemon) == ["mixed"], "detectors are to say what they remember")
     #expect(values("Before", daemon).isSuperset(of: ["xendomains.service"]))
     let disk = try String(contentsOf: Program.root.appending(path: "packaging/vmfence-disk@.service"), encoding: .utf8)
     for key in ["PartOf", "BindsTo", "Requires"] { #expect(!values(key, disk).contains("vmfence.service")) }

@@ -77,6 +77,7 @@ mkdir -p /run/systemd/system/vmfence.service.d
 printf '[Service]\nWatchdogSec=10\n' >/run/systemd/system/vmfence.service.d/watchdog.conf
 systemctl daemon-reload && systemctl restart vmfence
 until_true 60 "and inspects after a restart" has web state inspecting
+journalctl -u vmfence --no-pager | grep -q 'goes on with [0-9]* bytes of saved state' && ok "with what its detector remembered" || fail "its detector has forgotten everything"
 restarts=$(property vmfence.service NRestarts)
 kill -STOP "$(property vmfence.service MainPID)"
 until_true 120 "one that says nothing is ended by the watchdog, and started again" eval '[ "$(property vmfence.service NRestarts)" -gt "$restarts" ] && is_active vmfence.service && has web state inspecting'
@@ -95,5 +96,6 @@ domu_exec web 'ping -c 1 -W 5 10.77.0.1 && echo more >>/mnt/etc/new && sync' 30 
 xl destroy web
 until_true 60 "a destroyed guest's disk is taken down" eval '[ ! -e /dev/mapper/vmfence-'$name' ] && ! is_active vmfence-disk@'$name'.service'
 journalctl --no-pager -u vmfence >/out/journal
+grep -qaE '"kind":"(state-lost|detector-died|channel-violation)"' /var/log/vmfence/eve.json && fail "a stop or a restart was taken for a failure" || ok "no stop or restart was taken for a failure"
 ls /out/core.* 2>/dev/null && fail "something died"
 finish
