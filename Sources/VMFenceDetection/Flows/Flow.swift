@@ -15,6 +15,8 @@ struct Flow: BitwiseCopyable {
   var verdictRule: UInt32
   var verdictGeneration: UInt32
   var marks: Marks
+  /// Where the table names it, plus one; 0: there is no flow at this place.
+  var entry: UInt32 = 0
   /// What comparing its packets cost beyond what each may (`SnortInspector.workAllowance`).
   var workDebt: UInt32 = 0
   /// Of TCP.

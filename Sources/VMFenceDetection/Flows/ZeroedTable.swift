@@ -1,3 +1,4 @@
+internal import CVectorscan
 internal import Glibc
 
 /// A table of fixed size whose entries begin as zeros. Pages that nothing was written to take no memory (calloc(3)), so a
@@ -19,6 +20,16 @@ struct ZeroedTable<Element: BitwiseCopyable>: ~Copyable {
   }
 
   deinit { unsafe free(base) }
+
+  /// Asks the processor to fetch an entry.
+  @inline(__always)
+  func bringNear(_ index: Int) {
+    precondition(index >= 0 && index < count, "an entry that is not there")
+    for offset in stride(from: 0, to: MemoryLayout<Element>.stride, by: 64) {
+      // SAFETY: inside the table by the check above; nothing is read.
+      unsafe vmfence_prefetch(UnsafeRawPointer(base + index) + offset)
+    }
+  }
 
   subscript(index: Int) -> Element {
     // In place: entries may be long, and whoever asks for one field must not pay for all.

@@ -34,6 +34,7 @@ extension SnortInspector {
       compare(match, bytes.extracting(Self.payload(packet)), bytes, into: &output)
       return
     }
+    let sought = packet.isFragment ? nil : seek(packet)
     match.verifiesChecksums = context.frame.checksums == .unknown && settings.verifiesChecksums
     if match.verifiesChecksums {
       switch packet.verifyChecksums(in: bytes) {
@@ -44,11 +45,11 @@ extension SnortInspector {
         return
       }
     }
-    if packet.isFragment {
+    guard let sought else {
       inspectFragment(&match, bytes, context, into: &output)
       return
     }
-    guard let place = followFlow(&match, bytes, context, into: &output) else { return }
+    guard let place = followFlow(&match, sought, bytes, context, into: &output) else { return }
     if packet.transport == .tcp {
       inspectTCP(&match, place, bytes, into: &output)
     } else {
@@ -182,23 +183,39 @@ extension SnortInspector {
     return (key, isForward)
   }
 
+  /// A packet's flow, while it is on its way from memory.
+  private struct SoughtFlow {
+    var key: FlowKey
+    var isForward: Bool
+    var hint: FlowTable.Hint
+  }
+
+  /// Has the packet's flow brought near the processor: it takes about as long as verifying the checksums.
+  @inline(__always)
+  private func seek(_ packet: borrowing DecodedPacket) -> SoughtFlow {
+    let (key, isForward) = Self.flowKey(packet)
+    return SoughtFlow(key: key, isForward: isForward, hint: flows.seek(key))
+  }
+
   /// Finds the packet's flow and follows it, except for TCP; nil when the packet needs no inspection.
   private mutating func followFlow(
-    _ match: inout PacketMatch, _ bytes: RawSpan, _ context: PacketContext, into output: inout InspectionOutput
+    _ match: inout PacketMatch, _ sought: SoughtFlow, _ bytes: RawSpan, _ context: PacketContext,
+    into output: inout InspectionOutput
   ) -> Int? {
-    if let related = relatedFlow(match.packet, bytes, context) {
+    let transport = match.packet.transport
+    if transport == .icmp || transport == .icmpv6, let related = relatedFlow(match.packet, bytes, context) {
       if decideByFlow(related.place, into: &output) { return nil }
       match.flow = sighting(related.place, isForward: related.isForward)
       return related.place
     }
-    let (key, isForward) = Self.flowKey(match.packet)
-    var location = flows.locate(key, isForward: isForward, at: context.frame.timestamp)
+    let (key, isForward, hint) = (sought.key, sought.isForward, sought.hint)
+    var location = flows.locate(key, hint, isForward: isForward, at: context.frame.timestamp)
     // Each turn ends one flow; the second finds a place.
     for _ in 0..<4 {
       guard case .isToEnd(let old) = location else { break }
       endFlow(old, at: context.frame.timestamp, into: &output)
       flows.release(old)
-      location = flows.locate(key, isForward: isForward, at: context.frame.timestamp)
+      location = flows.locate(key, hint, isForward: isForward, at: context.frame.timestamp)
     }
     switch location {
     case .isToEnd: return nil

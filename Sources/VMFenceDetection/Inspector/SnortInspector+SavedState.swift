@@ -58,7 +58,7 @@ extension SnortInspector {
     _ clock: StateClock, _ limit: Int, _ writer: inout ByteWriter, _ counts: inout StateCounts
   ) -> [Int] {
     var order: [[Int]] = Array(repeating: [], count: Flow.worthLimit)
-    for place in 0..<flows.places where flows.isUsed(place) { order[flows[place].worth].append(place) }
+    for place in 0..<flows.usedEnd where flows.isUsed(place) { order[flows[place].worth].append(place) }
     var saved: [Int] = []
     for place in order.reversed().joined() {
       let flow = flows[place]

@@ -125,7 +125,7 @@ extension SnortInspector {
     if flows[place].session.state == .none { guessClient(segment, place, isForward) }
     let fromClient = isForward == flows[place].marks.contains(.clientIsFirst)
     let blocks = (flows[place].session.client.stream.block, flows[place].session.server.stream.block)
-    var step = flows[place].session.follow(segment, fromClient: fromClient, settings, at: seconds)
+    var step = flows[place].session.follow(segment, fromClient: fromClient, tcp, at: seconds)
     // A stream that begins anew has nothing any more.
     if blocks.0 != 0, flows[place].session.client.stream.block == 0 { streams.release(Int(blocks.0) - 1) }
     if blocks.1 != 0, flows[place].session.server.stream.block == 0 { streams.release(Int(blocks.1) - 1) }
@@ -174,14 +174,14 @@ extension SnortInspector {
       wasFirst == (isForward != isAnswer)
       ? (session.client.policy, session.server.policy) : (session.server.policy, session.client.policy)
     flows[place].session = next
-    guard isAnswer else { return flows[place].session.follow(segment, fromClient: true, settings, at: seconds) }
+    guard isAnswer else { return flows[place].session.follow(segment, fromClient: true, tcp, at: seconds) }
     var opening = segment
     opening.sequence = segment.acknowledgement &- 1
     opening.length = 0
     opening.flags = .syn
     opening.hasTimestamp = false
     flows[place].session.begin(opening, at: seconds)
-    var step = flows[place].session.follow(segment, fromClient: false, settings, at: seconds)
+    var step = flows[place].session.follow(segment, fromClient: false, tcp, at: seconds)
     step.isNewConnection = true
     return step
   }

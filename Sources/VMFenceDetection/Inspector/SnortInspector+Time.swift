@@ -20,7 +20,7 @@ extension SnortInspector {
   }
 
   public mutating func advance(to time: Timestamp, into output: inout InspectionOutput) -> Bool {
-    for place in advancePlace..<flows.places where flows.isUsed(place) {
+    for place in advancePlace..<max(advancePlace, flows.usedEnd) where flows.isUsed(place) {
       let isOver = flows.isOver(place, time.nanoseconds)
       if isOver, !flows[place].hasBuffers {
         flows.expire(place)

@@ -155,8 +155,8 @@ extension SnortInspector {
 
   /// Looks at one flow in turn, and ends it when its time is over.
   mutating func endOldFlow(at time: Timestamp, into output: inout InspectionOutput) {
-    // With each fourth packet: what is looked at is seldom in the processor's cache.
-    guard counters.packets & 3 == 0, let place = flows.nextToEnd(at: time) else { return }
+    // With each sixteenth packet: what is looked at is seldom in the processor's cache.
+    guard counters.packets & 15 == 0, let place = flows.nextToEnd(at: time) else { return }
     endFlow(place, at: time, into: &output)
     flows.expire(place)
   }
@@ -179,9 +179,9 @@ extension SnortInspector {
   /// Gives up what was inspected already of some streams, to make room: of all in turn, a few at a time, so that no flood makes each of its
   /// packets look at every flow.
   mutating func giveUpOverlaps() {
-    for _ in 0..<min(Self.sweep, flows.places) {
+    for _ in 0..<min(Self.sweep, flows.usedEnd) {
       let place = sweepPlace
-      sweepPlace = sweepPlace + 1 < flows.places ? sweepPlace + 1 : 0
+      sweepPlace = sweepPlace + 1 < flows.usedEnd ? sweepPlace + 1 : 0
       guard flows[place].hasBuffers else { continue }
       for ofClient in [true, false] {
         var track = flows[place].session[ofClient: ofClient].stream

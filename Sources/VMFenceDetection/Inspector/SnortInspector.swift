@@ -26,6 +26,7 @@ public struct SnortInspector: PacketInspector, ~Copyable {
   var matching: Matching
   let configuration: InspectorConfiguration
   let settings: EngineSettings
+  let tcp: TCPSettings
   var flows: FlowTable
   var fragments: FragmentStore
   var streams: StreamStore
@@ -161,6 +162,7 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     self.matching = matching
     self.configuration = configuration
     self.settings = settings
+    tcp = TCPSettings(settings)
     flows = FlowTable(
       capacity: configuration.flowCapacity, key: configuration.hashKey, timeouts: settings.timeouts)
     fragments = FragmentStore(settings, key: configuration.hashKey)

@@ -13,7 +13,7 @@ enum RunSearch {
   ///
   /// - Precondition: `length` is `minimum` at least.
   static func next(in bytes: RawSpan, from position: Int, atLeast length: Int) -> Range<Int>? {
-    // Wherever such a run begins, the four bytes at one of these places are in it.
+    // Wherever such a run begins, the four bytes at one of these places are in it. (Two would be looked at less often, and are equal too often.)
     let step = length - 3
     var probe = position
     while probe + 4 <= bytes.byteCount {
@@ -27,7 +27,8 @@ enum RunSearch {
       while start > position, bytes.u8(start - 1) == byte { start -= 1 }
       let end = endOfRun(bytes, from: probe + 4, byte)
       if end - start >= length { return start..<end }
-      probe = end
+      // The next one begins at `end` or later, so that its last four bytes are here or later.
+      probe = end + length - 4
     }
     return nil
   }

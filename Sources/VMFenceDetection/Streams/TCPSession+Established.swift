@@ -7,7 +7,7 @@ extension TCPSession {
   /// - `fromClient`: for a new one, what it is taken for.
   /// - `seconds`: packet time.
   mutating func follow(
-    _ segment: TCPSegment, fromClient: Bool, _ settings: EngineSettings, at seconds: UInt32
+    _ segment: TCPSegment, fromClient: Bool, _ settings: TCPSettings, at seconds: UInt32
   ) -> TCPStep {
     var step = TCPStep()
     marks.remove(.isOver)
@@ -23,7 +23,7 @@ extension TCPSession {
     case .none: open(segment, fromClient: fromClient, settings, at: seconds, into: &step)
     case .synSent: followSynSent(segment, fromClient: fromClient, settings, at: seconds, into: &step)
     case .synReceived: followSynReceived(segment, fromClient: fromClient, settings, at: seconds, into: &step)
-    default: followEstablished(segment, fromClient: fromClient, settings, at: seconds, into: &step)
+    default: followEstablished(segment, fromClient: fromClient, at: seconds, into: &step)
     }
     if step.isAccepted, !marks.contains(.midstream) { lookAtSender(segment, fromClient: fromClient, &step) }
     return step
@@ -51,19 +51,19 @@ extension TCPSession {
   }
 
   /// Whether it can come as far as its receiver, by how far packets have to come here, and by how far others of this end came.
-  private mutating func arrives(_ segment: TCPSegment, fromClient: Bool, _ settings: EngineSettings) -> Bool {
-    guard segment.timeToLive >= settings.streamTTLMinimum else { return false }
-    guard settings.streamTTLDrop > 0 else { return true }
+  private mutating func arrives(_ segment: TCPSegment, fromClient: Bool, _ settings: TCPSettings) -> Bool {
+    guard segment.timeToLive >= settings.lowestTTL else { return false }
+    guard settings.deepestDrop > 0 else { return true }
     let first = fromClient ? client.timeToLive : server.timeToLive
     if state == .none || first == 0 {
       if fromClient { client.timeToLive = segment.timeToLive } else { server.timeToLive = segment.timeToLive }
       return true
     }
-    return Int(segment.timeToLive) >= Int(first) - settings.streamTTLDrop
+    return Int(segment.timeToLive) >= Int(first) - settings.deepestDrop
   }
 
   mutating func followEstablished(
-    _ segment: TCPSegment, fromClient: Bool, _ settings: EngineSettings, at seconds: UInt32, into step: inout TCPStep
+    _ segment: TCPSegment, fromClient: Bool, at seconds: UInt32, into step: inout TCPStep
   ) {
     let flags = segment.flags
     if flags.contains(.syn) {

@@ -23,7 +23,7 @@ extension TCPSession {
 
   /// `fromClient`: by what was known before; for a new session its sender is the client.
   mutating func open(
-    _ segment: TCPSegment, fromClient: Bool, _ settings: EngineSettings, at seconds: UInt32, into step: inout TCPStep
+    _ segment: TCPSegment, fromClient: Bool, _ settings: TCPSettings, at seconds: UInt32, into step: inout TCPStep
   ) {
     let flags = segment.flags
     if flags.contains(.syn), flags.contains(.fin) { step.events.insert(.finSyn) }
@@ -67,7 +67,7 @@ extension TCPSession {
 
   /// Midstream: nothing is known but this segment.
   private mutating func takeUp(
-    _ segment: TCPSegment, fromClient: Bool, _ settings: EngineSettings, at seconds: UInt32, into step: inout TCPStep
+    _ segment: TCPSegment, fromClient: Bool, _ settings: TCPSettings, at seconds: UInt32, into step: inout TCPStep
   ) {
     marks.insert(.midstream)
     step.isTakenUp = true
@@ -108,7 +108,7 @@ extension TCPSession {
   // MARK: SYN sent
 
   mutating func followSynSent(
-    _ segment: TCPSegment, fromClient: Bool, _ settings: EngineSettings, at seconds: UInt32, into step: inout TCPStep
+    _ segment: TCPSegment, fromClient: Bool, _ settings: TCPSettings, at seconds: UInt32, into step: inout TCPStep
   ) {
     let flags = segment.flags
     if flags.contains(.rst) {
@@ -227,7 +227,7 @@ extension TCPSession {
 
   /// Data or an acknowledgement of a client whose SYN nobody was seen to answer.
   private mutating func followLoneClient(
-    _ segment: TCPSegment, _ settings: EngineSettings, at seconds: UInt32, into step: inout TCPStep
+    _ segment: TCPSegment, _ settings: TCPSettings, at seconds: UInt32, into step: inout TCPStep
   ) {
     guard settings.picksUpOneSide || settings.picksUpMidstream else { return }
     guard segment.sequence == client.initial &+ 1 || segment.sequence == client.next else {
@@ -238,13 +238,13 @@ extension TCPSession {
     marks.insert(settings.picksUpOneSide ? .oneSided : .midstream)
     server.begin(segment.acknowledgement &- 1, sent: 0)
     (client.scale, server.scale) = (14, 14)
-    followEstablished(segment, fromClient: true, settings, at: seconds, into: &step)
+    followEstablished(segment, fromClient: true, at: seconds, into: &step)
   }
 
   // MARK: SYN received
 
   mutating func followSynReceived(
-    _ segment: TCPSegment, fromClient: Bool, _ settings: EngineSettings, at seconds: UInt32, into step: inout TCPStep
+    _ segment: TCPSegment, fromClient: Bool, _ settings: TCPSettings, at seconds: UInt32, into step: inout TCPStep
   ) {
     let flags = segment.flags
     if flags.contains(.syn) {
@@ -290,7 +290,7 @@ extension TCPSession {
     }
     state = .established
     if !marks.contains(.midstream) { marks.insert(.handshakeSeen) }
-    followEstablished(segment, fromClient: fromClient, settings, at: seconds, into: &step)
+    followEstablished(segment, fromClient: fromClient, at: seconds, into: &step)
   }
 
   private mutating func followRepeatedSyn(_ segment: TCPSegment, fromClient: Bool, _ step: inout TCPStep) {

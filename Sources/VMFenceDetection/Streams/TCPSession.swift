@@ -71,6 +71,24 @@ struct TCPSession: BitwiseCopyable {
   @inline(__always) var wasReset: Bool { !marks.isDisjoint(with: [.clientReset, .serverReset]) }
 }
 
+/// What of the settings matters to a connection. `EngineSettings` is too long to be handed on for each segment.
+struct TCPSettings: BitwiseCopyable {
+  /// `EngineSettings.streamTTLMinimum`, `.streamTTLDrop`.
+  var lowestTTL: UInt8
+  var deepestDrop: Int
+  var picksUpMidstream: Bool
+  var picksUpOneSide: Bool
+  var isStreamInline: Bool
+
+  init(_ settings: EngineSettings) {
+    lowestTTL = settings.streamTTLMinimum
+    deepestDrop = settings.streamTTLDrop
+    picksUpMidstream = settings.picksUpMidstream
+    picksUpOneSide = settings.picksUpOneSide
+    isStreamInline = settings.isStreamInline
+  }
+}
+
 /// One end of a connection, and what it sent.
 struct TCPEnd: BitwiseCopyable {
   /// The number of its SYN.
