@@ -11,6 +11,8 @@ struct SearchPattern: Hashable {
 enum PatternDatabase {
   /// Longer patterns are searched by their beginning: what is found is evaluated in full anyway.
   static let patternLimit = 64
+  /// Shorter ones are told of once in a search.
+  private static let singleLimit = 4
 
   /// Compiles patterns (each of 1 ... `patternLimit` bytes) into a database for block mode; a pattern's position is its id. The
   /// result is laid out for use in place: valid wherever its first byte lies at a multiple of 64. Equal patterns give equal
@@ -25,7 +27,11 @@ enum PatternDatabase {
       for byte in pattern.bytes { text += [0x5C, 0x78, hexadecimal(byte >> 4), hexadecimal(byte & 0xF)] }
       text.append(0)
     }
-    let flags = patterns.map { UInt32(HS_FLAG_SINGLEMATCH) | ($0.ignoresCase ? UInt32(HS_FLAG_CASELESS) : 0) }
+    // Short ones may be at nearly each byte, so that each is to be told of once; `PatternScanner` sees to that for the others, at less cost.
+    let flags = patterns.map {
+      ($0.bytes.count < singleLimit ? UInt32(HS_FLAG_SINGLEMATCH) : 0)
+        | ($0.ignoresCase ? UInt32(HS_FLAG_CASELESS) : 0)
+    }
     let ids = (0..<UInt32(patterns.count)).map { $0 }
 
     var database: OpaquePointer?
