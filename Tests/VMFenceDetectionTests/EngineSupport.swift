@@ -91,11 +91,13 @@ struct EngineUnderTest: ~Copyable {
     return (0..<output.count).map { rules.metadata(at: Int(output[$0].ruleIndex)).sid }
   }
 
-  mutating func inspect(_ frame: [UInt8], after delay: Duration = .milliseconds(1)) -> [UInt32] {
+  mutating func inspect(
+    _ frame: [UInt8], after delay: Duration = .milliseconds(1), _ direction: FrameDirection = .unknown
+  ) -> [UInt32] {
     now = now + delay
     output.reset()
     let metadata = FrameMetadata(
-      timestamp: now, port: PortID(1), originalLength: UInt32(frame.count))
+      timestamp: now, port: PortID(1), direction: direction, originalLength: UInt32(frame.count))
     frame.withRawSpan { inspector.inspect(metadata, $0, into: &output) }
     return (0..<output.count).map { rules.metadata(at: Int(output[$0].ruleIndex)).sid }
   }

@@ -25,6 +25,24 @@ import VMFenceDetection
     #expect(engine.output[0].flowID == name)
   }
 
+  @Test("who speaks for both ends of a connection proves nothing, however well it is made")
+  func bothEnds() throws {
+    /// The directions of the handshake's three packets, and of the data.
+    func isEstablished(_ directions: [FrameDirection]) throws -> Bool {
+      var engine = try EngineUnderTest(Self.rules, settings: EngineUnderTest.immediate)
+      var connection = Connection()
+      for (frame, direction) in zip(connection.handshake(), directions) { _ = engine.inspect(frame, direction) }
+      #expect(engine.inspect(connection.fromClient("x"), directions[3]) == [1, 3, 5], "rules match all the same")
+      return engine.output[0].flags.contains(.established)
+    }
+    #expect(try isEstablished([.toGuest, .fromGuest, .toGuest, .toGuest]))
+    #expect(try isEstablished([.fromGuest, .toGuest, .fromGuest, .fromGuest]), "the guest is the client")
+    #expect(try !isEstablished([.fromGuest, .fromGuest, .fromGuest, .fromGuest]), "the guest made it all up")
+    #expect(try !isEstablished([.toGuest, .toGuest, .toGuest, .toGuest]), "somebody outside did")
+    #expect(try !isEstablished([.toGuest, .fromGuest, .toGuest, .fromGuest]), "the guest added the data")
+    #expect(try !isEstablished([.fromGuest, .fromGuest, .toGuest, .toGuest]), "the guest began it")
+  }
+
   @Test("data before the handshake is over is not established")
   func early() throws {
     var engine = try EngineUnderTest(Self.rules, settings: EngineUnderTest.immediate)

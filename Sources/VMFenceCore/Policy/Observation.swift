@@ -13,6 +13,9 @@ struct Observation {
   var isSolid: Bool
   /// Whether it was seen in traffic, which a block would have stopped.
   var isTraffic: Bool
+  /// Whether the other end sent it of its own accord. What the domain sends, and the answers to that, are as the domain wants them: they speak for a
+  /// measure between the two, and for nothing that other domains feel.
+  var isUnprovoked: Bool
 
   /// nil for events that no policy counts.
   init?(_ event: Event, _ directory: DomainDirectory) {
@@ -29,14 +32,17 @@ struct Observation {
       }
       isSolid = alert.ipProtocol == 6 && alert.isEstablished
       isTraffic = true
+      isUnprovoked = isFromRemote && alert.direction == .toServer
     case .platform(let alert):
       remote = alert.source
       isSolid = alert.source == nil
       isTraffic = false
+      isUnprovoked = true
     case .file:
       remote = nil
       isSolid = true
       isTraffic = false
+      isUnprovoked = true
     case .decision, .lifecycle, .packet:
       return nil
     }

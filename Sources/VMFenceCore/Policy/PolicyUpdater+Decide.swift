@@ -13,7 +13,9 @@ extension PolicyUpdater {
     _ observation: Observation, _ rule: PolicyRule, _ subject: Subject, isForgeable: Bool, isReportOnly: Bool
   ) -> Outcome {
     let number = nextStep(of: subject)
-    let (step, repetition) = rule.step(number)
+    var (step, repetition) = rule.step(number)
+    // What a guest can bring about by itself must not cut others off from an address.
+    if step.action == .blockOnHost, !observation.isUnprovoked { step.action = .block }
     let measure = step.action.measure(against: subject.network)
     var decision = Decision(
       id: 0, time: now, incarnation: observation.incarnation, measure: measure, status: statusWhenTaken,

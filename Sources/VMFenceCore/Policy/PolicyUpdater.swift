@@ -254,7 +254,7 @@ extension PolicyUpdater {
       subject.domain = incarnation.uuid
     }
     if rule.counting.key.needsSource {
-      guard let remote = observation.remote else { return nil }
+      guard let remote = observation.remote, subject.domain != nil || observation.isUnprovoked else { return nil }
       subject.network = network(of: remote, rule.counting.key)
     }
     return subject

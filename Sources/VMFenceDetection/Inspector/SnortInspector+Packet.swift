@@ -221,12 +221,14 @@ extension SnortInspector {
     case .isToEnd: return nil
     case .found(let place, let isForward):
       if decideByFlow(place, into: &output) { return nil }
+      flows[place].noteSide(context.frame.direction, isForward: isForward)
       if match.packet.transport != .tcp, isForward != flows[place].marks.contains(.clientIsFirst) {
         flows[place].marks.insert(.isAnswered)
       }
       match.flow = sighting(place, isForward: isForward)
       return place
     case .made(let place, let isForward, let evictedEstablished):
+      flows[place].noteSide(context.frame.direction, isForward: isForward)
       if match.packet.transport == .tcp, !settings.hostPolicies.isEmpty || settings.defaultPolicy != .bsd {
         // What one end sends is put together as the other end does it.
         flows[place].session.client.policy = settings.policy(of: match.packet.destination)
@@ -242,7 +244,8 @@ extension SnortInspector {
     FlowTable.Sighting(
       place: place, toServer: isForward == flows[place].marks.contains(.clientIsFirst),
       isEstablished: flows[place].isEstablished,
-      handshakeSeen: flows[place].session.isEstablished && flows[place].session.marks.contains(.handshakeSeen))
+      handshakeSeen: flows[place].session.isEstablished && flows[place].session.marks.contains(.handshakeSeen)
+        && flows[place].hasTwoSides)
   }
 
   /// The flow that an ICMP error is about (RFC 792, RFC 4443 §2.4: it carries the beginning of the packet that caused it), if it is known.

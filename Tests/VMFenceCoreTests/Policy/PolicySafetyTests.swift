@@ -61,6 +61,24 @@ struct PolicySafetyTests {
     #expect(next.last?.reason.contains("a guest of this host") == true)
   }
 
+  @Test(
+    "what a guest can bring about by itself cuts nobody else off: what it sends, and what it is answered",
+    arguments: [
+      (address("192.0.2.1"), attacker, Alert.FlowDirection.toServer), (attacker, address("192.0.2.1"), .toClient),
+    ])
+  func provoked(source: IPAddress, destination: IPAddress, direction: Alert.FlowDirection) throws {
+    let ladder = [LadderStep(.block, for: .seconds(1)), LadderStep(.blockOnHost, for: .seconds(60))]
+    let event = alert(from: source, to: destination, direction: direction)
+    var own = try updater(rule(ladder: ladder))
+    #expect(own.handle(event, times: 3, at: at(0)).map(\.measure) == [.block(IPNetwork(attacker))])
+    #expect(own.handle(event, times: 3, at: at(2)).last?.measure == .block(IPNetwork(attacker)))
+    // What comes of its own accord goes up the ladder.
+    #expect(own.handle(alert(), times: 3, at: at(100)).last?.measure == .blockOnHost(IPNetwork(attacker)))
+    var counted = try updater(rule(per: .sourceOnHost, ladder: [LadderStep(.blockOnHost, for: .seconds(60))]))
+    #expect(counted.handle(event, times: 100, at: at(0)).isEmpty)
+    #expect(counted.handle(alert(), times: 3, at: at(0)).map(\.measure) == [.blockOnHost(IPNetwork(attacker))])
+  }
+
   @Test("the cap holds for the whole host; what it withheld is taken when there is room")
   func cap() throws {
     var updater = try updater(rule(count: 1)) { $0.measuresPerMinute = 2 }
