@@ -46,10 +46,12 @@ struct FlowTests {
     }
   }
 
-  private func refused(_ frame: [UInt8], _ verdict: Verdict = .reject) -> RefusedPacket {
+  private func refused(
+    _ frame: [UInt8], _ verdict: Verdict = .reject, _ direction: FrameDirection = .toGuest
+  ) -> RefusedPacket {
     let incarnation = Incarnation(uuid: vm1, domainID: DomainID(1))
     let metadata = FrameMetadata(
-      timestamp: start, port: PortID(0), direction: .toGuest, checksums: .unknown, linkType: .ethernet,
+      timestamp: start, port: PortID(0), direction: direction, checksums: .unknown, linkType: .ethernet,
       strippedVLAN: 0, originalLength: UInt32(frame.count))
     return RefusedPacket(
       incarnation: incarnation, verdict: verdict, rule: RuleMetadata(sid: 1_000_001, action: .reject), frame: metadata,
@@ -77,8 +79,8 @@ struct FlowTests {
         return contains("GET /7001")(frame)
       })
     let flow = try #require(FlowCut(refused(seen, .drop)))
-    #expect(try await sink.cut([flow, flow], for: .seconds(6)) == 1)
-    #expect(try await sink.cut([flow], for: .seconds(6)) == 0, "a flow that is cut is cut again")
+    #expect(try await sink.cut([flow, flow], for: .seconds(6)).cut == 1)
+    #expect(try await sink.cut([flow], for: .seconds(6)).cut == 0, "a flow that is cut is cut again")
     #expect(try network.host.run("nft list table bridge vmfence").contains(source), "nft(8) can list it")
     try await Task.sleep(for: .milliseconds(150))
     let (cut, other) = (first.received, second.received)
@@ -132,22 +134,60 @@ struct FlowTests {
     }
   }
 
-  @Test("more flows than fit are refused as a whole")
+  @Test("no reset is made of a packet that is not the guest's own: it would forge addresses in the host's name")
+  func forged() async throws {
+    let network = try BridgeNetwork("reset-forged")
+    let sink = try network.host.inside { try NftablesSink.open() }
+    let sender = try network.host.inside { try ResetSender.open() }
+    try await sink.update(ports: bridgePorts)
+    let tap = try PacketEndpoint(network.outside)
+    func outcome(
+      from source: String, to destination: String, mac: MACAddress, _ direction: FrameDirection
+    ) async throws -> FlowRefusals.Outcome {
+      let segment =
+        Frames.big(7_000, 2) + Frames.big(80, 2) + Frames.big(1_000, 4) + Frames.big(2_000, 4) + [
+          0x50, 0x18, 1, 0, 0, 0, 0, 0,
+        ]
+      let frame = Frames.ethernet(0x0800, from: mac, Frames.ipv4(source, destination, 6, segment))
+      var refusals = FlowRefusals(sink, resets: sender)
+      return try await refusals.act(on: [refused(frame, .reject, direction)])
+    }
+    let mac = try await outcome(from: "10.77.0.1", to: "10.77.0.99", mac: MACAddress("02:77:00:00:00:55")!, .fromGuest)
+    #expect(mac.cut == 1 && mac.reset == 0 && mac.notReset == 1)
+    let address = try await outcome(from: "10.77.0.55", to: "10.77.0.99", mac: Frames.vm1MAC, .fromGuest)
+    #expect(address.cut == 1 && address.reset == 0 && address.notReset == 1)
+    let other = try await outcome(from: "10.77.0.1", to: "10.77.0.98", mac: Frames.vm1MAC, .toGuest)
+    #expect(other.reset == 0 && other.notReset == 1, "sent to the guest with the guest's own address")
+    func isReset(_ frame: [UInt8]) -> Bool { frame.count >= 54 && frame[12...13] == [8, 0] && frame[23] == 6 }
+    #expect(!tap.receives(within: 200, isReset))
+    #expect(try await outcome(from: "10.77.0.1", to: "10.77.0.97", mac: Frames.vm1MAC, .fromGuest).reset == 1)
+    #expect(tap.receives(within: 5_000, isReset))
+  }
+
+  @Test("of one guest only so many flows are cut at a time; others have room left")
   func bounds() async throws {
     let network = try NetworkNamespace("flow-bounds")
     let sink = try network.inside { try NftablesSink.open() }
-    func flows(_ count: Int, from first: Int) -> [FlowCut] {
+    func flows(_ count: Int, from first: Int, of domain: DomainUUID = vm1) -> [FlowCut] {
       (first..<first + count).map {
         FlowCut(
-          domain: vm1, source: IPAddress(v4: 0x0A00_0000 + UInt32($0)), destination: IPAddress("10.77.0.1")!,
+          domain: domain, source: IPAddress(v4: 0x0A00_0000 + UInt32($0)), destination: IPAddress("10.77.0.1")!,
           sourcePort: 1,
           destinationPort: 80, ipProtocol: 6)
       }
     }
-    #expect(try await sink.cut(flows(NftablesSink.flowCapacity, from: 0)) == NftablesSink.flowCapacity)
-    await #expect("one more than fits") {
-      _ = try await sink.cut(flows(1, from: NftablesSink.flowCapacity))
-    } throws: { ($0 as? FirewallError)?.code == .full }
+    let share = NftablesSink.flowShare
+    let outcome = try await sink.cut(flows(share + 10, from: 0))
+    #expect(outcome.cut == share && outcome.left.count == 10)
+    let late = try await sink.cut(flows(1, from: share + 10))
+    #expect(late.cut == 0 && late.left == flows(1, from: share + 10))
+    #expect(try await sink.cut(flows(3, from: 0, of: vm2)).cut == 3)
+    var cut = share + 3
+    for number in 0..<UInt64(NftablesSink.flowCapacity / share) {
+      let domain = DomainUUID(high: 0x3333_3333_3333_4333, low: 0x8333_3333_3333_0000 | number)
+      cut += try await sink.cut(flows(share, from: 0, of: domain)).cut
+    }
+    #expect(cut == NftablesSink.flowCapacity, "as many as fit in all")
   }
 
   @Test("packets that are no TCP, cut off or resets make no reset; damaged anywhere they make one or none")

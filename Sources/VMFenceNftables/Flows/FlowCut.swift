@@ -77,23 +77,32 @@ public struct FlowCut: Hashable, Sendable {
 }
 
 extension NftablesSink {
-  /// How many flows can be cut at a time.
+  /// How many flows can be cut at a time, and how many of one domain: who floods a guest with flows uses up that guest's share.
   public static let flowCapacity = 65_536
+  public static let flowShare = 8_192
+
+  /// What came of cutting some flows.
+  public struct CutOutcome: Hashable, Sendable {
+    /// How many were cut anew or for longer.
+    public var cut = 0
+    /// Those for which there was no room.
+    public var left: [FlowCut] = []
+  }
 
   /// Cuts flows for a short time, all of them in one transaction. A flow that is cut already is left alone until half of its time is over, so a flood
   /// of packets of one flow costs one change.
   ///
-  /// - Returns: how many flows were cut anew or for longer.
-  /// - Throws: `full` when more than `flowCapacity` flows would be cut; then none of these is.
+  /// - Throws: when the kernel does not take the change; then none of these is cut.
   @discardableResult
-  public func cut(_ flows: [FlowCut], for duration: Duration = .seconds(60)) async throws(FirewallError) -> Int {
+  public func cut(_ flows: [FlowCut], for duration: Duration = .seconds(60)) async throws(FirewallError) -> CutOutcome {
     try locked { contents throws(FirewallError) in try contents.cut(flows, for: duration) }
   }
 }
 
 extension SinkContents {
-  mutating func cut(_ flows: [FlowCut], for duration: Duration) throws(FirewallError) -> Int {
+  mutating func cut(_ flows: [FlowCut], for duration: Duration) throws(FirewallError) -> NftablesSink.CutOutcome {
     let now = Self.now
+    var outcome = NftablesSink.CutOutcome()
     let length = UInt64(max(1, min(duration, Self.longestTimeout).wholeNanoseconds))
     var new: [FlowCut: FlowCut] = [:]
     for flow in flows where flow.source.family == flow.destination.family {
@@ -101,13 +110,8 @@ extension SinkContents {
       if let deadline = cutFlows[identity], deadline > now + length / 2 { continue }
       new[identity] = flow
     }
-    guard !new.isEmpty else { return 0 }
-    if cutFlows.count + new.count > NftablesSink.flowCapacity { cutFlows = cutFlows.filter { now < $0.value } }
-    guard cutFlows.count + new.count <= NftablesSink.flowCapacity else {
-      throw FirewallError(
-        .full, "\(cutFlows.count + new.count) flows to cut, and \(NftablesSink.flowCapacity) fit",
-        remedy: "block the sources of so many flows")
-    }
+    outcome.left = cutFlows.takeExcess(from: &new, at: now)
+    guard !new.isEmpty else { return outcome }
     batch.begin(.bridge, table: configuration.table, sequence: socket.takeSequence(Self.sequenceNumbers))
     let newGroups = write(missing: Set(new.values.map { RuleGroup.flows($0.source.family) }))
     for family in [IPAddress.Family.v4, .v6] {
@@ -131,7 +135,8 @@ extension SinkContents {
       throw failed(error, during: "cut flows")
     }
     groups += newGroups
-    for identity in new.keys { cutFlows[identity] = now + length }
-    return new.count
+    for identity in new.keys { cutFlows.set(identity, until: now + length) }
+    outcome.cut = new.count
+    return outcome
   }
 }

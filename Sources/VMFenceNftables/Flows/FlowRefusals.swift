@@ -12,10 +12,13 @@ public struct FlowRefusals: Sendable {
     public var cut = 0
     /// Connections that were sent resets; each counts once.
     public var reset = 0
-    /// Connections that should have been: no bridge is known for the domain, or it took no frame.
+    /// Connections that should have been: no bridge is known for the domain, or it took no frame, or the packet is not one that the domain may send or
+    /// is sent. A reset carries addresses of its packet; made from a forged one, it would forge in the host's name what guests are kept from.
     public var notReset = 0
     /// Refused packets that say of no flow that could be cut: later fragments, what is not IP.
     public var withoutFlow = 0
+    /// Flows that were not cut, since so many are already (`NftablesSink.flowShare`).
+    public var notCut = 0
     /// The refused packets whose flows are cut now.
     public var packets: Set<RefusedPacket.Name> = []
   }
@@ -38,12 +41,13 @@ public struct FlowRefusals: Sendable {
     self.duration = duration
   }
 
-  /// All flows are cut in one transaction of the kernel; then resets are sent.
+  /// All flows for which there is room are cut in one transaction of the kernel; then resets are sent.
   ///
   /// - Throws: what `NftablesSink.cut` throws; then no flow of these is cut, and nothing was sent.
   public mutating func act(on packets: [RefusedPacket]) async throws(FirewallError) -> Outcome {
     var outcome = Outcome()
     var cuts: [FlowCut: FlowCut] = [:]
+    var names: [FlowCut: [RefusedPacket.Name]] = [:]
     // In the order of their packets: what came last knows best what the ends expect.
     var connections: [(flow: FlowCut, packet: RefusedPacket)] = []
     var new: Set<FlowCut> = []
@@ -55,7 +59,7 @@ public struct FlowRefusals: Sendable {
       let identity = flow.identity
       if packet.verdict != .pass {
         cuts[identity] = flow
-        outcome.packets.insert(packet.name)
+        names[identity, default: []].append(packet.name)
       }
       let isKnown = isFollowed(identity, at: packet.frame.timestamp)
       if packet.verdict == .reject {
@@ -64,7 +68,11 @@ public struct FlowRefusals: Sendable {
       }
       if isKnown || packet.verdict == .reject { connections.append((identity, packet)) }
     }
-    outcome.cut = try await sink.cut(Array(cuts.values), for: duration)
+    let done = try await sink.cut(Array(cuts.values), for: duration)
+    outcome.cut = done.cut
+    outcome.notCut = done.left.count
+    for flow in done.left { names[flow.identity] = nil }
+    outcome.packets = Set(names.values.joined())
     send(connections, new, &outcome)
     return outcome
   }
@@ -90,6 +98,10 @@ public struct FlowRefusals: Sendable {
     var failed: Set<FlowCut> = []
     for (flow, packet) in connections {
       guard let reset = TCPReset(packet) else { continue }
+      guard sink.isOwn(reset, of: packet) else {
+        failed.insert(flow)
+        continue
+      }
       do throws(FirewallError) {
         try resets.send(reset, bridge: sink.bridge(of: packet.incarnation.uuid) ?? "")
         sent.insert(flow)
@@ -102,5 +114,30 @@ public struct FlowRefusals: Sendable {
 
 extension NftablesSink {
   /// The bridge that a domain's ports are plugged into, as far as it was told.
-  func bridge(of domain: DomainUUID) -> String? { contents.withLock { $0.bridges[domain] } }
+  func bridge(of domain: DomainUUID) -> String? {
+    contents.withLock { $0.described[domain]?.lazy.compactMap(\.bridge).first }
+  }
+
+  /// Whether the packet that a reset was made from was the domain's, by all that is known of its ports: sent by it with addresses of its own, or sent to
+  /// these.
+  func isOwn(_ reset: TCPReset, of packet: RefusedPacket) -> Bool {
+    let ports = contents.withLock { $0.described[packet.incarnation.uuid] ?? [] }
+    let (isSent, isReceived) = (ports.contains { $0.has(reset.source) }, ports.contains { $0.has(reset.destination) })
+    return switch packet.frame.direction {
+    case .fromGuest: isSent
+    case .toGuest: isReceived
+    case .unknown: isSent || isReceived
+    }
+  }
+}
+
+extension NetworkPort {
+  fileprivate func has(_ station: TCPReset.Station) -> Bool {
+    guard station.mac == mac else { return false }
+    let known = addresses.filter { $0.family == station.address.family }
+    if known.isEmpty || known.contains(station.address) { return true }
+    // Addresses that anti-spoofing lets a port have besides: link-local ones, and those made from its Ethernet address.
+    return station.address.family == .v6 && station.address.high >> 54 == 0x3FA
+      || known.contains { station.address == SpoofingRules.interfaceAddress(of: mac, in: $0) }
+  }
 }

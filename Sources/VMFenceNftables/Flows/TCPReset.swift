@@ -9,10 +9,19 @@ public struct TCPReset: Hashable, Sendable {
   /// A whole Ethernet frame each.
   public var toDestination: [UInt8]
   public var toSource: [UInt8]
+  /// Who sent the packet, and to whom.
+  var source: Station
+  var destination: Station
+
+  struct Station: Hashable, Sendable {
+    var mac: MACAddress
+    var address: IPAddress
+  }
 
   /// nil when the packet is none of a TCP connection over Ethernet, a reset itself, or cut off within its headers.
   public init?(_ packet: RefusedPacket) {
-    let made = packet.head.withRawSpan { bytes -> (to: [UInt8], back: [UInt8])? in
+    typealias Made = (to: [UInt8], back: [UInt8], source: Station, destination: Station)
+    let made = packet.head.withRawSpan { bytes -> Made? in
       let decoded = DecodedPacket.decode(
         bytes, linkType: packet.frame.linkType, strippedVLAN: packet.frame.strippedVLAN)
       guard packet.frame.linkType == .ethernet, decoded.transport == .tcp, !decoded.tcpFlags.contains(.rst),
@@ -31,10 +40,13 @@ public struct TCPReset: Hashable, Sendable {
         sourceMAC: decoded.destinationMAC, destinationMAC: decoded.sourceMAC, vlan: tag, source: decoded.destination,
         destination: decoded.source, sourcePort: decoded.destinationPort, destinationPort: decoded.sourcePort,
         sequence: acknowledges ? decoded.tcpAcknowledgement : 0, acknowledgement: acknowledges ? nil : next)
-      return (ahead.bytes, back.bytes)
+      return (
+        ahead.bytes, back.bytes, Station(mac: decoded.sourceMAC, address: decoded.source),
+        Station(mac: decoded.destinationMAC, address: decoded.destination)
+      )
     }
     guard let made else { return nil }
-    (toDestination, toSource) = made
+    (toDestination, toSource, source, destination) = made
   }
 
   /// The bytes of data by the datagram's own length field: the frame's end may be cut off.

@@ -24,7 +24,7 @@ extension SinkContents {
   ) throws(FirewallError) {
     let assigned = Self.assign(described)
     let new = assigned.mapValues { $0.map(\.interface) }
-    bridges = assigned.compactMapValues { $0.compactMap(\.bridge).first }
+    self.described = assigned
     let newGuards = SpoofingRules.elements(assigned, antiSpoofing)
     guard new != ports || newGuards != guards else { return }
     let now = Self.now

@@ -220,7 +220,7 @@ extension SinkContents {
     for _ in 1..<Self.readAttempts {
       // Mostly it is the same again, and this is much cheaper than looking each up.
       if try digestElements(of: sets) == latest.digest { break }
-      for element in latest.elements { known[element.place] = element }
+      if known.isEmpty { for element in latest.elements { known[element.place] = element } }
       let count = known.count
       latest = try listElements(of: sets)
       for element in latest.elements { known[element.place] = element }

@@ -38,12 +38,11 @@ struct SinkContents: ~Copyable, Sendable {
   private var lastPurge = 0
   /// The interfaces of each domain that has any.
   var ports: [DomainUUID: [String]] = [:]
-  /// The bridge that a domain's ports are plugged into, where it was said.
-  var bridges: [DomainUUID: String] = [:]
+  /// What was said of each domain's ports.
+  var described: [DomainUUID: [NetworkPort]] = [:]
   /// What belongs into the sets against spoofing; nil before it was said, when those of an earlier run stay.
   var guards: [String: Set<[UInt8]>]?
-  /// The flows that are cut, and until when on the kernel's clock.
-  var cutFlows: [FlowCut: UInt64] = [:]
+  var cutFlows = CutFlows()
   /// The rules that came when they were needed, in the order in which they came.
   var groups: [RuleGroup] = []
   var listeners: [UInt64: AsyncStream<FirewallAcknowledgement>.Continuation] = [:]

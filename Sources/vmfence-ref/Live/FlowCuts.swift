@@ -54,8 +54,11 @@ final class FlowCuts {
       counters.cut &+= UInt64(outcome.cut)
       counters.reset &+= UInt64(outcome.reset)
       counters.notReset &+= UInt64(outcome.notReset)
-      counters.notCut &+= UInt64(outcome.withoutFlow)
+      counters.notCut &+= UInt64(outcome.withoutFlow + outcome.notCut)
       if outcome.withoutFlow > 0 { lastProblem = "packets without ports say of no flow" }
+      if outcome.notCut > 0 {
+        lastProblem = "so many are cut already (\(NftablesSink.flowShare) of a guest at the most); block their sources"
+      }
       return outcome.packets
     } catch {
       counters.notCut &+= UInt64(packets.count { $0.verdict != .pass })
