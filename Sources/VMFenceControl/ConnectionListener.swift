@@ -71,7 +71,11 @@ final class ConnectionListener: Sendable {
     // SAFETY: one structure, as is said.
     guard unsafe poll(&waited, 1, 500) > 0 else { return nil }
     let client = accept(descriptor, nil, nil)
-    guard client >= 0 else { return nil }
+    guard client >= 0 else {
+      // Without a free descriptor the client goes on waiting, and `poll` would say so again at once.
+      if [EMFILE, ENFILE, ENOBUFS, ENOMEM].contains(errno) { usleep(100_000) }
+      return nil
+    }
     _ = fcntl(client, F_SETFD, FD_CLOEXEC)
     _ = fcntl(client, F_SETFL, O_NONBLOCK)
     return ControlConnection(descriptor: client)

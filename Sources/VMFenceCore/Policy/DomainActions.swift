@@ -97,3 +97,20 @@ private final class Action: Sendable {
     waiter?.resume()
   }
 }
+
+extension Decision {
+  /// Whether it is the domain itself that something is done with.
+  var isDestructive: Bool { measure == .pause || measure == .shutDown }
+
+  /// What is done with a domain is done once: while that waits to be carried out, deciding the same again adds nothing, and is withheld.
+  func unlessWaiting(among others: some Sequence<Decision>) -> Decision {
+    guard isDestructive, status == .enforced,
+      let other = others.first(where: { $0.measure == measure && $0.incarnation == incarnation })
+    else { return self }
+    var decision = self
+    decision.status = .withheld
+    decision.expires = nil
+    decision.reason += "; withheld: decision \(other.id) to do the same waits to be carried out"
+    return decision
+  }
+}

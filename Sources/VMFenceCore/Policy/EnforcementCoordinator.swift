@@ -216,7 +216,7 @@ public actor EnforcementCoordinator {
 extension EnforcementCoordinator {
   private func carryOut(_ decided: [Decision], at time: Timestamp) async -> [Decision] {
     guard !decided.isEmpty else { return [] }
-    var decisions = await logged(decided, at: time)
+    var decisions = await logged(decided.map { $0.unlessWaiting(among: desired.values) }, at: time)
     await enforce(&decisions, at: time)
     for index in decisions.indices where decisions[index].isDestructive && decisions[index].status == .enforced {
       if await !act(decisions[index], at: time) { decisions[index].status = .desired }
@@ -404,6 +404,10 @@ extension EnforcementCoordinator {
     let inForce = Set(updater.measuresInForce.map(\.decision))
     for decision in waitingForFirewall {
       if decision.isDestructive {
+        if actions == nil, decision.incarnation.flatMap(updater.directory.entry) == nil {
+          (desired[decision.id], toldFailures[decision.id]) = (nil, nil)
+          continue
+        }
         guard await act(decision, at: time) else { continue }
       } else if !inForce.contains(decision.id) {
         desired[decision.id] = nil
@@ -488,8 +492,4 @@ extension EnforcementCoordinator {
   }
 
   private func leave() { line.leave() }
-}
-
-extension Decision {
-  fileprivate var isDestructive: Bool { measure == .pause || measure == .shutDown }
 }

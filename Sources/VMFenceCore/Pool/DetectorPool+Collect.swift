@@ -4,7 +4,9 @@ extension DetectorPool {
   func collect(_ entry: GuardedDomain<Rules>, at time: Timestamp) {
     guard let channel = entry.channel else { return }
     do throws(DetectorError) {
-      try channel.collect { verdict, alerts in take(entry, verdict, alerts) }
+      // Whoever can send what kills a detector can send harmless packets in between: a verdict alone is no recovery.
+      let hasRecovered = time - entry.lastDeath >= Self.recoveryTime
+      try channel.collect { verdict, alerts in take(entry, verdict, alerts, hasRecovered: hasRecovered) }
     } catch {
       if !entry.toldViolation {
         entry.toldViolation = true
@@ -14,14 +16,15 @@ extension DetectorPool {
     }
   }
 
-  private func take(_ entry: GuardedDomain<Rules>, _ verdict: borrowing PacketVerdict, _ alerts: Span<AlertRecord>) {
+  private func take(
+    _ entry: GuardedDomain<Rules>, _ verdict: borrowing PacketVerdict, _ alerts: Span<AlertRecord>, hasRecovered: Bool
+  ) {
     if verdict.isOfTime {
       entry.looksAgain = alerts.count > InspectionOutput.capacity / 2
     } else {
       entry.counters.inspected &+= 1
     }
-    entry.deathsInVain = 0
-    entry.deathsByPacket = 0
+    if hasRecovered { (entry.deathsInVain, entry.deathsByPacket) = (0, 0) }
     entry.isUnresponsive = false
     if verdict.verdict != .pass {
       entry.counters.droppedByRule &+= 1

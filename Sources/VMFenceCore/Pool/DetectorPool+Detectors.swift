@@ -7,7 +7,9 @@ extension DetectorPool {
   private static var immediateRestarts: Int { 5 }
   private static var backOffFirst: Duration { .milliseconds(100) }
   private static var backOffMaximum: Duration { .seconds(10) }
-  /// Deaths by packets without a verdict between them, after which restarts are `backOffFirst` apart, and no more: whoever sends
+  /// A detector that gives verdicts so long after the last death has recovered: deaths are counted anew.
+  static var recoveryTime: Duration { .seconds(10) }
+  /// Deaths by packets with no recovery between them, after which restarts are `backOffFirst` apart, and no more: whoever sends
   /// poison must not be able to buy time with it, nor every start of a process of the host.
   private static var immediateRestartsByPacket: Int { 32 }
   /// How long the detector of a domain that is being moved may take to say what it remembers. It takes milliseconds, but on a host whose processors
@@ -292,6 +294,7 @@ extension DetectorPool {
     entry.isSuspended = false
     collect(entry, at: time)
     entry.deaths += 1
+    entry.lastDeath = time
     tell(entry, .detectorDied, severity: 1, at: time, "the detector died: \(reason)")
     let retry: Timestamp?
     if hasCrashed || isSuspicious, passPoison(entry, at: time) {

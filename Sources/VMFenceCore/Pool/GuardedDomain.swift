@@ -43,9 +43,10 @@ final class GuardedDomain<Rules: CompiledRules> {
   var lastTraffic = Timestamp(nanoseconds: .min)
   var notedTraffic = Timestamp(nanoseconds: .min)
   var deaths = 0
-  /// Deaths and failed starts since the last verdict, with no packet to blame.
+  var lastDeath = Timestamp(nanoseconds: .min)
+  /// Deaths and failed starts with no packet to blame, since there were verdicts long after the last death.
   var deathsInVain = 0
-  /// Deaths since the last verdict that were laid on a packet.
+  /// Deaths that were laid on a packet, since the same.
   var deathsByPacket = 0
   /// The packet that the last detector died on.
   var suspectedPacket: UInt64?

@@ -92,7 +92,7 @@ final class LiveDisks {
         if now - arrival < Self.patience, early.count < FileEventInbox.limit {
           early.append((path, told, arrival))
         } else {
-          lost[path, default: 0] += 1
+          lost[path, default: 0].addUpToMaximum(1)
         }
         continue
       }
@@ -100,7 +100,7 @@ final class LiveDisks {
       if let event = told.event(of: domain.incarnation, at: time) {
         result.append(.file(event))
       } else {
-        lost[path, default: 0] += 1
+        lost[path, default: 0].addUpToMaximum(1)
       }
     }
     return result + lost.sorted { $0.key < $1.key }.map { .platform(loss($0.value, of: $0.key, at: now)) }
@@ -187,9 +187,8 @@ private final class FileEventInbox: Sendable {
       let isFirst = contents.events.isEmpty && contents.lost.isEmpty
       switch news {
       case .event(let event) where contents.events.count < Self.limit: contents.events.append((path, event))
-      case .event: contents.lost[path, default: 0] += 1
-      case .lost(let count):
-        contents.lost[path] = contents.lost[path, default: 0].addingReportingOverflow(count).partialValue
+      case .event: contents.lost[path, default: 0].addUpToMaximum(1)
+      case .lost(let count): contents.lost[path, default: 0].addUpToMaximum(count)
       case .status, .absent: break
       }
       return isFirst
@@ -210,6 +209,14 @@ extension HostConfiguration.Disk.Guest {
     case .uuid(let uuid): domain.incarnation.uuid == uuid
     case .name(let name): domain.name == name
     }
+  }
+}
+
+extension UInt64 {
+  /// What a disk's process says it lost can be any number.
+  fileprivate mutating func addUpToMaximum(_ count: UInt64) {
+    let (sum, isOver) = addingReportingOverflow(count)
+    self = isOver ? .max : sum
   }
 }
 #endif

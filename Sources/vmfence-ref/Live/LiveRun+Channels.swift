@@ -15,6 +15,7 @@ extension LiveRun {
   /// What channels brought.
   func takeChannelNews(at now: Timestamp) async {
     guard let channels else { return }
+    var hasDeclarations = false
     for news in channels.takeNews() {
       switch news {
       case .opened(let domain):
@@ -23,10 +24,12 @@ extension LiveRun {
         note(.platform(PlatformAlert(time: now, incarnation: domain, kind: kind, message: message)))
       case .declared(let uuid, let declaration):
         declarations.byUUID[uuid] = declaration
-        await declared(at: now)
+        hasDeclarations = true
       case .holds(let uuid, let version): await guestPolicies.outbid(version, for: uuid)
       }
     }
+    // Once, however many there were: writing them down and asking the hypervisor anew takes its time, and packets wait meanwhile.
+    if hasDeclarations { await declared(at: now) }
     refreshPolicies()
   }
 

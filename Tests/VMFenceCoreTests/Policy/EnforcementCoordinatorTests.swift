@@ -72,13 +72,13 @@ struct EnforcementCoordinatorTests {
 
   private func make(
     _ log: any DecisionLog = MemoryDecisionLog(), control: (any HypervisorControl)? = nil,
-    files: LadderStep.Action = .pause, actionPatience: Duration = .seconds(60),
+    files: LadderStep.Action = .pause, directory: DomainDirectory = hosts(), actionPatience: Duration = .seconds(60),
     change: (inout Policy) -> Void = { _ in }
   ) throws -> EnforcementCoordinator {
     EnforcementCoordinator(
       updater: try updater(
         rule(count: 1), rule("files", [.files([])], per: .domain, count: 1, ladder: [LadderStep(files)]),
-        change: change),
+        directory: directory, change: change),
       log: log, firewall: firewall, control: control, events: events, actionPatience: actionPatience)
   }
 
@@ -237,6 +237,19 @@ struct EnforcementCoordinatorTests {
     #expect(await coordinator.advance(to: at(4)).map(\.status) == [.enforced])
     #expect(control.calls.withLock { $0 } == ["pause 1"])
     #expect(await statuses(at: 4) == [.enforced])
+  }
+
+  @Test("what waits to be done with a domain is decided once, and forgotten with the domain when nobody can do it")
+  func repetition() async throws {
+    let directory = hosts()
+    let coordinator = try make(directory: directory) { $0.destructiveMeasures = .allowed }
+    var statuses: [Decision.Status] = []
+    for second in 0..<50 { statuses += await coordinator.handle(fileEvent(), at: at(Double(second))).map(\.status) }
+    #expect(statuses.first == .desired && statuses.dropFirst().allSatisfy { $0 == .withheld })
+    #expect(await coordinator.waitingForFirewall.count == 1)
+    directory.remove(incarnation(1))
+    _ = await coordinator.advance(to: at(100))
+    #expect(await coordinator.waitingForFirewall.isEmpty)
   }
 
   @Test("a guest that does not shut down keeps nobody waiting, and is said to be down only when it is")

@@ -58,10 +58,12 @@ func rule(
     escalation: escalation)
 }
 
-func updater(_ rules: PolicyRule..., change: (inout Policy) -> Void = { _ in }) throws -> PolicyUpdater {
+func updater(
+  _ rules: PolicyRule..., directory: DomainDirectory = hosts(), change: (inout Policy) -> Void = { _ in }
+) throws -> PolicyUpdater {
   var policy = Policy(rules: rules)
   change(&policy)
-  return try PolicyUpdater(policy: policy, directory: hosts())
+  return try PolicyUpdater(policy: policy, directory: directory)
 }
 
 extension PolicyUpdater {
