@@ -49,6 +49,12 @@ int vmfence_landlock_nothing(void) {
   return result == -1 ? -1 : version;
 }
 
+// Puts it in force for the calling thread and those that it starts (seccomp(2)).
+static int install(struct sock_filter *program, size_t count) {
+  struct sock_fprog filter = {(unsigned short)count, program};
+  return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter, 0, 0);
+}
+
 int vmfence_seccomp_detector(int executable_memory) {
   uint32_t forbidden = executable_memory ? 0 : PROT_EXEC;
   struct sock_filter program[] = {
@@ -72,8 +78,7 @@ int vmfence_seccomp_detector(int executable_memory) {
       // Nothing sound in a detector comes near these.
       FILTER_TAIL,
   };
-  struct sock_fprog filter = {(unsigned short)(sizeof program / sizeof *program), program};
-  return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter, 0, 0);
+  return install(program, sizeof program / sizeof *program);
 }
 
 int vmfence_seccomp_channel(void) {
@@ -92,6 +97,5 @@ int vmfence_seccomp_channel(void) {
       // Nothing sound here comes near these.
       FILTER_TAIL,
   };
-  struct sock_fprog filter = {(unsigned short)(sizeof program / sizeof *program), program};
-  return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter, 0, 0);
+  return install(program, sizeof program / sizeof *program);
 }

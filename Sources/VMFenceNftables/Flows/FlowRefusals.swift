@@ -134,10 +134,8 @@ extension NftablesSink {
 extension NetworkPort {
   fileprivate func has(_ station: TCPReset.Station) -> Bool {
     guard station.mac == mac else { return false }
-    let known = addresses.filter { $0.family == station.address.family }
-    if known.isEmpty || known.contains(station.address) { return true }
-    // Addresses that anti-spoofing lets a port have besides: link-local ones, and those made from its Ethernet address.
-    return station.address.family == .v6 && station.address.high >> 54 == 0x3FA
-      || known.contains { station.address == SpoofingRules.interfaceAddress(of: mac, in: $0) }
+    let known = SpoofingRules.addresses(of: self).filter { $0.family == station.address.family }
+    let isLinkLocal = station.address.family == .v6 && station.address.high >> 54 == 0x3FA
+    return known.isEmpty || isLinkLocal || known.contains(station.address)
   }
 }

@@ -216,18 +216,19 @@ enum SpoofingRules {
         add(guardedSet)
         if isKnown { add(knownSet) }
         add(macSet) { $0.append(port.mac) }
-        for address in port.addresses {
-          add(address.family == .v4 ? v4Set : v6Set) { $0.append(address) }
-          guard address.family == .v6 else { continue }
-          add(v6Set) { $0.append(interfaceAddress(of: port.mac, in: address)) }
-        }
+        for address in addresses(of: port) { add(address.family == .v4 ? v4Set : v6Set) { $0.append(address) } }
       }
     }
     return elements
   }
 
+  /// The addresses that a port may use, link-local ones apart: those that are known, and those that its Ethernet address gives in their networks.
+  static func addresses(of port: NetworkPort) -> [IPAddress] {
+    port.addresses + port.addresses.lazy.filter { $0.family == .v6 }.map { interfaceAddress(of: port.mac, in: $0) }
+  }
+
   /// The address that a host makes itself in the /64 of `address` (RFC 4291, appendix A: modified EUI-64).
-  static func interfaceAddress(of mac: MACAddress, in address: IPAddress) -> IPAddress {
+  private static func interfaceAddress(of mac: MACAddress, in address: IPAddress) -> IPAddress {
     let (top, bottom) = (mac.rawValue >> 24, mac.rawValue & 0xFF_FFFF)
     let identifier = (top << 40 | 0xFF_FE00_0000 | bottom) ^ 0x0200_0000_0000_0000
     return IPAddress(v6High: address.high, low: identifier)
