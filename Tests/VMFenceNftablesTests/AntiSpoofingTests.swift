@@ -27,6 +27,14 @@ struct AntiSpoofingTests {
     Frames.ipv6(source, "fd77::99", 17, Frames.udp(port, to, payload))
   }
 
+  private static func tcp4(_ source: String) -> [UInt8] {
+    Frames.ipv4(source, "10.77.0.99", 6, Frames.tcp(80, 5_000, payload))
+  }
+
+  private static func tcp6(_ source: String) -> [UInt8] {
+    Frames.ipv6(source, "fd77::99", 6, Frames.tcp(80, 5_000, payload))
+  }
+
   private static let reserved: [UInt8] = [0, 0, 0, 0]
   private static let own = "fe80::77:ff:fe00:1"
 
@@ -45,6 +53,9 @@ struct AntiSpoofingTests {
       attempt("link-local", nil, 0x86DD, udp6(own)),
       attempt("another link-local", nil, 0x86DD, udp6("fe80::1234:5678:9abc:def0")),
       attempt("a request by DHCP", nil, 0x0800, udp4("0.0.0.0", 68, 67)),
+      attempt("own IPv4 over TCP", nil, 0x0800, tcp4("10.77.0.1")),
+      attempt("own IPv6 over TCP", nil, 0x86DD, tcp6("fd77::1")),
+      attempt("link-local over TCP", nil, 0x86DD, tcp6(own)),
       attempt("own ARP", nil, 0x0806, Frames.arp(1, sender: (vm1, "10.77.0.1"), target: "10.77.0.99") + payload),
       attempt("an ARP probe", nil, 0x0806, Frames.arp(1, sender: (vm1, "0.0.0.0"), target: "10.77.0.1") + payload),
       attempt("DAD", nil, 0x86DD, neighbour("::", "ff02::1:ff00:1", 135, "fd77::1")),
@@ -55,6 +66,17 @@ struct AntiSpoofingTests {
         name: "another MAC", kind: .mac,
         frame: Frames.ethernet(0x0800, from: MACAddress("02:77:00:00:00:33")!, udp4("10.77.0.1"))),
       Attempt(name: "a neighbour's MAC", kind: .mac, frame: Frames.ethernet(0x0800, from: vm2, udp4("10.77.0.2"))),
+      Attempt(
+        name: "another MAC over TCP", kind: .mac,
+        frame: Frames.ethernet(0x0800, from: MACAddress("02:77:00:00:00:33")!, tcp4("10.77.0.1"))),
+      Attempt(
+        name: "a neighbour's MAC and address over TCP", kind: .mac,
+        frame: Frames.ethernet(0x0800, from: vm2, tcp4("10.77.0.2"))),
+      Attempt(
+        name: "another MAC over TCP and IPv6", kind: .mac,
+        frame: Frames.ethernet(0x86DD, from: MACAddress("02:77:00:00:00:33")!, tcp6("fd77::1"))),
+      attempt("another IPv4 over TCP", .ipv4, 0x0800, tcp4("10.77.0.2")),
+      attempt("another IPv6 over TCP", .ipv6, 0x86DD, tcp6("fd77::2")),
       attempt("two VLAN tags", .mac, 0x8100, [0, 5, 0x81, 0, 0, 6, 8, 0] + udp4("10.77.0.2")),
       attempt("another IPv4", .ipv4, 0x0800, udp4("10.77.0.2")),
       attempt("no IPv4", .ipv4, 0x0800, udp4("0.0.0.0")),
@@ -141,13 +163,18 @@ struct AntiSpoofingTests {
     try await sink.update(ports: bridgePorts, antiSpoofing: AntiSpoofing())
     try network.host.run("nft flush set bridge vmfence port-mac")
     #expect(!network.pings(from: network.vm1, "10.77.0.99"))
+    // TCP is looked up with both its addresses, in another set.
+    let sender = try PacketEndpoint(network.vm1)
+    let receiver = try PacketEndpoint(network.outside)
+    let honest = try #require(Self.attempts.first { $0.name == "own IPv4 over TCP" })
+    #expect(try passes(honest, sender, receiver))
+    try network.host.run("nft flush set bridge vmfence port-honest4")
+    #expect(try !passes(honest, sender, receiver))
     _ = try await sink.readBack(at: start)
     // Several: who asked for the neighbour's address in vain asks again only a second later.
     #expect(network.pings(from: network.vm1, "10.77.0.99", count: 60))
     try network.host.run("nft flush ruleset")
     _ = try await sink.readBack(at: start)
-    let sender = try PacketEndpoint(network.vm1)
-    let receiver = try PacketEndpoint(network.outside)
     let forged = try #require(Self.attempts.first { $0.kind == .ipv4 })
     #expect(try !passes(forged, sender, receiver), "anti-spoofing does not come back with the table")
   }

@@ -36,6 +36,12 @@ enum Frames {
     big(UInt64(source), 2) + big(UInt64(destination), 2) + big(UInt64(8 + payload.count), 2) + [0, 0] + payload
   }
 
+  /// An acknowledgement, without its checksum.
+  static func tcp(_ source: UInt16, _ destination: UInt16, _ payload: [UInt8]) -> [UInt8] {
+    let ports = big(UInt64(source), 2) + big(UInt64(destination), 2)
+    return ports + big(1, 4) + big(1, 4) + [0x50, 0x10, 1, 0, 0, 0, 0, 0] + payload
+  }
+
   static func arp(_ operation: UInt8, sender: (MACAddress, String), target: String) -> [UInt8] {
     [0, 1, 8, 0, 6, 4, 0, operation] + bytes(sender.0) + bytes(sender.1) + [0, 0, 0, 0, 0, 0] + bytes(target)
   }

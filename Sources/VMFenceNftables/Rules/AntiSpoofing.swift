@@ -48,6 +48,9 @@ enum SpoofingRules {
   static let macSet = "port-mac"
   static let v4Set = "port-ip4"
   static let v6Set = "port-ip6"
+  /// Interface with Ethernet and IPv4, IPv6 address together: what an honest frame of a known port has.
+  static let honest4Set = "port-honest4"
+  static let honest6Set = "port-honest6"
   static func guardSet(_ kind: SpoofingKind) -> String { "guard-\(kind.rawValue)" }
   /// Ports whose addresses are known: what of ARP names IP addresses is checked there.
   static let knownSet = "guard-addresses"
@@ -59,6 +62,8 @@ enum SpoofingRules {
       SetSpecification(name: macSet, kind: .plain, fields: [.interface, .mac], hasTimeouts: false),
       SetSpecification(name: v4Set, kind: .plain, fields: [.interface, .v4], hasTimeouts: false),
       SetSpecification(name: v6Set, kind: .plain, fields: [.interface, .v6], hasTimeouts: false),
+      SetSpecification(name: honest4Set, kind: .plain, fields: [.interface, .mac, .v4], hasTimeouts: false),
+      SetSpecification(name: honest6Set, kind: .plain, fields: [.interface, .mac, .v6], hasTimeouts: false),
       SetSpecification(name: guardedSet, kind: .plain, fields: [.interface], hasTimeouts: false),
       SetSpecification(name: knownSet, kind: .plain, fields: [.interface], hasTimeouts: false),
     ]
@@ -66,8 +71,9 @@ enum SpoofingRules {
       SetSpecification(name: guardSet($0), kind: .plain, fields: [.interface], hasTimeouts: false)
     }
 
-  /// What an honest frame costs is what counts here: each has to pass all of this. So it goes to the rules of its protocol only, a port's
-  /// addresses are looked up once, and whether a kind is stopped at the port is looked up last, for frames that would be dropped.
+  /// What an honest frame costs is what counts here: each has to pass all of this. So TCP whose addresses are both the port's passes at once, by one
+  /// look-up; any other frame goes to the rules of its protocol only, a port's addresses are looked up once, and whether a kind is stopped at the port
+  /// is looked up last, for frames that would be dropped.
   private static let v4Chain = "antispoof4"
   private static let v6Chain = "antispoof6"
   private static let arpChain = "antispoof-arp"
@@ -114,6 +120,7 @@ enum SpoofingRules {
       RuleSpecification(
         chain, "ports that are not guarded",
         [interface, .lookupMissing(Register(0), set: guardedSet), .verdict(.return)]),
+      honest(.v4), honest(.v6),
       drop(
         .mac, "another source address", in: chain,
         [.payload(.link, offset: 6, length: 6, Register(4)), .lookupMissing(Register(0), set: macSet)]),
@@ -128,6 +135,18 @@ enum SpoofingRules {
         drop(.mac, "a second VLAN tag", in: chain, isProtocol([0x81, 0x00])),
         drop(.mac, "a second VLAN tag (802.1ad)", in: chain, isProtocol([0x88, 0xA8])),
       ]
+  }
+
+  /// No rule below stops TCP that has the port's own addresses in both headers.
+  private static func honest(_ family: IPAddress.Family) -> RuleSpecification {
+    let (type, set) =
+      family == .v4 ? (Expression.ipv4EtherType, honest4Set) : (Expression.ipv6EtherType, honest6Set)
+    return RuleSpecification(
+      chain, "honest TCP over \(family == .v4 ? "IPv4" : "IPv6")",
+      isProtocol(type) + isTransport(6) + [
+        interface, .payload(.link, offset: 6, length: 6, Register(4)),
+        .address(family, isSource: true, Register(6)), .lookup(Register(0), set: set), .verdict(.return),
+      ])
   }
 
   /// RFC 826 in Ethernet and IPv4: types and lengths (6 bytes), operation, sender's addresses at 8 and 14.
@@ -216,7 +235,14 @@ enum SpoofingRules {
         add(guardedSet)
         if isKnown { add(knownSet) }
         add(macSet) { $0.append(port.mac) }
-        for address in addresses(of: port) { add(address.family == .v4 ? v4Set : v6Set) { $0.append(address) } }
+        for address in addresses(of: port) {
+          let isV4 = address.family == .v4
+          add(isV4 ? v4Set : v6Set) { $0.append(address) }
+          add(isV4 ? honest4Set : honest6Set) {
+            $0.append(port.mac)
+            $0.append(address)
+          }
+        }
       }
     }
     return elements
