@@ -46,6 +46,11 @@ def time_of(cpu):
     sys.exit(f"evaluation: there is no processor {cpu}")
 
 
+def busy_since(before, cpu):
+    """The part of the time since then (`time_of`) that the processor was not idle."""
+    return (time_of(cpu)[0] - before[0]) / max(1e-9, time_of(cpu)[1] - before[1])
+
+
 def memory_of(pids):
     """Resident memory of these processes, in bytes."""
     total = 0

@@ -134,7 +134,7 @@ HTTP_MODES = ("fixed", "bursts", "closed")
 
 def http(options):
     connections = 10 if options.what == "smoke" else 100
-    found, offered = {}, {}
+    found, packets, closed, costs = {}, {}, {}, {}
     with Bed(options.build) as bed:
         wire, rules = traffic.build_wire(bed), rules_of(options, bed)
         server = traffic.start_http(bed, options.load_cpu)
@@ -143,30 +143,36 @@ def http(options):
         def load(mode, size, number, rate):
             if mode == "fixed":
                 return traffic.offer_http(bed, wire, size, options.seconds, connections, rate, number, options.load_cpu)
-            return traffic.load_http(bed, size, options.seconds, connections, rate, options.load_cpu)
+            return traffic.load_http(bed, size, options.seconds, connections, options.load_cpu, rate)
         for size in options.http_sizes:
-            closed = traffic.load_http(bed, size, options.seconds, connections, cpu=options.load_cpu)["requests_per_second"]
-            offered["bursts", size] = offered["fixed", size] = 0.6 * closed
+            closed[size] = traffic.load_http(bed, size, options.seconds, connections, options.load_cpu)["requests_per_second"]
             if "fixed" in options.modes:
-                offered["fixed", size] = rate_of(0.6, options, lambda rate: load("fixed", size, 0, rate), closed)
+                costs[size] = costs_of(options, lambda rate: load("fixed", size, 0, rate), closed[size])
         for number in range(options.rounds):
+            # The same for all engines of a round.
+            offered = {("bursts", size): SHARE * closed[size] for size in closed} | {("fixed", size): rate_of(costs[size], closed[size]) for size in costs}
             for make in turned(makers, number):
                 engine = make()
                 engine.start()
                 # What is done only once, in the engine and in the kernel, belongs to no size of document.
-                traffic.load_http(bed, options.http_sizes[0], 1, connections, cpu=options.load_cpu)
+                traffic.load_http(bed, options.http_sizes[0], 1, connections, options.load_cpu)
                 for size in turned(options.http_sizes, number):
                     for mode in options.modes:
-                        before, served, spent = cpu_of(engine.pids()), cpu_of(children(server.pid)), time_of(options.load_cpu)
-                        result = load(mode, size, number, offered.get((mode, size)))
-                        result["load_busy"] = busy_since(spent, options.load_cpu)
-                        # What the engine still has to do belongs to these requests.
-                        lost = engine.settle() if engine.is_ours else {}
+                        rate = offered.get((mode, size))
+                        before, served = cpu_of(engine.pids()), cpu_of(children(server.pid))
+                        result = load(mode, size, number, rate)
+                        if mode == "fixed" and engine.name == "base":
+                            costs[size].append(result["load_busy"] / rate)
+                        # What the engine still has to do belongs to these requests; that it waits for the next ones does not.
+                        time.sleep(0.2)
                         result["engine_cpu_us"] = (cpu_of(engine.pids()) - before) * 1e6 / result["requests"]
                         result["server_cpu_us"] = (cpu_of(children(server.pid)) - served) * 1e6 / result["requests"]
-                        found.setdefault((engine.name, size, mode), []).append(result | lost)
+                        result["offered"] = rate
+                        found.setdefault((engine.name, size, mode), []).append(result)
+                if engine.is_ours:
+                    packets.setdefault(engine.name, []).append(engine.settle())
                 engine.stop()
-    write_http(options, found, offered, connections)
+    write_http(options, found, packets, connections)
 
 
 def turned(items, number):
@@ -174,31 +180,41 @@ def turned(items, number):
     return items[number % len(items):] + items[:number % len(items)]
 
 
-def busy_since(before, cpu):
-    """The part of the time since then that the processor was not idle."""
-    return (time_of(cpu)[0] - before[0]) / max(1e-9, time_of(cpu)[1] - before[1])
+# How much of the base's capacity is asked for.
+SHARE = 0.6
 
 
-def rate_of(share, options, offer, closed):
-    """The rate of independent requests that keeps the processor of the load busy for this share of the time; of what a closed loop takes, a fifth at least,
-    and this share at the most. A request that comes alone costs more than one in a closed loop, where one sleep serves many."""
-    rate = 0.4 * closed
-    for _ in range(4):
-        before = time_of(options.load_cpu)
-        offer(rate)
-        rate = min(share * closed, max(0.2 * closed, rate * share / max(0.05, busy_since(before, options.load_cpu))))
-    return rate
+def rate_of(costs, closed):
+    """The rate of independent requests that keeps the processor of the load busy for `SHARE` of the time, by what one has cost lately (seconds of that
+    processor): of what a closed loop takes, a fifth at least, and this share at the most. A request that comes alone costs more than one in a
+    closed loop, where one sleep serves many."""
+    return min(SHARE * closed, max(0.2 * closed, SHARE / statistics.median(costs[-9:])))
 
 
-def ratio_to(base, values):
-    """The middle of the ratios of values that were measured one after the other, and between what that lies in 95 of 100 draws of as many rounds
-    (the bootstrap's percentiles)."""
-    ratios, draw = [value / other for value, other in zip(values, base)], random.Random(78)
-    middles = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(2_000))
-    return statistics.median(ratios), part(middles, 0.025), part(middles, 0.975)
+def costs_of(options, offer, closed):
+    """What a request costs the base at the rate that is wanted, three times. A request costs less where more wait behind each sleep, so it is asked at the rate
+    that was found, until that rate and the two before would all have kept the processor as busy as it should be, to one part in a hundred of the time."""
+    rates, costs = [0.4 * closed], []
+    for _ in range(1 if options.what == "smoke" else 16):
+        costs.append(max(0.05, offer(rates[-1])["load_busy"]) / rates[-1])
+        cost = statistics.median(costs[-3:])
+        if len(costs) >= 3 and all(abs(cost * rate - SHARE) < 0.01 for rate in rates[-3:]):
+            break
+        rates.append(rate_of(costs[-3:], closed))
+    return costs[-3:]
 
 
-def write_http(options, found, offered, connections):
+def ratio_to(base, values, of=statistics.median):
+    """The ratio of a figure of rounds to that of the rounds of the base, which were neighbours, and between what it lies in 95 of 100 draws of as many rounds (the bootstrap's
+    percentiles). `of` gives the figure of some rounds."""
+    def ratio(rounds):
+        return of([values[number] for number in rounds]) / of([base[number] for number in rounds])
+    draw, all_rounds = random.Random(78), range(len(values))
+    ratios = sorted(ratio(draw.choices(all_rounds, k=len(values))) for _ in range(2_000))
+    return ratio(all_rounds), part(ratios, 0.025), part(ratios, 0.975)
+
+
+def write_http(options, found, packets, connections):
     names = [name for name in ("base", "vmfence", "other") if any(key[0] == name for key in found)]
 
     def values(name, size, mode, field):
@@ -206,22 +222,26 @@ def write_http(options, found, offered, connections):
 
     def middle(name, size, mode, field):
         return statistics.median(values(name, size, mode, field))
+
+    def middle_second(rounds):
+        return statistics.median(second for seconds in rounds for second in seconds)
     rows = []
     for mode in options.modes:
         for size in options.http_sizes:
             for name in names:
-                ratio, low, high = ratio_to(*(values(each, size, mode, "p99_ms") for each in ("base", name)))
-                rows.append([mode, f"{size} KB", name, "-" if mode == "closed" else round(offered[mode, size]),
+                seconds = {each: values(each, size, mode, "p99_seconds") for each in ("base", name)}
+                ratio, low, high = ratio_to(seconds["base"], seconds[name], middle_second)
+                rows.append([mode, f"{size} KB", name, "-" if mode == "closed" else round(middle(name, size, mode, "offered")),
                              round(middle(name, size, mode, "requests_per_second")), middle(name, size, mode, "p50_ms"),
-                             middle(name, size, mode, "p99_ms"), ratio, "-" if name == "base" else f"{low:.2f} to {high:.2f}",
+                             middle_second(seconds[name]), ratio, "-" if name == "base" else f"{low:.2f} to {high:.2f}", middle(name, size, mode, "p99_ms"),
                              100 * middle(name, size, mode, "load_busy"), middle(name, size, mode, "engine_cpu_us"), middle(name, size, mode, "server_cpu_us"),
                              sum(values(name, size, mode, "failed"))])
     report.write(
         options, "http", f"12(b): HTTP, {connections} connections; fixed: requests due at independent times, as many as keep the base's processor busy "
         f"for 60 % of the time; bursts: 60 % of what the base takes in a closed loop, all connections at once; closed: each connection asks again when it was answered; median of {options.rounds} rounds of "
-        f"{options.seconds} s, ratios of neighbouring rounds with their 95 % interval",
-        ["load", "document", "engine", "offered/s", "requests/s", "p50 ms", "p99 ms", "p99/base", "95 %", "load busy %", "engine us/request",
-         "server us/request", "failed"], rows, {" ".join(map(str, key)): results for key, results in found.items()})
+        f"{options.seconds} s; p99 ms: of the middle second of all rounds, with its ratio to the base and that ratio's 95 % interval; p99 of a round: of the middle round",
+        ["load", "document", "engine", "offered/s", "requests/s", "p50 ms", "p99 ms", "p99/base", "95 %", "p99 of a round", "load busy %", "engine us/request",
+         "server us/request", "failed"], rows, {" ".join(map(str, key)): results for key, results in found.items()} | {"packets": packets})
     groups = [f"{size} KB" for size in options.http_sizes]
 
     def panel(title, mode, field, label):

@@ -1,7 +1,7 @@
 """Captures to replay, rules to match them with, and servers and clients to measure."""
 import json, os, random, re, shutil, struct, subprocess, sys, time
 
-from .bed import GUEST_MAC, OUTSIDE_MAC, ROOT
+from .bed import GUEST_MAC, OUTSIDE_MAC, ROOT, busy_since, time_of
 
 
 def checksum(data):
@@ -76,7 +76,8 @@ SIZES = [1, 2, 4, 8]
 
 def start_http(bed, cpu=None):
     """nginx(8) in the guest, set as Debian's package sets it, with a document of each size in KiB."""
-    os.makedirs(bed.path("www"), exist_ok=True)
+    # Not in the bed's own folder, which the daemon watches: no real guest writes there.
+    os.makedirs(bed.path("www/log"), exist_ok=True)
     draw = random.Random(56)
     for size in SIZES:
         bed.write(f"www/{size}k.html", "".join(draw.choices("abcdefghijklmnopqrstuvwxyz <>", k=size << 10)))
@@ -84,7 +85,7 @@ def start_http(bed, cpu=None):
     conf = bed.write("nginx.conf", f"""daemon off; worker_processes 1; pid {bed.path('nginx.pid')}; user root;
 error_log {bed.path('nginx-error.log')} crit;
 events {{ worker_connections 1024; }}
-http {{ access_log {bed.path('nginx-access.log')}; keepalive_requests 1000000; sendfile on; tcp_nopush on; types {{ text/html html; }}
+http {{ access_log {bed.path('www/log/access.log')}; keepalive_requests 1000000; sendfile on; tcp_nopush on; types {{ text/html html; }}
   client_body_temp_path {bed.path('t1')}; proxy_temp_path {bed.path('t2')}; fastcgi_temp_path {bed.path('t3')};
   uwsgi_temp_path {bed.path('t4')}; scgi_temp_path {bed.path('t5')};
   server {{ listen 80; root {bed.path('www')}; }} }}
@@ -101,10 +102,12 @@ def offer_http(bed, wire, size, seconds, connections, rate, seed, cpu=None):
     out = bed.run(bed.outside, [wire, "http", "10.77.0.1", f"/{size}k.html", str(connections), f"{rate:.3f}", str(seconds), str(seed), path], cpu)
     if out.returncode != 0:
         sys.exit(f"evaluation: wire http failed with {out.returncode}")
-    return timed([float(line) / 1000 for line in open(path)], seconds, json.loads(out.stdout)["failed"])
+    told = json.loads(out.stdout)
+    rows = [line.split() for line in open(path)]
+    return timed([(float(due), float(took) / 1000) for due, took in rows], seconds, told["failed"]) | {"load_busy": told["busy"]}
 
 
-def load_http(bed, size, seconds, connections, rate=None, cpu=None):
+def load_http(bed, size, seconds, connections, cpu, rate=None):
     """h2load(1) in HTTP/1.1: each connection asks again as soon as it was answered. With `rate` (requests a second, all together) it asks at fixed
     times, or when it was answered if that is later. All connections do so at once, since all begin at once: that makes bursts of one request each, and the
     milliseconds of a request say how long a burst takes."""
@@ -114,22 +117,29 @@ def load_http(bed, size, seconds, connections, rate=None, cpu=None):
     words = ["h2load", "--h1", "-t", "1", "-c", str(connections), "-D", f"{int(seconds * 1000)}ms", f"--log-file={log}"]
     if rate:
         words.append(f"--rps={rate / connections:.3f}")
+    spent = time_of(cpu)
     out = bed.run(bed.outside, words + [f"http://10.77.0.1/{size}k.html"], cpu, stderr=subprocess.STDOUT).stdout
+    busy = busy_since(spent, cpu)
     found = re.search(r"requests: .* (\d+) succeeded, (\d+) failed", out)
     if not found or not os.path.exists(log):
         sys.exit(f"evaluation: h2load failed:\n{out}")
     # Start in microseconds, status, time in microseconds.
     rows = [line.split() for line in open(log)]
-    return timed([int(row[2]) / 1000 for row in rows if row[1] == "200"], seconds, int(found[2]))
+    first = min((int(row[0]) for row in rows), default=0)
+    return timed([((int(row[0]) - first) / 1e6, int(row[2]) / 1000) for row in rows if row[1] == "200"], seconds, int(found[2])) | {"load_busy": busy}
 
 
-def timed(times, seconds, failed):
-    """Requests a second, p50 and p99 in milliseconds, and how many failed."""
-    if not times:
+def timed(answers, seconds, failed):
+    """Of answers, each with the seconds from the beginning to its request and the milliseconds that it took: how many there were a second, p50 and p99, the p99
+    of each second by itself, and how many requests failed."""
+    if not answers:
         sys.exit("evaluation: no request was answered")
-    times.sort()
+    by_second = [[] for _ in range(max(1, int(seconds)))]
+    for begin, took in answers:
+        by_second[min(len(by_second) - 1, int(begin))].append(took)
+    times = sorted(took for _, took in answers)
     return {"requests_per_second": len(times) / seconds, "p50_ms": part(times, 0.5), "p99_ms": part(times, 0.99),
-            "requests": len(times), "failed": failed}
+            "p99_seconds": [part(sorted(second), 0.99) for second in by_second if second], "requests": len(times), "failed": failed}
 
 
 def part(ordered, share):

@@ -1,7 +1,8 @@
 // Requests for a document over HTTP/1.1, offered at a fixed rate whatever the server does: they are due at times of a Poisson process, as those of
 // many independent people are, and go over whichever of the connections is free. What a request took counts from when it was due, so a wait for a
 // free connection, or for this program to be scheduled, is part of it; a generator that asks later when it was answered late would leave that out.
-// The times are the same for the same seed.
+// The times are the same for the same seed. How busy the processor was meanwhile is measured here too, from the first request to the last answer: it is
+// the one that this program is bound to, and whoever started it has work of his own before and after.
 #define _GNU_SOURCE
 #include "wire.h"
 
@@ -9,6 +10,7 @@
 #include <errno.h>
 #include <math.h>
 #include <netinet/tcp.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,9 +38,10 @@ static struct connection *idle[CONNECTIONS];
 static unsigned idle_first;
 static int idle_count;
 static uint64_t answered;
-// In microseconds, of each answer; kept until the end, so that no file is written while anything is measured.
-static float *times;
-static uint64_t times_room;
+// Of each answer, when it was due (seconds from the beginning) and what it took (microseconds); kept until the end, so that no file is written while
+// anything is measured.
+static struct answer { float due, took; } *answers;
+static uint64_t answers_room, begin;
 static char request[512];
 static int request_length;
 
@@ -104,8 +107,9 @@ static void receive(struct connection *connection) {
   ssize_t count;
   while ((count = recv(connection->fd, buffer, sizeof buffer, MSG_DONTWAIT)) > 0) {
     if (!take(connection, buffer, count)) continue;
-    if (answered == times_room) wire_fail("more answers than requests");
-    times[answered++] = (float)(wire_now() - connection->due) / 1000;
+    if (answered == answers_room) wire_fail("more answers than requests");
+    answers[answered++] = (struct answer){
+        .due = (float)((double)(connection->due - begin) / 1e9), .took = (float)(wire_now() - connection->due) / 1000};
     put_idle(connection);
     return;
   }
@@ -122,6 +126,23 @@ static void open_connection(struct connection *connection, struct sockaddr_in *s
   put_idle(connection);
 }
 
+// Seconds that a processor has been idle since the machine's start, waiting for disks included (proc_stat(5)). The kernel counts idle time itself, and
+// all other time by samples.
+static double idle_seconds(int cpu) {
+  static char line[1024];
+  double idle = 0;
+  FILE *file = fopen("/proc/stat", "r");
+  if (file == NULL) wire_fail("/proc/stat");
+  while (fgets(line, sizeof line, file) != NULL) {
+    int number;
+    unsigned long long waits[2];
+    if (sscanf(line, "cpu%d %*u %*u %*u %llu %llu", &number, &waits[0], &waits[1]) == 3 && number == cpu)
+      idle = (double)(waits[0] + waits[1]) / (double)sysconf(_SC_CLK_TCK);
+  }
+  fclose(file);
+  return idle;
+}
+
 // wire http ADDRESS PATH CONNECTIONS REQUESTS/S SECONDS SEED TIMES-FILE
 int wire_http(int count, char **arguments) {
   if (count != 7) return 64;
@@ -133,15 +154,19 @@ int wire_http(int count, char **arguments) {
   uint64_t seed = strtoull(arguments[5], NULL, 10);
   if (request_length >= (int)sizeof request || connection_count < 1 || connection_count > CONNECTIONS || rate <= 0) return 64;
   // Far more than a Poisson process makes. Touched, so that no page has to be found later.
-  times_room = (uint64_t)(2 * rate * seconds) + 1000;
-  times = malloc(times_room * sizeof *times);
-  if (times == NULL) wire_fail("memory for the times");
-  memset(times, 0, times_room * sizeof *times);
+  answers_room = (uint64_t)(2 * rate * seconds) + 1000;
+  answers = malloc(answers_room * sizeof *answers);
+  if (answers == NULL) wire_fail("memory for the times");
+  memset(answers, 0, answers_room * sizeof *answers);
   prctl(PR_SET_TIMERSLACK, 1);
   int poll = epoll_create1(EPOLL_CLOEXEC);
   for (int index = 0; index < connection_count; index++) open_connection(&connections[index], &server, poll);
 
-  uint64_t begin = wire_now() + 10000000, end = begin + (uint64_t)(seconds * 1e9), due = begin, offered = 0;
+  int cpu = sched_getcpu();
+  double idle = idle_seconds(cpu);
+  uint64_t started = wire_now();
+  begin = started + 10000000;
+  uint64_t end = begin + (uint64_t)(seconds * 1e9), due = begin, offered = 0;
   // Those that are due wait for a connection in order: only the time of the first is kept, the next follow from it.
   while (due < end || idle_count < connection_count) {
     uint64_t now = wire_now();
@@ -160,6 +185,8 @@ int wire_http(int count, char **arguments) {
     if (ready < 0 && errno != EINTR) wire_fail("epoll_pwait2");
     for (int index = 0; index < ready; index++) receive(events[index].data.ptr);
   }
+  idle = idle_seconds(cpu) - idle;
+  double elapsed = (double)(wire_now() - started) / 1e9;
   // What could not even be asked counts, too.
   while (due < end) {
     offered++;
@@ -167,9 +194,10 @@ int wire_http(int count, char **arguments) {
   }
   FILE *file = fopen(arguments[6], "w");
   if (file == NULL) wire_fail(arguments[6]);
-  for (uint64_t index = 0; index < answered; index++) fprintf(file, "%.1f\n", (double)times[index]);
+  for (uint64_t index = 0; index < answered; index++)
+    fprintf(file, "%.3f %.1f\n", (double)answers[index].due, (double)answers[index].took);
   if (fclose(file) != 0) wire_fail(arguments[6]);
-  printf("{\"offered\": %llu, \"answered\": %llu, \"failed\": %llu}\n", (unsigned long long)offered,
-         (unsigned long long)answered, (unsigned long long)(offered - answered));
+  printf("{\"offered\": %llu, \"answered\": %llu, \"failed\": %llu, \"busy\": %.4f}\n", (unsigned long long)offered,
+         (unsigned long long)answered, (unsigned long long)(offered - answered), 1 - idle / elapsed);
   return 0;
 }
