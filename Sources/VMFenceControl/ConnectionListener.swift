@@ -31,8 +31,9 @@ final class ConnectionListener: Sendable {
     serve: @escaping @Sendable (ControlConnection) -> Void
   ) {
     let thread = Thread { [self] in
+      var pause = AcceptPause()
       while !isClosed {
-        guard let connection = next() else { continue }
+        guard let connection = next(&pause) else { continue }
         guard enter() else {
           sendAway(connection)
           continue
@@ -66,14 +67,14 @@ final class ConnectionListener: Sendable {
   /// Clients that were sent away.
   var refused: UInt64 { state.withLock { $0.refused } }
 
-  private func next() -> ControlConnection? {
+  private func next(_ pause: inout AcceptPause) -> ControlConnection? {
+    if let rest = pause.rest() { usleep(useconds_t(rest.wholeNanoseconds / 1000 + 1)) }
     var waited = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
     // SAFETY: one structure, as is said.
     guard unsafe poll(&waited, 1, 500) > 0 else { return nil }
     let client = accept(descriptor, nil, nil)
     guard client >= 0 else {
-      // Without a free descriptor the client goes on waiting, and `poll` would say so again at once.
-      if [EMFILE, ENFILE, ENOBUFS, ENOMEM].contains(errno) { usleep(100_000) }
+      _ = pause.begins(after: errno)
       return nil
     }
     _ = fcntl(client, F_SETFD, FD_CLOEXEC)

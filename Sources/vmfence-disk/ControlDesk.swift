@@ -70,6 +70,7 @@ final class ControlDesk {
   }
 
   private let listener: Int32
+  private var acceptPause = AcceptPause()
   private var clients: [Client] = []
   private var backlog = DiskEventBacklog()
 
@@ -83,17 +84,7 @@ final class ControlDesk {
 
   /// Answers what has come, without waiting.
   func serve(at time: Timestamp, _ handler: (DiskControlRequest) -> Result<DiskControlStatus, ControlFailure>) {
-    let descriptor = vmfence_unix_accept(listener, 1000, 1000, 64 << 10)
-    if descriptor >= 0 {
-      if clients.count < Self.clientLimit {
-        clients.append(Client(descriptor, at: time))
-      } else {
-        var client = Client(descriptor, at: time)
-        _ = client.put(ControlAnswer.encode(.failure(ControlFailure("\(Self.clientLimit) clients are served already"))))
-        client.flush()
-        close(descriptor)
-      }
-    }
+    accept(at: time)
     forEach { client in
       guard serve(&client, at: time, handler) else { return false }
       client.take(from: backlog)
@@ -102,6 +93,23 @@ final class ControlDesk {
     }
     // What one of several has not acknowledged yet, its successor is told.
     if let acknowledged = clients.compactMap(\.events?.acknowledged).min() { backlog.remove(through: acknowledged) }
+  }
+
+  private func accept(at time: Timestamp) {
+    guard acceptPause.rest() == nil else { return }
+    let descriptor = vmfence_unix_accept(listener, 1000, 1000, 64 << 10)
+    guard descriptor >= 0 else {
+      _ = acceptPause.begins(after: errno)
+      return
+    }
+    guard clients.count >= Self.clientLimit else {
+      clients.append(Client(descriptor, at: time))
+      return
+    }
+    var client = Client(descriptor, at: time)
+    _ = client.put(ControlAnswer.encode(.failure(ControlFailure("\(Self.clientLimit) clients are served already"))))
+    client.flush()
+    close(descriptor)
   }
 
   /// Hangs up on those clients of which `body` says false.

@@ -23,10 +23,18 @@ class ServedDisk {
     if let arguments { try start(arguments) }
   }
 
-  func start(_ arguments: [String]) throws {
+  /// - `openFiles`: how many descriptors it may have.
+  func start(_ arguments: [String], openFiles: Int? = nil) throws {
     let process = Process()
-    process.executableURL = URL(filePath: try programPath("vmfence-disk"))
-    process.arguments = ["--disk", image, "--socket", socket, "--eve", eve, "--node", "test"] + arguments
+    let program = try programPath("vmfence-disk")
+    let all = ["--disk", image, "--socket", socket, "--eve", eve, "--node", "test"] + arguments
+    if let openFiles {
+      process.executableURL = URL(filePath: "/bin/sh")
+      process.arguments = ["-c", "ulimit -n \(openFiles); exec \"$0\" \"$@\"", program] + all
+    } else {
+      process.executableURL = URL(filePath: program)
+      process.arguments = all
+    }
     process.standardInput = FileHandle.nullDevice
     try process.run()
     server = process

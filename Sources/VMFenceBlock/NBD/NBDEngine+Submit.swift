@@ -252,6 +252,12 @@ extension NBDEngine {
       let rest = Int64((connection.handshakeDeadline - now) / 1_000_000 + 1)
       patience = patience < 0 ? rest : min(patience, rest)
     }
+    if let rest = acceptPause.rest() {
+      let milliseconds = rest.wholeNanoseconds / 1_000_000 + 1
+      patience = patience < 0 ? milliseconds : min(patience, milliseconds)
+    } else {
+      watchListener(true)
+    }
     guard queue.willWait() else { return }
     // SAFETY: the array has as many elements as the call fills at the most.
     let count = unsafe vmfence_epoll_wait(poller, &tokens, Int32(patience))

@@ -35,6 +35,9 @@ final class NBDEngine {
   let poller: CInt
   let stopEvent: CInt
   var listener: CInt
+  var acceptPause = AcceptPause()
+  /// Whether the poller says when somebody comes.
+  var isListenerWatched = true
   var connections: [UInt64: NBDConnection] = [:]
   /// Have input that was not looked at yet.
   var ready: [NBDConnection] = []
@@ -264,7 +267,10 @@ final class NBDEngine {
     while true {
       let socket = vmfence_unix_accept(
         listener, NBDLimits.briefWait.wholeNanoseconds / 1000, NBDLimits.stall.wholeNanoseconds / 1000, 4 << 20)
-      guard socket >= 0 else { return }
+      guard socket >= 0 else {
+        if acceptPause.begins(after: errno) { watchListener(false) }
+        return
+      }
       guard connections.count < configuration.clientLimit else {
         statistics.refusedClients += 1
         close(socket)
@@ -279,6 +285,13 @@ final class NBDEngine {
       connection.flush()
       settle(connection)
     }
+  }
+
+  func watchListener(_ isWatched: Bool) {
+    guard isWatched != isListenerWatched,
+      vmfence_epoll_watch(poller, listener, Self.listenerToken, isWatched ? 1 : 0, 0) == 0
+    else { return }
+    isListenerWatched = isWatched
   }
 
   static func monotonic() -> UInt64 {
