@@ -81,7 +81,7 @@ func compile(_ files: [String], or text: String) throws -> SnortRules? {
   var sources: [RuleSource] = []
   for file in files {
     guard let text = read(file) else {
-      complain("cannot read \(file)")
+      complain("\(file): error: it cannot be read (name a rule file that is there and may be read)")
       return nil
     }
     sources.append(RuleSource(file: file, text: text))
@@ -98,15 +98,20 @@ func compile(_ files: [String], or text: String) throws -> SnortRules? {
   return compilation.rules
 }
 
+/// A ratio in parts of the whole; of a capture so short that no time was measured there is none.
+func ratio(_ part: Double, _ whole: Double, _ parts: Double) -> String {
+  whole > 0 ? "\(Int(part / whole * parts))" : "-"
+}
+
 func report(_ number: Int, _ pass: Pass, _ reading: Pass, _ gzip: (wall: Double, processor: Double)?) {
   let toGzip =
     gzip.map {
-      "\(Int(pass.seconds / $0.wall * 1000)) thousandths of gzip -1 (\(Int(pass.processor / $0.processor * 1000)) of its CPU s);"
+      "\(ratio(pass.seconds, $0.wall, 1000)) thousandths of gzip -1 (\(ratio(pass.processor, $0.processor, 1000)) of its CPU s);"
     } ?? ""
   print(
     "pass \(number): \(pass.thousandsPerSecond) thousand packets a second, \(pass.thousandsPerProcessorSecond) thousand a CPU",
     "second, \(pass.processor) CPU s, \(pass.seconds) s;", toGzip,
-    "\(Int(pass.processor / reading.processor * 100)) % of reading alone;",
+    "\(ratio(pass.processor, reading.processor, 100)) % of reading alone;",
     "\(pass.allocations) allocations after the first 300,000 packets; \(pass.fired.reduce(0, +)) alerts")
 }
 
@@ -153,4 +158,20 @@ func run() async throws -> Int32 {
   return 0
 }
 
-exit(try await run())
+/// How it ends when something is wrong with what it was given: the values of sysexits.h.
+func status(of error: any Error) -> Int32 {
+  switch error {
+  case let error as PacketSourceError:
+    complain(error.diagnostic.description)
+    return error.code == .inputOutput || error.code == .permissionDenied ? 66 : 65
+  case let error as RuleCompilationError:
+    for diagnostic in error.diagnostics { complain(diagnostic.description) }
+    complain(error.diagnostic.description)
+    return 65
+  default:
+    complain("\(error)")
+    return 70
+  }
+}
+
+do { exit(try await run()) } catch { exit(status(of: error)) }
