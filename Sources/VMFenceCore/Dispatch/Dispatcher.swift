@@ -197,8 +197,9 @@ public struct Dispatcher: ~Copyable {
   private mutating func check(_ address: IPAddress, slot: Int) {
     let isChecked = table.checkedFamilies[slot] & (address.family == .v4 ? 1 : 2) != 0
     let isUnspecified = address.high == 0 && address.low == 0
-    let isLinkLocal = address.family == .v6 && address.high >> 54 == 0x3FA
-    guard isChecked, !isUnspecified, !isLinkLocal, !table.addresses.contains(address, of: slot) else { return }
+    guard isChecked, !isUnspecified, !address.isV6LinkLocal, !table.addresses.contains(address, of: slot) else {
+      return
+    }
     count.forgedAddresses &+= 1
     events.record(.forgedAddress, slot: slot, address: address)
   }

@@ -47,6 +47,9 @@ public struct IPAddress: Hashable, Comparable, Sendable, BitwiseCopyable, Custom
   /// 224.0.0.0/4 or ff00::/8.
   public var isMulticast: Bool { family == .v4 ? low >> 28 == 0xE : high >> 56 == 0xFF }
 
+  /// fe80::/10 (RFC 4291 §2.5.6): an address that every interface gives itself, and nobody assigns.
+  package var isV6LinkLocal: Bool { family == .v6 && high >> 54 == 0x3FA }
+
   public static func < (a: IPAddress, b: IPAddress) -> Bool {
     (a.family.rawValue, a.high, a.low) < (b.family.rawValue, b.high, b.low)
   }

@@ -135,7 +135,6 @@ extension NetworkPort {
   fileprivate func has(_ station: TCPReset.Station) -> Bool {
     guard station.mac == mac else { return false }
     let known = SpoofingRules.addresses(of: self).filter { $0.family == station.address.family }
-    let isLinkLocal = station.address.family == .v6 && station.address.high >> 54 == 0x3FA
-    return known.isEmpty || isLinkLocal || known.contains(station.address)
+    return known.isEmpty || station.address.isV6LinkLocal || known.contains(station.address)
   }
 }
