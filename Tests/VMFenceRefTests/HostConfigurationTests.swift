@@ -97,6 +97,10 @@ struct HostConfigurationTests {
         "[misc-attack]", "[misc-atack]",
         ["policy.yaml:2:", "there is no class 'misc-atack'", "use a class of the rules in use"]
       ),
+      (
+        "classes: [misc-attack]", "platform: [spoofed-sorce]",
+        ["policy.yaml:3:", "`spoofed-sorce` is not one of detector-died", "spoofed-source"]
+      ),
       ("{block: 1m}", "{block: 1m}, {notify: true}", ["policy.yaml:2:", "rule 'all'"]),
       ("version: 1\ndomains", "version: 3\ndomains", ["inventory.yaml:1:", "`3` is not a whole number"]),
       (
@@ -113,6 +117,13 @@ struct HostConfigurationTests {
     let result = try check(replace, with)
     #expect(result.status == 65)
     for text in says { #expect(result.output.contains(text), "\(result.output)") }
+  }
+
+  @Test("what a wrong key of a rule leads to is not told as well")
+  func once() throws {
+    let result = try check("classes: [misc-attack]", "clases: [misc-attack]")
+    #expect(result.output.contains("policy.yaml:3:") && result.output.contains("did you mean `classes`?"))
+    #expect(result.output.contains("1 errors, 0 warnings"), "\(result.output)")
   }
 
   @Test("a state directory that cannot be written is an error before anything is done")

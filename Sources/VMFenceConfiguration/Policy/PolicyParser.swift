@@ -27,7 +27,9 @@ package struct PolicyParser {
     return policy
   }
 
+  /// nil when something is wrong with how it is written: what that leads to is not told as well.
   private func rule(_ map: YAMLMapping) -> PolicyRule? {
+    let before = reader.errorCount
     let name = map.requiredString("name", example: "web-attacks")
     let selectors =
       map.raw("when") == nil ? missing("when", "`when: {sids: [1000001-1000099]}`", map) : self.selectors(map)
@@ -38,7 +40,7 @@ package struct PolicyParser {
     let evidence = map.choice("evidence", Evidence.self) ?? .established
     let escalation = self.escalation(map.child("escalation"))
     map.finish()
-    guard let name, let counting else { return nil }
+    guard let name, let counting, reader.errorCount == before else { return nil }
     return PolicyRule(
       name: name, selectors: selectors, services: services, counting: counting, evidence: evidence, ladder: ladder,
       escalation: escalation, place: reader.place(of: map.node))
@@ -54,7 +56,10 @@ package struct PolicyParser {
     var result: [EventSelector] = when.values("sids", expected: "SID, FIRST-LAST or GID:SID", Self.signatures)
     result += when.strings("classes").map { EventSelector.classification($0.text) }
     if let priority = when.integer("priority-at-most", in: 1...255) { result.append(.priority(atMost: priority)) }
-    result += when.strings("platform").map { EventSelector.platform(PlatformAlert.Kind($0.text)) }
+    let kinds = PlatformAlert.Kind.known
+    result += when.values("platform", expected: "one of \(kinds.map(\.name).joined(separator: ", "))") { text in
+      kinds.first { $0.name == text }.map { EventSelector.platform($0) }
+    }
     if when.has("files") {
       let operations = when.values(
         "files", expected: "`any` or one of \(FileEvent.Operation.allCases.map(\.rawValue).joined(separator: ", "))"

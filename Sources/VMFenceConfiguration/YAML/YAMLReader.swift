@@ -14,7 +14,8 @@ package final class YAMLReader {
 
   package init(file: String) { self.file = file }
 
-  package var hasErrors: Bool { diagnostics.contains { $0.severity == .error } }
+  package var hasErrors: Bool { errorCount > 0 }
+  package var errorCount: Int { diagnostics.count { $0.severity == .error } }
 
   package func report(_ severity: Diagnostic.Severity = .error, at node: Node?, _ message: String, remedy: String = "")
   {
