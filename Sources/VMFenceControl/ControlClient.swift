@@ -20,14 +20,18 @@ public final class ControlClient {
         "the daemon cannot be reached: \(error.description)",
         remedy: error.isPermission
           ? "the socket is for its owner only: use the daemon's user, or root"
-          : "start the daemon, and name its control socket")
+          : "start the daemon, and name its control socket",
+        cause: error.isPermission ? .permission : .unreachable)
     }
   }
 
   /// The answer's result, as JSON.
   public func ask(_ request: some Encodable) throws(ControlFailure) -> [UInt8] {
     try send(request)
-    guard let line = try nextLine() else { throw ControlFailure("the daemon did not answer") }
+    guard let line = try nextLine() else {
+      throw ControlFailure(
+        "the daemon did not answer", remedy: "see its log, and whether it still runs", cause: .unreachable)
+    }
     return line
   }
 
@@ -45,18 +49,23 @@ public final class ControlClient {
     return result
   }
 
-  /// Lines as they come, until `body` says false or the daemon ends.
+  /// Lines as they come, until `body` says false.
+  ///
+  /// - Throws: `unreachable` when the daemon ends, or hangs up.
   public func follow(all: Bool, _ body: ([UInt8]) -> Bool) throws(ControlFailure) {
     try send(ControlRequest(.follow, all: all))
-    _ = try nextLine()
-    while true {
+    guard try nextLine() != nil else { throw Self.hungUp }
+    repeat {
       guard
         case .line(let line)? = connection.readLine(
-          limit: Self.answerLimit, patience: .seconds(1 << 30), while: { true }),
-        body(line)
-      else { return }
-    }
+          limit: Self.answerLimit, patience: .seconds(1 << 30), while: { true })
+      else { throw Self.hungUp }
+      guard body(line) else { return }
+    } while true
   }
+
+  private static let hungUp = ControlFailure(
+    "the daemon hung up", remedy: "it ended, or lines were not read for too long: see its log", cause: .unreachable)
 
   private struct Answer<Result: Decodable>: Decodable {
     var ok: Bool
@@ -67,7 +76,7 @@ public final class ControlClient {
   private func send(_ request: some Encodable) throws(ControlFailure) {
     guard let bytes = try? JSONEncoder().encode(request),
       connection.write(Array(bytes) + [0x0A], patience: patience, while: { true })
-    else { throw ControlFailure("the daemon hung up") }
+    else { throw Self.hungUp }
   }
 
   private func nextLine() throws(ControlFailure) -> [UInt8]? {

@@ -59,15 +59,25 @@ public struct ControlRequest: Codable, Sendable, Hashable {
 
 /// Why something was not done.
 public struct ControlFailure: Codable, Error, Sendable, Hashable, CustomStringConvertible {
+  public enum Cause: String, Codable, Sendable, Hashable {
+    /// Nobody is at the socket, or does not answer, or not any more.
+    case unreachable
+    /// The socket is not for this user.
+    case permission
+  }
+
   public var message: String
   public var remedy: String
   /// All that is wrong, when it is more.
   public var diagnostics: [String]?
+  /// nil: who was asked says so itself.
+  public var cause: Cause?
 
-  public init(_ message: String, remedy: String = "", diagnostics: [String]? = nil) {
+  public init(_ message: String, remedy: String = "", diagnostics: [String]? = nil, cause: Cause? = nil) {
     self.message = message
     self.remedy = remedy
     self.diagnostics = diagnostics
+    self.cause = cause
   }
 
   public init(_ error: some DescribedError) { self.init(error.message, remedy: error.remedy) }
@@ -91,6 +101,11 @@ public struct DomainStatus: Codable, Sendable, Hashable {
   public var alerts: UInt64
   /// Not inspected, for whatever reason.
   public var drops: UInt64
+  /// Events, and alerts and decisions of the history, that found no room in their queue because too many of its own were there.
+  public var eventsLost: UInt64
+  public var historySkipped: UInt64
+  /// Packets that rules refused and that came too fast to act on.
+  public var refusalsLost: UInt64
   /// Packets that wait in its ring.
   public var waiting: UInt64
   public var restarts: UInt64
@@ -109,7 +124,8 @@ public struct DomainStatus: Codable, Sendable, Hashable {
 
   public init(
     name: String, uuid: String, domid: UInt32, tenant: String?, service: String?, state: String, ports: [String],
-    packets: UInt64, bytes: UInt64, inspected: UInt64, alerts: UInt64, drops: UInt64, waiting: UInt64, restarts: UInt64,
+    packets: UInt64, bytes: UInt64, inspected: UInt64, alerts: UInt64, drops: UInt64, eventsLost: UInt64 = 0,
+    historySkipped: UInt64 = 0, refusalsLost: UInt64 = 0, waiting: UInt64, restarts: UInt64,
     measures: Int, rules: Int, channel: String? = nil, policy: UInt64? = nil, answerSeconds: Double? = nil,
     declared: [String]? = nil
   ) {
@@ -125,6 +141,9 @@ public struct DomainStatus: Codable, Sendable, Hashable {
     self.inspected = inspected
     self.alerts = alerts
     self.drops = drops
+    self.eventsLost = eventsLost
+    self.historySkipped = historySkipped
+    self.refusalsLost = refusalsLost
     self.waiting = waiting
     self.restarts = restarts
     self.measures = measures
@@ -152,6 +171,8 @@ public struct DaemonStatus: Codable, Sendable, Hashable {
   public var flows: [String: UInt64]
   public var captureDrops: UInt64
   public var eventsLost: UInt64
+  /// Of these, by domain, those that found no room because too many of its own waited; without domains that lost none.
+  public var eventsLostByDomain: [String: UInt64]
   /// Of the history: `alerts` and `decisions` that it holds, alerts that were `forgotten` to make room, what was `skipped`, `bytes`.
   public var history: [String: UInt64]
   /// How far the system's clock was set since the start, in seconds.
@@ -166,7 +187,8 @@ public struct DaemonStatus: Codable, Sendable, Hashable {
 
   public init(
     version: String, node: String, uptime: Double, firewall: String, isDryRun: Bool, measures: Int, pending: Int,
-    desired: Int, flows: [String: UInt64], captureDrops: UInt64, eventsLost: UInt64, history: [String: UInt64],
+    desired: Int, flows: [String: UInt64], captureDrops: UInt64, eventsLost: UInt64,
+    eventsLostByDomain: [String: UInt64] = [:], history: [String: UInt64],
     clockOffset: Double, problems: [String],
     needRules: [String], frozen: [String], policy: [String: UInt64]
   ) {
@@ -181,6 +203,7 @@ public struct DaemonStatus: Codable, Sendable, Hashable {
     self.flows = flows
     self.captureDrops = captureDrops
     self.eventsLost = eventsLost
+    self.eventsLostByDomain = eventsLostByDomain
     self.history = history
     self.clockOffset = clockOffset
     self.problems = problems

@@ -1,7 +1,7 @@
 internal import Foundation
 internal import Glibc
 internal import Synchronization
-internal import VMFenceCore
+public import VMFenceCore
 
 /// Answers requests on a unix socket (mode 0600: who may open it may do everything). A thread for each client, few of them; everything that a
 /// client sends or does not read is bounded.
@@ -10,7 +10,8 @@ public final class ControlServer: Sendable {
     public var clients = 16
     /// A request's length in bytes.
     public var request = 64 << 10
-    /// Lines that wait for a follower; more are lost, and it is told how many.
+    /// Lines that wait for a follower, of one domain's alerts and of what else there is of it, so many of each; of all domains together twice as many. More
+    /// are lost, and it is told how many.
     public var backlog = 4096
     /// How long a client may say nothing, or not take an answer.
     public var patience = Duration.seconds(30)
@@ -64,9 +65,13 @@ public final class ControlServer: Sendable {
   public var hasFollowers: Bool { followers.withLock { !$0.isEmpty } }
 
   /// Hands a line to whoever follows: alerts, and to those who asked for all, everything.
-  public func publish(_ line: [UInt8], isAlert: Bool) {
+  ///
+  /// - `domain`: whose it is; nil for what concerns the host.
+  public func publish(_ line: [UInt8], isAlert: Bool, of domain: Incarnation? = nil) {
     followers.withLock { followers in
-      for follower in followers.values where isAlert || follower.wantsAll { follower.add(line) }
+      for follower in followers.values where isAlert || follower.wantsAll {
+        follower.add(line, isAlert ? .traffic : .others, domain)
+      }
     }
   }
 
@@ -152,7 +157,12 @@ public final class ControlServer: Sendable {
   }
 
   private final class Follower: Sendable {
-    private let lines = Mutex<(queue: [[UInt8]], lost: UInt64)>(([], 0))
+    private struct Waiting {
+      var queue: [[UInt8]] = []
+      var room: EventRoom
+    }
+
+    private let waiting: Mutex<Waiting>
     private let capacity: Int
     let wantsAll: Bool
     private let wakeUp: WakeUp
@@ -160,24 +170,29 @@ public final class ControlServer: Sendable {
     init(capacity: Int, wantsAll: Bool) throws(SystemFailure) {
       self.capacity = capacity
       self.wantsAll = wantsAll
+      waiting = Mutex(Waiting(room: Self.room(capacity)))
       wakeUp = try WakeUp()
+    }
+
+    private static func room(_ capacity: Int) -> EventRoom {
+      EventRoom(traffic: 2 * capacity, files: 0, others: 2 * capacity)
     }
 
     /// Readable when there are lines.
     var descriptor: Int32 { wakeUp.descriptor }
 
-    func add(_ line: [UInt8]) {
-      lines.withLock { lines in
-        if lines.queue.count < capacity { lines.queue.append(line) } else { lines.lost += 1 }
+    func add(_ line: [UInt8], _ kind: EventRoom.Kind, _ domain: Incarnation?) {
+      waiting.withLock { waiting in
+        if waiting.room.enter(kind, of: domain) { waiting.queue.append(line) }
       }
       wakeUp.ring()
     }
 
     func take() -> (lines: [[UInt8]], lost: UInt64) {
       wakeUp.drain()
-      return lines.withLock { lines in
-        defer { lines = ([], 0) }
-        return (lines.queue, lines.lost)
+      return waiting.withLock { waiting in
+        defer { waiting = Waiting(room: Self.room(capacity)) }
+        return (waiting.queue, waiting.room.lostInAll)
       }
     }
   }

@@ -145,6 +145,12 @@ public struct DiskFileEvent: Codable, Sendable, Hashable {
     announced = event.isAnnounced
   }
 
+  /// What its words take, in bytes.
+  var textBytes: Int {
+    [disk, operation, path, oldPath ?? "", verdict].reduce(0) { $0 + $1.utf8.count }
+      + changes.reduce(0) { $0 + 64 + $1.attribute.utf8.count + $1.old.utf8.count + $1.new.utf8.count }
+  }
+
   /// The event of that domain, at that time of the receiver's clock; nil when it says something that is not known here.
   public func event(of incarnation: Incarnation, at time: Timestamp) -> FileEvent? {
     guard let operation = FileEvent.Operation(rawValue: operation), (1...255).contains(severity),

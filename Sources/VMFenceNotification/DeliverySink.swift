@@ -2,14 +2,15 @@ internal import Foundation
 internal import Synchronization
 public import VMFenceCore
 
-/// A place that events go to by way of a bounded queue and a thread of its own, so that a place that is slow or gone holds nobody up. What does not fit into the
-/// queue is lost and counted: the youngest, so that what led to something is kept. With a spool, what waits is in a file too, and the next process goes on
-/// with it. Safe to use from any thread.
+/// A place that events go to by way of a bounded queue and a thread of its own, so that a place that is slow or gone holds nobody up. Domains share the queue,
+/// and alerts take no room from decisions. What does not fit is lost and counted: the youngest, so that what led to something is kept. With a spool, what
+/// waits is in a file too, and the next process goes on with it. Safe to use from any thread.
 public final class DeliverySink: EventSink {
   public struct Limits: Sendable, Hashable {
-    /// Lines that wait.
+    /// Lines that wait of one domain's alerts (and what else is as much as there is traffic), of its file events, and of what is decided and noticed of it: so
+    /// many of each. Of all domains together twice as many of each.
     public var lines: Int
-    /// What they may take, in bytes.
+    /// What these may take, in bytes.
     public var bytes: Int
     /// Lines that are handed over at once.
     public var batch: Int
@@ -18,7 +19,7 @@ public final class DeliverySink: EventSink {
     public var retryMaximum: Duration
 
     public init(
-      lines: Int = 10_000, bytes: Int = 16 << 20, batch: Int = 256, retryFirst: Duration = .milliseconds(200),
+      lines: Int = 10_000, bytes: Int = 8 << 20, batch: Int = 256, retryFirst: Duration = .milliseconds(200),
       retryMaximum: Duration = .seconds(30)
     ) {
       self.lines = lines
@@ -45,9 +46,15 @@ public final class DeliverySink: EventSink {
   /// Turns an event into the lines that stand for it, without their ends.
   public typealias Format = @Sendable (Event) -> [[UInt8]]
 
+  private struct Line {
+    var bytes: [UInt8]
+    /// Of whose room it takes how much; nil: it came before there was any.
+    var share: (kind: EventRoom.Kind, domain: Incarnation?, cost: Int)?
+  }
+
   private struct State {
-    var queue: [[UInt8]] = []
-    var bytes = 0
+    var queue: [Line] = []
+    var room: EventRoom
     /// How many of them, from the first, are in the spool.
     var spooled = 0
     var spoolProblem: String?
@@ -69,7 +76,7 @@ public final class DeliverySink: EventSink {
   private let delivery: any Delivery
   private let limits: Limits
   private let spool: Spool?
-  private let state = Mutex(State())
+  private let state: Mutex<State>
   private let news = Bell()
   private let end = Bell()
 
@@ -89,10 +96,15 @@ public final class DeliverySink: EventSink {
     self.format = format
     let left = spool?.lines ?? []
     self.spool = spool.map { Spool(file: $0.file) }
-    state.withLock { state in
-      (state.queue, state.spooled) = (left, left.count)
-      state.bytes = left.reduce(0) { $0 + $1.count }
+    var room = EventRoom(
+      traffic: 2 * limits.bytes, files: 2 * limits.bytes, others: 2 * limits.bytes,
+      assured: min(16, limits.lines / 4) * limits.lineBytes)
+    // It counts as everybody's.
+    let queue = left.map { bytes in
+      let cost = limits.cost(of: bytes)
+      return Line(bytes: bytes, share: room.enter(.traffic, of: nil, cost) ? (.traffic, nil, cost) : nil)
     }
+    state = Mutex(State(queue: queue, room: room, spooled: queue.count))
     let thread = Thread { [weak self] in
       while let sink = self, sink.turn() {}
     }
@@ -103,14 +115,15 @@ public final class DeliverySink: EventSink {
   public func receive(_ event: Event) {
     guard filter.wants(event, directory) else { return }
     let lines = format(event)
+    let (kind, domain) = (EventRoom.Kind(event), event.incarnation)
     state.withLock { state in
       for line in lines {
-        guard state.queue.count < limits.lines, state.bytes + line.count <= limits.bytes, !state.isClosing else {
-          state.counters.overflowed &+= 1
-          continue
+        let cost = limits.cost(of: line)
+        if state.isClosing {
+          state.room.lose(of: domain)
+        } else if state.room.enter(kind, of: domain, cost) {
+          state.queue.append(Line(bytes: line, share: (kind, domain, cost)))
         }
-        state.queue.append(line)
-        state.bytes += line.count
       }
     }
     news.ring()
@@ -119,10 +132,17 @@ public final class DeliverySink: EventSink {
   public var counters: Counters {
     state.withLock { state in
       var result = state.counters
+      result.overflowed = state.room.lostInAll
       (result.waiting, result.spooled) = (state.queue.count, state.spooled)
       return result
     }
   }
+
+  /// What found no room, by domain, nil for the host; without domains that were forgotten.
+  package var overflowedByDomain: [Incarnation?: UInt64] { state.withLock { $0.room.lost } }
+
+  /// Keeps no figures of a domain that is gone.
+  package func forget(_ domain: Incarnation) { state.withLock { $0.room.forget(domain) } }
 
   /// Whether what waits is in a file, too.
   public var keepsSpool: Bool { spool != nil }
@@ -144,7 +164,7 @@ public final class DeliverySink: EventSink {
     state.withLock { state in
       state.isAbandoned = true
       state.counters.refused &+= UInt64(state.queue.count - state.spooled)
-      (state.queue, state.bytes, state.spooled) = ([], 0, 0)
+      (state.queue, state.spooled) = ([], 0)
     }
   }
 
@@ -155,7 +175,7 @@ public final class DeliverySink: EventSink {
     keep()
     let (batch, wantsReset, isClosing) = state.withLock { state in
       defer { state.wantsReset = false }
-      return (Array(state.queue.prefix(limits.batch)), state.wantsReset, state.isClosing)
+      return (state.queue.prefix(limits.batch).map(\.bytes), state.wantsReset, state.isClosing)
     }
     if wantsReset { delivery.reset() }
     if batch.isEmpty {
@@ -176,7 +196,7 @@ public final class DeliverySink: EventSink {
   /// Puts into the spool what is not there yet.
   private func keep() {
     guard let spool else { return }
-    let new = state.withLock { $0.isAbandoned ? [] : Array($0.queue[$0.spooled...]) }
+    let new = state.withLock { $0.isAbandoned ? [] : $0.queue[$0.spooled...].map(\.bytes) }
     guard !new.isEmpty else { return }
     var problem: String?
     do throws(DeliveryFailure) { try spool.file.append(new[...]) } catch { problem = error.message }
@@ -190,16 +210,18 @@ public final class DeliverySink: EventSink {
     let refused = delivery.refused
     let over = state.withLock { state in
       let count = min(max(0, delivered), state.queue.count)
-      let over = state.queue.prefix(min(count, state.spooled))
+      let over = state.queue.prefix(min(count, state.spooled)).map(\.bytes)
       state.spooled -= over.count
-      state.bytes -= state.queue.prefix(count).reduce(0) { $0 + $1.count }
+      for share in state.queue.prefix(count).compactMap(\.share) {
+        state.room.leave(share.kind, of: share.domain, share.cost)
+      }
       state.queue.removeFirst(count)
       let newlyRefused = refused &- state.counters.refused
       state.counters.refused = refused
       state.counters.delivered &+= UInt64(count) &- min(UInt64(count), newlyRefused)
       state.problem = problem
       if problem == nil || count > 0 { state.pause = nil }
-      return Array(over)
+      return over
     }
     guard let spool, !over.isEmpty else { return }
     // What cannot be noted comes once more after a restart.
@@ -230,4 +252,11 @@ public final class DeliverySink: EventSink {
     end.ring()
     return false
   }
+}
+
+extension DeliverySink.Limits {
+  /// What a line takes of the room at the least, in bytes: so many lines take all of it.
+  fileprivate var lineBytes: Int { max(1, bytes / max(1, lines)) }
+
+  fileprivate func cost(of line: [UInt8]) -> Int { max(line.count, lineBytes) }
 }

@@ -34,7 +34,7 @@ public final class SpoolFile {
   /// - Returns: the file, its lines, and what is wrong with it: what follows the last sound record is gone.
   /// - Throws: when the file cannot be made or read; one of another kind stays as it is.
   public static func open(
-    path: String, byteLimit: Int = 64 << 20
+    path: String, byteLimit: Int = 128 << 20
   ) throws(DeliveryFailure) -> (spool: SpoolFile, lines: [[UInt8]], damage: String?) {
     // SAFETY: the path is handed over as a string that ends in zero and lives during the call.
     let descriptor = unsafe Glibc.open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOCTTY, 0o600)

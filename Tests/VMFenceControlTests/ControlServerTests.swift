@@ -144,6 +144,49 @@ struct ControlServerTests {
     }
   }
 
+  @Test("a flood of one guest's alerts costs a follower no alert of another and no decision")
+  func followFlood() throws {
+    var limits = ControlServer.Limits()
+    limits.backlog = 100
+    let noisy = Incarnation(uuid: DomainUUID(high: 0, low: 1), domainID: DomainID(1))
+    let quiet = Incarnation(uuid: DomainUUID(high: 0, low: 2), domainID: DomainID(2))
+    try withServer(limits) { server, path in
+      let all = try RawClient(path)
+      all.send("{\"verb\":\"follow\",\"all\":true}\n")
+      #expect(all.lines(1) == ["{\"ok\":true}"])
+      let line = Array("\"\(String(repeating: "x", count: 8000))\"".utf8)
+      for _ in 0..<1000 { server.publish(line, isAlert: true, of: noisy) }
+      for number in 1...20 {
+        server.publish(Array("{\"quiet\":\(number)}".utf8), isAlert: true, of: quiet)
+        server.publish(Array("{\"decision\":\(number)}".utf8), isAlert: false, of: noisy)
+      }
+      var (quietLines, decisions, lost) = (0, 0, 0)
+      while quietLines + decisions < 40 || lost == 0 {
+        let lines = all.lines(1)
+        try #require(!lines.isEmpty)
+        quietLines += lines.count { $0.hasPrefix("{\"quiet\"") }
+        decisions += lines.count { $0.hasPrefix("{\"decision\"") }
+        lost += lines.count { $0.hasPrefix("{\"lost\"") }
+      }
+      #expect(quietLines == 20 && decisions == 20)
+    }
+  }
+
+  @Test("that the daemon ends is said to who follows, as it is to who asks nobody")
+  func ends() throws {
+    try withServer { server, path in
+      let client = try ControlClient(path: path)
+      Thread.detachNewThread {
+        while !server.hasFollowers { usleep(1000) }
+        server.close()
+      }
+      let failure = #expect(throws: ControlFailure.self) { try client.follow(all: false) { _ in true } }
+      #expect(failure?.cause == .unreachable && failure?.remedy.isEmpty == false)
+    }
+    let failure = #expect(throws: ControlFailure.self) { try ControlClient(path: "/nonexistent/socket") }
+    #expect(failure?.cause == .unreachable && failure?.remedy.contains("start the daemon") == true)
+  }
+
   @Test("a second daemon does not take the socket of the first, and one that was left behind is replaced")
   func stale() throws {
     try withServer { _, path in

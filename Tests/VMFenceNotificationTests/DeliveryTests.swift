@@ -84,6 +84,20 @@ struct UnixSocketTests {
     #expect(sink.counters.lost == 25)
   }
 
+  @Test("nobody there: a flood of one guest's alerts takes no room from another guest's, nor from what is decided")
+  func shared() async throws {
+    let sink = sink(UnixSocketDelivery(path: "/nonexistent/socket", kind: .stream), lines: 100)
+    let other = Incarnation(uuid: DomainUUID(high: 8, low: 9), domainID: DomainID(9))
+    for number in 1...1000 { sink.receive(alert(UInt32(number))) }
+    #expect(sink.counters.waiting == 100 && sink.counters.overflowed == 900)
+    for _ in 0..<50 {
+      sink.receive(alert(7, on: other))
+      sink.receive(.platform(PlatformAlert(time: .zero, incarnation: guest, kind: .probeGap, message: "m")))
+    }
+    #expect(sink.counters.waiting == 200 && sink.counters.overflowed == 900)
+    sink.close(patience: .zero)
+  }
+
   @Test("what may be as much as there are packets goes to places that name it")
   func packets() {
     let packet = DroppedPacket(

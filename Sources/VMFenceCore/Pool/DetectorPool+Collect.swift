@@ -60,26 +60,32 @@ extension DetectorPool {
   }
 
   private func keepRefused(_ entry: GuardedDomain<Rules>, _ verdict: borrowing PacketVerdict) {
-    guard configuration.keepsRefusedPackets, verdict.rule != .max, refusals.hasRoom(),
-      let refused = entry.channel?.refused,
-      let rules = entry.rules(of: verdict.generation)
+    guard configuration.keepsRefusedPackets, verdict.rule != .max,
+      let rule = entry.metadata(of: verdict.rule, generation: verdict.generation)
     else { return }
-    let rule = rules.metadata(at: Int(verdict.rule))
-    if verdict.verdict == .reject { entry.rejecting = (rule, RefusedPacket.following) }
-    refusals.append(
-      RefusedPacket(
-        incarnation: entry.incarnation, packetID: verdict.id, verdict: verdict.verdict, rule: rule,
-        frame: refused.frame, head: refused.head))
+    if keepHead(entry, verdict, rule), verdict.verdict == .reject {
+      entry.rejecting = (rule, RefusedPacket.following)
+    }
   }
 
   private func keepFollowing(_ entry: GuardedDomain<Rules>, _ verdict: borrowing PacketVerdict) {
     guard let rejecting = entry.rejecting else { return }
     entry.rejecting = rejecting.left > 1 ? (rejecting.rule, rejecting.left - 1) : nil
-    guard let kept = entry.channel?.refused, refusals.hasRoom() else { return }
+    _ = keepHead(entry, verdict, rejecting.rule)
+  }
+
+  /// - Returns: false when the packet is not there any more, or found no room.
+  private func keepHead(
+    _ entry: GuardedDomain<Rules>, _ verdict: borrowing PacketVerdict, _ rule: RuleMetadata
+  ) -> Bool {
+    guard let kept = entry.channel?.refused,
+      refusals.hasRoom(&entry.refusalsHeld, lost: &entry.counters.refusalsLost)
+    else { return false }
     refusals.append(
       RefusedPacket(
-        incarnation: entry.incarnation, packetID: verdict.id, verdict: .pass, rule: rejecting.rule, frame: kept.frame,
+        incarnation: entry.incarnation, packetID: verdict.id, verdict: verdict.verdict, rule: rule, frame: kept.frame,
         head: kept.head))
+    return true
   }
 
   /// Waits until the detector has answered everything that was published.

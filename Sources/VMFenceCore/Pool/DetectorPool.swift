@@ -71,6 +71,8 @@ public final class DetectorPool<Backend: DetectorBackend> {
   var slotOf: [Incarnation: Int] = [:]
   var events = EventSorter()
   var refusals = RefusedPackets()
+  /// The slot whose verdicts are taken first.
+  private var firstSlot = 0
   var noted = NotedPackets()
   var notePace: Pace
   var ended: [DomainReport] = []
@@ -215,7 +217,11 @@ public final class DetectorPool<Backend: DetectorBackend> {
   /// Takes the verdicts that have come in.
   public func collect(at time: Timestamp) {
     advance(to: time)
-    for case let entry? in slots {
+    // Whose refused packets come first finds most room for them: that is another each time.
+    if configuration.keepsRefusedPackets { firstSlot = firstSlot + 1 < slots.count ? firstSlot + 1 : 0 }
+    for index in slots.indices {
+      let slot = firstSlot + index
+      guard let entry = slots[slot < slots.count ? slot : slot - slots.count] else { continue }
       collect(entry, at: time)
       goOnWithMove(entry, at: time)
       goOnWithEnd(entry, at: time)
@@ -245,8 +251,14 @@ public final class DetectorPool<Backend: DetectorBackend> {
 
   /// The packets that rules refused since the last call, and the first behind each that was rejected, in the order of their verdicts, when
   /// `keepsRefusedPackets` is set.
-  public func takeRefusedPackets() -> [RefusedPacket] { refusals.take() }
-  /// Those of them that nobody took in time, beyond 4,096.
+  ///
+  /// 8,192 of them wait at the most, and besides 16 of each domain: a domain may have as many as there is room left, and so half of it alone.
+  public func takeRefusedPackets() -> [RefusedPacket] {
+    guard !refusals.isEmpty else { return [] }
+    for case let entry? in slots { entry.refusalsHeld = 0 }
+    return refusals.take()
+  }
+  /// Those of them that found no room; `DomainCounters.refusalsLost` has them by domain.
   public var refusedPacketsLost: UInt64 { refusals.lost }
 
   /// The packets since the last call that detectors said more of than alerts, as `Configuration.packetNotes` has it, in the order of their verdicts.

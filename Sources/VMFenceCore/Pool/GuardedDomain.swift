@@ -65,6 +65,8 @@ final class GuardedDomain<Rules: CompiledRules> {
   var looksAgain = false
   /// How often it was told that its domain is gone.
   var endLooks = 0
+  /// Refused packets of its that wait to be acted on.
+  var refusalsHeld = 0
   /// The rule that rejected a packet last, while the packets behind it are kept.
   var rejecting: (rule: RuleMetadata, left: Int)?
   /// Of rules that fired: what they are called is read from the image once.
@@ -125,6 +127,8 @@ public struct DomainCounters: Hashable, Sendable {
   public var notesLost: UInt64 = 0
   /// Packets that a rule says to drop.
   public var droppedByRule: UInt64 = 0
+  /// Refused packets, and packets behind them, that `DetectorPool.takeRefusedPackets()` did not have room for.
+  public var refusalsLost: UInt64 = 0
   /// Not inspected because the ring was full.
   public var droppedFull: UInt64 = 0
   /// Not inspected because the domain had no detector yet.

@@ -45,16 +45,23 @@ public struct RefusedPacket: Hashable, Sendable {
   }
 }
 
-/// Refused packets that wait to be acted on. Bounded: what does not fit is counted.
+/// Refused packets that wait to be acted on. Bounded, and shared between domains: what does not fit is counted.
 struct RefusedPackets {
-  static let capacity = 4_096
+  /// A domain alone gets half.
+  static let capacity = 8_192
 
   private var packets: [RefusedPacket] = []
+  private var room = FairRoom(capacity: capacity)
   private(set) var lost: UInt64 = 0
 
-  /// Counts the packet that would come when there is none.
-  mutating func hasRoom() -> Bool {
-    if packets.count < Self.capacity { return true }
+  var isEmpty: Bool { packets.isEmpty }
+
+  /// Takes room for a packet that is appended next, or counts it as lost.
+  ///
+  /// - `held`: what waits of its domain; `lost`: what was lost of it.
+  mutating func hasRoom(_ held: inout Int, lost mine: inout UInt64) -> Bool {
+    if room.enter(&held) { return true }
+    mine &+= 1
     lost &+= 1
     return false
   }
@@ -62,7 +69,10 @@ struct RefusedPackets {
   mutating func append(_ packet: RefusedPacket) { packets.append(packet) }
 
   mutating func take() -> [RefusedPacket] {
-    defer { packets = [] }
+    defer {
+      packets = []
+      room.empty()
+    }
     return packets
   }
 }

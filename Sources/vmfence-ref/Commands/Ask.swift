@@ -15,8 +15,7 @@ struct ControlOptions: ParsableArguments {
   func client() throws -> ControlClient {
     let path = socket ?? ProcessInfo.processInfo.environment["VMFENCE_SOCKET"] ?? "/run/vmfence/control.sock"
     do throws(ControlFailure) { return try ControlClient(path: path) } catch {
-      Self.print(error)
-      throw Exit.unavailable
+      throw Self.end(error)
     }
   }
 
@@ -34,8 +33,17 @@ struct ControlOptions: ParsableArguments {
         show(result).forEach { Terminal.output.print($0) }
       }
     } catch {
-      Self.print(error)
-      throw Exit.badData
+      throw Self.end(error)
+    }
+  }
+
+  /// Prints what went wrong, and gives the exit code that fits.
+  static func end(_ failure: ControlFailure) -> ExitCode {
+    print(failure)
+    switch failure.cause {
+    case nil: return Exit.badData
+    case .unreachable: return Exit.unavailable
+    case .permission: return Exit.noPermission
     }
   }
 
@@ -68,7 +76,10 @@ struct Status: ParsableCommand {
           + "\(status.pending) pending, \(status.desired) not taken yet",
         "flows of packets that rules refused: "
           + status.flows.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }.joined(separator: ", "),
-        "lost: \(status.captureDrops) frames by captures, \(status.eventsLost) events",
+        "lost: \(status.captureDrops) frames by captures, \(status.eventsLost) events"
+          + (status.eventsLostByDomain.isEmpty ? "" : ", of which of domains with too many of their own: ")
+          + status.eventsLostByDomain.sorted { $0.key < $1.key }.map { "\($0.key.escapedForDisplay) \($0.value)" }
+          .joined(separator: ", "),
         "history: "
           + status.history.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }.joined(separator: ", "),
         "policy: "
@@ -93,6 +104,8 @@ struct Domains: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "The domains and their detectors.",
     discussion: """
+      DROPS are packets that no detector inspected, LOST events that were not told since too many of the domain waited; --json has more.
+
       EXAMPLES
         vmfence-ref domains
         vmfence-ref domains --json | jq '.[] | select(.drops > 0)'
@@ -102,13 +115,15 @@ struct Domains: ParsableCommand {
   func run() throws {
     try control.ask(ControlRequest(.domains)) { (domains: [DomainStatus]) in
       var table = TextTable(
-        header: ["DOMAIN", "DOMID", "STATE", "SERVICE", "TENANT", "PACKETS", "ALERTS", "DROPS", "MEASURES", "RULES"],
-        rightAligned: [1, 5, 6, 7, 8, 9])
+        header: [
+          "DOMAIN", "DOMID", "STATE", "SERVICE", "TENANT", "PACKETS", "ALERTS", "DROPS", "LOST", "MEASURES", "RULES",
+        ],
+        rightAligned: [1, 5, 6, 7, 8, 9, 10])
       for domain in domains {
         table.add([
           domain.name.escapedForDisplay, "\(domain.domid)", domain.state, (domain.service ?? "-").escapedForDisplay,
           (domain.tenant ?? "-").escapedForDisplay, "\(domain.packets)", "\(domain.alerts)", "\(domain.drops)",
-          "\(domain.measures)", "\(domain.rules)",
+          "\(domain.eventsLost)", "\(domain.measures)", "\(domain.rules)",
         ])
       }
       return table.lines()
@@ -174,8 +189,7 @@ struct Alerts: ParsableCommand {
         return true
       }
     } catch {
-      ControlOptions.print(error)
-      throw Exit.badData
+      throw ControlOptions.end(error)
     }
   }
 

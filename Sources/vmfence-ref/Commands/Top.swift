@@ -10,7 +10,8 @@ struct Top: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "The domains as they are, again and again: state, rates, drops, alerts, measures.",
     discussion: """
-      Rates are over the time between two looks. Ends with Ctrl-C. Where there is no terminal, nothing is redrawn.
+      Rates are over the time between two looks. Ends with Ctrl-C. Where there is no terminal, nothing is redrawn. LOST are events that were not
+      told since too many of the domain waited.
 
       EXAMPLES
         vmfence-ref top --interval 5
@@ -55,8 +56,7 @@ struct Top: ParsableCommand {
         }
         before = (now, Dictionary(look.domains.map { ($0.uuid, $0) }, uniquingKeysWith: { $1 }))
       } catch {
-        ControlOptions.print(error)
-        throw Exit.unavailable
+        throw ControlOptions.end(error)
       }
       looks += 1
       if looks == count { return }
@@ -69,8 +69,8 @@ struct Top: ParsableCommand {
   ) -> [String] {
     let status = look.status
     var table = TextTable(
-      header: ["DOMAIN", "STATE", "PKT/S", "KBIT/S", "WAITING", "DROPS", "ALERTS", "MEASURES"],
-      rightAligned: [2, 3, 4, 5, 6, 7])
+      header: ["DOMAIN", "STATE", "PKT/S", "KBIT/S", "WAITING", "DROPS", "ALERTS", "LOST", "MEASURES"],
+      rightAligned: [2, 3, 4, 5, 6, 7, 8])
     for domain in look.domains {
       func rate(_ path: KeyPath<DomainStatus, UInt64>, _ scale: Double) -> String {
         guard let elapsed, elapsed > 0, let old = before[domain.uuid] else { return "-" }
@@ -79,7 +79,7 @@ struct Top: ParsableCommand {
       }
       table.add([
         domain.name.escapedForDisplay, domain.state, rate(\.packets, 1), rate(\.bytes, 8 / 1000), "\(domain.waiting)",
-        "\(domain.drops)", "\(domain.alerts)", "\(domain.measures)",
+        "\(domain.drops)", "\(domain.alerts)", "\(domain.eventsLost)", "\(domain.measures)",
       ])
     }
     let rows = table.lines()

@@ -57,7 +57,7 @@ final class ControlDesk: PromptEventSink {
   func receive(_ event: Event) {
     if let server = server.withLock({ $0 }), server.hasFollowers {
       let isAlert = if case .alert = event { true } else { false }
-      server.publish(encoder.encode(event), isAlert: isAlert)
+      server.publish(encoder.encode(event), isAlert: isAlert, of: event.incarnation)
     }
   }
 

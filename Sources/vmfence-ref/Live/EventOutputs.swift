@@ -25,18 +25,27 @@ protocol PromptEventSink: EventSink {
 }
 
 /// Everywhere that events go, by way of a bounded queue and a thread of its own: whoever decides waits for no encoding and for no file. The thread
-/// steps back when processors are scarce, so in a flood it is lines that are lost and not packets or decisions; they are counted. Alerts and what else there
-/// is to tell have room of their own in the queue, so that no flood of alerts costs the line of a decision.
+/// steps back when processors are scarce, so in a flood it is lines that are lost and not packets or decisions; they are counted, by domain. The room of the
+/// queue is shared as `EventRoom` has it, so that a flood of one guest's alerts costs neither another guest's nor the line of a decision.
 final class EventOutputs: Sendable {
   struct Loss {
+    /// Whose events they were; nil: of several.
+    var domain: Incarnation?
     var message: String
     var count: UInt64
   }
 
+  /// Events of all domains together; one gets half of it.
   struct Limits: Sendable {
-    var alerts = 8_192
-    var others = 65_536
+    var traffic = 16_384
+    var files = 131_072
+    var others = 131_072
   }
+
+  /// So many events are written before their room is given back.
+  private static let batch = 256
+  /// Domains that a look names, those that lost most.
+  private static let named = 16
 
   private struct Place {
     var wanted: NotificationPlace
@@ -46,21 +55,37 @@ final class EventOutputs: Sendable {
   private enum Item {
     case event(Event)
     case statistics(EVEStatistics)
+
+    /// Whose room it takes.
+    var share: (kind: EventRoom.Kind, domain: Incarnation?) {
+      switch self {
+      case .event(let event): (EventRoom.Kind(event), event.incarnation)
+      case .statistics(let statistics): (.others, statistics.incarnation)
+      }
+    }
   }
 
   private struct State {
     var queue: [Item] = []
     /// Of what waits and of what is being written.
-    var alerts = 0
-    var others = 0
-    var lostAlerts: UInt64 = 0
-    var lostOthers: UInt64 = 0
+    var room: EventRoom
     var isClosing = false
     var places: [Place] = []
     /// Places that are not used any more, and may still be losing what waited.
     var former: [DeliverySink] = []
     var toldLost: [String: UInt64] = [:]
+    var toldLostOf: [Incarnation?: UInt64] = [:]
     var toldProblems: Set<String> = []
+
+    /// Puts it into the queue if there is room, and counts it otherwise.
+    mutating func add(_ item: Item) {
+      let (kind, domain) = item.share
+      if isClosing {
+        room.lose(of: domain)
+      } else if room.enter(kind, of: domain) {
+        queue.append(item)
+      }
+    }
   }
 
   private let file: EVEFileSink?
@@ -69,8 +94,7 @@ final class EventOutputs: Sendable {
   private let others: [any PromptEventSink]
   private let stateDirectory: String?
   private let logger: Logger
-  private let limits: Limits
-  private let state = Mutex(State())
+  private let state: Mutex<State>
   private let news = Bell()
   private let end = Bell()
 
@@ -83,7 +107,7 @@ final class EventOutputs: Sendable {
     self.file = file
     self.encoder = encoder
     self.others = others
-    self.limits = limits
+    state = Mutex(State(room: EventRoom(traffic: limits.traffic, files: limits.files, others: limits.others)))
     let thread = Thread { [self] in
       ThreadPriority.stepBack()
       var items: [Item] = []
@@ -118,35 +142,13 @@ final class EventOutputs: Sendable {
   func receive(_ events: [Event], shiftedBy offset: Duration) {
     guard !events.isEmpty else { return }
     state.withLock { state in
-      for event in events {
-        if event.isOfTraffic {
-          guard state.alerts < limits.alerts, !state.isClosing else {
-            state.lostAlerts &+= 1
-            continue
-          }
-          state.alerts += 1
-        } else {
-          guard state.others < limits.others, !state.isClosing else {
-            state.lostOthers &+= 1
-            continue
-          }
-          state.others += 1
-        }
-        state.queue.append(.event(event.shifted(by: offset)))
-      }
+      for event in events { state.add(.event(event.shifted(by: offset))) }
     }
     news.ring()
   }
 
   func receive(_ statistics: EVEStatistics) {
-    state.withLock { state in
-      guard state.others < limits.others, !state.isClosing else {
-        state.lostOthers &+= 1
-        return
-      }
-      state.others += 1
-      state.queue.append(.statistics(statistics))
-    }
+    state.withLock { $0.add(.statistics(statistics)) }
     news.ring()
   }
 
@@ -161,9 +163,26 @@ final class EventOutputs: Sendable {
   /// Events that did not reach where they should have gone.
   var lost: UInt64 {
     let (sinks, unwritten) = state.withLock { state in
-      (state.places.map(\.sink) + state.former, state.lostAlerts &+ state.lostOthers)
+      (state.places.map(\.sink) + state.former, state.room.lostInAll)
     }
     return sinks.reduce(unwritten &+ (file?.counters.linesLost ?? 0)) { $0 &+ $1.counters.lost }
+  }
+
+  /// Those of them that found no room in the queue, by domain, nil for the host; without domains that were forgotten.
+  var lostByDomain: [Incarnation?: UInt64] { state.withLock { $0.room.lost } }
+
+  /// Those that found no room in the queues of the places that are used now.
+  var lostAtPlacesByDomain: [Incarnation?: UInt64] {
+    sinks.reduce(into: [:]) { $0.merge($1.overflowedByDomain, uniquingKeysWith: &+) }
+  }
+
+  /// Keeps no figures of a domain that is gone.
+  func forget(_ domain: Incarnation) {
+    for sink in sinks { sink.forget(domain) }
+    state.withLock { state in
+      state.room.forget(domain)
+      state.toldLostOf[domain] = nil
+    }
   }
 
   /// What was lost since the last call, by place.
@@ -172,17 +191,36 @@ final class EventOutputs: Sendable {
     func note(_ name: String, _ lost: UInt64, _ message: @autoclosure () -> String) {
       let before = state.withLock { $0.toldLost.updateValue(lost, forKey: name) ?? 0 }
       guard lost > before else { return }
-      losses.append(Loss(message: message(), count: lost - before))
+      losses.append(Loss(domain: nil, message: message(), count: lost - before))
     }
     func describe(_ name: String, _ problem: String?) -> String {
       "events did not get to \(name.escapedForDisplay)" + (problem.map { ": \($0)" } ?? "")
     }
-    let (lostAlerts, lostOthers) = state.withLock { ($0.lostAlerts, $0.lostOthers) }
-    note("alerts", lostAlerts, "alerts came faster than they can be told; the policy counted them all the same")
-    note("other events", lostOthers, "events came faster than they can be told")
+    losses += newOverflows()
     if let file { note(file.path, file.counters.linesLost, describe(file.path, file.problem?.message)) }
     for sink in sinks { note(sink.name, sink.counters.lost, describe(sink.name, sink.problem)) }
     return losses
+  }
+
+  /// What found no room in the queue since the last call: of those domains by themselves that lost most.
+  private func newOverflows() -> [Loss] {
+    let new = state.withLock { state in
+      defer { state.toldLostOf = state.room.lost }
+      return state.room.lost.compactMap { domain, count in
+        let lost = count - (state.toldLostOf[domain] ?? 0)
+        return lost > 0 ? (domain: domain, count: lost) : nil
+      }
+    }.sorted { $0.count > $1.count }
+    let message = "events came faster than they can be told; what the policy counts was counted all the same"
+    let rest = new.dropFirst(Self.named)
+    return new.prefix(Self.named).map { Loss(domain: $0.domain, message: message, count: $0.count) }
+      + (rest.isEmpty
+        ? []
+        : [
+          Loss(
+            domain: nil, message: "\(message): of \(rest.count) more domains",
+            count: rest.reduce(0) { $0 &+ $1.count })
+        ])
   }
 
   /// What is wrong with outputs now.
@@ -213,7 +251,8 @@ final class EventOutputs: Sendable {
     state.withLock { $0.isClosing = true }
     news.ring()
     if !end.wait(upTo: patience) {
-      logger.warning("\(state.withLock { $0.alerts + $0.others }) events were not told before the end")
+      let left = state.withLock { state in EventRoom.Kind.allCases.reduce(0) { $0 + state.room.used($1) } }
+      logger.warning("\(left) events were not told before the end")
     }
     for sink in sinks { sink.close() }
   }
@@ -235,11 +274,12 @@ final class EventOutputs: Sendable {
       news.wait(upTo: .seconds(60))
       return true
     }
-    for item in items { tell(item, places) }
-    let alerts = items.count { if case .event(let event) = $0 { event.isOfTraffic } else { false } }
-    state.withLock { state in
-      state.alerts -= alerts
-      state.others -= items.count - alerts
+    for start in stride(from: 0, to: items.count, by: Self.batch) {
+      let batch = start..<min(start + Self.batch, items.count)
+      for index in batch { tell(items[index], places) }
+      state.withLock { state in
+        for index in batch { state.room.leave(items[index].share.kind, of: items[index].share.domain) }
+      }
     }
     items.removeAll(keepingCapacity: true)
     return true
@@ -252,16 +292,6 @@ final class EventOutputs: Sendable {
       file?.receive(event)
       for sink in others { sink.receive(event) }
       for sink in places { sink.receive(event) }
-    }
-  }
-}
-
-extension Event {
-  /// Whether whoever sends packets can make as many of it as they like.
-  fileprivate var isOfTraffic: Bool {
-    switch self {
-    case .alert, .packet: true
-    case .file, .decision, .lifecycle, .platform: false
     }
   }
 }

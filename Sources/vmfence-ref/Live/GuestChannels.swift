@@ -36,7 +36,7 @@ final class GuestChannels: Sendable {
   /// Begins to look.
   ///
   /// - `standing`: what guests declared before.
-  /// - `post`: called when there is news to be taken.
+  /// - `post`: called when there is news to be taken, once until it is.
   init(
     _ pages: some GuestPages, standing: [DomainUUID: TenantDeclaration], clock: SteadyClock,
     post: @escaping @Sendable () -> Void
@@ -100,11 +100,13 @@ final class GuestChannels: Sendable {
       let statuses = keeper.statuses
       if statuses != shown || !news.isEmpty {
         shown = statuses
-        told.withLock { told in
+        let isFirst = told.withLock { told in
+          let wasEmpty = told.news.isEmpty
           told.statuses = statuses
           told.news += news.prefix(Self.newsLimit - told.news.count)
+          return wasEmpty && !told.news.isEmpty
         }
-        if !news.isEmpty { post() }
+        if isFirst { post() }
       }
       wait(keeper, from: now)
     }

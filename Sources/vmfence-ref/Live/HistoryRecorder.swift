@@ -6,13 +6,13 @@ import VMFenceCore
 import VMFenceStore
 
 /// Keeps alerts and decisions in the history, by a bounded queue and a thread of its own, so that a slow or full disk holds nobody up. What does not fit
-/// into the queue, in a flood say, is skipped and counted: the history is for looking things up, other places get every event. Safe to use from any
-/// thread.
+/// into the queue, which domains share as `EventRoom` has it, is skipped and counted: the history is for looking things up, other places get every event.
+/// Safe to use from any thread.
 final class HistoryRecorder: PromptEventSink {
   struct Limits: Sendable {
-    /// Alerts and decisions that wait.
-    var alerts = 8_192
-    var decisions = 65_536
+    /// Alerts and decisions that wait, of all domains together; one gets half of it.
+    var alerts = 16_384
+    var decisions = 131_072
     /// What is written in one transaction, and how long nothing more is written then: the rate that a flood is kept at.
     var batch = 1_024
     var pace = Duration.milliseconds(200)
@@ -36,6 +36,8 @@ final class HistoryRecorder: PromptEventSink {
   private struct State {
     /// What came since the thread took what is in hand: it takes more when that is written, so both are bounded.
     var fresh = Waiting()
+    /// What `fresh` takes.
+    var room: EventRoom
     /// How much the thread has in hand.
     var inHand = 0
     var counters = Counters()
@@ -50,7 +52,7 @@ final class HistoryRecorder: PromptEventSink {
   private let store: HistoryStore
   private let encoder: EVEEncoder
   private let limits: Limits
-  private let state = Mutex(State())
+  private let state: Mutex<State>
   private let news = Bell()
   private let end = Bell()
 
@@ -58,6 +60,7 @@ final class HistoryRecorder: PromptEventSink {
     self.store = store
     self.encoder = encoder
     self.limits = limits
+    state = Mutex(State(room: EventRoom(traffic: limits.alerts, files: 0, others: limits.decisions)))
     let thread = Thread { [self] in
       ThreadPriority.stepBack()
       var waiting = Waiting()
@@ -85,10 +88,9 @@ final class HistoryRecorder: PromptEventSink {
     let isFirst = state.withLock { state in
       let isFirst = state.fresh.count == 0
       switch event {
-      case .alert where state.fresh.alerts.count < limits.alerts: state.fresh.alerts.append(event)
-      case .decision(let decision) where state.fresh.decisions.count < limits.decisions:
-        state.fresh.decisions.append(decision)
-      case .alert, .decision: state.counters.skipped &+= 1
+      case .alert: if state.room.enter(.traffic, of: event.incarnation) { state.fresh.alerts.append(event) }
+      case .decision(let decision):
+        if state.room.enter(.others, of: event.incarnation) { state.fresh.decisions.append(decision) }
       case .file, .lifecycle, .platform, .packet: return false
       }
       return isFirst
@@ -130,10 +132,17 @@ final class HistoryRecorder: PromptEventSink {
   var counters: Counters {
     state.withLock { state in
       var result = state.counters
+      result.skipped &+= state.room.lostInAll
       result.waiting = state.fresh.count + state.inHand
       return result
     }
   }
+
+  /// Alerts and decisions that found no room, by domain, nil for the host; without domains that were forgotten.
+  var skippedByDomain: [Incarnation?: UInt64] { state.withLock { $0.room.lost } }
+
+  /// Keeps no figures of a domain that is gone.
+  func forget(_ domain: Incarnation) { state.withLock { $0.room.forget(domain) } }
 
   /// What the store held when there was nothing more to write last.
   var figures: HistoryStore.Figures { state.withLock { $0.figures } }
@@ -154,8 +163,14 @@ final class HistoryRecorder: PromptEventSink {
   /// - Returns: whether to go on.
   private func turn(_ waiting: inout Waiting) -> Bool {
     let isClosing = state.withLock { state in
-      if waiting.alerts.isEmpty { swap(&waiting.alerts, &state.fresh.alerts) }
-      if waiting.decisions.isEmpty { swap(&waiting.decisions, &state.fresh.decisions) }
+      if waiting.alerts.isEmpty {
+        swap(&waiting.alerts, &state.fresh.alerts)
+        state.room.leaveAll(.traffic)
+      }
+      if waiting.decisions.isEmpty {
+        swap(&waiting.decisions, &state.fresh.decisions)
+        state.room.leaveAll(.others)
+      }
       state.inHand = waiting.count
       return state.isClosing
     }

@@ -34,9 +34,11 @@ final class LiveDisks {
   private var follower: DiskFollower?
   /// Nil before anybody has looked.
   private var domains: [DomainDescription]?
-  private let inbox = FileEventInbox()
+  private let inbox = DiskInbox()
   /// Events of guests that the inventory does not know yet.
   private var early: [(path: String, event: DiskFileEvent, arrival: Timestamp)] = []
+  /// What processes said of how they stand that was never looked at, because something newer had come.
+  private(set) var statusesOutdated: UInt64 = 0
 
   /// - `events`: is told which domains are paused and resumed.
   init(
@@ -66,30 +68,35 @@ final class LiveDisks {
     let (paths, mailbox, inbox) = (settings.map(\.control), mailbox, inbox)
     do throws(ControlFailure) {
       follower = try DiskFollower(paths) { index, news in
-        switch news {
-        case .status(let status): mailbox.post(.disk(paths[index], status))
-        case .absent: mailbox.post(.disk(paths[index], nil))
-        case .event, .lost: if inbox.add(news, of: paths[index]) { mailbox.post(.fileEvents) }
-        }
+        if inbox.add(news, of: paths[index]) { mailbox.post(.disks) }
       }
     } catch { logger.error("\(error.message)") }
   }
 
-  /// What was told of protected files since the last call, as events of the guests that the configuration names. Those of a guest that the
-  /// inventory does not know yet wait, for half a minute.
+  /// Takes what the disks' processes said since the last call: how each stands now, and what they told of protected files, as events of the guests that the
+  /// configuration names. Those of a guest that the inventory does not know yet wait, for half a minute.
   ///
   /// - `offset`: how far the system's clock is ahead of `now`.
   func takeEvents(at now: Timestamp, offset: Duration) -> [Event] {
     let arrived = inbox.take()
-    var lost = arrived.lost
-    guard !arrived.events.isEmpty || !lost.isEmpty || !early.isEmpty else { return [] }
-    var result: [Event] = []
-    let waiting = early + arrived.events.map { ($0.path, $0.event, now) }
+    guard !arrived.isEmpty || !early.isEmpty else { return [] }
+    var lost: [String: UInt64] = [:]
+    var waiting = early
+    for (path, news) in arrived {
+      if let status = news.status { note(status, of: path, at: now) }
+      statusesOutdated &+= news.outdated
+      if news.lost > 0 { lost[path] = news.lost }
+      waiting += news.events.map { (path, $0, now) }
+    }
+    if let domains, arrived.contains(where: { $0.news.status != nil }) { settle(domains, at: now) }
     early.removeAll()
+    var room = FairRoom(capacity: DiskInbox.capacity)
+    var result: [Event] = []
+    var held: [String: Int] = [:]
     for (path, told, arrival) in waiting {
       guard let guest = disks.first(where: { $0.settings.control == path })?.settings.guest else { continue }
       guard let domain = domains?.filter(guest.matches).max(by: { $0.incarnation < $1.incarnation }) else {
-        if now - arrival < Self.patience, early.count < FileEventInbox.limit {
+        if now - arrival < Self.patience, room.enter(&held[path, default: 0], DiskInbox.cost(of: told)) {
           early.append((path, told, arrival))
         } else {
           lost[path, default: 0].addUpToMaximum(1)
@@ -114,8 +121,8 @@ final class LiveDisks {
       severity: 1, count: count)
   }
 
-  /// Takes what a disk's process says.
-  func note(_ status: DiskControlStatus?, of path: String, at now: Timestamp) {
+  /// Notes how a disk stands.
+  private func note(_ status: DiskControlStatus?, of path: String, at now: Timestamp) {
     for index in disks.indices where disks[index].settings.control == path {
       disks[index].isGoneSince = status == nil ? now : nil
       guard let status else {
@@ -126,7 +133,6 @@ final class LiveDisks {
         status.held.map { .holding(request: $0.request, paths: $0.paths.prefix(16).map(\.escapedForDisplay)) }
         ?? .passing
     }
-    if let domains { settle(domains, at: now) }
   }
 
   /// Has the domains paused and resumed as their disks stand; what takes its time is done besides.
@@ -168,55 +174,12 @@ final class LiveDisks {
   }
 }
 
-/// What the disks' processes told of protected files and the loop has not taken yet.
-private final class FileEventInbox: Sendable {
-  /// Events; what more comes is counted.
-  static let limit = 4096
-
-  private struct Contents {
-    var events: [(path: String, event: DiskFileEvent)] = []
-    /// By the control socket.
-    var lost: [String: UInt64] = [:]
-  }
-
-  private let contents = Mutex(Contents())
-
-  /// - Returns: whether it was empty before.
-  func add(_ news: DiskFollower.News, of path: String) -> Bool {
-    contents.withLock { contents in
-      let isFirst = contents.events.isEmpty && contents.lost.isEmpty
-      switch news {
-      case .event(let event) where contents.events.count < Self.limit: contents.events.append((path, event))
-      case .event: contents.lost[path, default: 0].addUpToMaximum(1)
-      case .lost(let count): contents.lost[path, default: 0].addUpToMaximum(count)
-      case .status, .absent: break
-      }
-      return isFirst
-    }
-  }
-
-  func take() -> (events: [(path: String, event: DiskFileEvent)], lost: [String: UInt64]) {
-    contents.withLock { contents in
-      defer { contents = Contents() }
-      return (contents.events, contents.lost)
-    }
-  }
-}
-
 extension HostConfiguration.Disk.Guest {
   fileprivate func matches(_ domain: DomainDescription) -> Bool {
     switch self {
     case .uuid(let uuid): domain.incarnation.uuid == uuid
     case .name(let name): domain.name == name
     }
-  }
-}
-
-extension UInt64 {
-  /// What a disk's process says it lost can be any number.
-  fileprivate mutating func addUpToMaximum(_ count: UInt64) {
-    let (sum, isOver) = addingReportingOverflow(count)
-    self = isOver ? .max : sum
   }
 }
 #endif

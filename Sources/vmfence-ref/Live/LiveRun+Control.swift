@@ -32,7 +32,7 @@ extension LiveRun {
       flows: [
         "cut": flowCuts.counters.cut, "reset": flowCuts.counters.reset, "not_cut": flowCuts.counters.notCut,
         "not_reset": flowCuts.counters.notReset,
-      ], captureDrops: captures.drops, eventsLost: outputs.lost,
+      ], captureDrops: captures.drops, eventsLost: outputs.lost, eventsLostByDomain: eventsLostByName,
       history: [
         "alerts": kept.alerts, "decisions": kept.decisions, "forgotten": kept.forgotten, "bytes": kept.bytes,
         "skipped": recorded.skipped,
@@ -50,12 +50,19 @@ extension LiveRun {
       ])
   }
 
+  private var eventsLostByName: [String: UInt64] {
+    outputs.lostByDomain.reduce(into: [:]) { result, lost in
+      guard let domain = lost.key else { return }
+      result[directory.entry(for: domain)?.description.name ?? "\(domain)", default: 0] &+= lost.value
+    }
+  }
+
   private func domains() async -> [DomainStatus] {
     var measures: [DomainUUID: Int] = [:]
     for measure in await coordinator.measuresInForce {
       if case .domain(let uuid) = measure.key.scope { measures[uuid, default: 0] += 1 }
     }
-    let statuses = channels?.statuses ?? [:]
+    let (statuses, losses) = (channels?.statuses ?? [:], losses)
     return pool.reports.filter { $0.automaton?.state != .ended }.map { report in
       let (domain, counters) = (report.description, report.counters)
       let channel = statuses[domain.incarnation]
@@ -64,7 +71,9 @@ extension LiveRun {
         tenant: domain.tenant?.name, service: domain.serviceType,
         state: (report.automaton?.state ?? .unguarded).rawValue, ports: domain.ports.map(\.interface),
         packets: counters.packets, bytes: counters.bytes, inspected: counters.inspected, alerts: counters.alerts,
-        drops: counters.uninspected.reduce(0) { $0 &+ $1.count }, waiting: UInt64(report.waiting),
+        drops: counters.uninspected.reduce(0) { $0 &+ $1.count },
+        eventsLost: losses.events[domain.incarnation] ?? 0, historySkipped: losses.history[domain.incarnation] ?? 0,
+        refusalsLost: counters.refusalsLost, waiting: UInt64(report.waiting),
         restarts: counters.restarts, measures: measures[domain.incarnation.uuid] ?? 0,
         rules: rules.selection.rules(for: domain)?.ruleCount ?? 0, channel: channel?.state.rawValue,
         policy: channel?.inForce?.policy?.version, answerSeconds: channel?.answerDelay.map { $0 / .seconds(1) },

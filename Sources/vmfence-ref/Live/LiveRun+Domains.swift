@@ -16,10 +16,8 @@ enum LiveMessage: Sendable {
   /// Rules were compiled for domains that came, with the assignments that they were compiled for.
   case compiled(RuleSelection?, [Diagnostic])
   case question(LoopQuestion)
-  /// How the process of a disk stands, by its control socket; nil: nobody is there.
-  case disk(String, DiskControlStatus?)
-  /// The processes of disks have told of protected files.
-  case fileEvents
+  /// The processes of disks have said something.
+  case disks
   /// Rules that were set for a domain are compiled, or cannot be.
   case assigned(RuleAssignments, RuleSelection?, [Diagnostic], LoopQuestion)
 
@@ -87,6 +85,8 @@ extension LiveRun {
     var forgotten: [DomainUUID] = []
     for (incarnation, since) in gone where now - since > Self.memoryOfGone {
       directory.remove(incarnation)
+      outputs.forget(incarnation)
+      history.forget(incarnation)
       gone[incarnation] = nil
       forgotten.append(incarnation.uuid)
     }
@@ -166,9 +166,8 @@ extension LiveRun {
       logger.log(diagnostics)
       if let selection { putInForce(selection, at: now) }
     case .question(let question): await answer(question, at: now)
-    case .disk(let path, let status): disks.note(status, of: path, at: now)
-    // `tell` takes them; this has woken the loop.
-    case .fileEvents: break
+    // `tell` takes it; this has woken the loop.
+    case .disks: break
     case .assigned(let wanted, let selection, let diagnostics, let question):
       take(assigned: wanted, selection, diagnostics, for: question, at: now)
     }

@@ -51,6 +51,19 @@ extension LiveRun {
       $0.counters.notesLost
     }
     write("vmfence_detector_restarts_total", "Detectors that were started again.") { $0.counters.restarts }
+    write("vmfence_refused_packets_lost_total", "Packets that rules refused and that came too fast to act on.") {
+      $0.counters.refusalsLost
+    }
+    metrics.metric(
+      "vmfence_vm_events_lost_total", .counter,
+      "Events of the domain that found no room in a queue because too many of its own were there, by queue.")
+    let losses = losses
+    for report in reports {
+      let domain = report.description.incarnation
+      metrics.sample(losses.events[domain] ?? 0, labels(report) + [("queue", "outputs")])
+      metrics.sample(losses.places[domain] ?? 0, labels(report) + [("queue", "places")])
+      metrics.sample(losses.history[domain] ?? 0, labels(report) + [("queue", "history")])
+    }
     metrics.metric("vmfence_packets_uninspected_total", .counter, "Packets that no detector has seen, by cause.")
     for report in reports {
       let counters = report.counters
@@ -85,6 +98,10 @@ extension LiveRun {
     metrics.metric(
       "vmfence_frozen_domains", .gauge, "Domains that are paused because a request to one of their disks is held.")
     metrics.sample(await disks.paused.count)
+    metrics.metric(
+      "vmfence_disk_statuses_outdated_total", .counter,
+      "What disks' processes said of how they stand that something newer took the place of.")
+    metrics.sample(disks.statusesOutdated)
     let flows = flowCuts.counters
     metrics.metric(
       "vmfence_flows_cut_total", .counter, "Flows that were cut because a rule refused a packet of theirs.")

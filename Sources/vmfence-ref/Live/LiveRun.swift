@@ -359,7 +359,8 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     for loss in outputs.newLosses() {
       note(
         .platform(
-          PlatformAlert(time: now, incarnation: nil, kind: .eventsLost, message: loss.message, count: loss.count)))
+          PlatformAlert(
+            time: now, incarnation: loss.domain, kind: .eventsLost, message: loss.message, count: loss.count)))
     }
   }
 
@@ -409,10 +410,17 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     }
   }
 
+  /// What domains lost because too much of theirs was in a queue already, by queue.
+  var losses: DomainLosses {
+    DomainLosses(
+      events: outputs.lostByDomain, places: outputs.lostAtPlacesByDomain, history: history.skippedByDomain)
+  }
+
   private func writeStatistics(at now: Timestamp) {
     let (uptime, time) = (now - started, now + clock.offset)
+    let losses = losses
     for report in pool.reports where directory.entry(for: report.description.incarnation) != nil {
-      outputs.receive(report.statistics(at: time, uptime: uptime))
+      outputs.receive(report.statistics(at: time, uptime: uptime, losses))
     }
     let dispatch = dispatcher.counters
     outputs.receive(
@@ -440,6 +448,13 @@ private final class SharedFlag: Sendable {
   func lower() { isRaised.withLock { $0 = false } }
 }
 
+/// What found no room in a queue since a domain had its share of it, by domain; nil: what concerns the host.
+struct DomainLosses {
+  var events: [Incarnation?: UInt64]
+  var places: [Incarnation?: UInt64]
+  var history: [Incarnation?: UInt64]
+}
+
 /// The rules that detectors have, as the pool asks for them.
 final class RulesInForce {
   var selection: RuleSelection
@@ -453,7 +468,7 @@ extension DomainReport {
       + "\(counters.alerts) alerts, \(counters.restarts) detector restarts\(lost)"
   }
 
-  func statistics(at time: Timestamp, uptime: Duration) -> EVEStatistics {
+  func statistics(at time: Timestamp, uptime: Duration, _ losses: DomainLosses) -> EVEStatistics {
     EVEStatistics(
       time: time, uptime: uptime, incarnation: description.incarnation, packets: counters.packets,
       bytes: counters.bytes, drops: counters.droppedFull &+ counters.droppedUnguarded &+ counters.droppedAtEnd,
@@ -461,6 +476,9 @@ extension DomainReport {
       counters: [
         ("inspected", counters.inspected), ("alerts_lost", counters.alertsLost),
         ("packet_events_lost", counters.notesLost),
+        ("events_lost", losses.events[description.incarnation] ?? 0),
+        ("history_skipped", losses.history[description.incarnation] ?? 0),
+        ("refused_packets_lost", counters.refusalsLost),
         ("dropped_ring_full", counters.droppedFull), ("dropped_unguarded", counters.droppedUnguarded),
         ("dropped_poison", counters.droppedPoison), ("dropped_by_rule", counters.droppedByRule),
         ("restarts", counters.restarts), ("waiting", UInt64(waiting)),

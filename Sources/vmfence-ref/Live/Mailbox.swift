@@ -3,7 +3,7 @@ import Synchronization
 import VMFenceCore
 
 /// Hands messages to the daemon's loop from other threads, and wakes it. Whoever sends bounds what waits: an answer is awaited before the next
-/// question, and there is one reload at a time.
+/// question, there is one reload at a time, and what disks say waits elsewhere.
 final class Mailbox<Message: Sendable>: Sendable {
   private let messages = Mutex<[Message]>([])
   private let wakeUp: WakeUp

@@ -163,6 +163,23 @@ struct DetectorPoolTests {
     #expect(rig.pool.takeRefusedPackets().count == 4_096 && rig.pool.refusedPacketsLost == 4)
   }
 
+  @Test("a guest with many refused packets leaves room to one in a later slot, and what it loses is counted as its own")
+  func refusedPacketsAreShared() throws {
+    let rig = PoolRig([1: ToyRules([(.drop, 9)]), 2: ToyRules([(.drop, 9)])], .init(keepsRefusedPackets: true))
+    try rig.happen(.create(web), at: 0)
+    try rig.happen(.create(ftp), at: 0)
+    for second in 1...2 {
+      rig.send([9], to: web, at: Double(second), count: 10_000)
+      rig.send([9], to: ftp, at: Double(second), count: 100)
+      rig.drain()
+      let refused = rig.pool.takeRefusedPackets()
+      #expect(refused.count { $0.incarnation == ftp.incarnation } == 100)
+      #expect(refused.count { $0.incarnation == web.incarnation } == 4_096)
+    }
+    #expect(rig.counters(web).refusalsLost == 2 * (10_000 - 4_096) && rig.counters(ftp).refusalsLost == 0)
+    #expect(rig.pool.refusedPacketsLost == 2 * (10_000 - 4_096))
+  }
+
   @Test("keeps the first packets behind one that was rejected, of the same domain only, and knows which packet each is")
   func behindRejected() throws {
     let rig = PoolRig([1: ToyRules([(.reject, 8), (.drop, 9)])], .init(keepsRefusedPackets: true))
