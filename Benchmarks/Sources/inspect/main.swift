@@ -10,6 +10,9 @@
 //                       or one flow whose packets nearly match (`near`)
 //   --gzip no           leaves out what the time is compared with, for profiles
 //   --set NAME=VALUE    a setting of the engine; `stream.midstream` is on, as in the runs that this is compared with
+//
+// It ends with 64 when the command line is wrong, 65 when the capture, rules or settings are, 66 when a file cannot be read, and 73 when one
+// cannot be written.
 import CBaseline
 import Glibc
 import VMFenceCapture
@@ -143,7 +146,10 @@ func run() async throws -> Int32 {
       options.capture, &inspector, rules, keepsAlerts: number == 1 && options.alerts != nil)
     report(number, pass, reading, gzip)
     guard number == 1 else { continue }
-    if let path = options.alerts, !write(pass.alerts, rules, to: path) { complain("cannot write \(path)") }
+    if let path = options.alerts, !write(pass.alerts, rules, to: path) {
+      complain("\(path): error: it cannot be written (name a file in a folder that is there and may be written)")
+      return 73
+    }
     for index in pass.fired.indices where pass.fired[index] > 0 {
       print("  \(rules.metadata(at: index).sid): \(pass.fired[index])")
     }
