@@ -1,0 +1,82 @@
+#if Daemon
+import Foundation
+import NetworkTestSupport
+import Testing
+import VMFenceControl
+
+/// A guest that makes more alerts than can be told, beside one that makes a few.
+@Suite(
+  "A flood of one guest's alerts, over veth", .enabled(if: NetworkNamespace.isPossible, "\(NetworkNamespace.reason)"))
+struct FloodTests {
+  private static func frame(from number: UInt8) -> [UInt8] {
+    [0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x00, 0x16, 0x3E, 0x00, 0x00, number, 0x08, 0x00]
+      + [0x45, 0, 0, 29, 0, 0, 0, 0, 64, 17, 0, 0, 10, 9, number, 2, 10, 9, number, 1]
+      + [0x03, 0xE8, 0x00, 0x09, 0x00, 0x09, 0x00, 0x00, 0x78]
+  }
+
+  @Test("a place where nobody is keeps all that is told of the other guest, and what is lost is counted by guest")
+  func shared() throws {
+    let host = try NetworkNamespace("host")
+    let guests = try (1...2).map { try NetworkNamespace("guest\($0)") }
+    try host.run("ip link set lo up")
+    var domains = ""
+    for (index, guest) in guests.enumerated() {
+      let number = index + 1
+      try host.run(
+        "ip link add vif\(number).0 type veth peer name eth0 netns \(guest.name); ip link set vif\(number).0 up")
+      try guest.run("ip link set eth0 address 00:16:3e:00:00:0\(number); ip link set eth0 up")
+      domains += """
+
+          - name: guest\(number)
+            uuid: 6e1b4d0a-93c5-4c54-8d0e-5a0c7a1f000\(number)
+            domid: \(number)
+            ports: [{interface: vif\(number).0, mac: "00:16:3e:00:00:0\(number)"}]
+        """
+    }
+    let folder = try TemporaryFolder()
+    _ = try folder.write("inventory.yaml", "version: 1\ndomains:" + domains)
+    _ = try folder.write("live.rules", "alert udp any any -> any 9 (msg:\"m\"; content:\"x\"; sid:1;)\n")
+    let config = try folder.write(
+      "live.yaml",
+      """
+      version: 1
+      rules: {dialect: snort2, common: live.rules}
+      inventory: inventory.yaml
+      inspection: {verify-checksums: no}
+      firewall: {kind: none}
+      control-socket: control.sock
+      metrics: {}
+      notifications: [{eve-socket: nobody.sock, queue: 200}]
+      """)
+    let eve = folder.path("eve.json")
+    let daemon = try Program.start(
+      ["run", "--config", config, "--eve", eve], in: host.name, errors: Pipe(), output: Pipe())
+    defer { if daemon.isRunning { daemon.terminate() } }
+    try LiveRunTests.wait("the first event") { (try? EVELine.read(eve))?.isEmpty == false }
+
+    func alerts(_ name: String) throws -> UInt64 {
+      try ControlClient(path: folder.path("control.sock")).ask(ControlRequest(.domains), [DomainStatus].self)
+        .first { $0.name == name }?.alerts ?? 0
+    }
+    let (noisy, quiet) = (try PacketEndpoint(guests[0]), try PacketEndpoint(guests[1]))
+    for _ in 0..<2000 { try noisy.send(Self.frame(from: 1)) }
+    try LiveRunTests.wait("the flood is seen") { try alerts("guest1") >= 1000 }
+    for _ in 0..<50 { try quiet.send(Self.frame(from: 2)) }
+    try LiveRunTests.wait("the other guest's alerts") { try alerts("guest2") == 50 }
+
+    func lost(_ name: String) throws -> Int? {
+      let text = try host.run("curl -s http://127.0.0.1:9477/metrics")
+      let line = text.split(separator: "\n").first {
+        $0.hasPrefix("vmfence_vm_events_lost_total{vm=\"\(name)\"") && $0.contains("queue=\"places\"")
+      }
+      return line?.split(separator: " ").last.flatMap { Int($0) }
+    }
+    try LiveRunTests.wait("the metrics say what was lost") { try lost("guest1") ?? 0 >= 500 }
+    #expect(try lost("guest2") == 0)
+    kill(daemon.processIdentifier, SIGTERM)
+    daemon.waitUntilExit()
+    #expect(daemon.terminationStatus == 0)
+    #expect(try EVELine.read(eve).count { $0.alert != nil && $0.vmfence?.vm?.name == "guest2" } == 50)
+  }
+}
+#endif
