@@ -57,7 +57,7 @@ let package = Package(
     // MARK: Adapters
     .target(
       name: "VMFenceDetection",
-      dependencies: ["VMFenceCore", "VMFencePackets", "CVectorscan", "CPcre2", "CZlib", "CPublicSuffix"],
+      dependencies: ["VMFenceCore", "VMFencePackets", "CVectorscan", "CPcre2", "CZlib", "CPublicSuffix", "CMaxMindDB"],
       swiftSettings: strict),
     .target(
       name: "VMFenceCapture", dependencies: ["VMFenceCore"], swiftSettings: strict),
@@ -117,6 +117,7 @@ let package = Package(
     .systemLibrary(name: "CPcre2", pkgConfig: "libpcre2-8", providers: [.apt(["libpcre2-dev"])]),
     .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
     .systemLibrary(name: "CPublicSuffix", pkgConfig: "libpsl", providers: [.apt(["libpsl-dev"])]),
+    .systemLibrary(name: "CMaxMindDB", pkgConfig: "libmaxminddb", providers: [.apt(["libmaxminddb-dev"])]),
     .target(name: "CLinux"),
     .target(name: "CXen"),
     .target(name: "CNftables", linkerSettings: [.linkedLibrary("nftnl"), .linkedLibrary("mnl")]),

@@ -38,7 +38,7 @@ enum House {
     "VMFenceCore": [],
     "VMFencePackets": ["VMFenceCore"],
     "VMFenceIntegrity": ["VMFenceCore"],
-    "VMFenceDetection": rooms.union(["CVectorscan", "CPcre2", "CZlib", "CPublicSuffix"]),
+    "VMFenceDetection": rooms.union(["CVectorscan", "CPcre2", "CZlib", "CPublicSuffix", "CMaxMindDB"]),
     "VMFenceCapture": rooms.union(["CPcap", "CLinux"]),
     "VMFenceBlock": rooms.union(["CLinux"]),
     "VMFenceNftables": rooms.union(["CNftables", "CLinux"]),

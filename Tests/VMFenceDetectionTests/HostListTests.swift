@@ -247,7 +247,12 @@ private struct CountryDatabaseFile {
       }
     }
     bytes += Array(repeating: 0, count: 16) + data + [0xAB, 0xCD, 0xEF] + Array("MaxMind.com".utf8)
-    bytes += [0xE3] + Self.text("node_count")
+    bytes += [0xE9] + Self.text("binary_format_major_version") + [0xA1, 2]
+    bytes += Self.text("binary_format_minor_version") + [0xA1, 0]
+    bytes += Self.text("build_epoch") + [0x04, 0x02] + Self.big(1_700_000_000, 4)
+    bytes += Self.text("database_type") + Self.text("Countries")
+    bytes += Self.text("languages") + [0x00, 0x04] + Self.text("description") + [0xE0]
+    bytes += Self.text("node_count")
     bytes += [0xC4] + Self.big(nodes.count, 4)
     bytes += Self.text("record_size") + [0xA1, UInt8(recordSize)]
     bytes += Self.text("ip_version") + [0xA1, isIPv6 ? 6 : 4]

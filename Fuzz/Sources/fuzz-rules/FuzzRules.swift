@@ -53,8 +53,11 @@ private func lookUp(_ text: [UInt8]) {
   let request = RuleCompilationRequest(
     sources: [RuleSource(file: "fuzz.rules", text: Array(rules.utf8), dialect: .suricata)])
   // The metadata is right, so that something comes of the rest: so many nodes of 24 bits, for IPv6.
-  var database = text + [0xAB, 0xCD, 0xEF] + Array("MaxMind.com".utf8) + [0xE3]
+  var database = text + [0xAB, 0xCD, 0xEF] + Array("MaxMind.com".utf8) + [0xE9]
   func word(_ text: String) -> [UInt8] { [0x40 | UInt8(text.utf8.count)] + Array(text.utf8) }
+  database += word("binary_format_major_version") + [0xA1, 2] + word("binary_format_minor_version") + [0xA1, 0]
+  database += word("build_epoch") + [0x00, 0x02] + word("database_type") + word("Countries")
+  database += word("languages") + [0x00, 0x04] + word("description") + [0xE0]
   database += word("node_count") + [0xC1, UInt8(clamping: max(1, text.count / 24))]
   database += word("record_size") + [0xA1, 24]
   database += word("ip_version") + [0xA1, 6]

@@ -1,54 +1,62 @@
+internal import CMaxMindDB
+internal import Glibc
 import VMFenceCore
 
-/// A database of countries by address, in the MaxMind DB format (MaxMind DB File Format Specification 2.0): a binary tree over the bits
-/// of addresses, whose leaves point to records. Of a record only `country.iso_code` is read.
+/// A database of countries by address, in the MaxMind DB format, read by libmaxminddb. Of a record only `country.iso_code` is asked for.
 ///
-/// Nothing in the file is believed: each offset is checked, the tree has 128 levels at the most, and what is walked and decoded is
-/// bounded by the file's own size.
-///
-/// It is read when rules are compiled, and only then: images hold the ranges of addresses. libmaxminddb (1.7) is for single lookups: it opens a path and
-/// maps the file, which whoever shortens it meanwhile turns into SIGBUS, takes no bytes that were read already, and has no walk over all networks, so
-/// that the tree's bounds would still be ours to check; and every detector would be linked with it.
+/// It is read when rules are compiled, and only then: images hold the ranges of addresses. The library opens a path and maps the file, which
+/// whoever shortens it meanwhile would turn into SIGBUS, so it is given a copy in memory that nobody else has. The library finds single
+/// addresses; this walks over all networks, node by node, in a time that the number of nodes bounds.
+@safe
 final class CountryDatabase {
   struct Damage: Error {
     var message: String
     init(_ message: String) { self.message = message }
   }
 
-  private let bytes: [UInt8]
-  private let nodeCount: Int
-  /// Of one record, in bits: 24, 28 or 32.
-  private let recordSize: Int
+  // SAFETY: open from the end of the initialiser to `deinit`, and never changed in between.
+  private let database: UnsafeMutablePointer<MMDB_s>
+  private let nodeCount: UInt32
   private let isIPv6: Bool
-  /// Where the data section begins.
-  private let dataStart: Int
   /// Filled when the first rule asks: in order of addresses, neighbours of one country joined.
   private var found: [(range: ClosedRange<IPAddress>, country: UInt16)]?
 
-  private static let marker = [0xAB, 0xCD, 0xEF] + Array("MaxMind.com".utf8)
-  /// The metadata stands in the last part of the file of this length.
-  private static let metadataMaximum = 128 * 1024
-
   init(_ bytes: [UInt8]) throws(Damage) {
-    self.bytes = bytes
-    var metadata: Int?
-    var place = bytes.count - Self.marker.count
-    while place >= max(0, bytes.count - Self.metadataMaximum), metadata == nil {
-      if bytes[place..<place + Self.marker.count].elementsEqual(Self.marker) { metadata = place + Self.marker.count }
-      place -= 1
+    let file = vmfence_mmdb_memory()
+    guard file >= 0 else { throw Damage("there is no memory for it") }
+    defer { _ = close(file) }
+    var written = 0
+    while written < bytes.count {
+      // SAFETY: the rest of the array, for reading.
+      let count = unsafe bytes.withUnsafeBytes { unsafe write(file, $0.baseAddress! + written, bytes.count - written) }
+      guard count > 0 else { throw Damage("there is no memory for its \(bytes.count) bytes") }
+      written += count
     }
-    guard let metadata else { throw Damage("it is no MaxMind DB: its metadata is not found") }
-    var decoder = MaxMindDecoder(bytes, from: metadata)
-    let node = try decoder.number("node_count", at: metadata)
-    let size = try decoder.number("record_size", at: metadata)
-    let version = try decoder.number("ip_version", at: metadata)
-    guard [24, 28, 32].contains(size), version == 4 || version == 6, node > 0,
-      node <= UInt64(bytes.count) / (size / 4)
-    else { throw Damage("its metadata cannot be: \(node) nodes of \(size) bits for IPv\(version)") }
-    (nodeCount, recordSize, isIPv6) = (Int(node), Int(size), version == 6)
-    // The tree, then 16 zeros.
-    dataStart = nodeCount * recordSize / 4 + 16
-    guard dataStart <= bytes.count else { throw Damage("it ends within its tree") }
+    let opened = UnsafeMutablePointer<MMDB_s>.allocate(capacity: 1)
+    // SAFETY: the structure is the library's to fill, and is not touched when it says that it did not.
+    let status = unsafe MMDB_open("/proc/self/fd/\(file)", UInt32(MMDB_MODE_MMAP), opened)
+    guard status == MMDB_SUCCESS else {
+      // SAFETY: nothing of it is used any more.
+      unsafe opened.deallocate()
+      throw Damage(Self.text(status))
+    }
+    unsafe database = opened
+    // SAFETY: open.
+    let metadata = unsafe opened.pointee.metadata
+    nodeCount = unsafe metadata.node_count
+    isIPv6 = unsafe metadata.ip_version == 6
+  }
+
+  deinit {
+    // SAFETY: open, and nobody's any more.
+    unsafe MMDB_close(database)
+    unsafe database.deallocate()
+  }
+
+  /// The corresponding C function is `MMDB_strerror`.
+  private static func text(_ status: Int32) -> String {
+    // SAFETY: a constant text for every number.
+    unsafe String(cString: MMDB_strerror(status))
   }
 
   /// The addresses of countries, of which `isWanted` is asked by their codes (`code(_:)`). What no country is known of is in none.
@@ -59,64 +67,90 @@ final class CountryDatabase {
   }
 
   /// Of two letters (ISO 3166-1).
-  static func code(_ text: ArraySlice<UInt8>) -> UInt16? {
+  static func code(_ text: some Collection<UInt8>) -> UInt16? {
     guard text.count == 2, text.allSatisfy({ (0x41...0x5A).contains($0 & 0xDF) }) else { return nil }
     return text.reduce(0) { $0 << 8 | UInt16($1 & 0xDF) }
   }
 
   // MARK: The tree
 
-  /// The left (0) or right (1) record of a node.
-  private func record(_ node: Int, _ side: Int) -> Int {
-    let start = node * recordSize / 4
-    func byte(_ index: Int) -> Int { Int(bytes[start + index]) }
-    switch recordSize {
-    case 24: return byte(side * 3) << 16 | byte(side * 3 + 1) << 8 | byte(side * 3 + 2)
-    case 28:
-      let high = side == 0 ? byte(3) >> 4 : byte(3) & 15
-      return high << 24 | byte(side * 4) << 16 | byte(side * 4 + 1) << 8 | byte(side * 4 + 2)
-    default: return byte(side * 4) << 24 | byte(side * 4 + 1) << 16 | byte(side * 4 + 2) << 8 | byte(side * 4 + 3)
+  /// Where a branch of the tree leads.
+  private enum Branch {
+    case node(UInt32)
+    case nothing
+    /// In the data section.
+    case record(UInt32)
+  }
+
+  /// The left and the right branch of a node. The corresponding C function is `MMDB_read_node`.
+  private func branches(_ number: UInt32) throws(Damage) -> (Branch, Branch) {
+    // SAFETY: zeros, for the library to write over.
+    var node = unsafe MMDB_search_node_s()
+    // SAFETY: the database is open; the library checks the number.
+    let status = unsafe MMDB_read_node(database, number, &node)
+    guard status == MMDB_SUCCESS else { throw Damage(Self.text(status)) }
+    return (
+      try branch(unsafe node.left_record, unsafe node.left_record_type),
+      try branch(unsafe node.right_record, unsafe node.right_record_type)
+    )
+  }
+
+  private func branch(_ value: UInt64, _ type: UInt8) throws(Damage) -> Branch {
+    switch Int32(type) {
+    case MMDB_RECORD_TYPE_SEARCH_NODE: return .node(UInt32(truncatingIfNeeded: value))
+    case MMDB_RECORD_TYPE_EMPTY: return .nothing
+    // 16 zeros lie between the tree and the data.
+    case MMDB_RECORD_TYPE_DATA where value >= UInt64(nodeCount) + 16:
+      return .record(UInt32(truncatingIfNeeded: value - UInt64(nodeCount) - 16))
+    default: throw Damage("a branch of its tree leads nowhere")
     }
+  }
+
+  /// The country of a record; 0 when it has none.
+  private func country(_ offset: UInt32) throws(Damage) -> UInt16 {
+    // SAFETY: zeros, for the library to write over.
+    var data = unsafe MMDB_entry_data_s()
+    // SAFETY: the database is open; the library checks the offset.
+    let status = unsafe vmfence_mmdb_country(database, offset, &data)
+    if status == MMDB_LOOKUP_PATH_DOES_NOT_MATCH_DATA_ERROR { return 0 }
+    guard status == MMDB_SUCCESS else { throw Damage(Self.text(status)) }
+    guard unsafe data.has_data, unsafe data.type == UInt32(MMDB_DATA_TYPE_UTF8_STRING), unsafe data.data_size == 2,
+      let text = unsafe data.utf8_string
+    else { return 0 }
+    // SAFETY: the library says that so many bytes are there.
+    return Self.code(unsafe [UInt8(bitPattern: text[0]), UInt8(bitPattern: text[1])]) ?? 0
   }
 
   private func walk() throws(Damage) -> [(range: ClosedRange<IPAddress>, country: UInt16)] {
     var result: [(range: ClosedRange<IPAddress>, country: UInt16)] = []
-    var decoder = MaxMindDecoder(bytes, from: dataStart)
-    var countries: [Int: UInt16] = [:]
+    var countries: [UInt32: UInt16] = [:]
     // In IPv6's tree IPv4 is what begins with 96 zeros; other networks (6to4, mapped addresses) lead to the same nodes again.
-    var v4Root = isIPv6 ? -1 : 0
-    if isIPv6 {
-      var node = 0
-      for _ in 0..<96 where node < nodeCount { node = record(node, 0) }
-      guard node != 0 else { throw Damage("its tree has a loop") }
-      v4Root = node < nodeCount ? node : -1
-    }
+    // SAFETY: open.
+    let v4Root = unsafe isIPv6 ? database.pointee.ipv4_start_node.node_value : 0
+    if isIPv6, v4Root == 0 { throw Damage("its tree has a loop") }
     var visited = 0
-    var stack: [(value: Int, high: UInt64, low: UInt64, depth: Int)] = [(0, 0, 0, 0)]
+    var stack: [(branch: Branch, high: UInt64, low: UInt64, depth: Int)] = [(.node(0), 0, 0, 0)]
     let width = isIPv6 ? 128 : 32
-    while let (value, high, low, depth) = stack.popLast() {
+    while let (branch, high, low, depth) = stack.popLast() {
       let isV4 = !isIPv6 || depth >= 96 && high == 0 && low >> 32 == 0
-      if value == nodeCount || isIPv6 && value == v4Root && !isV4 { continue }
-      if value > nodeCount {
-        let offset = value - nodeCount - 16
-        guard offset >= 0, dataStart + offset < bytes.count else { throw Damage("a leaf points behind its end") }
-        let country: UInt16
-        if let known = countries[offset] {
-          country = known
-        } else {
-          country = try decoder.country(at: dataStart + offset)
-          countries[offset] = country
-        }
+      switch branch {
+      case .nothing: continue
+      case .record(let offset):
+        let known = countries[offset]
+        let country = if let known { known } else { try country(offset) }
+        countries[offset] = country
         if country != 0 { Self.add(Self.range(high, low, depth, isV4, isIPv6), country, to: &result) }
-        continue
+      case .node(let number):
+        if isIPv6, number == v4Root, !isV4 { continue }
+        visited += 1
+        guard depth < width, visited <= Int(nodeCount) * 2 else { throw Damage("its tree has a loop") }
+        let (left, right) = try branches(number)
+        // The right one waits below, so that addresses come in order.
+        let place = isIPv6 ? depth : depth + 96
+        let bit: (UInt64, UInt64) = place < 64 ? (1 << UInt64(63 - place), 0) : (0, 1 << UInt64(127 - place))
+        stack.append((right, high | bit.0, low | bit.1, depth + 1))
+        stack.append((left, high, low, depth + 1))
       }
-      visited += 1
-      guard depth < width, visited <= nodeCount * 2 else { throw Damage("its tree has a loop") }
-      // The right one waits below, so that addresses come in order.
-      let place = isIPv6 ? depth : depth + 96
-      let bit: (UInt64, UInt64) = place < 64 ? (1 << UInt64(63 - place), 0) : (0, 1 << UInt64(127 - place))
-      stack.append((record(value, 1), high | bit.0, low | bit.1, depth + 1))
-      stack.append((record(value, 0), high, low, depth + 1))
     }
     // IPv4 came first, where it stands in IPv6's tree.
     return result
@@ -140,150 +174,6 @@ final class CountryDatabase {
     } else {
       result.append((range, country))
     }
-  }
-}
-
-/// Reads the data section: only as much as it takes to find members of maps.
-private struct MaxMindDecoder {
-  private enum Kind: Int {
-    case extended = 0
-    case pointer, text, double, bytes, uint16, uint32, map, int32, uint64, uint128, array, container, end, boolean,
-      float
-  }
-
-  private let bytes: [UInt8]
-  /// What pointers count from.
-  private let base: Int
-  private var place = 0
-  /// Values looked at for one question.
-  private var steps = 0
-  private static let stepMaximum = 4096
-  private static let depthMaximum = 16
-
-  init(_ bytes: [UInt8], from base: Int) {
-    self.bytes = bytes
-    self.base = base
-  }
-
-  /// A member of the map at `start` that is a number.
-  mutating func number(_ key: String, at start: Int) throws(CountryDatabase.Damage) -> UInt64 {
-    steps = 0
-    guard let at = try member(key, of: start) else { throw .init("its metadata has no \(key)") }
-    place = at
-    let (kind, size) = try control()
-    guard kind == .uint16 || kind == .uint32 || kind == .uint64, size <= 8 else {
-      throw .init("its \(key) is no number")
-    }
-    return try integer(size)
-  }
-
-  /// `country.iso_code` of the record at `start`; 0 when it has none.
-  mutating func country(at start: Int) throws(CountryDatabase.Damage) -> UInt16 {
-    steps = 0
-    guard let country = try member("country", of: start), let code = try member("iso_code", of: country) else {
-      return 0
-    }
-    place = code
-    let (kind, size) = try control()
-    guard kind == .text, size <= bytes.count - place else { return 0 }
-    return CountryDatabase.code(bytes[place..<place + size]) ?? 0
-  }
-
-  /// Where the value of a member of the map at `start` stands, pointers followed; nil when there is no such member, or no map.
-  private mutating func member(_ key: String, of start: Int) throws(CountryDatabase.Damage) -> Int? {
-    place = start
-    let (kind, count) = try control()
-    guard kind == .map else { return nil }
-    for _ in 0..<count {
-      let isWanted = try readKey(isText: key)
-      if isWanted { return try resolved() }
-      try skip()
-    }
-    return nil
-  }
-
-  private mutating func readKey(isText key: String) throws(CountryDatabase.Damage) -> Bool {
-    let before = place
-    place = try resolved()
-    let (kind, size) = try control()
-    guard kind == .text, size <= bytes.count - place else { throw .init("a map's key is no text") }
-    let isEqual = bytes[place..<place + size].elementsEqual(key.utf8)
-    place = before
-    try skip()
-    return isEqual
-  }
-
-  /// Where the value at `place` stands, if it is a pointer; it must not point to another one.
-  private mutating func resolved() throws(CountryDatabase.Damage) -> Int {
-    let before = place
-    let (kind, size) = try control()
-    guard kind == .pointer else {
-      place = before
-      return before
-    }
-    let target = try pointer(size)
-    guard target < bytes.count, bytes[target] >> 5 != Kind.pointer.rawValue else {
-      throw .init("a pointer leads nowhere")
-    }
-    return target
-  }
-
-  /// Passes over the value at `place`, and all in it.
-  private mutating func skip() throws(CountryDatabase.Damage) {
-    // Values that are to be passed over at each depth.
-    var left = [1]
-    while let count = left.last {
-      if count == 0 {
-        left.removeLast()
-        continue
-      }
-      left[left.count - 1] -= 1
-      let (kind, size) = try control()
-      switch kind {
-      case .pointer: _ = try pointer(size)
-      case .map, .array:
-        guard left.count < Self.depthMaximum, size <= bytes.count else { throw .init("values nest too deep") }
-        left.append(kind == .map ? size * 2 : size)
-      case .boolean, .end, .container, .extended: break
-      case .text, .double, .bytes, .uint16, .uint32, .int32, .uint64, .uint128, .float:
-        guard size <= bytes.count - place else { throw .init("a value ends behind its end") }
-        place += size
-      }
-    }
-  }
-
-  /// A control byte and what belongs to it. Of a pointer the size is its five low bits.
-  private mutating func control() throws(CountryDatabase.Damage) -> (Kind, Int) {
-    steps += 1
-    guard steps <= Self.stepMaximum else { throw .init("a record has too many values") }
-    let first = Int(try byte())
-    var number = first >> 5
-    if number == Kind.extended.rawValue { number = 7 + Int(try byte()) }
-    guard let kind = Kind(rawValue: number), number != Kind.extended.rawValue else { throw .init("an unknown type") }
-    let size = first & 0x1F
-    guard kind != .pointer, size >= 29 else { return (kind, size) }
-    let more = Int(try integer(size - 28))
-    return (kind, [29, 285, 65_821][size - 29] + more)
-  }
-
-  private mutating func pointer(_ size: Int) throws(CountryDatabase.Damage) -> Int {
-    let length = size >> 3
-    let value = Int(try integer(length + 1))
-    let offset = length == 3 ? value : (size & 7) << (8 * (length + 1)) + value + [0, 2048, 526_336][length]
-    return base + offset
-  }
-
-  private mutating func byte() throws(CountryDatabase.Damage) -> UInt8 {
-    guard place < bytes.count else { throw .init("it ends early") }
-    defer { place += 1 }
-    return bytes[place]
-  }
-
-  /// Big-endian.
-  private mutating func integer(_ count: Int) throws(CountryDatabase.Damage) -> UInt64 {
-    guard count <= bytes.count - place else { throw .init("it ends early") }
-    defer { place += count }
-    return bytes[place..<place + count].reduce(0) { $0 << 8 | UInt64($1) }
   }
 }
 
