@@ -20,11 +20,11 @@ struct ProcessPoolTests {
 
   private func makePool<Backend: DetectorBackend>(
     _ backend: Backend, _ rules: ToyRules, savedState: @escaping (DomainDescription) -> [UInt8]? = { _ in nil },
-    keepState: ((DomainDescription, [UInt8]?) -> Void)? = nil
+    keepState: ((DomainDescription, [UInt8]?) -> Void)? = nil, snapshotInterval: Duration? = nil
   ) -> DetectorPool<Backend> where Backend.Rules == ToyRules {
     let configuration = DetectorPool<Backend>.Configuration(
       channel: DetectorChannelConfiguration(packetRingBytes: 8192, verdictRingBytes: 16384, snapLength: 2048),
-      waitsWhenFull: true)
+      waitsWhenFull: true, snapshotInterval: snapshotInterval)
     let pool = DetectorPool(
       backend: backend, configuration: configuration, at: .zero, savedState: savedState, keepState: keepState,
       rules: { _ in rules })
@@ -215,6 +215,38 @@ struct ProcessPoolTests {
       kinds == ["detector-died", "detector-restarted", "detector-died", "poison-packet", "detector-restarted"])
     #expect(pool.reports[1].counters.alerts == 1 && pool.reports[1].counters.restarts == 0)
     pool.close(at: Timestamp(seconds: 2))
+  }
+
+  @Test("goes on after a crash with what was written down before it, not with nothing")
+  func snapshot() {
+    for (interval, expected) in [
+      (Duration.seconds(10), [1, 2, 3, 4, 4, 5]), (nil, [1, 2, 3, 4, 1, 2]),
+    ] as [(Duration?, [UInt64])] {
+      let pool = makePool(processes, ToyRules([(.alert, 7), (.crash, 9)]), snapshotInterval: interval)
+      for _ in 0..<3 { send([7], to: 0, at: 1, pool) }
+      #expect(pool.drain(at: Timestamp(seconds: 1)))
+      // Asked for here, and answered before the next packet.
+      pool.tick(at: Timestamp(seconds: 2))
+      send([7], to: 0, at: 3, pool)
+      // Too soon for another.
+      pool.tick(at: Timestamp(seconds: 4))
+      send([9], to: 0, at: 5, pool)
+      for _ in 0..<2 { send([7], to: 0, at: 6, pool) }
+      #expect(pool.drain(at: Timestamp(seconds: 6)))
+      pool.tick(at: Timestamp(seconds: 7))
+      var (alerts, told): ([UInt64], [String]) = ([], [])
+      for event in pool.takeEvents() {
+        switch event {
+        case .alert(let alert): alerts.append(alert.flowID)
+        case .platform(let alert): told.append(alert.kind.name)
+        default: break
+        }
+      }
+      #expect(alerts == expected)
+      #expect(
+        told == ["detector-died", "detector-restarted", "detector-died", "poison-packet", "detector-restarted"])
+      pool.close(at: Timestamp(seconds: 8))
+    }
   }
 
   @Test("ends a process that hangs, takes its packet for the reason, and goes on")

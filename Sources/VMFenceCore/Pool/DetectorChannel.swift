@@ -291,7 +291,7 @@ public final class DetectorChannel: @unchecked Sendable {
   @discardableResult
   package func askForState(at time: Timestamp) -> Bool {
     guard state.attached, configuration.stateBytes > 0 else { return false }
-    state.stateRequests &+= 1
+    state.noteStateRequest(at: time)
     down.area(0, count: RingLayout.controlBytes).store(time.nanoseconds, at: RingLayout.stateTime)
     down.word(RingLayout.stateRequest).storeReleasing(state.stateRequests)
     state.link?.ring()
@@ -306,6 +306,24 @@ public final class DetectorChannel: @unchecked Sendable {
     let area = up.area(up.byteCount - configuration.stateBytes, count: configuration.stateBytes)
     return area.withBytes(0, length: Int(length)) { $0.copiedBytes() }
   }
+
+  /// Whether nothing was asked for that is not answered.
+  package var isStateAnswered: Bool { up.word(RingLayout.stateAnswer).loadAcquiring() == state.stateRequests }
+
+  /// What a detector said last, this one or one before it, when it was asked what it remembers, and the packet time of that; nil when none has,
+  /// or after `forgetState`. One that died while it wrote leaves bytes that its successor refuses. Hostile, as all that `takeState` gives.
+  package var lastState: (bytes: [UInt8], time: Timestamp)? {
+    let answer = up.word(RingLayout.stateAnswer).loadAcquiring()
+    let length = up.word(RingLayout.stateLength).loadOnce()
+    guard let time = state.timeOfState(answer), length > 0, length <= UInt64(configuration.stateBytes) else {
+      return nil
+    }
+    let area = up.area(up.byteCount - configuration.stateBytes, count: configuration.stateBytes)
+    return (area.withBytes(0, length: Int(length)) { $0.copiedBytes() }, time)
+  }
+
+  /// What detectors have said so far is not `lastState` any more.
+  package func forgetState() { state.forgetStates() }
 
   private func awaitState(until deadline: Int64) -> Bool {
     let answer = up.word(RingLayout.stateAnswer)

@@ -24,7 +24,9 @@ struct DetectorChannelState: ~Copyable {
   /// What the next detector is to take over: so many bytes in the state area.
   var offered: (length: Int, time: Timestamp)?
   /// How many states were asked for.
-  var stateRequests: UInt64 = 0
+  private(set) var stateRequests: UInt64 = 0
+  /// For which times, the last few.
+  private var stateTimes: [(request: UInt64, time: Timestamp)] = []
   private var failure: DetectorError?
   /// The rule sets that packets in the ring may have been inspected with, oldest first: how many rules each has.
   private var ruleCounts: [(generation: UInt32, count: Int)] = []
@@ -184,6 +186,21 @@ struct DetectorChannelState: ~Copyable {
     while ruleCounts.count > 1, ruleCounts[1].generation <= slot.generation { ruleCounts.removeFirst() }
     return ruleCounts.first ?? (0, 0)
   }
+
+  // MARK: What detectors remember
+
+  private static let stateTimesKept = 4
+
+  mutating func noteStateRequest(at time: Timestamp) {
+    stateRequests &+= 1
+    if stateTimes.count >= Self.stateTimesKept { stateTimes.removeFirst() }
+    stateTimes.append((stateRequests, time))
+  }
+
+  /// The time that a state was asked for with this number; nil for one of long ago, and after `forgetStates`.
+  func timeOfState(_ request: UInt64) -> Timestamp? { stateTimes.first { $0.request == request }?.time }
+
+  mutating func forgetStates() { stateTimes.removeAll() }
 
   // MARK: Detectors and rule sets
 

@@ -33,6 +33,7 @@ extension DetectorPool {
       if configuration.keepsRefusedPackets { channel.keepRefused() }
       channel.keepNotes(configuration.packetNotes)
       entry.channel = channel
+      offerSnapshot(to: entry, at: time)
       entry.handle = try backend.launch(rules: rules, channel: channel, configuration: configuration.inspector)
       entry.generations = [(channel.generation, rules)]
       entry.isSuspended = false
@@ -167,7 +168,7 @@ extension DetectorPool {
     perform(tracker.detectorGone(entry.incarnation, at: time), at: time)
   }
 
-  private func offer(
+  func offer(
     _ bytes: [UInt8], to entry: GuardedDomain<Rules>, over channel: DetectorChannel, at time: Timestamp
   ) {
     entry.isTakingOver = channel.offerState(bytes, at: time)
@@ -304,6 +305,7 @@ extension DetectorPool {
       entry.deathsInVain += 1
       retry = entry.deathsInVain <= Self.immediateRestarts ? nil : time + backOff(entry)
     }
+    judgeSnapshot(entry, diedAgainAndAgain: retry != nil, at: time)
     perform(tracker.detectorGone(entry.incarnation, at: time, retry: retry), at: time)
   }
 

@@ -37,8 +37,11 @@ final class GuardedDomain<Rules: CompiledRules> {
   var ending: Ending?
   /// When it was seen to have hung up without having ended.
   var hungUpAt: Timestamp?
-  /// Its first detector was offered a saved state, and has not said what became of it.
+  /// Its detector was offered a saved state, and has not said what became of it.
   var isTakingOver = false
+  /// When a detector was last to write down what it remembers, and how many packets the domain had by then.
+  var lastSnapshot = Timestamp(nanoseconds: .min)
+  var packetsAtSnapshot: UInt64 = 0
   var wakesOnTraffic = false
   var lastTraffic = Timestamp(nanoseconds: .min)
   var notedTraffic = Timestamp(nanoseconds: .min)

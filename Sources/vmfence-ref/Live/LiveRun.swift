@@ -141,6 +141,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
         lifecycle: .init(
           blockedAfter: configuration.lifecycle.blockedAfter, stuckAfter: configuration.lifecycle.stuckAfter),
         channel: channel, inspector: inspector, answerTimeout: answerTimeout, lookInterval: .seconds(1),
+        snapshotInterval: .seconds(10),
         keepsRefusedPackets: true, packetNotes: configuration.packetNotes),
       at: parts.clock.now,
       savedState: { domain in

@@ -149,6 +149,52 @@ struct DetectorPoolDeathTests {
     #expect(rig.counters(web).inspected == 2)
   }
 
+  /// A rig whose detector has written down that it saw three packets, and then died of a fourth, which its successor has before it.
+  private func rigWithSnapshot() throws -> PoolRig {
+    let rig = try rig(.init(snapshotInterval: .seconds(10)))
+    for _ in 0..<3 { rig.send([7], to: web, at: 0.5) }
+    rig.drain()
+    rig.tick(at: 1)
+    // What comes behind the question is answered behind it.
+    rig.send([0], to: web, at: 2)
+    rig.drain()
+    _ = rig.words()
+    rig.backend.startsStill = true
+    try rig.backend.current?.die(.crashed(signal: 11))
+    rig.send([7], to: web, at: 3)
+    rig.pool.publish()
+    rig.tick(at: 3)
+    return rig
+  }
+
+  @Test("does not offer a saved state again that a detector died of before it had taken it over")
+  func snapshotThatKills() throws {
+    let rig = try rigWithSnapshot()
+    #expect(rig.backend.channel?.lastState?.time == .at(1))
+    // It has said nothing of the state.
+    try rig.backend.current?.die(.exited(code: 1))
+    rig.backend.startsStill = false
+    rig.tick(at: 4)
+    #expect(rig.words().contains("state-lost") && rig.backend.channel?.lastState == nil)
+    rig.drain()
+    let flows = rig.pool.takeEvents().compactMap { if case .alert(let alert) = $0 { alert.flowID } else { nil } }
+    #expect(flows == [1], "it began with nothing")
+  }
+
+  @Test("forgets a saved state with which detectors die again and again, though they had taken it over")
+  func snapshotThatKillsLater() throws {
+    let rig = try rigWithSnapshot()
+    for second in 4...9 {
+      // The word in which a detector says that it has taken it over.
+      rig.backend.channel?.up.area(272, count: 8).store(1 as UInt64, at: 0)
+      try rig.backend.current?.die(.exited(code: 1))
+      rig.tick(at: Double(second))
+      let isKept = second < 9
+      #expect((rig.backend.channel?.lastState != nil) == isKept, "\(second)")
+      #expect(rig.words().contains("state-lost") != isKept, "\(second)")
+    }
+  }
+
   @Test("is suspended again with its domain after a restart")
   func restartWhilePaused() throws {
     let rig = try rig()
