@@ -10,6 +10,7 @@ import VMFenceDetection
     .values(path: "rules/hosts.lst"): "192.0.2.1\n2001:db8::5\n::ffff:192.0.2.9\n",
     .values(path: "rules/names.rep"): "dXNlcg==,70\ncm9vdA==,200\n",
     .values(path: "rules/bad.lst"): "dXNlcg==\nnot base64!\n",
+    .values(path: "rules/twice.rep"): "dXNlcg==,5\ncm9vdA==,7\ndXNlcg==,6\n",
     .state(name: "seen.lst"): "b2xk\n",
   ]
 
@@ -111,6 +112,70 @@ import VMFenceDetection
     #expect(engine.inspect(["new", "newer"].map { Frame().carrying($0).udp }) == [[], [9]])
   }
 
+  @Test func `what a file gives is shared, and what rules change in it outlives a change of rules and a saved state`()
+    throws
+  {
+    let options = [
+      "content:!\"-\"; pkt_data; dataset:set,n,type string,load names.lst;",
+      "content:\"-\"; pkt_data; subslice:1; dataset:unset,n;",
+    ]
+    let text = options.enumerated().map { "alert ip any any -> any any (\($1) sid:\($0 + 1);)" }.joined(separator: "\n")
+    let frames = ["user", "-user", "new", "user", "-user", "-root", "-absent"].map { Frame().carrying($0).udp }
+    let later = ["user", "root", "new", "-new", "-user"].map { Frame().carrying($0).udp }
+    let (first, last): ([[UInt32]], [[UInt32]]) = ([[], [2], [1], [1], [2], [2], []], [[1], [1], [], [2], [2]])
+    let rules = try compile(text).rules
+    var engine = try EngineUnderTest(rules, settings: EngineUnderTest.immediate)
+    #expect(engine.inspect(frames) == first)
+    let saved = engine.inspector.saveState(at: engine.now, limit: 1 << 16)
+    #expect(saved.report.items.contains { $0.name == "changes of data sets" && $0.kept == 3 && $0.dropped == 0 })
+    // Another guest with the same rules knows nothing of it.
+    var other = try EngineUnderTest(rules, settings: EngineUnderTest.immediate)
+    #expect(other.inspect(frames) == first)
+    // The same guest goes on elsewhere.
+    var next = try EngineUnderTest(rules, hashKey: (9, 9), settings: EngineUnderTest.immediate)
+    let report = try next.inspector.restoreState(saved.bytes, at: nil)
+    #expect(report.items.allSatisfy { $0.dropped == 0 })
+    #expect(next.inspect(later) == last)
+    // And with new rules, here.
+    let changed = try compile(text + "\nalert ip any any -> any any (content:\"zzz\"; sid:3;)").rules
+    try engine.inspector.replaceRules(with: changed)
+    engine.rules = changed
+    #expect(engine.inspect(later) == last)
+  }
+
+  @Test func `a saved state has as many changes as fit, and says how many did not`() throws {
+    let engine = { try self.engine("pkt_data; dataset:set,seen,type string;") }
+    var first = try engine()
+    _ = first.inspect((100..<200).map { Frame().carrying("value \($0)").udp })
+    let saved = first.inspector.saveState(at: first.now, limit: 1500)
+    let item = try #require(saved.report.items.first { $0.name == "changes of data sets" })
+    #expect(saved.bytes.count <= 1600 && item.kept > 10 && item.kept + item.dropped == 100)
+    var second = try engine()
+    let report = try second.inspector.restoreState(saved.bytes, at: nil)
+    #expect(report.items.contains { $0.name == "changes of data sets" && $0.kept == item.kept })
+    let told = second.inspect((100..<200).map { Frame().carrying("value \($0)").udp }).count { $0 == [1] }
+    #expect(told == 100 - item.kept)
+  }
+
+  @Test func `one that is only saved begins empty, one that is loaded and saved with what it is given`() throws {
+    for (option, expected) in [
+      ("save out.lst", [[1], [1]]), ("load names.lst,save out.lst", [[], [1]]),
+    ] as [(String, [[UInt32]])] {
+      var engine = try engine("pkt_data; dataset:set,seen,type string,\(option);")
+      #expect(engine.inspect(["user", "new"].map { Frame().carrying($0).udp }) == expected)
+      let kept = try #require(engine.inspector.dataSetStates.first)
+      let lines = String(decoding: kept.text, as: UTF8.self).split(separator: "\n").map(String.init)
+      #expect(
+        kept.file == "out.lst"
+          && lines == (expected[0] == [] ? ["bmV3", "cm9vdA==", "dXNlcg=="] : ["bmV3", "dXNlcg=="]))
+    }
+  }
+
+  @Test func `of a value that a file gives twice the first line counts`() throws {
+    var engine = try engine("pkt_data; datarep:r,=,5,load twice.rep,type string;")
+    #expect(engine.inspect(Frame().carrying("user").udp) == [1])
+  }
+
   @Test(arguments: [
     ("dataset:isset,n;", "type of the new set"), ("dataset:isset;", "is not known"),
     ("dataset:has,n,type ip;", "is not known"),
@@ -120,6 +185,11 @@ import VMFenceDetection
     ("dataset:set,n,type string,state ../x;", "leaves the folder"),
     ("dataset:set,n,type string,state /x;", "leaves the folder"),
     ("dataset:set,n,type string,load names.lst,state x;", "exclude each other"),
+    ("dataset:set,n,type string,save y,state x;", "exclude each other"),
+    ("dataset:isset,n,type string; dataset:isset,n,load names.lst;", "is not read from this file"),
+    ("dataset:isset,n,type string; dataset:set,n,save a;", "is not kept in this file"),
+    ("dataset:isset,n,type string,memcap 1mb; dataset:set,n,memcap 2mb;", "has another memcap"),
+    ("dataset:set,n,type string,memcap 200mb; dataset:set,m,type string,memcap 57mb;", "all sets take"),
     ("dataset:set,n,type string,memcap 1tb;", "is no size"), ("dataset:set,n,type string,memcap 300mb;", "is no size"),
     ("dataset:isset,n,type string,load names.lst,memcap 100;", "needs 128 bytes"),
     ("datarep:r,>;", "is too little"), ("datarep:r,~,5,type ip;", "is no operator"),

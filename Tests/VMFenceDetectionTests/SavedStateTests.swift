@@ -188,9 +188,9 @@ import VMFenceDetection
     var first = try Self.engine()
     _ = Self.run(&first, frames[..<8], finishes: false)
     let state = first.inspector.saveState(at: Self.time(after: 8), limit: 1 << 20)
-    // Nothing was tagged or captured yet: both lists are a 0 each.
-    #expect(state.bytes.suffix(2) == [0, 0])
-    var older = Array(state.bytes.dropLast(2))
+    // Nothing was tagged or captured yet, and there are no data sets: these lists are a 0 each.
+    #expect(state.bytes.suffix(3) == [0, 0, 0])
+    var older = Array(state.bytes.dropLast(3))
     older[8] = 1
     var sum: UInt64 = 0xCBF2_9CE4_8422_2325
     for byte in older[24...] { sum = (sum ^ UInt64(byte)) &* 0x0000_0100_0000_01B3 }

@@ -314,13 +314,14 @@ extension ImageBuilder {
         writer.u32(UInt32(entry.reputation))
       }
     }
+    let changeMemory = changedDataSets.contains(set) ? set.changeMemory : 0
     write(.dataSets) { writer in
       for (offset, length) in texts {
         writer.u32(offset)
         writer.u32(length)
       }
       writer.u32(UInt32(set.kind.rawValue))
-      writer.u32(UInt32(set.memory))
+      writer.u32(UInt32(changeMemory))
       writer.u32(first)
       writer.u32(UInt32(values.count))
     }

@@ -14,12 +14,17 @@ struct ImageBuilder {
   private let limit: Int
   var regexes: [RegexKey: UInt32] = [:]
   var dataSets: [DataSet: UInt32] = [:]
+  /// Those that rules add to or take out of.
+  private(set) var changedDataSets: Set<DataSet> = []
 
   private init(limit: Int) { self.limit = min(limit, ImageLayout.byteLimit) }
 
   static func build(_ rules: [Rule], limit: Int) throws(RuleCompilationError) -> [UInt8] {
     var builder = ImageBuilder(limit: limit)
     builder.variables = try VariableNames(rules)
+    for case .payload(let test) in rules.lazy.flatMap(\.tests) {
+      if case .dataSet(let test) = test.check, test.operation.changesSet { builder.changedDataSets.insert(test.set) }
+    }
     for rule in rules { try builder.append(rule) }
     builder.appendVariableNames()
     try builder.append(try PrefilterPlan(rules), rules)

@@ -85,7 +85,7 @@ package enum ImageSection: Int, CaseIterable {
 package enum ImageLayout {
   /// "VMFRULES" as its bytes stand in memory.
   static let magic: UInt64 = 0x5345_4C55_5246_4D56
-  static let version: UInt32 = 6
+  static let version: UInt32 = 7
   package static let checksumOffset = 16
   package static let sectionTable = 48
   package static let sectionEntry = 16
@@ -261,8 +261,9 @@ enum DataSetRecord {
   static let stateFile = 8
   /// `DataSet.Kind`.
   static let kind = 16
+  /// Bytes for what rules add and take out.
   static let memory = 20
-  /// In `dataEntries`.
+  /// In `dataEntries`, by length, then by value.
   static let entriesStart = 24
   static let entriesCount = 28
 }

@@ -39,6 +39,10 @@ extension SnortInspector {
       try restoreTags(names, identities, clock, &reader, into: &tags, &counts)
       try restoreCaptures(identities, &reader, into: &captured, &counts)
     }
+    // SAFETY: the image is valid for its length as long as `rules` holds it, which outlasts this call.
+    let image = unsafe UnsafeRawBufferPointer(start: rules.image.baseAddress, count: rules.image.byteCount).bytes
+    var dataSets = DataSetStore(matching.sections, image, key: configuration.hashKey)
+    if version >= 3 { try dataSets.restore(from: &reader, image, &counts) }
     guard reader.isAtEnd else { throw StateReader.damaged("something follows its end") }
 
     self.flows = flows
@@ -49,6 +53,7 @@ extension SnortInspector {
     self.fragments = fragments
     self.tags = tags
     matching.payloads.captured = captured
+    matching.payloads.dataSets = dataSets
     matching.remaining = remaining
     finishPlace = 0
     return counts.report

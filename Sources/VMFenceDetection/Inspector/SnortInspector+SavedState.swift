@@ -5,12 +5,13 @@ import VMFencePackets
 ///
 /// Format, little-endian: "VMFSTATE"; version (u32); 0 (u32); FNV-1a of what follows (u64; against damage, not against
 /// somebody); when it was saved (i64). Then, each entry after a 1 and each list ended by a 0: flows, rates, host bits,
-/// `dynamic` rules, datagrams, and from version 2 on tags and what flows captured. Before the flows stand the names of bits and integers,
-/// which flows name by number; the other lists name a flow by its number in this state. Times are ages at the moment of saving. Rules are
-/// named by generator and signature, captured values by the hash of their variable's name.
+/// `dynamic` rules, datagrams, from version 2 on tags and what flows captured, and from version 3 on what rules changed in data
+/// sets. Before the flows stand the names of bits and integers, which flows name by number; the other lists name a flow by its
+/// number in this state. Times are ages at the moment of saving. Rules are named by generator and signature, captured values by
+/// the hash of their variable's name. What `stream.overlap-limit` and its like count begins anew.
 extension SnortInspector {
   static let stateMagic = Array("VMFSTATE".utf8)
-  static let stateVersion: UInt32 = 2
+  static let stateVersion: UInt32 = 3
   static let stateHeaderLength = 24
 
   public func saveState(at now: Timestamp, limit: Int) -> SavedEngineState {
@@ -29,6 +30,7 @@ extension SnortInspector {
     saveDatagrams(clock, limit, &writer, &counts)
     saveTags(clock, limit, numbers, &writer, &counts)
     saveCaptures(limit, numbers, &writer, &counts)
+    matching.payloads.dataSets.save(limit: limit, into: &writer, &counts)
     var whole = ByteWriter()
     whole.append(Self.stateMagic)
     whole.u32(Self.stateVersion)
@@ -231,9 +233,10 @@ struct StateCounts {
   var datagrams = EngineStateReport.Item("datagrams")
   var tags = EngineStateReport.Item("tags")
   var captures = EngineStateReport.Item("captured values")
+  var dataSets = EngineStateReport.Item("changes of data sets")
 
   var report: EngineStateReport {
-    EngineStateReport([flows, streams, variables, rates, hostBits, datagrams, tags, captures])
+    EngineStateReport([flows, streams, variables, rates, hostBits, datagrams, tags, captures, dataSets])
   }
 }
 

@@ -140,7 +140,9 @@ public struct SnortInspector: PacketInspector, ~Copyable {
   }
 
   /// What data sets with a state file hold now, by that file's name: a line for each value.
-  public var dataSetStates: [(file: String, text: [UInt8])] { matching.payloads.dataSets.states }
+  public var dataSetStates: [(file: String, text: [UInt8])] {
+    rules.image.withBytes { matching.payloads.dataSets.states($0) }
+  }
 
   /// What each rule has cost since the rules were put in force, the costliest first; empty unless `profiling.rules.enabled` is set.
   public var ruleCosts: [RuleCost] { matching.profile.costs }
@@ -178,9 +180,10 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     // Nothing changes when the new rules cannot be used. The old image lives until the old scanner is gone.
     var next = try Matching(rules, isProfiled: settings.profilesRules, key: configuration.hashKey)
     variables = variables.adapted(from: self.rules, to: rules)
-    let isGiven = next.payloads.dataSets.isGiven
     swap(&next.payloads.captured, &matching.payloads.captured)
-    next.payloads.dataSets.adopt(matching.payloads.dataSets, except: isGiven)
+    // SAFETY: the image is valid for its length as long as `rules` holds it, which outlasts this call.
+    let image = unsafe UnsafeRawBufferPointer(start: rules.image.baseAddress, count: rules.image.byteCount).bytes
+    next.payloads.dataSets.adopt(matching.payloads.dataSets, image)
     matching = next
     self.rules = rules
     generation &+= 1

@@ -28,24 +28,42 @@ package final class DataSet: Hashable, Sendable {
   static let valueMaximum = 65_535
   static let entryMaximum = 2_000_000
   static let memoryMaximum = 256 << 20
-  /// Of a set that grows, when the rules give none.
+  /// For what rules change in a set, when none says how much it may take.
   static let memoryDefault = 4 << 20
 
   package let name: String
   package let kind: Kind
+  /// What its file gives, by length, then by value; each value once.
   package let entries: [Entry]
-  /// Bytes for its values and what finds them.
-  package let memory: Int
+  /// Bytes for these values and what finds them.
+  let memory: Int
+  /// `memcap`: bytes for all its values.
+  let limit: Int?
+  /// Where its values were read from.
+  let source: RuleDataFile?
   /// Where it is kept beyond the end of a run.
   package let stateFile: String?
 
-  init(name: String, kind: Kind, entries: [Entry], memory: Int, stateFile: String?) {
+  init(name: String, kind: Kind, entries: [Entry], limit: Int?, source: RuleDataFile?, stateFile: String?) {
     self.name = name
     self.kind = kind
-    self.entries = entries
-    self.memory = memory
+    // Of a value that is given twice, the first line counts.
+    let order = entries.indices.sorted {
+      let (a, b) = (entries[$0].value, entries[$1].value)
+      if a.count != b.count { return a.count < b.count }
+      return a == b ? $0 < $1 : a.lexicographicallyPrecedes(b)
+    }
+    self.entries = order.enumerated().filter { position, index in
+      position == 0 || entries[order[position - 1]].value != entries[index].value
+    }.map { entries[$1] }
+    memory = self.entries.reduce(0) { $0 + DataSetStore.memory(of: $1.value.count) }
+    self.limit = limit
+    self.source = source
     self.stateFile = stateFile
   }
+
+  /// Bytes for what rules add and take out.
+  var changeMemory: Int { limit.map { max(0, $0 - memory) } ?? Self.memoryDefault }
 
   package static func == (a: DataSet, b: DataSet) -> Bool { a === b }
   package func hash(into hasher: inout Hasher) { hasher.combine(ObjectIdentifier(self)) }
@@ -62,6 +80,8 @@ package struct DataSetTest: Hashable, Sendable {
     case unset
     /// Compares the value's reputation; what has none does not hold.
     case reputation
+
+    var changesSet: Bool { self == .set || self == .unset }
   }
   package var set: DataSet
   package var operation: Operation

@@ -3,6 +3,9 @@ import VMFenceCore
 /// Sets that the rules so far have named, and how their files are read.
 struct DataSets {
   var known: [String: DataSet] = [:]
+  /// Those that a rule adds to or takes out of.
+  var changed: Set<DataSet> = []
+  /// Bytes that they may take, all together.
   var memory = 0
   /// nil: rules may name no files.
   var read: (@Sendable (RuleDataFile) -> [UInt8]?)?
@@ -14,11 +17,12 @@ extension RuleOptionParser {
   private struct Form {
     var kind: DataSet.Kind?
     var load: ArraySlice<UInt8>?
+    var save: ArraySlice<UInt8>?
     var state: ArraySlice<UInt8>?
     var memory: Int?
   }
 
-  /// `isset|isnotset|set|unset,NAME[,type T][,load FILE|state FILE][,memcap SIZE][,hashsize N]`.
+  /// `isset|isnotset|set|unset,NAME[,type T][,load FILE][,save FILE][,state FILE][,memcap SIZE][,hashsize N]`.
   mutating func dataSet(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?) throws(RuleProblem) {
     let items = list(try required(name, value))
     let operations: [String: DataSetTest.Operation] = [
@@ -30,6 +34,9 @@ extension RuleOptionParser {
         "write `dataset:isset|isnotset|set|unset,NAME,type TYPE,load FILE;`")
     }
     let set = try set(name, items[1], items.dropFirst(2), hasReputation: false)
+    if operation.changesSet, dataSets.changed.insert(set).inserted {
+      try take(set.changeMemory, set.name, at: items[1].startIndex)
+    }
     add(.dataSet(DataSetTest(set: set, operation: operation)))
   }
 
@@ -59,11 +66,7 @@ extension RuleOptionParser {
     }
     let form = try form(option, items)
     if let known = dataSets.known[name.text] {
-      guard form.kind == nil || form.kind == known.kind else {
-        throw RuleProblem(
-          name.startIndex, "\(option.shown): \(name.shown) is a set of type \(known.kind)",
-          "name another set, or this type")
-      }
+      try compare(form, known, option, name)
       return known
     }
     guard let kind = form.kind else {
@@ -74,20 +77,56 @@ extension RuleOptionParser {
     guard dataSets.known.count < DataSet.setMaximum else {
       throw RuleProblem(name.startIndex, "more than \(DataSet.setMaximum) data sets", "use fewer of them")
     }
-    let entries = try entries(option, form, kind, hasReputation)
-    let needed = entries.reduce(0) { $0 + DataSetStore.memory(of: $1.value.count) }
-    let memory = form.memory ?? (form.load == nil ? DataSet.memoryDefault : needed)
-    guard needed <= memory, dataSets.memory + memory <= DataSet.memoryMaximum else {
+    let source = source(form)
+    let set = DataSet(
+      name: name.text, kind: kind, entries: try entries(option, form, source, kind, hasReputation), limit: form.memory,
+      source: source, stateFile: (form.state ?? form.save).map(\.text))
+    guard set.memory <= form.memory ?? .max else {
       throw RuleProblem(
         name.startIndex,
-        "\(option.shown): the set \(name.shown) needs \(needed) bytes and may take \(memory), all sets \(DataSet.memoryMaximum)",
-        "give it another memcap, or fewer values")
+        "\(option.shown): the set \(name.shown) needs \(set.memory) bytes and may take \(form.memory ?? 0)",
+        "give it a larger memcap, or fewer values")
     }
-    let set = DataSet(
-      name: name.text, kind: kind, entries: entries, memory: memory, stateFile: form.state.map(\.text))
+    try take(set.memory, set.name, at: name.startIndex)
     dataSets.known[name.text] = set
-    dataSets.memory += memory
     return set
+  }
+
+  /// Counts what a set may take.
+  private mutating func take(_ memory: Int, _ name: String, at offset: Int) throws(RuleProblem) {
+    dataSets.memory += memory
+    guard dataSets.memory <= DataSet.memoryMaximum else {
+      throw RuleProblem(
+        offset,
+        "with the \(memory) bytes of the set `\(name.escapedForDisplay)` all sets take \(dataSets.memory), and may take \(DataSet.memoryMaximum)",
+        "give it a smaller memcap, or fewer values")
+    }
+  }
+
+  /// What a later rule says of a set must be what the first one said: nothing of it would come true.
+  private func compare(
+    _ form: Form, _ known: DataSet, _ option: ArraySlice<UInt8>, _ name: ArraySlice<UInt8>
+  ) throws(RuleProblem) {
+    guard form.kind == nil || form.kind == known.kind else {
+      throw RuleProblem(
+        name.startIndex, "\(option.shown): \(name.shown) is a set of type \(known.kind)",
+        "name another set, or this type")
+    }
+    let stateFile = (form.state ?? form.save).map(\.text)
+    for (given, isOther, what) in [
+      (form.load ?? form.state, source(form) != known.source, "read from this file"),
+      (form.state ?? form.save, stateFile != known.stateFile, "kept in this file"),
+    ] {
+      guard let given, isOther else { continue }
+      throw RuleProblem(
+        given.startIndex, "\(option.shown): the set \(name.shown) of an earlier rule is not \(what)",
+        "say it where the set is named first, or name another set")
+    }
+    if let memory = form.memory, memory != known.limit {
+      throw RuleProblem(
+        name.startIndex, "\(option.shown): the set \(name.shown) of an earlier rule has another memcap",
+        "say it where the set is named first, or name another set")
+    }
   }
 
   private func form(
@@ -107,6 +146,9 @@ extension RuleOptionParser {
       case "load": form.load = try required(argument.name, argument.value)
       case "state", "save":
         let file = try required(argument.name, argument.value)
+        guard file.count <= 255 else {
+          throw RuleProblem(file.startIndex, "\(option.shown): a name of \(file.count) bytes", "write 255 at the most")
+        }
         guard file.first != UInt8(ascii: "/"),
           !file.split(separator: UInt8(ascii: "/")).contains(where: { $0.isText("..") })
         else {
@@ -114,17 +156,20 @@ extension RuleOptionParser {
             file.startIndex, "\(option.shown): \(file.shown) leaves the folder of what is kept",
             "write a name without `/` before it and without `..`")
         }
-        form.state = file
+        if argument.text == "save" { form.save = file } else { form.state = file }
       case "memcap": form.memory = try size(argument)
       // Tables grow with what they hold.
       case "hashsize": _ = try integer(argument.name, argument.value, 1...0xFFFF_FFFF)
       default:
         throw RuleProblem(
-          item.startIndex, "\(option.shown): \(item.shown) is not known", "use type, load, state, memcap or hashsize")
+          item.startIndex, "\(option.shown): \(item.shown) is not known",
+          "use type, load, save, state, memcap or hashsize")
       }
     }
-    if form.load != nil, let state = form.state {
-      throw RuleProblem(state.startIndex, "\(option.shown): `load` and `state` exclude each other", "keep one of them")
+    if form.load ?? form.save != nil, let state = form.state {
+      throw RuleProblem(
+        state.startIndex, "\(option.shown): `state` and `load` or `save` exclude each other",
+        "`state` is both, with one file")
     }
     return form
   }
@@ -143,20 +188,19 @@ extension RuleOptionParser {
     return number << shift
   }
 
+  private func source(_ form: Form) -> RuleDataFile? {
+    if let file = form.state { return .state(name: file.text) }
+    guard let file = form.load else { return nil }
+    let folder = place(file.startIndex).file.split(separator: "/", omittingEmptySubsequences: false).dropLast()
+    let isAlone = file.first == UInt8(ascii: "/") || folder.isEmpty
+    return .values(path: isAlone ? file.text : folder.joined(separator: "/") + "/" + file.text)
+  }
+
   private func entries(
-    _ option: ArraySlice<UInt8>, _ form: Form, _ kind: DataSet.Kind, _ hasReputation: Bool
+    _ option: ArraySlice<UInt8>, _ form: Form, _ source: RuleDataFile?, _ kind: DataSet.Kind, _ hasReputation: Bool
   ) throws(RuleProblem) -> [DataSet.Entry] {
-    guard let file = form.load ?? form.state else { return [] }
+    guard let source, let file = form.load ?? form.state else { return [] }
     let shown = file.shown
-    let source: RuleDataFile
-    if form.load != nil {
-      let folder = place(file.startIndex).file.split(separator: "/", omittingEmptySubsequences: false).dropLast()
-      source = .values(
-        path: file.first == UInt8(ascii: "/") || folder.isEmpty
-          ? file.text : folder.joined(separator: "/") + "/" + file.text)
-    } else {
-      source = .state(name: file.text)
-    }
     guard let bytes = dataSets.read?(source) else {
       // Nothing was kept yet.
       if form.load == nil { return [] }

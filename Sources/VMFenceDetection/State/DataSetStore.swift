@@ -1,7 +1,10 @@
 import VMFenceCore
 
-/// The values of all data sets of one detector, in memory of fixed size. Placed by a secret key; a set that is full takes no more values,
-/// which is counted. Used by one thread.
+/// What rules have added to the data sets of one detector, and taken out of them, in memory of fixed size: the values that rule files give lie
+/// in the image, which detectors share, and are found there by halving.
+///
+/// Changes are placed by a secret key; a set that is full takes no more of them, which is counted. They belong to one detector, and so to one
+/// domain. Used by one thread.
 struct DataSetStore: ~Copyable {
   /// Values lie in pieces of 16, 32 … 65,536 bytes, of which those given back are used again.
   private static let unit = 16
@@ -9,6 +12,7 @@ struct DataSetStore: ~Copyable {
   /// What finding a value takes besides it.
   private static let overhead = 48
 
+  /// One change.
   struct Entry: BitwiseCopyable {
     /// 0: the place is free.
     var hash: UInt64 = 0
@@ -16,25 +20,31 @@ struct DataSetStore: ~Copyable {
     var place: UInt32 = 0
     var length: UInt32 = 0
     var set: UInt16 = 0
-    var reputation: UInt16 = 0
+    /// A value of the rule file was taken out. Otherwise one that is not in it was added.
+    var isRemoval = false
   }
 
-  private struct Room {
+  struct Room {
     var kind: DataSet.Kind
     var name: [UInt8]
     var stateFile: [UInt8]
+    /// Bytes for changes.
     var limit: Int
     var used = 0
+    /// The records of what the rule file gives, by length, then by value.
+    var given: Range<Int>
   }
 
-  private var rooms: [Room] = []
-  private var table: ZeroedTable<Entry>
+  private(set) var rooms: [Room] = []
+  private(set) var table: ZeroedTable<Entry>
   private let mask: Int
   private var bytes: ByteStore
   private var nextUnit = 0
   /// The first piece given back of each class, as unit plus one; each holds the next in its first four bytes.
   private var free: [UInt32]
   private let hash: KeyedHash
+  /// Where patterns lie in the image, and with them what rule files give.
+  private let patterns: Int
   private(set) var refused: UInt64 = 0
 
   /// Bytes that a value of this length takes.
@@ -45,11 +55,11 @@ struct DataSetStore: ~Copyable {
     return units == 1 ? 0 : Int.bitWidth - (units - 1).leadingZeroBitCount
   }
 
-  /// With what the image's sets hold. `key`: secret.
+  /// With the image's sets, unchanged. `key`: secret.
   init(_ sections: ImageSections, _ image: RawSpan, key: (UInt64, UInt64)) {
-    let count = sections[.dataSets].count
     var total = 0
-    for index in 0..<count {
+    patterns = sections[.patterns].offset
+    for index in 0..<sections[.dataSets].count {
       let record = sections[.dataSets].offset + index * DataSetRecord.stride
       func text(_ field: Int) -> [UInt8] {
         let start = sections[.patterns].offset + Int(image.u32le(record + field))
@@ -57,10 +67,13 @@ struct DataSetStore: ~Copyable {
       }
       let limit = Int(image.u32le(record + DataSetRecord.memory))
       total += limit
+      let first =
+        sections[.dataEntries].offset + Int(image.u32le(record + DataSetRecord.entriesStart)) * DataEntryRecord.stride
       rooms.append(
         Room(
           kind: DataSet.Kind(rawValue: UInt8(truncatingIfNeeded: image.u32le(record + DataSetRecord.kind))) ?? .string,
-          name: text(DataSetRecord.name), stateFile: text(DataSetRecord.stateFile), limit: limit))
+          name: text(DataSetRecord.name), stateFile: text(DataSetRecord.stateFile), limit: limit,
+          given: first..<first + Int(image.u32le(record + DataSetRecord.entriesCount)) * DataEntryRecord.stride))
     }
     // A place and its half again for each value that there can be.
     var places = 2
@@ -70,33 +83,74 @@ struct DataSetStore: ~Copyable {
     bytes = ByteStore(count: total + Self.unit)
     free = Array(repeating: 0, count: Self.classes)
     hash = KeyedHash(key: (key.0 ^ 0x6461_7461_7365_74, key.1 ^ 0x31))
-    for index in 0..<count {
-      let record = sections[.dataSets].offset + index * DataSetRecord.stride
-      let first = Int(image.u32le(record + DataSetRecord.entriesStart))
-      for entry in first..<first + Int(image.u32le(record + DataSetRecord.entriesCount)) {
-        let place = sections[.dataEntries].offset + entry * DataEntryRecord.stride
-        let start = sections[.patterns].offset + Int(image.u32le(place + DataEntryRecord.value))
-        let value = image.extracting(start..<start + Int(image.u32le(place + DataEntryRecord.length)))
-        _ = insert(value, in: index, UInt16(truncatingIfNeeded: image.u32le(place + DataEntryRecord.reputation)))
-      }
-    }
   }
 
   // MARK: Values
 
   func takes(_ length: Int, in set: Int) -> Bool { rooms[set].kind.takes(length) }
 
-  func contains(_ value: RawSpan, in set: Int) -> Bool { find(value, set, hash(of: value, set)) != nil }
+  func contains(_ value: RawSpan, in set: Int, _ image: RawSpan) -> Bool {
+    if let change = find(value, set, hash(of: value, set)) { return !table[change].isRemoval }
+    return given(value, set, image) != nil
+  }
 
-  /// nil: it is not there.
-  func reputation(of value: RawSpan, in set: Int) -> UInt16? {
-    find(value, set, hash(of: value, set)).map { table[$0].reputation }
+  /// nil: it is not there. What was added has none.
+  func reputation(of value: RawSpan, in set: Int, _ image: RawSpan) -> UInt16? {
+    guard let record = given(value, set, image), contains(value, in: set, image) else { return nil }
+    return UInt16(truncatingIfNeeded: image.u32le(record + DataEntryRecord.reputation))
   }
 
   /// False when it was there, or there is no room.
-  mutating func insert(_ value: RawSpan, in set: Int, _ reputation: UInt16 = 0) -> Bool {
+  mutating func insert(_ value: RawSpan, in set: Int, _ image: RawSpan) -> Bool {
     let hash = hash(of: value, set)
-    guard find(value, set, hash) == nil else { return false }
+    if let change = find(value, set, hash) {
+      guard table[change].isRemoval else { return false }
+      forget(change)
+      return true
+    }
+    return given(value, set, image) == nil && note(value, set, hash, isRemoval: false)
+  }
+
+  /// False when it was not there, or there is no room to remember that it is gone.
+  mutating func remove(_ value: RawSpan, from set: Int, _ image: RawSpan) -> Bool {
+    let hash = hash(of: value, set)
+    if let change = find(value, set, hash) {
+      guard !table[change].isRemoval else { return false }
+      forget(change)
+      return true
+    }
+    return given(value, set, image) != nil && note(value, set, hash, isRemoval: true)
+  }
+
+  /// The record of a value that the rule file gives.
+  private func given(_ value: RawSpan, _ set: Int, _ image: RawSpan) -> Int? {
+    let range = rooms[set].given
+    var (low, high) = (0, range.count / DataEntryRecord.stride)
+    while low < high {
+      let middle = (low + high) / 2
+      let record = range.lowerBound + middle * DataEntryRecord.stride
+      let order = compare(value, record, image)
+      if order == 0 { return record }
+      if order < 0 { high = middle } else { low = middle + 1 }
+    }
+    return nil
+  }
+
+  /// Less than 0: the value comes before that of the record.
+  private func compare(_ value: RawSpan, _ record: Int, _ image: RawSpan) -> Int {
+    let length = Int(image.u32le(record + DataEntryRecord.length))
+    guard length == value.byteCount else { return value.byteCount - length }
+    let start = patterns + Int(image.u32le(record + DataEntryRecord.value))
+    for offset in 0..<length {
+      let (own, other) = (value.u8(offset), image.u8(start + offset))
+      if own != other { return Int(own) - Int(other) }
+    }
+    return 0
+  }
+
+  // MARK: Changes
+
+  private mutating func note(_ value: RawSpan, _ set: Int, _ hash: UInt64, isRemoval: Bool) -> Bool {
     let needed = Self.memory(of: value.byteCount)
     guard rooms[set].used + needed <= rooms[set].limit, let place = takePiece(value.byteCount) else {
       refused += 1
@@ -108,14 +162,13 @@ struct DataSetStore: ~Copyable {
     // Never full: the limits leave a third of the places free.
     while table[index].hash != 0 { index = (index + 1) & mask }
     table[index] = Entry(
-      hash: hash, place: UInt32(place), length: UInt32(value.byteCount), set: UInt16(set), reputation: reputation)
+      hash: hash, place: UInt32(place), length: UInt32(value.byteCount), set: UInt16(set), isRemoval: isRemoval)
     return true
   }
 
-  /// False when it was not there.
-  mutating func remove(_ value: RawSpan, from set: Int) -> Bool {
-    guard var hole = find(value, set, hash(of: value, set)) else { return false }
-    let length = Int(table[hole].length)
+  private mutating func forget(_ change: Int) {
+    var hole = change
+    let (set, length) = (Int(table[hole].set), Int(table[hole].length))
     givePiece(Int(table[hole].place), length)
     rooms[set].used -= Self.memory(of: length)
     // What comes after and would not be found any more moves up.
@@ -129,7 +182,6 @@ struct DataSetStore: ~Copyable {
       index = (index + 1) & mask
     }
     table[hole] = Entry()
-    return true
   }
 
   private func find(_ value: RawSpan, _ set: Int, _ hash: UInt64) -> Int? {
@@ -188,31 +240,42 @@ struct DataSetStore: ~Copyable {
 
   // MARK: Beyond a rule set, and beyond a run
 
-  /// Takes over what sets of the same name and type have, as far as there is room, except for those whose values the rules give.
-  mutating func adopt(_ other: borrowing DataSetStore, except isGiven: [Bool]) {
-    for (set, room) in rooms.enumerated() where !isGiven[set] {
-      guard let old = other.rooms.firstIndex(where: { $0.name == room.name && $0.kind == room.kind }) else { continue }
-      for index in 0..<other.table.count where other.table[index].hash != 0 && Int(other.table[index].set) == old {
-        let entry = other.table[index]
-        let start = Int(entry.place) * Self.unit
-        // SAFETY: the other store stays as it is meanwhile.
-        let value = unsafe other.bytes.bytes(start..<start + Int(entry.length)).bytes
-        _ = insert(value, in: set, entry.reputation)
-      }
+  /// The value of a change.
+  func value(_ entry: Entry) -> [UInt8] {
+    let start = Int(entry.place) * Self.unit
+    return (0..<Int(entry.length)).map { bytes[start + $0] }
+  }
+
+  /// Does a change anew; false: there is no room, or no such value.
+  mutating func apply(_ value: [UInt8], isRemoval: Bool, in set: Int, _ image: RawSpan) -> Bool {
+    value.withRawSpan { isRemoval ? remove($0, from: set, image) : insert($0, in: set, image) }
+  }
+
+  /// The set of this name, if it is one of this type.
+  func index(of name: [UInt8], _ kind: DataSet.Kind) -> Int? {
+    rooms.firstIndex { $0.name == name && $0.kind == kind }
+  }
+
+  /// Does the changes of another store in the sets of the same name and type, as far as there is room.
+  mutating func adopt(_ other: borrowing DataSetStore, _ image: RawSpan) {
+    let sets = other.rooms.map { index(of: $0.name, $0.kind) }
+    for index in 0..<other.table.count where other.table[index].hash != 0 {
+      guard let set = sets[Int(other.table[index].set)] else { continue }
+      _ = apply(other.value(other.table[index]), isRemoval: other.table[index].isRemoval, in: set, image)
     }
   }
 
-  /// Which sets are given by the rules alone: nothing is kept of them.
-  var isGiven: [Bool] { rooms.map { $0.stateFile.isEmpty && $0.used > 0 } }
-
   /// What is to be kept, by file: a line for each value, in order.
-  var states: [(file: String, text: [UInt8])] {
+  func states(_ image: RawSpan) -> [(file: String, text: [UInt8])] {
     rooms.enumerated().filter { !$0.element.stateFile.isEmpty }.map { set, room in
       var lines: [[UInt8]] = []
       for index in 0..<table.count where table[index].hash != 0 && Int(table[index].set) == set {
-        let start = Int(table[index].place) * Self.unit
-        lines.append(
-          DataSetLine.render((0..<Int(table[index].length)).map { bytes[start + $0] }, room.kind))
+        if !table[index].isRemoval { lines.append(DataSetLine.render(value(table[index]), room.kind)) }
+      }
+      for record in stride(from: room.given.lowerBound, to: room.given.upperBound, by: DataEntryRecord.stride) {
+        let start = patterns + Int(image.u32le(record + DataEntryRecord.value))
+        let value = image.extracting(start..<start + Int(image.u32le(record + DataEntryRecord.length)))
+        if contains(value, in: set, image) { lines.append(DataSetLine.render(value.copiedBytes(), room.kind)) }
       }
       lines.sort { $0.lexicographicallyPrecedes($1) }
       return (String(decoding: room.stateFile, as: UTF8.self), lines.flatMap { $0 + [0x0A] })
@@ -223,16 +286,16 @@ struct DataSetStore: ~Copyable {
 extension PayloadMatcher {
   /// `dataset` and `datarep`, of the whole buffer.
   mutating func isInDataSet(_ record: Int, _ bytes: RawSpan, _ image: RawSpan) -> Bool {
-    budget -= bytes.byteCount / 4 + 4
+    budget -= bytes.byteCount / 4 + 16
     let set = Int(image.u32le(OptionRecord.word(record, 0)))
     guard dataSets.takes(bytes.byteCount, in: set) else { return false }
     switch DataSetTest.Operation(rawValue: image.u8(record + OptionRecord.small2)) {
-    case .isSet: return dataSets.contains(bytes, in: set)
-    case .isNotSet: return !dataSets.contains(bytes, in: set)
-    case .set: return dataSets.insert(bytes, in: set)
-    case .unset: return dataSets.remove(bytes, from: set)
+    case .isSet: return dataSets.contains(bytes, in: set, image)
+    case .isNotSet: return !dataSets.contains(bytes, in: set, image)
+    case .set: return dataSets.insert(bytes, in: set, image)
+    case .unset: return dataSets.remove(bytes, from: set, image)
     case .reputation:
-      guard let found = dataSets.reputation(of: bytes, in: set) else { return false }
+      guard let found = dataSets.reputation(of: bytes, in: set, image) else { return false }
       let comparison = UInt8(truncatingIfNeeded: image.u32le(OptionRecord.word(record, 1)))
       let isNegated = image.u8(record + OptionRecord.flags) & OptionRecord.isNegated != 0
       return Self.compare(UInt64(found), UInt64(image.u32le(OptionRecord.word(record, 2))), comparison) != isNegated
