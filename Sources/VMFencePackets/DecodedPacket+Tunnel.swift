@@ -184,6 +184,15 @@ extension DecodedPacket {
     setTunnel(EtherType.bridging, from: start + 8, to: end, .vxlan)
   }
 
+  /// Of a datagram that carries a frame in VXLAN, the network that the frame belongs to: 24 bits (RFC 7348 §5). nil for all other packets,
+  /// and for the carried ones.
+  ///
+  /// `bytes`: the frame that this packet was decoded from.
+  public func vxlanNetwork(in bytes: RawSpan) -> UInt32? {
+    guard isTunnel, tunnelOrigin == .vxlan, Int(tunnelOffset) <= bytes.byteCount else { return nil }
+    return bytes.u32(Int(tunnelOffset) - 4) >> 8
+  }
+
   /// RFC 8926 §3.4: version and length of the options in words, flags, EtherType, identifier, a reserved byte, options.
   private mutating func findFrame(inGeneve bytes: RawSpan, from start: Int, to end: Int) {
     guard end - start >= 8, bytes.u8(start) >> 6 == 0, bytes.u8(start + 7) == 0 else { return }

@@ -53,6 +53,38 @@ import VMFenceDetection
     #expect(try fired([user, asks], frames).map { Set($0) } == [[1], [1, 2]])
   }
 
+  /// What the first alert of a packet has captured, as NAME=VALUE.
+  private func told(_ rule: String, _ payload: String) throws -> [String] {
+    let source = RuleSource(file: "f", text: Array(rule.utf8), dialect: .suricata)
+    var engine = try EngineUnderTest(
+      try SnortRuleEngine().compile(RuleCompilationRequest(sources: [source], onBadRule: .fail)).rules)
+    #expect(engine.inspect(Frame().carrying(payload).udp).first == 1)
+    let captures = engine.output[0].captures(engine.rules.metadata(at: 0).captures)
+    return captures.map { "\($0.name)=\(String(decoding: $0.value, as: UTF8.self))" }
+  }
+
+  @Test("what is captured for the alert goes with it, by name, with the captures of other kinds beside")
+  func alertValues() throws {
+    let three = "pcre:\"/user=(\\w+) from=(\\w+) as=(\\w+)/\", flow:name, alert:place, alert:role;"
+    #expect(try told(Self.rule(1, three), "user=root from=here as=admin") == ["place=here", "role=admin"])
+    let named = "pcre:\"/as=(?P<alert_role>\\w+)/\"; pcre:\"/user=(?P<alert_user>\\w+)/\";"
+    #expect(try told(Self.rule(1, named), "user=root as=admin") == ["role=admin", "user=root"])
+    // A rule without such captures has none, though another one of the packet does.
+    #expect(try told(Self.rule(1, "content:\"user\";") + "\n" + Self.rule(2, named), "user=a as=b") == [])
+    // 63 bytes in all: two and the value's own for each; what does not fit is cut, or left out.
+    let long = String(repeating: "x", count: 50)
+    let two = "pcre:\"/a=(\\w+) b=(\\w+) c=(\\w+)/\", alert:a, alert:b, alert:c;"
+    #expect(try told(Self.rule(1, two), "a=\(long) b=\(long) c=y") == ["a=\(long)", "b=xxxxxxxxx"])
+  }
+
+  @Test("of the values for the alert a rule has four at the most")
+  func tooManyAlertValues() {
+    let options = (1...5).map { "pcre:\"/a(b)/\", alert:n\($0);" }.joined(separator: " ")
+    let result = RuleFileParser.parse(
+      RuleSource(file: "f", text: Array(Self.rule(1, options).utf8), dialect: .suricata), variables: [:])
+    #expect(result.diagnostics.contains { $0.severity == .error && $0.message.contains("for the alert of one rule") })
+  }
+
   @Test("nothing is captured by a rule that does not match in the end, and none of it reaches another rule")
   func unmatched() throws {
     let user = Self.rule(1, "pcre:\"/user=(\\w+)/\", flow:name; content:\"never\";")

@@ -26,6 +26,19 @@ import VMFenceDetection
     #expect(found[0] == [1, 5] && found[1] == [2, 5] && found[3] == [4, 5], "\(found)")
   }
 
+  @Test func `Snort's rules about fragments fire on those that overlap and that reach too far`() throws {
+    var engine = try EngineUnderTest("alert ( gid:123; sid:7; )\nalert ( gid:123; sid:8; )", dialect: .snort3)
+    func piece(_ offset: Int, more: Bool, id: UInt16) -> [UInt8] {
+      Frame().with { $0.payload = Array(repeating: 0x41, count: 16) }.piece(17, offset: offset / 8, more: more, id: id)
+    }
+    #expect(engine.inspect([piece(0, more: true, id: 1), piece(16, more: true, id: 1)]) == [[], []])
+    #expect(engine.inspect(piece(8, more: true, id: 1)) == [8])
+    #expect(engine.inspect([piece(0, more: true, id: 2), piece(65_528, more: false, id: 2)]) == [[], [7]])
+    let other = RuleFileParser.parse(
+      RuleSource(file: "a.rules", text: Array("alert ( gid:123; sid:13; )".utf8), dialect: .snort3), variables: [:])
+    #expect(other.unsupported.map(\.features) == [["built-in rule 123:13"]])
+  }
+
   @Test func `a datagram that ends too early is seen by rules about that alone`() throws {
     let rules = """
       alert pkthdr any any -> any any (decode-event:ipv4.trunc_pkt; sid:1;)

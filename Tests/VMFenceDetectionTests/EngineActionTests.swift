@@ -180,6 +180,40 @@ import VMFenceDetection
     #expect(both.output[1].flags.contains(.rejects))
   }
 
+  @Test("what tells the ends is one verdict, whatever the dialect calls it; passive, the packet goes on")
+  func tellingTheEnds() throws {
+    for (text, dialect, action) in [
+      ("react tcp any any -> any any (content:\"bad\"; sid:1;)", .snort3, .react),
+      ("alert tcp any any -> any any (content:\"bad\"; react:block, msg; sid:1;)", .snort2, .react),
+      ("alert tcp any any -> any any (content:\"bad\"; resp:rst_all; sid:1;)", .snort2, .rejectBoth),
+      ("log tcp any any -> any any (content:\"bad\"; resp:rst_snd,icmp_port; sid:1;)", .snort2, .rejectSource),
+      ("drop tcp any any -> any any (content:\"bad\"; resp:reset_dest; sid:1;)", .snort2, .rejectDestination),
+    ] as [(String, RuleDialect, RuleAction)] {
+      for isInline in [true, false] {
+        var engine = try EngineUnderTest(
+          text, dialect: dialect, isInline: isInline, settings: EngineUnderTest.immediate)
+        #expect(engine.rules.metadata(at: 0).action == action, "\(text)")
+        #expect(engine.inspect(Frame().carrying("bad").tcp) == [1])
+        #expect(engine.output.verdict == .reject && engine.output.rejectRule == 0)
+        #expect(engine.output[0].flags.contains(.rejects))
+        // Inline, the flow is over.
+        _ = engine.inspect(Frame(sequence: 1003).carrying("good").tcp)
+        #expect(engine.output.verdict == (isInline ? .drop : .pass), "\(text)")
+      }
+    }
+  }
+
+  @Test("a rule of Snort 3 that says so is off")
+  func enable() throws {
+    let result = RuleFileParser.parse(
+      RuleSource(
+        file: "a.rules",
+        text: Array(
+          "alert tcp any any -> any any ( enable:no; sid:1; )\nalert tcp any any -> any any ( enable:inherit; sid:2; )"
+            .utf8), dialect: .snort3), variables: [:])
+    #expect(result.rules.map(\.metadata.sid) == [2] && result.disabled == 1 && result.rejected == 0)
+  }
+
   @Test("each rule alerts once for a packet, in the order of resolution")
   func order() throws {
     var engine = try engine(

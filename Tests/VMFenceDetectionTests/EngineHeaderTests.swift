@@ -157,6 +157,23 @@ import VMFenceDetection
     #expect(try !fires(.suricata, "vlan.id:!5;", Frame().udp), "no tag, no match")
   }
 
+  @Test("the network that a VXLAN datagram is for, of the datagram and not of what it carries")
+  func vxlan() throws {
+    let inner = Frame(source: "10.1.1.1", destination: "10.1.1.2").carrying("inside").udp
+    let outer = Frame(destinationPort: 4789).with { $0.payload = [8, 0, 0, 0, 0, 0x10, 0, 0] + inner }.udp
+    #expect(try fires(.suricata, "vxlan_vni:4096;", outer, transport: "udp"))
+    #expect(try fires(.suricata, "vxlan_vni:4000-5000;", outer, transport: "udp"))
+    #expect(try !fires(.suricata, "vxlan_vni:4097;", outer, transport: "udp"))
+    #expect(try !fires(.suricata, "vxlan_vni:!4097;", inner, transport: "udp"), "no tunnel, no match")
+    var engine = try EngineUnderTest(
+      "alert ip any any -> any any (vxlan_vni:>0; sid:1;)", dialect: .suricata)
+    #expect(engine.inspect(outer) == [1])
+    // A datagram that says nothing of its network is none.
+    var silent = outer
+    silent[42] = 0
+    #expect(engine.inspect(silent) == [])
+  }
+
   @Test("the header of ICMP is longer for some messages")
   func icmpHeader() throws {
     // RFC 1256 §3.1: one address and its preference, two words.

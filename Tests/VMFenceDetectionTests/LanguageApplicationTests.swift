@@ -33,7 +33,7 @@ import VMFenceDetection
     (.snort2, "dce_iface:4b324fc8-1670-01d3-1278-5a47bf6ee188"),
     (.snort2, "dce_opnum:0,1-3"), (.snort2, "ssl_version:tls1.0,!sslv3"), (.snort2, "sip_method:invite,!options"),
     (.snort2, "file_data"),
-    (.snort2, "http_encode:uri,utf8"), (.snort2, "logto:\"f\""), (.snort2, "resp:rst_all"),
+    (.snort2, "http_encode:uri,utf8"), (.snort2, "logto:\"f\""),
     (.snort2, "session:printable"), (.snort2, "dnp3_ind:need_time"),
     (.snort3, "http_uri; content:\"x\""), (.snort3, "http_header:field user-agent,request; content:\"x\""),
     (.snort3, "http_param:\"a\",nocase"),

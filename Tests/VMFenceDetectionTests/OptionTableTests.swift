@@ -55,6 +55,9 @@ import VMFenceDetection
     ("3", "sha512", "\"\(zeros(64))\", length 4", "\"00\", length 4"),
     ("2", "protected_content", "\"\(zeros(16))\"", "\"00\""),
     ("2", "hash", "md5", "x"),
+    ("2", "react", "block,msg,proxy 8080", "page"),
+    ("2", "resp", "rst_all,icmp_host", "rst_none"),
+    ("3", "enable", "yes", "maybe"),
     ("2", "length", "4", "x"),
     ("23s", "rpc", "100000,*,*", "x"),
     ("2s", "asn1", "double_overflow", "x"),
@@ -102,6 +105,7 @@ import VMFenceDetection
       """, "5", "x"
     ),
     ("s", "vlan.layers", "2", "x"),
+    ("s", "vxlan_vni", "4096", "16777216"),
     (
       "s",
       """
@@ -136,11 +140,9 @@ import VMFenceDetection
 
   /// Those of application layers, scripts, and what needs files that were not given. A wrong value of `-`: there is none.
   static let unsupported: [Row] = [
-    ("2", "react", "a", "-"),
     ("2", "appid logto", "a", nil),
     ("2", "file_group", "a|b", "a b"),
     ("2", "http_encode", "uri,utf8|!bare_byte", "uri,utf9"),
-    ("2", "resp", "rst_all,icmp_host", "rst_none"),
     ("2", "session", "all", "maybe"),
     ("2", "http_raw_cookie", nil, "x"),
     (
@@ -204,7 +206,6 @@ import VMFenceDetection
     ),
     ("3", "service", "http,dns", "http dns"),
     ("3", "so", "3_13415", "3 4"),
-    ("3", "enable", "no", "maybe"),
     (
       "3",
       """
@@ -229,8 +230,7 @@ import VMFenceDetection
       enip.product_code enip.protocol_version enip.serial enip.state enip.vendor_id filesize ftp.dynamic_port
       http2.priority http2.size_update http2.window ike.exchtype ike.key_exchange_payload_length
       ike.nonce_payload_length krb5_err_code krb5_msg_type ldap.responses.count mqtt.protocol_version mqtt.qos
-      mqtt.reason_code nfs.version nfs_version ntp.stratum ntp.version rfb.sectype tls.cert_chain_len vxlan_vni
-      websocket.mask
+      mqtt.reason_code nfs.version nfs_version ntp.stratum ntp.version rfb.sectype tls.cert_chain_len websocket.mask
       """, "1", "x"
     ),
     (

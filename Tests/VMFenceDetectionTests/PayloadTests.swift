@@ -325,6 +325,8 @@ struct PayloadTests {
     ("dotprefix;", "a.b", ".a.b"), ("to_lowercase;", "aBC1", "abc1"), ("to_uppercase;", "aBc1", "ABC1"),
     ("strip_whitespace;", " a \t\r\nb ", "ab"), ("compress_whitespace;", "a \t b  c", "a b c"),
     ("url_decode;", "a%41+%zz%4", "aA %zz%4"), ("xor:\"0102\";", "abc", "``b"),
+    ("xor:offset 1,extract 1 0;", "B2#115-0&", "password"),
+    ("xor:offset 4, extract 2 1;", "zab-\u{1}\u{2}\u{1}", "``\u{60}"),
     ("from_base64;", "dXNlcg==", "user"), ("from_base64:bytes 4,offset 4;", "xxxxdXNlcg==", "use"),
     ("from_base64:mode rfc2045;", "dX Nl\r\ncg==", "user"), ("subslice:1;", "abcd", "bcd"),
     ("subslice:1,2;", "abcd", "bc"), ("subslice:-2;", "abcd", "cd"), ("subslice:0,-1;", "abcd", "abc"),
@@ -455,6 +457,8 @@ struct PayloadTests {
     (.snort2, "rpc:x,*,*;", "is not a whole number"), (.snort2, "asn1:print;", "looks for nothing"),
     (.snort3, "ber_data:256;", "is not a whole number"), (.snort2, "cvs:other;", "is not known"),
     (.suricata, "absent;", "without a buffer"), (.suricata, "xor:\"0g\";", "is no key"),
+    (.suricata, "xor:offset 1;", "names no key"), (.suricata, "xor:extract 0 1;", "is not known"),
+    (.suricata, "xor:extract 256 1;", "is not known"), (.suricata, "xor:key 1;", "is not known"),
     (.suricata, "subslice:a;", "is not a whole number"), (.suricata, "pcrexform:\"(\";", "missing closing"),
     (.snort3, "content:\"a\",width 9;", "width is 8, 16 or 32"), (.snort3, "sd_pattern:\"a\",limit 1;", "is not known"),
   ]

@@ -213,10 +213,79 @@ import VMFenceDetection
       #expect(engine.inspect(frame) == [])
     }
     let source = RuleSource(
-      file: "a.rules", text: Array("alert ( msg:\"?\"; gid:129; sid:6; )\nalert ( msg:\"?\"; gid:1; sid:9; )".utf8),
+      file: "a.rules", text: Array("alert ( msg:\"?\"; gid:129; sid:21; )\nalert ( msg:\"?\"; gid:1; sid:9; )".utf8),
       dialect: .snort3)
     let result = RuleFileParser.parse(source, variables: [:])
-    #expect(result.unsupported.map(\.features) == [["built-in rule 129:6"], ["rule without a head"]])
+    #expect(result.unsupported.map(\.features) == [["built-in rule 129:21"], ["rule without a head"]])
+  }
+
+  @Test("what is wrong while a stream is put together is told of though no rule looks at streams")
+  func eventsOfReassembly() throws {
+    for (event, act) in [
+      (
+        "reassembly_overlap_different_data",
+        {
+          $0.fromClient("behind a gap", at: 10)
+          $0.fromClient("other", at: 12)
+        }
+      ),
+      (
+        "reassembly_seq_gap",
+        {
+          $0.fromClient("behind a gap", at: 10)
+          $0.connection.clientNext += 22
+          $0.send($0.connection.fromServer("it has it all"))
+          $0.fromClient("more")
+        }
+      ),
+    ] as [(String, (inout Wire) -> Void)] {
+      var wire = try Wire(Self.rule(event))
+      wire.shakeHands()
+      act(&wire)
+      let found = wire.found + wire.engine.finish()
+      #expect(found == [1], "\(event)")
+    }
+  }
+
+  @Test("Snort's limits are told of where they are set, and only there")
+  func limits() throws {
+    let cases: [(event: String, snort: UInt32, settings: [String: String], act: @Sendable (inout Wire) -> Void)] = [
+      ("window_too_large", 6, ["stream.max-window": "8191"], { $0.fromClient("a question") }),
+      (
+        "excessive_overlaps", 7, ["stream.overlap-limit": "2"],
+        {
+          $0.fromClient("behind a gap, and long", at: 10)
+          for distance in [12, 14] { $0.fromClient("in it", at: distance) }
+          #expect($0.found == [])
+          $0.fromClient("behind a gap, and long", at: 10)
+        }
+      ),
+      (
+        "small_segments", 12, ["stream.small-segments.count": "3", "stream.small-segments.maximum-size": "4"],
+        {
+          // A longer one begins the count anew.
+          for text in ["a", "bcde", "fghij", "k", "l"] { $0.send($0.connection.fromClient(text)) }
+          #expect($0.found == [])
+          $0.send($0.connection.fromClient("m"))
+        }
+      ),
+    ]
+    for (event, snort, settings, act) in cases {
+      var wire = try Wire(Self.rule(event), settings: settings)
+      wire.shakeHands()
+      wire.found = []
+      act(&wire)
+      #expect(Set(wire.found) == [1], "\(event)")
+      var other = try Wire("alert ( gid:129; sid:\(snort); )", dialect: .snort3, settings: settings)
+      other.shakeHands()
+      other.found = []
+      act(&other)
+      #expect(Set(other.found) == [snort], "129:\(snort)")
+      var unset = try Wire(Self.rule(event))
+      unset.shakeHands()
+      act(&unset)
+      #expect(unset.found == [], "\(event)")
+    }
   }
 
   @Test("inline, a segment that cannot be a part of its connection is dropped, unless the setting says no")

@@ -58,6 +58,8 @@ public struct Alert: Sendable, Hashable {
   /// The action of the rule that tells the packet's ends, if one does.
   public var rejectAction: RuleAction?
   public var payloadExcerpt: [UInt8]
+  /// What the rule's expressions captured for it (`pcre` with `alert:NAME`): 61 bytes at the most, in all.
+  public var captures: [AlertCapture] = []
   public var origin = PacketOrigin.wire
   /// Whether the match was found in a reassembled stream.
   public var isInStream = false
@@ -87,6 +89,17 @@ public struct Alert: Sendable, Hashable {
     self.vlan = vlan
     self.verdict = verdict
     self.payloadExcerpt = payloadExcerpt
+  }
+}
+
+/// Bytes that a rule's expression captured, by the name that the rule gives them.
+public struct AlertCapture: Sendable, Hashable {
+  public var name: String
+  public var value: [UInt8]
+
+  public init(name: String, value: [UInt8]) {
+    self.name = name
+    self.value = value
   }
 }
 

@@ -168,6 +168,14 @@ extension JSONLine {
     if !rule.references.isEmpty { array("references", rule.references) { $0.element($1) } }
   }
 
+  /// What the rule's expressions captured for the alert.
+  mutating func captures(_ captures: [AlertCapture]) {
+    guard !captures.isEmpty else { return }
+    object("context") { json in
+      for capture in captures { json.member(capture.name, capture.value.printableText) }
+    }
+  }
+
   /// Who attacks whom, where the rule says which side that is.
   mutating func sides(_ alert: Alert) {
     guard let target = alert.rule.target else { return }
@@ -185,7 +193,7 @@ extension JSONLine {
     let target =
       switch action {
       case .rejectDestination: "to_server"
-      case .rejectBoth: "both"
+      case .rejectBoth, .react: "both"
       default: "to_client"
       }
     member("reject_target", target)

@@ -121,6 +121,7 @@ public struct EVEEncoder: Sendable {
       json.object("alert") { json in
         json.alert(alert.rule, isBlocked: isInline && alert.verdict != .pass)
         json.sides(alert)
+        json.captures(alert.captures)
       }
       json.object("verdict") { json in
         let verdict = alert.packetVerdict ?? alert.verdict

@@ -268,6 +268,7 @@ extension Alert {
       self.verdict = .drop
     }
     origin = record.origin
+    captures = record.captures(rule.captures)
     isInStream = record.flags.contains(.stream)
   }
 }

@@ -3,6 +3,8 @@
 public struct AlertRecord: Sendable, BitwiseCopyable {
   /// How many payload bytes an alert carries at the most.
   public static let excerptCapacity = 64
+  /// How many bytes of what the rule's expressions captured for it, with two before each.
+  public static let captureCapacity = 63
 
   public var timestamp: Timestamp
   /// The rule's index in its compiled rules.
@@ -23,6 +25,9 @@ public struct AlertRecord: Sendable, BitwiseCopyable {
   public var origin: PacketOrigin = .wire
   public var layer: UInt8 = 0
   public var excerpt: InlineArray<64, UInt8>
+  /// What the rule's expressions captured for the alert: for each which of `RuleMetadata.captures` it is, its length, and its bytes.
+  public var captures: InlineArray<63, UInt8>
+  public var captureLength: UInt8
   /// What was inspected, where that is not a part of the frame itself: bytes of the output that this record is in.
   /// Not handed on between processes.
   public var payload = EvidenceRange()
@@ -60,6 +65,34 @@ public struct AlertRecord: Sendable, BitwiseCopyable {
     self.vlan = vlan
     excerptLength = 0
     excerpt = InlineArray(repeating: 0)
+    captures = InlineArray(repeating: 0)
+    captureLength = 0
+  }
+
+  /// Adds what was captured; what does not fit is cut.
+  public mutating func addCapture(_ number: UInt8, _ bytes: [UInt8]) {
+    let start = Int(captureLength) + 2
+    guard start <= Self.captureCapacity else { return }
+    let count = min(bytes.count, Self.captureCapacity - start)
+    captures[start - 2] = number
+    captures[start - 1] = UInt8(truncatingIfNeeded: count)
+    for index in 0..<count { captures[start + index] = bytes[index] }
+    captureLength = UInt8(truncatingIfNeeded: start + count)
+  }
+
+  /// What was captured, by name. `names`: `RuleMetadata.captures`. What no sound detector writes is left out.
+  public func captures(_ names: [String]) -> [AlertCapture] {
+    var result: [AlertCapture] = []
+    var place = 0
+    let end = min(Int(captureLength), Self.captureCapacity)
+    while place + 2 <= end, place + 2 + Int(captures[place + 1]) <= end {
+      let (number, count) = (Int(captures[place]), Int(captures[place + 1]))
+      if names.indices.contains(number) {
+        result.append(AlertCapture(name: names[number], value: (0..<count).map { captures[place + 2 + $0] }))
+      }
+      place += 2 + count
+    }
+    return result
   }
 }
 

@@ -151,6 +151,8 @@ public struct RuleMetadata: Hashable, Sendable {
   public var place: SourcePlace?
   /// Which side the attack is against, if the rule says so (`target`).
   public var target: Target?
+  /// What its expressions capture for the alert, by name (`AlertRecord.captures`).
+  public var captures: [String] = []
 
   public enum Target: UInt8, Hashable, Sendable, CaseIterable { case source = 1, destination }
 

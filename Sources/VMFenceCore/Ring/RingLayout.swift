@@ -47,7 +47,7 @@
 ///        12     verdict          u8    bits 0 and 1; above them how many anomalies there are
 ///        13     alerts           u8    bits 0 to 6; bit 7: the packet is tagged
 ///        14     overflow         u16   saturates
-///        16     alerts, 128 bytes each, then anomalies:
+///        16     alerts, 192 bytes each, then anomalies:
 ///
 /// anomaly 0     flow             u64
 ///        8      number           u8
@@ -95,7 +95,7 @@ package enum RingLayout {
   static let padding = UInt32.max
 
   static let recordHeader = 16
-  static let alertBytes = 128
+  static let alertBytes = 192
   static let anomalyBytes = 16
   static let largestRecord =
     recordHeader + InspectionOutput.capacity * alertBytes + InspectionOutput.anomalyCapacity * anomalyBytes

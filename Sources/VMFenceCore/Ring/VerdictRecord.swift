@@ -18,7 +18,7 @@ public struct PacketVerdict: Hashable, Sendable, BitwiseCopyable {
 }
 
 extension AlertRecord {
-  /// Writes this alert's 128 bytes, one field after the other.
+  /// Writes this alert's 192 bytes, one field after the other.
   func encode(into area: SharedArea, at offset: Int) {
     area.store(timestamp.nanoseconds, at: offset)
     area.store(flowID, at: offset + 8)
@@ -37,6 +37,8 @@ extension AlertRecord {
     area.store(excerptLength, at: offset + 62)
     area.store(origin.rawValue, at: offset + 63)
     for index in 0..<AlertRecord.excerptCapacity { area.store(excerpt[index], at: offset + 64 + index) }
+    area.store(captureLength, at: offset + 128)
+    for index in 0..<Int(captureLength) { area.store(captures[index], at: offset + 129 + index) }
   }
 
   /// Reads an alert from the supervisor's private copy; nil when a field has a value that no sound detector writes.
@@ -44,7 +46,9 @@ extension AlertRecord {
     let ruleIndex = area.load(offset + 48, as: UInt32.self)
     let flags = area.load(offset + 59, as: UInt8.self)
     let excerptLength = area.load(offset + 62, as: UInt8.self)
+    let captured = Int(area.load(offset + 128, as: UInt8.self))
     guard ruleIndex < ruleCount, flags < 64, excerptLength <= AlertRecord.excerptCapacity,
+      captured <= AlertRecord.captureCapacity,
       let origin = PacketOrigin(rawValue: area.load(offset + 63, as: UInt8.self)),
       area.load(offset + 56, as: UInt16.self) < 4096,
       let source = IPAddress(decoding: area, at: offset + 16, family: offset + 60),
@@ -59,6 +63,8 @@ extension AlertRecord {
     self.excerptLength = excerptLength
     self.origin = origin
     for index in 0..<Int(excerptLength) { excerpt[index] = area.load(offset + 64 + index, as: UInt8.self) }
+    captureLength = UInt8(captured)
+    for index in 0..<captured { captures[index] = area.load(offset + 129 + index, as: UInt8.self) }
   }
 }
 

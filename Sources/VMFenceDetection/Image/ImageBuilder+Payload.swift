@@ -278,7 +278,7 @@ extension ImageBuilder {
     var words = [index(of: regex), UInt32(regex.captures.count)]
     var places: UInt32 = 0
     for (index, capture) in regex.captures.enumerated() {
-      words += Self.hashWords(capture.name)
+      words += capture.scope == .alert ? [UInt32(capture.number), 0] : Self.hashWords(capture.name)
       places |= (UInt32(capture.group) | UInt32(capture.scope.rawValue) << 4) << UInt32(8 * index)
     }
     while words.count < 2 + 2 * VariableCapture.limit { words.append(0) }
@@ -343,6 +343,8 @@ extension ImageBuilder {
     case .compressWhitespace: kind = .compressWhitespace
     case .urlDecode: kind = .urlDecode
     case .xor(let key): (kind, words) = (.xor, (offset(ofPattern: key), UInt32(key.count)))
+    case .xorWithin(let offset, let keyOffset, let keyLength):
+      (kind, small, words) = (.xorWithin, keyLength, (offset, keyOffset))
     case .base64(let decode): (kind, small, words) = (.base64, decode.mode.rawValue, (decode.offset, decode.bytes))
     case .capture(let regex): (kind, words) = (.capture, (index(of: regex), 0))
     case .slice(let offset, let length):
@@ -380,4 +382,6 @@ enum TransformKind: UInt8 {
   /// Bytes at the most (word 0).
   case gunzip, inflate
   case domain, topLevelDomain, lowercaseNames, stripPseudoHeaders
+  /// Where the data begins and where the key does (words 0, 1), and how long that is (small).
+  case xorWithin
 }

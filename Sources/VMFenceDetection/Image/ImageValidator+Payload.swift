@@ -147,6 +147,7 @@ extension ImageValidator {
       try require(kind != nil, "a transform")
       let word0 = bytes.u32le(record + TransformRecord.word0)
       if kind == .capture { try requireIndex(word0, in: .regexes, sections) }
+      if kind == .xorWithin { try require(bytes.u8(record + TransformRecord.small) >= 1, "a key") }
       if kind == .xor {
         let length = bytes.u32le(record + TransformRecord.word1)
         try require(length >= 1, "a key")

@@ -14,6 +14,7 @@ extension ByteWriter {
     text(value.classification)
     text(value.classificationText)
     texts(value.references)
+    texts(value.captures)
     u32(UInt32(value.metadata.count))
     // By key: equal rules give equal bytes.
     for (key, values) in value.metadata.sorted(by: { $0.key < $1.key }) {
@@ -57,7 +58,7 @@ struct MetadataReader {
       let actionNumber = u8(bytes), let action = RuleAction(rawValue: actionNumber), let targetNumber = u8(bytes),
       let message = text(bytes),
       let classification = text(bytes), let classificationText = text(bytes), let references = texts(bytes),
-      let keyCount = u32(bytes)
+      let captures = texts(bytes), let keyCount = u32(bytes)
     else { return nil }
     var values: [String: [String]] = [:]
     for _ in 0..<keyCount {
@@ -73,10 +74,12 @@ struct MetadataReader {
     }
     let target = RuleMetadata.Target(rawValue: targetNumber)
     guard offset == end, target != nil || targetNumber == 0 else { return nil }
-    return RuleMetadata(
+    var result = RuleMetadata(
       gid: gid, sid: sid, revision: revision, message: message, classification: classification,
       classificationText: classificationText, priority: Int(priority), references: references, metadata: values,
       action: action, place: place, target: target)
+    result.captures = captures
+    return result
   }
 
   private mutating func u8(_ bytes: RawSpan) -> UInt8? {

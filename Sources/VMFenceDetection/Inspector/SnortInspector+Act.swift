@@ -55,10 +55,10 @@ extension SnortInspector {
     var told = finding.record
     switch action {
     case .pass: pass(finding, record, image, output)
-    case .drop, .block, .sdrop, .react:
+    case .drop, .block, .sdrop:
       drop(.drop, reason, finding, record, image, into: &output)
       told.flags.insert(.drops)
-    case .reject, .rejectSource, .rejectDestination, .rejectBoth:
+    case .reject, .rejectSource, .rejectDestination, .rejectBoth, .react:
       drop(.reject, reason, finding, record, image, into: &output)
       told.flags.insert(.rejects)
     case .activate:
@@ -212,6 +212,7 @@ extension SnortInspector {
     let count = min(payload.byteCount, AlertRecord.excerptCapacity)
     for index in 0..<count { record.excerpt[index] = payload.u8(index) }
     record.excerptLength = UInt8(truncatingIfNeeded: count)
+    matching.payloads.captured.tell(&record)
     // What the frame as it was captured does not hold.
     if output.keepsEvidence, match.isStream || match.source == .segment || match.isRebuilt {
       record.payload = keep(payload, missing: match.missing, &output)

@@ -37,7 +37,7 @@ extension SnortInspector {
     }
     let payload = frame.extracting(Self.payload(match.packet))
     var stored: Stored?
-    if matching.wantsStreams {
+    if matching.wantsStreams || output.keepsAnomalies {
       let fromClient = match.flow?.toServer ?? true
       // What the other end sent before this is read by now.
       inspectStream(
@@ -287,6 +287,11 @@ extension SnortInspector {
       if insertion.result == .noMemory { step.events.insert(.noSegment) }
       _ = except(settings.streamMemoryPolicy, place, .streamMemory, into: &output)
       return nil
+    }
+    if insertion.isOverlap, settings.overlapLimit > 0 {
+      let count = min(flows[place].session[ofClient: fromClient].overlaps, UInt8.max - 1) + 1
+      flows[place].session[ofClient: fromClient].overlaps = count
+      if count > settings.overlapLimit { step.events.insert(.excessiveOverlaps) }
     }
     if insertion.isDifferent {
       counters.overlapsDifferent += 1

@@ -66,7 +66,7 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     var candidates: CandidateSet
     /// Holds the budget of the packet being compared, too.
     var payloads: PayloadMatcher
-    /// Whether any rule wants reassembled streams.
+    /// Whether any rule wants reassembled streams, or to be told of how they are put together.
     let wantsStreams: Bool
     var profile: RuleProfile
     /// Indices of `dynamic` rules, in order.
@@ -103,10 +103,16 @@ public struct SnortInspector: PacketInspector, ~Copyable {
         }
       }
       if !dynamicRules.isEmpty { remaining = Array(repeating: 0, count: rules.ruleCount) }
+      let options = rules.sections[.options]
       wantsStreams = rules.image.withBytes { image in
         (0..<rules.ruleCount).contains {
           image.u8(records + $0 * RuleRecord.stride + RuleRecord.flags) & RuleRecord.wantsStreams != 0
         }
+          || (0..<options.count).contains {
+            let option = options.offset + $0 * OptionRecord.stride
+            return image.u8(option + OptionRecord.kind) == StateKind.streamEvent.rawValue
+              && EventRecord.contains(option, image) { StreamEvent(rawValue: $0)?.isOfReassembly == true }
+          }
       }
     }
   }

@@ -37,6 +37,7 @@ extension PacketMatch {
       var count: UInt64 = 0
       while chunks.next(in: frame) != nil { count += 1 }
       return count
+    case .vxlanNetwork: return packet.vxlanNetwork(in: frame).map(UInt64.init)
     case .sctpChunkType, .packetNumber: return nil
     }
   }

@@ -60,6 +60,12 @@ extension PayloadMatcher {
       for index in 0..<count {
         output.append(bytes.u8(index) ^ image.u8(patterns + Int(word0) + index % Int(word1)))
       }
+    case .xorWithin:
+      let length = Int(image.u8(record + TransformRecord.small))
+      guard Int(word1) + length <= count, Int(word0) <= count else { return false }
+      for index in Int(word0)..<count {
+        output.append(bytes.u8(index) ^ bytes.u8(Int(word1) + (index - Int(word0)) % length))
+      }
     case .base64:
       let mode = Base64Transform.Mode(rawValue: image.u8(record + TransformRecord.small)) ?? .rfc4648
       let start = min(Int(word0), count)

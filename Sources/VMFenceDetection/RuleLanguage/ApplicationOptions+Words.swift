@@ -1,5 +1,16 @@
 /// The words that options about application layers know, in lower case.
 extension ApplicationOptions {
+  /// Why an option will not be evaluated.
+  static let reasons: [String: String] = {
+    let script = "a script would be a program for bytes of the guest to work on, and a detector runs none"
+    let object = "shared objects are machine code for another engine"
+    let log = "logs are EVE events; `tag` has what follows a match logged"
+    return [
+      "lua": script, "luaxform": script, "so": object, "soid": object, "logto": log, "session": log,
+      "nfq_set_mark": "no packet comes by way of NFQUEUE here", "template": "it is a sample for whoever writes options",
+    ]
+  }()
+
   /// DNP3's internal indications (IEEE 1815 §4.5.3).
   static let indications = words(
     """
@@ -30,12 +41,6 @@ extension ApplicationOptions {
   /// Frames of IEC 60870-5-104 §5.
   static let informationTransfer = words(
     "u unnumbered_control_function s numbered_supervisory_function i information_transfer_format")
-
-  /// What Snort 2's `resp` sends.
-  static let responses = words(
-    """
-    rst_snd rst_rcv rst_all reset_source reset_dest reset_both icmp_net icmp_host icmp_port icmp_all
-    """)
 
   /// What Snort 2's `http_encode` knows.
   static let encodings = words("utf8 double_encode non_ascii uencode bare_byte iis_encode ascii base36")

@@ -122,8 +122,6 @@ enum ApplicationOptions {
     [
       "uricontent": .pattern, "urilen": .length, "http_encode": .encodings, "ftpbounce": .nothing,
       "file_group": .names, "logto": .text, "session": .word(words("all printable binary")),
-      "resp": .list(responses),
-      "react": .anything,
     ])
 
   private static let snort3 = merged(
@@ -148,7 +146,6 @@ enum ApplicationOptions {
       "opcua_node_namespace_index": .number(0xFFFF_FFFF), "socks_address_type": .numbersOr(255, []),
       "socks_command": .numbersOr(255, []), "socks_remote_address": .text, "socks_remote_port": .number(65_535),
       "socks_state": .numbersOr(255, []), "socks_version": .number(255), "so": .name,
-      "enable": .word(words("no yes inherit")),
     ])
 
   /// Suricata's buffers take nothing.
@@ -202,7 +199,7 @@ enum ApplicationOptions {
       enip.cip_extendedstatus enip.cip_instance enip.device_type enip.identity_status enip.product_code
       enip.protocol_version enip.serial enip.state enip.vendor_id enip.cip_status ike.exchtype
       ike.key_exchange_payload_length ike.nonce_payload_length http2.size_update http2.window
-      ldap.responses.count tls.cert_chain_len vxlan_vni websocket.mask
+      ldap.responses.count tls.cert_chain_len websocket.mask
       """),
     forms(.number(65_535), "ftp.dynamic_port ntp.stratum ntp.version mqtt.protocol_version"),
     [

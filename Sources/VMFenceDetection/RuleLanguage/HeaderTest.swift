@@ -54,6 +54,8 @@ package enum HeaderField: UInt8, Hashable, Sendable, CaseIterable {
   case sctpChunkType
   /// How many packets were inspected so far, this one included.
   case packetNumber
+  /// Of a VXLAN datagram: the network that the frame in it belongs to.
+  case vxlanNetwork
 }
 
 /// TCP flags, compared after the ignored ones were set to zero.

@@ -155,4 +155,6 @@ struct RuleFeature: Hashable {
   var name: String
   /// Where in the file.
   var offset: Int
+  /// Why it never will be; nil: it is only not there yet.
+  var reason: String?
 }

@@ -56,6 +56,8 @@ package enum BufferTransform: Hashable, Sendable {
   case compressWhitespace
   case urlDecode
   case xor(key: [UInt8])
+  /// What begins at `offset`, with a key that stands in the buffer itself.
+  case xorWithin(offset: UInt32, keyOffset: UInt32, keyLength: UInt8)
   case base64(Base64Transform)
   /// The first capture of a regular expression, or the whole match.
   case capture(RegexTest)

@@ -264,7 +264,7 @@ package struct RuleFileParser {
     options.dataSets = context.dataSets
     options.reputations = context.reputations
     options.countries = context.countries
-    if action == nil || action == .react {
+    if action == nil {
       let name = scanner.bytes[start..<actionEnd].text
       options.unsupported.append(RuleFeature(name: "action `\(name)`", offset: start))
     }
@@ -289,7 +289,7 @@ package struct RuleFileParser {
           "define it: `config classification: SHORTNAME,DESCRIPTION,PRIORITY`"), .warning)
     }
     let text = self.scanner.bytes[start..<self.scanner.position]
-    if context.selectors.disables(options.metadata, file: scanner.file, text) {
+    if !options.isEnabled || context.selectors.disables(options.metadata, file: scanner.file, text) {
       result.disabled += 1
       return
     }
@@ -299,6 +299,7 @@ package struct RuleFileParser {
     {
       action = .drop
     }
+    if let response = options.response, action != .pass { action = response }
     options.metadata.action = action ?? .alert
     options.metadata.place = scanner.place(at: start)
     if let first = options.unsupported.first {
@@ -343,7 +344,8 @@ package struct RuleFileParser {
       RuleProblem(
         first.offset,
         "\(names.joined(separator: ", ")) of rule \(metadata.gid):\(metadata.sid) \(names.count == 1 ? "is" : "are") not supported yet",
-        "the rule is left out"))
+        features.lazy.compactMap(\.reason).first.map { "the rule is left out, and will be: \($0)" }
+          ?? "the rule is left out"))
   }
 
   private mutating func body(_ options: inout RuleOptionParser, _ start: Int) throws(RuleProblem) {

@@ -12,7 +12,7 @@ extension RuleOptionParser {
       return
     }
     if let form = ApplicationOptions.form(of: text, in: dialect) { try check(form, name, value) }
-    refuse("option `\(text)`", at: name.startIndex)
+    refuse("option `\(text)`", at: name.startIndex, because: ApplicationOptions.reasons[text])
     if case .pattern? = ApplicationOptions.form(of: text, in: dialect) { lastPattern = .unsupported }
   }
 

@@ -146,7 +146,7 @@ extension RuleOptionParser {
 
   // MARK: xbits and hostbits
 
-  /// `OPERATION,NAME,track ip_src|ip_dst|ip_pair[,expire SECONDS]`.
+  /// `OPERATION,NAME,track ip_src|ip_dst|ip_pair[,expire SECONDS]`, `set|isset,NAME,track tx`.
   mutating func xbits(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>) throws(RuleProblem) {
     let parts = value.split(at: UInt8(ascii: ","))
     if parts.count == 1, parts[0].isText("noalert") {
@@ -162,7 +162,14 @@ extension RuleOptionParser {
     guard track.count == 2, track[0] == "track" else {
       throw RuleProblem(parts[2].startIndex, "\(name.shown): \(parts[2].shown) is not `track WHAT`", form)
     }
+    // Bits of a transaction, which is an application layer's: they are set and asked for, and end with it.
     if track[1] == "tx" {
+      _ = try bitName(name, parts[1])
+      guard parts.count == 3, parts[0].isText("set") || parts[0].isText("isset") else {
+        throw RuleProblem(
+          value.startIndex, "\(name.shown): \(value.shown) cannot be with `track tx`",
+          "use set or isset, without `expire`")
+      }
       refuse("`xbits` with `track tx`", at: parts[2].startIndex)
       return
     }

@@ -49,6 +49,7 @@ extension RuleOptionParser {
     "icmp_id": (.icmpID, 65_535), "icmp_seq": (.icmpSequence, 65_535), "icmpv6.mtu": (.icmpv6MTU, 0xFFFF_FFFF),
     "igmp.type": (.igmpType, 255), "vlan.layers": (.vlanCount, 3), "sctp.vtag": (.sctpTag, 0xFFFF_FFFF),
     "sctp.chunk_cnt": (.sctpChunkCount, 0xFFFF), "pkt_num": (.packetNumber, UInt64(Int64.max)),
+    "vxlan_vni": (.vxlanNetwork, 0xFF_FFFF),
   ]
 
   private static let checksums: [String: ChecksummedHeader] = [

@@ -114,10 +114,7 @@ extension RuleOptionParser {
     } else {
       switch text {
       case "xor" where dialect == .suricata && value?.trimmed.first != UInt8(ascii: "\""):
-        // The key's bytes are taken from the buffer.
-        _ = try required(name, value)
-        refuse("option `xor` with a key from the buffer", at: name.startIndex)
-        return true
+        found = try xorWithin(name, required(name, value))
       case "xor": found = try xor(name, value)
       case "from_base64": found = .base64(try fromBase64(name, value))
       case "pcrexform":
@@ -137,6 +134,31 @@ extension RuleOptionParser {
     }
     buffer.transforms.append(found)
     return true
+  }
+
+  /// `[offset N,]extract LENGTH POSITION`: so many bytes of the buffer, there, are the key for what begins at the offset.
+  private func xorWithin(
+    _ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>
+  ) throws(RuleProblem) -> BufferTransform {
+    var (offset, key): (UInt32, (length: UInt8, position: UInt32)?) = (0, nil)
+    for part in value.split(at: UInt8(ascii: ",")) {
+      let words = part.split(whereSeparator: { $0 == 0x20 || $0 == 0x09 }).map(\.text)
+      let numbers = words.dropFirst().map { UInt32($0) ?? .max }
+      if words.count == 2, words[0] == "offset", numbers[0] <= 65_535 {
+        offset = numbers[0]
+      } else if words.count == 3, words[0] == "extract", (1...255).contains(numbers[0]), numbers[1] <= 65_535 {
+        key = (UInt8(numbers[0]), numbers[1])
+      } else {
+        throw RuleProblem(
+          part.startIndex, "\(name.shown): \(part.shown) is not known",
+          "write a key in quotation marks, or offset N, extract LENGTH POSITION")
+      }
+    }
+    guard let key else {
+      throw RuleProblem(
+        value.startIndex, "\(name.shown): \(value.shown) names no key", "add `extract LENGTH POSITION`")
+    }
+    return .xorWithin(offset: offset, keyOffset: key.position, keyLength: key.length)
   }
 
   private func xor(_ name: ArraySlice<UInt8>, _ value: ArraySlice<UInt8>?) throws(RuleProblem) -> BufferTransform {

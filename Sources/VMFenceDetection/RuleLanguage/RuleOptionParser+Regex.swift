@@ -48,21 +48,11 @@ extension RuleOptionParser {
     }
     if dialect == .suricata {
       test.captures = try namedCaptures(name, test, body)
-      if let variables { try capture(into: variables, name, &test) }
+      if let variables { test.captures = try captures(name, variables) }
     } else {
       try check(test, name, body)
     }
     add(.regex(test))
-  }
-
-  private mutating func capture(
-    into variables: ArraySlice<UInt8>, _ name: ArraySlice<UInt8>, _ test: inout RegexTest
-  ) throws(RuleProblem) {
-    // What goes to the alert is not told.
-    guard !variables.split(at: UInt8(ascii: ",")).contains(where: { $0.text.hasPrefix("alert:") }) else {
-      return refuse("`pcre` with a capture for the alert", at: variables.startIndex)
-    }
-    test.captures = try captures(name, variables)
   }
 
   /// Snort 3's `regex`: an expression for Hyperscan, which PCRE2 takes as well.

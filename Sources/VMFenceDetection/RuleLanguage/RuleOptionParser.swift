@@ -20,6 +20,10 @@ struct RuleOptionParser {
   var activates: UInt32?
   var activatedBy: UInt32?
   var count: UInt32?
+  /// Snort 2's `resp` and `react`: the action that tells the ends, as it is called where it is one.
+  var response: RuleAction?
+  /// Snort 3's `enable`.
+  var isEnabled = true
   var metadata = RuleMetadata(sid: 0)
   var hasPriority = false
   /// What is known and not evaluated yet, in order.
@@ -93,8 +97,8 @@ struct RuleOptionParser {
     return true
   }
 
-  mutating func refuse(_ feature: String, at offset: Int) {
-    unsupported.append(RuleFeature(name: feature, offset: offset))
+  mutating func refuse(_ feature: String, at offset: Int, because reason: String? = nil) {
+    unsupported.append(RuleFeature(name: feature, offset: offset, reason: reason))
   }
 
   // MARK: The rule as a whole

@@ -46,7 +46,7 @@ struct StateOrder {
 
   private static func captured(_ test: RuleTest) -> [Variable] {
     guard case .payload(let payload) = test, case .regex(let regex) = payload.check else { return [] }
-    return regex.captures.map { .captured($0.scope, $0.name) }
+    return regex.captures.filter { $0.scope != .alert }.map { .captured($0.scope, $0.name) }
   }
 
   private static func changed(_ effect: StateEffect) -> [Variable] {

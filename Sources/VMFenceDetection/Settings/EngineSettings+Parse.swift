@@ -31,6 +31,10 @@ extension EngineSettings {
     case "stream.min-ttl": streamTTLMinimum = UInt8(try setting.number(in: 0...255))
     case "stream.ttl-limit": streamTTLDrop = try setting.number(in: 0...255)
     case "defrag.min-ttl": fragmentTTLMinimum = UInt8(try setting.number(in: 0...255))
+    case "stream.max-window": windowMaximum = try setting.number(in: 0...0x3FFF_C000)
+    case "stream.overlap-limit": overlapLimit = try setting.number(in: 0...255)
+    case "stream.small-segments.count": smallSegmentCount = try setting.number(in: 0...255)
+    case "stream.small-segments.maximum-size": smallSegmentSize = try setting.number(in: 0...2048)
     case "stream.drop-invalid": dropsInvalid = try setting.boolean()
     case "stream.memcap", "stream.reassembly.memcap": streamMemory = try setting.size(in: 1 << 20...1 << 34)
     case "stream.reassembly.depth": streamDepth = try setting.size(in: 0...1 << 30)
@@ -100,11 +104,13 @@ extension EngineSettings {
       "exception-policy", "flow.memcap-policy", "flow.rate-tracking.bytes", "flow.rate-tracking.interval",
       "host-os-policy.default", "packet-alert-max", "profiling.rules.enabled",
       "stream.async-oneside",
-      "stream.checksum-validation", "stream.drop-invalid", "stream.inline", "stream.memcap", "stream.memcap-policy",
-      "stream.midstream", "stream.midstream-policy", "stream.min-ttl", "stream.reassembly.depth",
+      "stream.checksum-validation", "stream.drop-invalid", "stream.inline", "stream.max-window",
+      "stream.memcap", "stream.memcap-policy", "stream.midstream", "stream.midstream-policy", "stream.min-ttl",
+      "stream.overlap-limit", "stream.reassembly.depth",
       "stream.reassembly.memcap",
       "stream.reassembly.memcap-policy", "stream.reassembly.toclient-chunk-size",
-      "stream.reassembly.toserver-chunk-size", "stream.reassembly.urgent.policy", "stream.ttl-limit",
+      "stream.reassembly.toserver-chunk-size", "stream.reassembly.urgent.policy", "stream.small-segments.count",
+      "stream.small-segments.maximum-size", "stream.ttl-limit",
     ]
     let tunnels = DecodeSettings.Tunnel.allCases.flatMap {
       ["decoder.\($0.rawValue).enabled", "decoder.\($0.rawValue).ports"]

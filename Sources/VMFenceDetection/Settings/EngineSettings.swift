@@ -37,6 +37,14 @@ public struct EngineSettings: Sendable, Equatable {
   public var streamTTLMinimum: UInt8 = 0
   /// `stream.ttl-limit`: so are those with that much less than the first packet of their end; 0 takes all.
   public var streamTTLDrop = 0
+  /// `stream.max-window`: a receiver's window above so many bytes, scaled, is told of; 0: none is. This and the next three are Snort's limits.
+  public var windowMaximum = 0
+  /// `stream.overlap-limit`: so many segments of one end may lie over bytes that wait to be inspected; each beyond is told of. 0: any number may.
+  public var overlapLimit = 0
+  /// `stream.small-segments.count`: so many segments of one end behind each other with at most `stream.small-segments.maximum-size` bytes
+  /// of payload are told of; 0: none are.
+  public var smallSegmentCount = 0
+  public var smallSegmentSize = 0
   /// `stream.memcap`: bytes for buffered segments, all flows together. `stream.reassembly.memcap` is the same.
   public var streamMemory = 64 << 20
   /// `stream.reassembly.depth`: bytes of each direction that are reassembled; 0 is without limit.

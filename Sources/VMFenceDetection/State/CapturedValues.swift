@@ -32,6 +32,8 @@ struct CapturedValues: ~Copyable {
   private var order: UInt64 = 0
   private var pending: [Pending]
   private(set) var pendingCount = 0
+  /// How many of those that are pending, or were kept last, are for the alert.
+  private(set) var alertCount = 0
   private(set) var evicted: UInt64 = 0
 
   /// `key`: secret.
@@ -40,7 +42,10 @@ struct CapturedValues: ~Copyable {
     pending = Array(repeating: Pending(), count: VariableCapture.limit)
   }
 
-  mutating func forgetPending() { pendingCount = 0 }
+  mutating func forgetPending() {
+    pendingCount = 0
+    alertCount = 0
+  }
 
   /// Notes a capture; a later one of the same name takes its place. Those over `VariableCapture.limit` are left out.
   mutating func note(_ name: UInt64, _ scope: CaptureScope, _ value: RawSpan) {
@@ -55,11 +60,25 @@ struct CapturedValues: ~Copyable {
     for offset in 0..<length { pending[index].bytes[offset] = value.u8(offset) }
   }
 
+  /// Adds what was captured for the alert to it, once the rule matched and what else was noted is kept.
+  func tell(_ record: inout AlertRecord) {
+    for index in 0..<alertCount {
+      let value = (0..<Int(pending[index].length)).map { pending[index].bytes[$0] }
+      record.addCapture(UInt8(truncatingIfNeeded: pending[index].name), value)
+    }
+  }
+
   /// Keeps what was noted. `flow`: nil when the packet is in none, and what is for the flow is lost.
   mutating func keepPending(flow: UInt64?, packet: UInt64) {
+    alertCount = 0
     for index in 0..<pendingCount {
-      guard let owner = pending[index].scope == .flow ? flow : packet else { continue }
-      set(pending[index], owner)
+      if pending[index].scope == .alert {
+        // To the front, where nothing is pending any more.
+        pending.swapAt(alertCount, index)
+        alertCount += 1
+      } else if let owner = pending[index].scope == .flow ? flow : packet {
+        set(pending[index], owner)
+      }
     }
     pendingCount = 0
   }

@@ -23,6 +23,7 @@ package enum StreamEvent: UInt8, CaseIterable, Sendable {
   case dataOnSyn, dataAfterFin, ackBeyondFin, dataAfterReset, dataToReset, noFlags, timestampMissing
   case fourWayHandshake, noHandshake, lowTTL
   case clientMoved, serverMoved, windowClosed
+  case windowTooLarge, excessiveOverlaps, smallSegments
 
   /// Names as rules write them, in the order of the cases. `wrong_thread` and `reassembly_insert_invalid` are about the inside of Suricata
   /// and never happen here; those from `data_on_syn` on are ours.
@@ -48,12 +49,13 @@ package enum StreamEvent: UInt8, CaseIterable, Sendable {
     "reassembly_urgent_oob_limit_reached", "data_on_syn", "data_after_fin", "ack_beyond_fin", "data_after_rst_sent",
     "data_after_rst_received", "pkt_without_flags", "pkt_timestamp_missing", "4whs_seen", "3whs_not_seen",
     "pkt_low_ttl", "client_mac_changed", "server_mac_changed", "window_closed_before_data",
+    "window_too_large", "excessive_overlaps", "small_segments",
   ]
 
   var name: String { Self.names[Int(rawValue)] }
 
-  /// What Snort's built-in rule of generator 129 with this number is about; empty: not known here. (6, 7 and 12 are about limits that Snort
-  /// has only where they are configured, and that are not configured here.)
+  /// What Snort's built-in rule of generator 129 with this number is about; empty: there is none. 6, 7 and 12 are about limits, which
+  /// are off unless somebody sets them, as in Snort.
   static func ofSnort(_ sid: UInt32) -> [StreamEvent] {
     switch sid {
     case 1: [.establishedSynResend, .establishedSynOtherSequence, .establishedSynToClient]
@@ -61,10 +63,13 @@ package enum StreamEvent: UInt8, CaseIterable, Sendable {
     case 3: [.dataAfterFin]
     case 4: [.invalidTimestamp]
     case 5: [.segmentBeforeBase]
+    case 6: [.windowTooLarge]
+    case 7: [.excessiveOverlaps]
     case 8: [.dataAfterReset]
     case 9: [.clientMoved]
     case 10: [.serverMoved]
     case 11: [.noFlags]
+    case 12: [.smallSegments]
     case 13: [.fourWayHandshake]
     case 14: [.timestampMissing]
     case 15: [.resetInvalidAck]
@@ -74,6 +79,16 @@ package enum StreamEvent: UInt8, CaseIterable, Sendable {
     case 19: [.windowClosed]
     case 20: [.noHandshake]
     default: []
+    }
+  }
+
+  /// Whether it is told of while a stream is put together.
+  var isOfReassembly: Bool {
+    switch self {
+    case .segmentBeforeBase, .noSegment, .sequenceGap, .overlapDifferentData, .depthReached, .insertMemoryLimit,
+      .insertLimit, .insertInvalid, .urgentLimit, .excessiveOverlaps:
+      true
+    default: false
     }
   }
 

@@ -15,6 +15,8 @@ extension StreamStore {
     var result: Result
     /// Bytes that both an earlier segment and this one have are different.
     var isDifferent = false
+    /// It shares bytes with an earlier segment that wait to be inspected.
+    var isOverlap = false
     /// Inline: the segment's bytes as they count, in `scratch`, are others than in the packet.
     var isRewritten = false
   }
@@ -110,6 +112,7 @@ extension StreamStore {
       let oldFrom = Int(sequenceDistance(old.start, track.base))
       if oldFrom >= to { break }
       let shared = max(from, oldFrom, 0)..<max(max(from, oldFrom, 0), min(to, oldFrom + Int(old.length)))
+      if !shared.isEmpty, isInline || shared.upperBound > fixed { result.isOverlap = true }
       guard !shared.isEmpty, differs(shared, data, from) else { continue }
       result.isDifferent = true
       let wins =

@@ -26,7 +26,28 @@ extension TCPSession {
     default: followEstablished(segment, fromClient: fromClient, at: seconds, into: &step)
     }
     if step.isAccepted, !marks.contains(.midstream) { lookAtSender(segment, fromClient: fromClient, &step) }
+    if settings.hasLimits, step.isAccepted { lookAtLimits(segment, fromClient: fromClient, settings, &step) }
     return step
+  }
+
+  /// What is only told of where somebody set a limit.
+  private mutating func lookAtLimits(
+    _ segment: TCPSegment, fromClient: Bool, _ settings: TCPSettings, _ step: inout TCPStep
+  ) {
+    // A SYN's window is not scaled (RFC 7323 §2.2).
+    let scale = segment.flags.contains(.syn) ? 0 : UInt32(self[ofClient: fromClient].scale)
+    if settings.windowMaximum > 0, segment.window << scale > settings.windowMaximum {
+      step.events.insert(.windowTooLarge)
+    }
+    guard settings.smallSegmentCount > 0, segment.length > 0 else { return }
+    guard segment.length <= settings.smallSegmentSize else {
+      self[ofClient: fromClient].smallSegments = 0
+      return
+    }
+    let count = min(self[ofClient: fromClient].smallSegments, UInt8.max - 1) + 1
+    let isMany = count >= settings.smallSegmentCount
+    self[ofClient: fromClient].smallSegments = isMany ? 0 : count
+    if isMany { step.events.insert(.smallSegments) }
   }
 
   /// A receiver's window that is this small lets nothing through.

@@ -79,6 +79,11 @@ struct TCPSettings: BitwiseCopyable {
   var picksUpMidstream: Bool
   var picksUpOneSide: Bool
   var isStreamInline: Bool
+  /// `EngineSettings.windowMaximum`, `.smallSegmentCount`, `.smallSegmentSize`.
+  var windowMaximum: UInt32
+  var smallSegmentCount: UInt8
+  var smallSegmentSize: UInt32
+  var hasLimits: Bool
 
   init(_ settings: EngineSettings) {
     lowestTTL = settings.streamTTLMinimum
@@ -86,6 +91,10 @@ struct TCPSettings: BitwiseCopyable {
     picksUpMidstream = settings.picksUpMidstream
     picksUpOneSide = settings.picksUpOneSide
     isStreamInline = settings.isStreamInline
+    windowMaximum = UInt32(clamping: settings.windowMaximum)
+    smallSegmentCount = UInt8(clamping: settings.smallSegmentCount)
+    smallSegmentSize = UInt32(clamping: settings.smallSegmentSize)
+    hasLimits = windowMaximum > 0 || smallSegmentCount > 0
   }
 }
 
@@ -114,6 +123,9 @@ struct TCPEnd: BitwiseCopyable {
   /// How many routers its first packet could still have come past.
   var timeToLive: UInt8 = 0
   var stream = StreamTrack()
+  /// Segments over bytes that waited; small segments behind each other.
+  var overlaps: UInt8 = 0
+  var smallSegments: UInt8 = 0
   /// Urgent bytes that are no part of the stream: how many there were, and the number of the last.
   var urgentCount: UInt32 = 0
   var urgentLast: UInt32 = 0

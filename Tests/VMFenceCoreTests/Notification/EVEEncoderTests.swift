@@ -66,6 +66,26 @@ struct EVEEncoderTests {
         + #","packet":41,"established":true}}"#)
   }
 
+  @Test("what a rule captured for its alert stands with it, by name")
+  func captures() {
+    var told = alert()
+    told.captures = [AlertCapture(name: "user", value: Array("ro\"ot\u{1}".utf8)), AlertCapture(name: "n", value: [])]
+    let line = text(encoder().encode(.alert(told)))
+    #expect(
+      line.contains(#""references":["cve,2021-44228"],"context":{"user":"ro\"ot.","n":""}},"verdict""#), "\(line)")
+    // A detector's record, of which nothing is believed: a number that no name has, and a length that ends behind the end.
+    var record = AlertRecord(
+      timestamp: moment, ruleIndex: 0, flowID: 1, source: attacker, destination: guest, sourcePort: 1,
+      destinationPort: 2, ipProtocol: 6, flags: [])
+    for (number, value) in [(9, "lost"), (1, "kept")] as [(UInt8, String)] {
+      record.addCapture(number, Array(value.utf8))
+    }
+    record.captures[12] = 0
+    record.captures[13] = 60
+    record.captureLength = 63
+    #expect(record.captures(["a", "b"]) == [AlertCapture(name: "b", value: Array("kept".utf8))])
+  }
+
   @Test("a drop rule that is not inline says that the packet went through")
   func dropOffline() {
     let line = text(encoder().encode(.alert(alert(verdict: .drop))))

@@ -28,7 +28,7 @@ struct Forger: Sendable {
 
   /// A sound alert in the first record; its fields are then falsified.
   func alert(at offset: Int = ring + 16) {
-    for index in 0..<16 { set(0 as UInt64, at: offset + index * 8) }
+    for index in 0..<24 { set(0 as UInt64, at: offset + index * 8) }
     set(4 as UInt8, at: offset + 60)
     set(4 as UInt8, at: offset + 61)
   }
@@ -53,8 +53,8 @@ struct HostileDetectorTests {
     let (channel, forger) = try attacked(packets: 3)
     forger.header(id: 0, verdict: 1, rule: 4, alerts: 1, overflow: 9)
     forger.alert()
-    forger.header(id: 1, at: Forger.ring + 144)
-    forger.tail(160)
+    forger.header(id: 1, at: Forger.ring + 208)
+    forger.tail(224)
     let answers = try channel.collectAnswers()
     #expect(answers.map(\.id) == [0, 1])
     #expect(answers[0].verdict == .drop && answers[0].rule == 4 && answers[0].overflow == 9)
@@ -121,6 +121,7 @@ struct HostileDetectorTests {
     ("an alert to an unknown address family", { $0.forgeAlert { $0.set(0 as UInt8, at: $1 + 61) } }),
     ("an IPv4 address of more than 32 bits", { $0.forgeAlert { $0.set(1 << 32 as UInt64, at: $1 + 24) } }),
     ("an IPv4 address with a high half", { $0.forgeAlert { $0.set(1 as UInt64, at: $1 + 32) } }),
+    ("captures that are too long", { $0.forgeAlert { $0.set(64 as UInt8, at: $1 + 128) } }),
     ("an excerpt that is too long", { $0.forgeAlert { $0.set(65 as UInt8, at: $1 + 62) } }),
     (
       "a tagged packet that nobody asked for",
@@ -172,9 +173,9 @@ struct HostileDetectorTests {
     let forger = Forger(channel)
     forger.header(id: 0, verdict: 1 << 2 | 1, rule: 4, alerts: 1 | 128)
     forger.alert()
-    forger.set(77 as UInt64, at: Forger.ring + 144)
-    forger.set(kind << 8 | 5, at: Forger.ring + 152)
-    forger.tail(160)
+    forger.set(77 as UInt64, at: Forger.ring + 208)
+    forger.set(kind << 8 | 5, at: Forger.ring + 216)
+    forger.tail(224)
     var notes: [PacketNote?] = []
     func collect() throws { try channel.collect { _, _ in notes.append(channel.noted) } }
     guard kind <= 1 else {
@@ -194,7 +195,7 @@ struct HostileDetectorTests {
     channel.publish()
     forger.header(id: 0, verdict: verdict, rule: verdict == 0 ? .max : 1, alerts: 1)
     forger.alert()
-    forger.tail(144)
+    forger.tail(208)
     if verdict == 0 {
       #expect(try channel.collectAnswers().map(\.alerts.count) == [1])
     } else {
@@ -260,7 +261,7 @@ extension Forger {
     header(id: 0, alerts: 1)
     alert()
     falsify(self, Forger.ring + 16)
-    tail(144)
+    tail(208)
   }
 }
 
