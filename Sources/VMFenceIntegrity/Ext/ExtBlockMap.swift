@@ -190,6 +190,33 @@ struct ExtBlockMap: Hashable, Sendable {
     return buffer
   }
 
+  // MARK: Directories
+
+  /// Makes the map of a directory that of the blocks in which Linux looks for names: not those behind its end, but those that are said to be
+  /// unwritten (`ext4_bread` does not ask).
+  ///
+  /// - Returns: what no directory has.
+  mutating func takeNameBlocks(size: UInt64, blockSize: Int) -> [String] {
+    let end = (size + UInt64(blockSize) - 1) / UInt64(blockSize)
+    var damages: [String] = []
+    if runs.contains(where: \.isUnwritten) {
+      damages.append("a directory with blocks that are said to be unwritten; their names count")
+    }
+    if let last = runs.last, last.end > end {
+      damages.append("a directory with blocks behind its end, which is at \(size) bytes; names in them do not count")
+    }
+    guard !damages.isEmpty else { return [] }
+    var result = ExtBlockMap()
+    var work = MapWork(budget: .max)
+    for var run in runs where UInt64(run.fileBlock) < end {
+      run.count = UInt32(min(run.end, end) - UInt64(run.fileBlock))
+      run.isUnwritten = false
+      result.add(run, &work)
+    }
+    runs = result.runs
+    return damages
+  }
+
   // MARK: Comparing
 
   /// A stretch of a file that has other blocks than before.

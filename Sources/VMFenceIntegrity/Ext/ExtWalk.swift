@@ -202,7 +202,11 @@ extension ExtFileSystem {
     if directory.inode.hasInlineData { return inlineNameBlocks(of: directory.inode) }
     var result: [ExtDirectoryBlock] = []
     var buffer: [UInt8] = []
-    for run in map(of: directory, blocks: &blocks, damage: &damage).runs where !run.isUnwritten {
+    var map = map(of: directory, blocks: &blocks, damage: &damage)
+    for message in map.takeNameBlocks(size: directory.inode.size, blockSize: blockSize) {
+      damage.report(inode: directory.number, path: directory.path, message)
+    }
+    for run in map.runs {
       for index in 0..<run.count {
         do throws(IntegrityError) {
           try readBlock(run.block + UInt64(index), into: &buffer)

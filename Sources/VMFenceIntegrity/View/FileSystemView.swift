@@ -199,6 +199,11 @@ public struct FileSystemView: Sendable {
       if let message = work.damage { damage.report(inode: number, mayMend: true, message) }
     }
     let isDirectory = directories[number] != nil
+    if isDirectory, let inode {
+      for message in new.takeNameBlocks(size: inode.size, blockSize: fileSystem.blockSize) {
+        damage.report(inode: number, path: path(of: [], in: number), mayMend: true, message)
+      }
+    }
     if isDirectory { readInlineNames(of: number, inode) }
     guard new != old else { return [] }
     mapBytes += new.memory - old.memory
