@@ -154,6 +154,9 @@ public struct ProtectionPolicy: Sendable {
   /// Whether some rule asks for contents to be handed to rules.
   var tellsContents: Bool { rules.contains { $0.attributes.contains(.content) } }
 
+  /// Whether some rule refuses, or holds, changes of contents.
+  var refusesContents: Bool { rules.contains { $0.action >= .denyData } }
+
   /// Whether some rule refuses or holds changes of metadata.
   var judgesMetadata: Bool { rules.contains { $0.action >= .freeze } }
 

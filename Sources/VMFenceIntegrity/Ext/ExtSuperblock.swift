@@ -209,6 +209,15 @@ public struct ExtSuperblock: Hashable, Sendable {
       && checksumSeed == other.checksumSeed && uuidHigh == other.uuidHigh && uuidLow == other.uuidLow
   }
 
+  /// Whether this may be the superblock of the same file system later, grown or not: what lies where in a group is the same, and no block is
+  /// left out.
+  func isSameOrGrown(from other: ExtSuperblock) -> Bool {
+    blockSize == other.blockSize && firstDataBlock == other.firstDataBlock && blocksPerGroup == other.blocksPerGroup
+      && inodesPerGroup == other.inodesPerGroup && inodeSize == other.inodeSize
+      && blocksPerCluster == other.blocksPerCluster && descriptorSize == other.descriptorSize
+      && blockCount >= other.blockCount
+  }
+
   private static func text(_ bytes: RawSpan, _ range: Range<Int>) -> [UInt8] {
     Array(bytes.extracting(range).copiedBytes().prefix { $0 != 0 })
   }

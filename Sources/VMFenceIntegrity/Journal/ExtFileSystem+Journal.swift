@@ -20,7 +20,7 @@ extension ExtFileSystem {
       journal?.next = nil
       return
     }
-    var left = journal?.header.length ?? 0
+    var left = journal?.header.logLength ?? 0
     // The whole log is gone through once at the most.
     while left > 0, let transaction = nextTransaction(limit: left) {
       left -= min(left, transaction.length)
@@ -31,6 +31,8 @@ extension ExtFileSystem {
   }
 
   /// The next committed transaction of the log, after which the following one is the next.
+  ///
+  /// - `limit`: of how many blocks of the log it may be; never more than the log has.
   mutating func nextTransaction(limit: UInt32) -> JournalTransaction? {
     guard var journal else { return nil }
     self.journal = nil

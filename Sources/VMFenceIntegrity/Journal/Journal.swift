@@ -31,6 +31,8 @@ struct Journal: Sendable {
     var hasFastCommits: Bool { incompatible & 0x20 != 0 }
     /// One past the last block of the log; behind it lie the fast commits.
     var end: UInt32 { hasFastCommits ? length - fastCommitBlocks : length }
+    /// Of the log, in blocks.
+    var logLength: UInt32 { end - first }
     /// Of a tag in a descriptor block, in bytes (`journal_tag_bytes`).
     var tagSize: Int { hasChecksums3 ? 16 : (hasChecksums2 ? 14 : 12) - (is64Bit ? 0 : 4) }
   }
@@ -46,6 +48,12 @@ struct Journal: Sendable {
   /// The number of the next transaction.
   var nextSequence: UInt32
   private(set) var notes: [String] = []
+  /// How many blocks of its inode lie one after the other from the first on: no log is longer.
+  private let mapped: UInt64
+
+  /// Longer journals are not read, in blocks: what is committed in one is held in memory, block by block. Those that mke2fs makes by itself
+  /// have 1 GiB at the most.
+  static let lengthLimit: UInt32 = 1 << 20
 
   /// Reads the journal's superblock.
   ///
@@ -63,12 +71,10 @@ struct Journal: Sendable {
     var buffer: [UInt8] = []
     guard let first = map.runs.first, first.fileBlock == 0 else { throw Self.damaged("it has no first block") }
     try fileSystem.readDiskBlock(first.block, into: &buffer)
-    header = try Self.readHeader(buffer, blockSize: fileSystem.blockSize)
     var mapped: UInt64 = 0
     for run in map.runs where UInt64(run.fileBlock) == mapped { mapped = run.end }
-    guard UInt64(header.length) <= mapped else {
-      throw Self.damaged("\(header.length) blocks in a file of \(mapped)")
-    }
+    self.mapped = mapped
+    header = try Self.readHeader(buffer, blockSize: fileSystem.blockSize, mapped: mapped)
     nextSequence = header.sequence
     next = header.start == 0 ? nil : header.start
   }
@@ -100,8 +106,17 @@ struct Journal: Sendable {
     return try Self.readMap(now, fileSystem) == map
   }
 
+  /// The superblock as the guest writes it anew.
+  ///
   /// - `block`: the first of the journal.
-  static func readHeader(_ block: [UInt8], blockSize: Int) throws(IntegrityError) -> Header {
+  /// - Throws: as `init` does; then nothing of it may be taken over.
+  func readHeader(_ block: [UInt8], blockSize: Int) throws(IntegrityError) -> Header {
+    try Self.readHeader(block, blockSize: blockSize, mapped: mapped)
+  }
+
+  private static func readHeader(
+    _ block: [UInt8], blockSize: Int, mapped: UInt64
+  ) throws(IntegrityError) -> Header {
     try block.withRawSpan { bytes throws(IntegrityError) in
       guard bytes.byteCount >= 1024, bytes.u32(0) == magic, bytes.u32(4) == 4 || bytes.u32(4) == 3 else {
         throw damaged("no journal superblock")
@@ -129,6 +144,12 @@ struct Journal: Sendable {
         crc.update(zeroes: 4)
         crc.update(bytes.extracting(256..<1024))
         guard crc.state == bytes.u32(252) else { throw damaged("a wrong checksum of its superblock") }
+      }
+      guard UInt64(header.length) <= mapped else { throw damaged("\(header.length) blocks in a file of \(mapped)") }
+      guard header.length <= lengthLimit else {
+        throw IntegrityError(
+          .unsupported, "the journal has \(header.length) blocks; at most \(lengthLimit) are followed",
+          remedy: "what is committed in the journal is seen only once it is written to its place")
       }
       guard !header.hasFastCommits || header.fastCommitBlocks < header.length else {
         throw damaged("\(header.fastCommitBlocks) blocks of fast commits in \(header.length)")

@@ -11,15 +11,27 @@ struct JournalOverlay: Sendable {
   }
 
   private(set) var copies: [UInt64: Copy] = [:]
+  /// Of which block a block of the disk is the copy.
+  private var homes: [UInt64: UInt64] = [:]
 
   var isEmpty: Bool { copies.isEmpty }
 
   subscript(block: UInt64) -> Copy? {
     get { copies[block] }
-    set { copies[block] = newValue }
+    set {
+      if let old = copies[block], homes[old.block] == block { homes[old.block] = nil }
+      copies[block] = newValue
+      if let newValue { homes[newValue.block] = block }
+    }
   }
 
-  mutating func removeAll() { copies.removeAll() }
+  /// The copies that lie in a range of blocks of the disk: of which block, and where.
+  func copies(in blocks: ClosedRange<UInt64>) -> [(home: UInt64, block: UInt64)] {
+    guard blocks.upperBound - blocks.lowerBound < UInt64(homes.count) else {
+      return homes.compactMap { blocks.contains($0.key) ? ($0.value, $0.key) : nil }
+    }
+    return blocks.compactMap { block in homes[block].map { ($0, block) } }
+  }
 
   /// The blocks whose copies are from transactions before `sequence`, which are at their places now.
   func blocks(before sequence: UInt32) -> [UInt64] {

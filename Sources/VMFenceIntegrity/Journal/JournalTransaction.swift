@@ -33,12 +33,13 @@ extension Journal {
 
   /// Reads the transaction that begins at `next`, if it is committed.
   ///
-  /// `limit`: how many blocks it may have.
+  /// - `limit`: how many blocks it may have; never more than the log.
   mutating func scan(_ fileSystem: ExtFileSystem, limit: UInt32) -> ScanResult {
     guard var position = next else { return .end }
     var transaction = JournalTransaction(sequence: nextSequence)
     var old = CRC32BigEndian()
     var buffer: [UInt8] = []
+    let limit = min(limit, header.logLength)
     while transaction.length < limit {
       guard let block = diskBlock(position), (try? fileSystem.readDiskBlock(block, into: &buffer)) != nil else {
         return .damaged("block \(position) of the log cannot be read")
@@ -56,7 +57,7 @@ extension Journal {
         transaction.end = position
         return .transaction(transaction)
       case 5:
-        if let problem = readRevocations(buffer, &transaction) { return problem }
+        if let problem = readRevocations(buffer, &transaction, fileSystem) { return problem }
       default: return .end
       }
     }
@@ -85,7 +86,7 @@ extension Journal {
       }
       position = following(position)
       transaction.length += 1
-      guard transaction.length <= header.length else { return .damaged("a transaction longer than the log") }
+      guard transaction.length <= header.logLength else { return .damaged("a transaction longer than the log") }
       transaction.copies.append(
         JournalTransaction.Copy(home: home, block: copy, isEscaped: flags & 0x1 != 0, checksum: checksum))
       if flags & 0x8 != 0 { break }
@@ -104,7 +105,13 @@ extension Journal {
     return (low | high, UInt32(bytes.u16(offset + 6)), UInt32(bytes.u16(offset + 4)))
   }
 
-  private func readRevocations(_ block: [UInt8], _ transaction: inout JournalTransaction) -> ScanResult? {
+  /// A log can name as many blocks as a disk has, each many times. Beyond this number only those are kept that the journal has copies of:
+  /// the rest changes nothing.
+  private static let revocationLimit = 1 << 16
+
+  private func readRevocations(
+    _ block: [UInt8], _ transaction: inout JournalTransaction, _ fileSystem: ExtFileSystem
+  ) -> ScanResult? {
     guard isRight(tail: block) else { return .end }
     let size = header.is64Bit ? 8 : 4
     let count = block.withRawSpan { Int($0.u32(12)) }
@@ -115,6 +122,10 @@ extension Journal {
       for offset in stride(from: 16, through: count - size, by: size) {
         transaction.revoked.append(size == 8 ? bytes.u64(offset) : UInt64(bytes.u32(offset)))
       }
+    }
+    let copies = fileSystem.overlay.copies
+    if transaction.revoked.count > max(Self.revocationLimit, copies.count * 2) {
+      transaction.revoked = Set(transaction.revoked.lazy.filter { copies[$0] != nil }).sorted()
     }
     return nil
   }

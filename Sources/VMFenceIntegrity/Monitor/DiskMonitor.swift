@@ -5,7 +5,8 @@ public import VMFenceCore
 /// `disk`, as the guest's kernel does (`xvda2`, `nvme0n1p2`).
 ///
 /// When the guest writes a partition table that puts partitions elsewhere, that is told as damage, and the partitions are
-/// looked for anew. Used by one thread at a time.
+/// looked for anew. A file system that is followed and that the table leaves out is followed on: a table is quickly put back.
+/// Used by one thread at a time.
 public struct DiskMonitor: BlockObserver, ~Copyable {
   private final class Part {
     var monitor: IntegrityMonitor
@@ -44,7 +45,9 @@ public struct DiskMonitor: BlockObserver, ~Copyable {
   private var partitions: [DiskPartition] = []
   private var own: [FileEvent] = []
   private var tableIsWritten = false
+  private var lastTableLook: Timestamp?
   private var requests: UInt64 = 0
+  private var lastSequence: UInt64 = 0
   /// The request that is held, and by which part.
   private var held: (sequence: UInt64, part: Int)?
   private var windows: [IntegrityMonitor.Window] = []
@@ -58,25 +61,52 @@ public struct DiskMonitor: BlockObserver, ~Copyable {
   }
 
   private mutating func look(at time: Timestamp, sequence: UInt64) {
-    parts.removeAll()
     let layout: DiskLayout
     do throws(IntegrityError) { layout = try DiskLayout(reader) } catch {
       return report(error.message, at: time, sequence)
     }
     for damage in layout.damage.kept.prefix(8) { report(damage.message, at: time, sequence) }
     partitions = layout.partitions
-    for part in layout.parts.prefix(Self.partitionLimit) {
-      var configuration = configuration
-      if let partition = part.partition {
-        let needsLetter = configuration.disk.last?.isNumber == true
-        configuration.disk += (needsLetter ? "p" : "") + String(partition.number)
+    let old = parts
+    let starts = Set(layout.parts.map { $0.partition?.start ?? 0 })
+    parts = old.filter { $0.monitor.isFollowing && !starts.contains($0.start) }
+    for part in parts {
+      let name = part.partition.map { "partition \($0.number)" } ?? "the file system on the whole disk"
+      report("\(name) is left out; what lies at its place is followed on", at: time, sequence)
+    }
+    for part in layout.parts {
+      let former = old.first { $0.start == part.partition?.start ?? 0 }
+      if let former, parts.contains(where: { $0 === former }) { continue }
+      if let former, former.byteCount == part.reader.byteCount {
+        parts.append(former)
+        continue
       }
-      var monitor = IntegrityMonitor(part.reader, configuration: configuration, at: time)
-      monitor.windows = windows
+      guard parts.count < Self.partitionLimit else { break }
+      let monitor = makeMonitor(part, at: time)
+      if monitor.blindness != nil, let former, former.monitor.isFollowing {
+        // It is the table that cannot be.
+        parts.append(former)
+        continue
+      }
+      if let former {
+        former.monitor.finish(at: time)
+        own += former.monitor.drainEvents()
+      }
       // A swap partition is no damage.
       if part.partition != nil, monitor.blindness?.code == .notAFileSystem { continue }
       parts.append(Part(monitor, part.partition, byteCount: part.reader.byteCount))
     }
+  }
+
+  private func makeMonitor(_ part: DiskLayout.Part, at time: Timestamp) -> IntegrityMonitor {
+    var configuration = configuration
+    if let partition = part.partition {
+      let needsLetter = configuration.disk.last?.isNumber == true
+      configuration.disk += (needsLetter ? "p" : "") + String(partition.number)
+    }
+    var monitor = IntegrityMonitor(part.reader, configuration: configuration, at: time)
+    monitor.windows = windows
+    return monitor
   }
 
   public mutating func observe(_ request: BlockRequest, data: RawSpan) -> BlockVerdict {
@@ -85,10 +115,8 @@ public struct DiskMonitor: BlockObserver, ~Copyable {
     held = nil
     if !isShownAgain {
       requests += 1
-      if tableIsWritten {
-        tableIsWritten = false
-        lookAtTable(request)
-      }
+      lastSequence = request.sequence
+      if tableIsWritten { lookAtTable(at: request.timestamp, sequence: request.sequence) }
     }
     let (end, overflow) = request.offset.addingReportingOverflow(request.length)
     var verdict = BlockVerdict.allow
@@ -132,14 +160,19 @@ public struct DiskMonitor: BlockObserver, ~Copyable {
     return part.monitor.observe(own, data: bytes)
   }
 
-  private mutating func lookAtTable(_ request: BlockRequest) {
+  /// When the table may be looked at again: each look can cost a crawl of every partition.
+  private var nextTableLook: Timestamp? {
+    guard tableIsWritten else { return nil }
+    return lastTableLook.map { $0 + configuration.resyncInterval } ?? .zero
+  }
+
+  private mutating func lookAtTable(at time: Timestamp, sequence: UInt64) {
+    guard let due = nextTableLook, time >= due else { return }
+    tableIsWritten = false
+    lastTableLook = time
     guard let layout = try? DiskLayout(reader), layout.partitions != partitions else { return }
-    report("the partition table puts partitions elsewhere", at: request.timestamp, request.sequence)
-    for part in parts {
-      part.monitor.finish(at: request.timestamp)
-      own += part.monitor.drainEvents()
-    }
-    look(at: request.timestamp, sequence: request.sequence)
+    report("the partition table puts partitions elsewhere", at: time, sequence)
+    look(at: time, sequence: sequence)
   }
 
   public mutating func observeGap(at time: Timestamp, reason: String) {
@@ -168,9 +201,16 @@ public struct DiskMonitor: BlockObserver, ~Copyable {
 
   public var hasEvents: Bool { !own.isEmpty || parts.contains { $0.monitor.hasEvents } }
 
-  public var nextSettling: Timestamp? { parts.lazy.compactMap { $0.monitor.nextSettling }.min() }
+  public var nextSettling: Timestamp? {
+    let next = parts.lazy.compactMap { $0.monitor.nextSettling }.min()
+    // The first look waits for the next request, before which the table is on the disk.
+    guard lastTableLook != nil, let look = nextTableLook else { return next }
+    return min(next ?? look, look)
+  }
 
   public mutating func advance(to time: Timestamp) {
+    // While a request is held its part stays the same one.
+    if held == nil, lastTableLook != nil { lookAtTable(at: time, sequence: lastSequence) }
     for part in parts { part.monitor.advance(to: time) }
   }
 

@@ -21,11 +21,14 @@ extension IntegrityMonitor {
       statisticsStorage.refusedFastCommits += 1
       return .deny
     }
+    let verdict = takeOverwrittenCopies(write, data, moment)
+    if verdict != .allow { return verdict }
     var isDue = transactionAttempts > 0
+    var commit: (logical: UInt32, sequence: UInt32)?
     if write.operation == .write, UInt64(data.byteCount) >= write.end - write.offset {
-      if touchesJournalSuperblock(write), !takeJournalSuperblock(write.patch(data), moment) {
-        statisticsStorage.refusedFastCommits += 1
-        return .deny
+      if touchesJournalSuperblock(write) {
+        let verdict = takeJournalSuperblock(write.patch(data), moment)
+        if verdict != .allow { return verdict }
       }
       for (logical, start) in journalBlocks(in: write) where logical != 0 {
         let block = data.extracting(start..<data.byteCount)
@@ -33,10 +36,13 @@ extension IntegrityMonitor {
           noteFastCommit(moment)
         } else if block.byteCount >= 12, block.u32(0) == Journal.magic, block.u32(4) == 2 {
           isDue = true
+          commit = (logical, block.u32(8))
           transactionAttempts = Self.transactionAttemptLimit
           let expected = view?.fileSystem.journal?.nextSequence ?? 0
           if Int32(bitPattern: block.u32(8) &- expected) > 64 {
-            requestResync("the journal goes on with a transaction that was not expected", at: moment.time)
+            let reason = "the journal goes on with a transaction that was not expected"
+            requestResync(reason, at: moment.time)
+            tellDamage(reason, moment)
           }
         }
       }
@@ -50,6 +56,11 @@ extension IntegrityMonitor {
       let position = (view?.fileSystem.journal?.next, view?.fileSystem.journal?.nextSequence ?? 0)
       guard let transaction = view?.fileSystem.nextTransaction(limit: limit) else { break }
       transactionAttempts = 0
+      if let known = commit, transaction.sequence == known.sequence,
+        transaction.end == view?.fileSystem.journal?.following(known.logical)
+      {
+        commit = nil
+      }
       let verdict = take(transaction, moment)
       if verdict != .allow {
         view?.fileSystem.journal?.next = position.0
@@ -59,7 +70,29 @@ extension IntegrityMonitor {
         return verdict
       }
     }
-    return .allow
+    return commit.map { refuseUnexplained($0.logical, moment) } ?? .allow
+  }
+
+  /// Where metadata are judged, a commit block that commits nothing that was judged is refused: somebody had the monitor look elsewhere. A
+  /// kernel writes it when all that it commits is in the log, so it ends what the monitor has read just now, unless it says that it does not
+  /// wait (`journal_async_commit`).
+  ///
+  /// - Precondition: the request is laid over the disk.
+  private mutating func refuseUnexplained(_ logical: UInt32, _ moment: Moment) -> BlockVerdict {
+    guard configuration.policy.judgesMetadata, let fileSystem = view?.fileSystem, let journal = fileSystem.journal,
+      journal.header.incompatible & 0x4 == 0, let block = journal.diskBlock(logical)
+    else { return .allow }
+    // Sent again after a lost connection: it is on the disk, and was judged before.
+    var new: [UInt8] = []
+    guard (try? fileSystem.readDiskBlock(block, into: &new)) != nil else { return .allow }
+    view?.fileSystem.patch = nil
+    if (try? view?.fileSystem.readDiskBlock(block, into: &oldBlock)) != nil, oldBlock == new { return .allow }
+    let verdict = strongestRefusal(isMetadata: true)
+    guard verdict != .allow else { return .allow }
+    transactionAttempts = 0
+    tellDamage("a commit block in the journal that ends no transaction that is known", moment, verdict)
+    if verdict == .hold { hold(moment) }
+    return verdict
   }
 
   /// How often fast commits are told, when they go on.
@@ -125,83 +158,58 @@ extension IntegrityMonitor {
   // MARK: The tail
 
   /// - `patch`: what is written, which may be a part of it only.
-  /// - Returns: false when it must be refused.
-  private mutating func takeJournalSuperblock(_ patch: WritePatch, _ moment: Moment) -> Bool {
+  private mutating func takeJournalSuperblock(_ patch: WritePatch, _ moment: Moment) -> BlockVerdict {
     view?.fileSystem.patch = patch
     defer { view?.fileSystem.patch = nil }
     do throws(IntegrityError) {
-      guard let fileSystem = view?.fileSystem, let block = fileSystem.journal?.diskBlock(0) else { return true }
+      guard let fileSystem = view?.fileSystem, let journal = fileSystem.journal, let block = journal.diskBlock(0)
+      else { return .allow }
       var bytes: [UInt8] = []
       try fileSystem.readDiskBlock(block, into: &bytes)
-      let header = try Journal.readHeader(bytes, blockSize: fileSystem.blockSize)
-      if bringsFastCommits(header) { return false }
-      follow(header, moment)
+      let header = try journal.readHeader(bytes, blockSize: fileSystem.blockSize)
+      if bringsFastCommits(header) {
+        statisticsStorage.refusedFastCommits += 1
+        return .deny
+      }
+      return follow(header, moment)
     } catch {
-      requestResync(error.message, at: moment.time)
+      return takeUnusableSuperblock(error, moment)
     }
-    return true
   }
 
-  private mutating func follow(_ header: Journal.Header, _ moment: Moment) {
+  /// A superblock of the journal that no kernel would go on with. One that has the file system mounted goes on with what it has in memory,
+  /// and so does the monitor; where metadata are judged, who writes it is refused.
+  private mutating func takeUnusableSuperblock(_ error: IntegrityError, _ moment: Moment) -> BlockVerdict {
+    let verdict: BlockVerdict = configuration.policy.judgesMetadata ? .deny : .allow
+    tellDamage("the journal's superblock was written and cannot be used: " + error.message, moment, verdict)
+    if verdict == .allow, error.code == .unsupported { requestResync(error.message, at: moment.time) }
+    return verdict
+  }
+
+  private mutating func follow(_ header: Journal.Header, _ moment: Moment) -> BlockVerdict {
+    let before = view?.fileSystem.journal
     view?.fileSystem.journal?.update(header)
-    guard header.start != 0 else {
+    var forgotten: [UInt64] = []
+    if header.start == 0 {
       // Everything is at its place.
       view?.fileSystem.journal?.next = nil
       view?.fileSystem.journal?.nextSequence = header.sequence
-      return forgetCopies(view?.fileSystem.overlay.copies.map(\.key) ?? [], moment)
-    }
-    if view?.fileSystem.journal?.next == nil {
-      view?.fileSystem.journal?.next = header.start
-      view?.fileSystem.journal?.nextSequence = header.sequence
-    } else if let next = view?.fileSystem.journal?.nextSequence, Int32(bitPattern: header.sequence &- next) > 0 {
-      requestResync("the journal begins behind what was seen of it", at: moment.time)
-    }
-    forgetCopies(view?.fileSystem.overlay.blocks(before: header.sequence) ?? [], moment)
-  }
-
-  /// From now on the places count. Where a followed block has other contents there than the journal had, somebody wrote
-  /// past the journal, and that is told as any other change.
-  private mutating func forgetCopies(_ blocks: [UInt64], _ moment: Moment) {
-    guard !blocks.isEmpty else { return }
-    hits.removeAll(keepingCapacity: true)
-    var place: [UInt8] = []
-    for block in blocks {
-      if view?.table.contains(block) == true, view?.fileSystem.overlay[block] != nil {
-        let isRead = (try? view?.fileSystem.readBlock(block, into: &oldBlock)) != nil
-        let isPlaceRead = (try? view?.fileSystem.readDiskBlock(block, into: &place)) != nil
-        if isRead, isPlaceRead, oldBlock != place { view?.table.appendUses(of: block, to: &hits) }
+      forgotten = view?.fileSystem.overlay.copies.map(\.key) ?? []
+    } else {
+      let next = view?.fileSystem.journal?.nextSequence ?? 0
+      let isBehind = Int32(bitPattern: header.sequence &- next) > 0
+      if view?.fileSystem.journal?.next != nil, isBehind {
+        requestResync("the journal begins behind what was seen of it", at: moment.time)
       }
-      view?.fileSystem.overlay[block] = nil
+      if view?.fileSystem.journal?.next == nil || isBehind {
+        view?.fileSystem.journal?.next = header.start
+        view?.fileSystem.journal?.nextSequence = header.sequence
+      }
+      forgotten = view?.fileSystem.overlay.blocks(before: header.sequence) ?? []
     }
-    guard !hits.isEmpty else { return }
-    for (_, use) in hits where use.role == .data { noteContents(use, 0..<UInt64(place.count), moment) }
-    processMetadata(moment)
-  }
-
-  // MARK: Places of what the journal has
-
-  /// A followed block of which the journal has the last committed contents is not changed by a write to its place.
-  mutating func leaveOutJournalled(_ write: WriteInFlight, _ data: RawSpan) {
-    guard let fileSystem = view?.fileSystem else { return }
-    let size = UInt64(fileSystem.blockSize)
-    var last: UInt64?
-    for (block, _) in hits where block != last && fileSystem.overlay[block] != nil {
-      last = block
-      let start = block * size
-      guard write.operation == .write, write.offset <= start, write.end >= start + size,
-        UInt64(data.byteCount) >= write.end - write.offset,
-        (try? fileSystem.readBlock(block, into: &oldBlock)) != nil
-      else { continue }
-      let new = data.extracting(Int(start - write.offset)..<Int(start - write.offset + size))
-      if (0..<Int(size)).allSatisfy({ new.u8($0) == oldBlock[$0] }) { checkpointed.append(block) }
-    }
-    hits.removeAll { fileSystem.overlay[$0.block] != nil }
-  }
-
-  mutating func dropCheckpointed() {
-    guard !checkpointed.isEmpty else { return }
-    for block in checkpointed { view?.fileSystem.overlay[block] = nil }
-    checkpointed.removeAll(keepingCapacity: true)
+    let verdict = forgetCopies(forgotten, moment)
+    if verdict != .allow { view?.fileSystem.journal = before }
+    return verdict
   }
 
   // MARK: Transactions
@@ -211,26 +219,32 @@ extension IntegrityMonitor {
     let changed = changedContents(transaction)
     let verdict = refuse(changed, moment)
     if verdict != .allow { return verdict }
+    // A revoked block is read from its place again.
+    let revoked = uniqueInTable(transaction.revoked)
+    var bared: [(block: UInt64, change: ContentChange)] = []
+    for block in revoked { bared += contentsAtPlace(of: block).map { (block, $0) } }
     let policy = configuration.policy
-    let before = policy.judgesMetadata || policy.keepsContents ? view : nil
+    let before = policy.judgesMetadata || policy.keepsContents || !bared.isEmpty ? view : nil
     let saved = Saved(self)
     keep(changed, moment)
-    for change in changed {
-      news[change.inode, default: News()].changed = news[change.inode]?.changed ?? moment
-      news[change.inode]?.contents.insert(change.range)
-      noteChange(at: moment.time)
-    }
+    note(changed, moment)
     view?.fileSystem.apply(transaction)
     hits.removeAll(keepingCapacity: true)
     for copy in transaction.copies where view?.table.contains(copy.home) == true {
       view?.table.appendUses(of: copy.home, to: &hits)
     }
-    for block in transaction.revoked where view?.table.contains(block) == true {
-      view?.table.appendUses(of: block, to: &hits)
-    }
+    for block in revoked { view?.table.appendUses(of: block, to: &hits) }
     guard !hits.isEmpty || !news.isEmpty else { return .allow }
     if !hits.isEmpty { statisticsStorage.hits += 1 }
     processMetadata(moment)
+    if let before, !bared.isEmpty {
+      let verdict = takeBared(bared, moment)
+      if verdict != .allow {
+        view = before
+        saved.restore(&self)
+        return verdict
+      }
+    }
     guard let before else {
       settle(at: moment.time)
       return .allow
@@ -252,7 +266,7 @@ extension IntegrityMonitor {
   }
 
   /// What a refused transaction must leave as it was.
-  private struct Saved {
+  struct Saved {
     let news: [UInt32: News]
     let nameNews: [UInt32: NameNews]
     let awaitsTimes: Set<UInt32>
@@ -261,6 +275,8 @@ extension IntegrityMonitor {
     let toldDamages: Set<Damage>
     let statistics: Statistics
     let kept: KeptQueue
+    let rewritten: Set<UInt32>
+    let resyncReason: String?
 
     init(_ monitor: borrowing IntegrityMonitor) {
       news = monitor.news
@@ -271,6 +287,8 @@ extension IntegrityMonitor {
       toldDamages = monitor.toldDamages
       statistics = monitor.statisticsStorage
       kept = monitor.kept
+      rewritten = monitor.rewritten
+      resyncReason = monitor.resyncReason
     }
 
     func restore(_ monitor: inout IntegrityMonitor) {
@@ -282,6 +300,8 @@ extension IntegrityMonitor {
       monitor.toldDamages = toldDamages
       monitor.statisticsStorage = statistics
       monitor.kept = kept
+      monitor.rewritten = rewritten
+      monitor.resyncReason = resyncReason
     }
   }
 
@@ -312,12 +332,5 @@ extension IntegrityMonitor {
       }
     }
     return result
-  }
-
-  private mutating func noteContents(_ use: BlockUse, _ range: Range<UInt64>, _ moment: Moment) {
-    let start = UInt64(use.index) * UInt64(range.count)
-    news[use.inode, default: News()].changed = news[use.inode]?.changed ?? moment
-    news[use.inode]?.contents.insert(start..<start + UInt64(range.count))
-    noteChange(at: moment.time)
   }
 }

@@ -28,6 +28,15 @@ extension IntegrityMonitor {
     }
   }
 
+  /// Takes over what the last request left of metadata that it discarded.
+  mutating func processDiscarded() {
+    guard let (uses, moment) = discarded else { return }
+    discarded = nil
+    hits = uses
+    processMetadata(moment)
+    if view?.damage.count ?? 0 > 0 { noteChange(at: moment.time) }
+  }
+
   private mutating func processSystemBlock(_ index: Int, _ role: BlockRole, _ moment: Moment) {
     guard let fileSystem = view?.fileSystem else { return }
     do throws(IntegrityError) {
@@ -59,10 +68,12 @@ extension IntegrityMonitor {
     guard let fileSystem = view?.fileSystem, let journal = fileSystem.journal else { return }
     do throws(IntegrityError) {
       if try journal.isInPlace(fileSystem, nodes: nodes) { return }
+      journalIsDisplaced = true
       requestResync(
         "the journal's inode puts the journal elsewhere: what the guest goes on to commit in the old place is seen once it is written "
           + "to its own", at: moment.time)
     } catch {
+      journalIsDisplaced = true
       requestResync("the journal's inode was written and cannot be used: \(error.message)", at: moment.time)
     }
     tellDisplacement(moment)
@@ -71,17 +82,28 @@ extension IntegrityMonitor {
   /// Tells as damage why the disk is to be read anew.
   private mutating func tellDisplacement(_ moment: Moment) {
     guard let reason = resyncReason else { return }
-    let damage = Damage(inode: 0, path: [], message: reason)
-    guard toldDamages.insert(damage).inserted else { return }
+    tellDamage(reason, moment)
+  }
+
+  /// Tells damage of the file system, each once.
+  ///
+  /// - `verdict`: of the request that brings it.
+  mutating func tellDamage(_ message: String, _ moment: Moment, _ verdict: BlockVerdict = .allow) {
+    if toldDamages.count > 1024 { toldDamages.removeAll() }
+    guard toldDamages.insert(Damage(inode: 0, path: [], message: message)).inserted else { return }
     statisticsStorage.damages += 1
-    report(.damage, at: moment, path: [], inode: 0, changes: [Self.damageChange(reason)])
+    var event = event(.damage, at: moment, path: [], inode: 0, changes: [Self.damageChange(message)])
+    event.verdict = verdict
+    batch.append(event)
     flushBatch()
   }
 
   private mutating func processInodes(from first: UInt32, _ moment: Moment) {
     guard let fileSystem = view?.fileSystem else { return }
-    let perBlock = UInt32(fileSystem.blockSize / fileSystem.superblock.inodeSize)
-    for number in first..<min(first &+ perBlock, fileSystem.superblock.inodeCount &+ 1) {
+    // There may be as many inodes as numbers for them.
+    let end = UInt64(first) + UInt64(fileSystem.blockSize / fileSystem.superblock.inodeSize)
+    for number in UInt64(first)..<min(end, UInt64(fileSystem.superblock.inodeCount) + 1) {
+      let number = UInt32(truncatingIfNeeded: number)
       if number == fileSystem.superblock.journalInode { processJournalMap(nodes: false, moment) }
       guard let old = view?.nodes[number]?.inode else { continue }
       do throws(IntegrityError) {

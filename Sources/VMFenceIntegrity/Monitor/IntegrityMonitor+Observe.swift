@@ -14,6 +14,7 @@ extension IntegrityMonitor {
       observeGap(at: request.timestamp, reason: "request \(request.sequence) came after \(now.sequence)")
     }
     dropCheckpointed()
+    processDiscarded()
     advance(to: request.timestamp)
     let moment = Moment(sequence: request.sequence, time: request.timestamp)
     now = moment
@@ -35,29 +36,23 @@ extension IntegrityMonitor {
     // What is written without data given, or beyond the end, is taken as zeroes and nothing: the disk decides.
     let stop = min(overflow ? .max : end, reader.byteCount)
     guard request.offset < stop else { return .allow }
-    guard view != nil else {
-      if request.offset < ExtSuperblock.offset + UInt64(ExtSuperblock.size), stop > ExtSuperblock.offset {
-        resyncAttempts = Self.resyncAttemptLimit
-      }
-      // What is written elsewhere may be the rest of a file system that is being made.
-      if resyncAttempts > 0 { requestResync("a file system is being made", at: request.timestamp) }
-      return .allow
-    }
     let write = WriteInFlight(offset: request.offset, end: stop, operation: request.operation)
+    guard view != nil else { return judgeBlind(write, data, moment) }
     if touchesJournal(write) {
       let verdict = followJournal(write, data, moment)
       if verdict != .allow { return verdict }
     }
     findHits(from: request.offset, to: stop)
-    if !hits.isEmpty, view?.fileSystem.overlay.isEmpty == false { leaveOutJournalled(write, data) }
-    guard !hits.isEmpty else {
+    var displaced: [ContentChange] = []
+    if !hits.isEmpty, view?.fileSystem.overlay.isEmpty == false { displaced = leaveOutJournalled(write, data) }
+    guard !hits.isEmpty || !displaced.isEmpty else {
       if request.operation != .discard {
         pendingWrites.add(start: request.offset, end: stop, moment, hash: hash(write, data))
       }
       return .allow
     }
     statisticsStorage.hits += 1
-    return process(write, data, moment)
+    return process(write, data, displaced, moment)
   }
 
   /// Collects what the blocks of a request are, into `hits`.
@@ -89,35 +84,53 @@ extension IntegrityMonitor {
     }
   }
 
-  private mutating func process(_ write: WriteInFlight, _ data: RawSpan, _ moment: Moment) -> BlockVerdict {
-    let changed = changedContents(write, data)
-    let verdict = refuse(changed, moment)
+  /// - `displaced`: what it changes of contents that the journal has copies of.
+  private mutating func process(
+    _ write: WriteInFlight, _ data: RawSpan, _ displaced: [ContentChange], _ moment: Moment
+  ) -> BlockVerdict {
+    let changed = changedContents(write, data) + displaced
+    let verdict = max(refuse(changed, moment), refuseDisplacement(write, data, moment))
     if verdict != .allow {
       // It does not reach the disk.
       checkpointed.removeAll(keepingCapacity: true)
       return verdict
+    }
+    let hasMetadata = hits.contains { $0.use.role != .data }
+    // Before what may be refused is noted: what is noted is told.
+    let isJudged = hasMetadata && configuration.policy.judgesMetadata && view?.fileSystem.journal != nil
+    if isJudged, let before = view {
+      view?.fileSystem.patch = write.patch(data)
+      let verdict = judgeMetadata(from: before, moment)
+      view?.fileSystem.patch = nil
+      guard verdict == .allow else {
+        checkpointed.removeAll(keepingCapacity: true)
+        return verdict
+      }
     }
     keep(changed, moment)
     if write.operation != .discard {
       // Blocks beside the followed ones may be claimed later, too.
       pendingWrites.add(start: write.offset, end: write.end, moment, hash: hash(write, data))
     }
-    for change in changed {
-      news[change.inode, default: News()].changed = news[change.inode]?.changed ?? moment
-      news[change.inode]?.contents.insert(change.range)
-      noteChange(at: moment.time)
-    }
-    if hits.contains(where: { $0.use.role != .data }) {
-      view?.fileSystem.patch = write.patch(data)
-      processMetadata(moment)
-      if view?.damage.count ?? 0 > 0 { noteChange(at: moment.time) }
-      view?.fileSystem.patch = nil
-    }
+    note(changed, moment)
+    if hasMetadata, !isJudged || write.operation == .discard { takeMetadata(write, data, moment) }
     if changed.contains(where: { news[$0.inode]?.contents.isFull == true }) { settlesNext = true }
     return .allow
   }
 
-  private func hash(_ write: WriteInFlight, _ data: RawSpan) -> UInt64? {
+  private mutating func takeMetadata(_ write: WriteInFlight, _ data: RawSpan, _ moment: Moment) {
+    hits.removeAll { $0.use.role == .data }
+    if write.operation == .discard {
+      discarded = (hits, moment)
+      return noteChange(at: moment.time)
+    }
+    view?.fileSystem.patch = write.patch(data)
+    processMetadata(moment)
+    if view?.damage.count ?? 0 > 0 { noteChange(at: moment.time) }
+    view?.fileSystem.patch = nil
+  }
+
+  func hash(_ write: WriteInFlight, _ data: RawSpan) -> UInt64? {
     guard hashesHeldWrites, write.operation == .write, UInt64(data.byteCount) == write.end - write.offset else {
       return nil
     }
@@ -142,7 +155,7 @@ extension IntegrityMonitor {
   }
 
   /// Which bytes of followed files a request changes, found by comparing with what the disk still has.
-  private mutating func changedContents(_ write: WriteInFlight, _ data: RawSpan) -> [ContentChange] {
+  mutating func changedContents(_ write: WriteInFlight, _ data: RawSpan) -> [ContentChange] {
     var result: [ContentChange] = []
     guard let size = view.map({ UInt64($0.fileSystem.blockSize) }) else { return [] }
     for (block, use) in hits where use.role == .data {

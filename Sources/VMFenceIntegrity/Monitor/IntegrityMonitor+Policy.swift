@@ -135,10 +135,11 @@ extension IntegrityMonitor {
         events[index].changes.append(.init(attribute: "sha256", old: Self.hexadecimal(old), new: Self.hexadecimal(new)))
       }
     }
-    if hashes.count > (view?.nodes.count ?? 0) { hashes = hashes.filter { view?.nodes[$0.key] != nil } }
+    // Without a view they are what the next one is compared with.
+    if let view, hashes.count > view.nodes.count { hashes = hashes.filter { view.nodes[$0.key] != nil } }
   }
 
-  private static func hexadecimal(_ hash: [UInt8]?) -> String {
+  static func hexadecimal(_ hash: [UInt8]?) -> String {
     (hash ?? []).map { $0.hexadecimal(width: 2) }.joined()
   }
 

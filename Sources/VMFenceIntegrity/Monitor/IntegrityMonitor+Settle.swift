@@ -6,15 +6,23 @@ extension IntegrityMonitor {
   /// `isFinal`: nothing is left for later.
   mutating func settle(at time: Timestamp, isFinal: Bool = false) {
     let moment = Moment(sequence: now?.sequence ?? 0, time: time)
+    if !isTrial {
+      dropCheckpointed()
+      processDiscarded()
+    }
     firstChange = nil
     lastChange = nil
     settlesNext = false
     if resyncReason != nil {
       let isTooSoon = lastResync.map { time - $0 < configuration.resyncInterval } ?? false
-      if isFinal || !isTooSoon { return resync(at: moment) }
+      // What is only tried is not on the disk.
+      if isFinal || !isTooSoon && !isTrial { return resync(at: moment) }
       noteChange(at: time)
     }
-    guard let view else { return flushBatch() }
+    guard let view else {
+      settleBlind()
+      return flushBatch()
+    }
     // What a journal commits is consistent: nothing of it waits for the rest.
     let isWhole = isFinal || view.fileSystem.journal != nil
     let names = settleNames(at: time, isFinal: isWhole)
@@ -95,7 +103,7 @@ extension IntegrityMonitor {
   }
 
   /// Adds to the changed contents those places of a file that have another block now.
-  private mutating func takeMap(_ item: inout News, _ node: FileSystemView.Node) {
+  mutating func takeMap(_ item: inout News, _ node: FileSystemView.Node) {
     guard let before = item.mapBefore, let blockSize = view?.fileSystem.blockSize else { return }
     let size = UInt64(blockSize)
     var claims = ByteRanges()
@@ -135,7 +143,7 @@ extension IntegrityMonitor {
   }
 
   /// Compares extended attributes with those told last.
-  private mutating func takeAttributes(_ item: inout News, _ number: UInt32, _ node: FileSystemView.Node) {
+  mutating func takeAttributes(_ item: inout News, _ number: UInt32, _ node: FileSystemView.Node) {
     guard
       item.attributesRewritten != nil || node.settled.attributeBlock != node.inode.attributeBlock
         || node.settled.inlineAttributes != node.inode.inlineAttributes
@@ -220,7 +228,7 @@ extension IntegrityMonitor {
     if new.hasInlineData, new.size > old.size { item.contents.insert(old.size..<new.size) }
   }
 
-  private mutating func tellContents(
+  mutating func tellContents(
     _ number: UInt32, _ path: [UInt8], _ old: ExtInode, _ new: ExtInode, _ item: News
   ) {
     guard new.kind == .regular || new.kind == .symbolicLink, let blockSize = view?.fileSystem.blockSize else { return }

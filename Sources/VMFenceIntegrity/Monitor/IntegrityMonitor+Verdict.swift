@@ -72,6 +72,13 @@ extension IntegrityMonitor {
     }
   }
 
+  /// What the verbs of all protected files say together to a write that takes them from view.
+  func strongestRefusal(isMetadata: Bool = false) -> BlockVerdict {
+    var actions: Set<ProtectionPolicy.Action> = []
+    for node in (view?.nodes ?? [:]).values { for link in node.links { actions.insert(link.action) } }
+    return actions.map { refusal($0, isMetadata: isMetadata) }.max() ?? .allow
+  }
+
   /// Judges changes of contents, and tells at once what is refused or held.
   mutating func refuse(_ changes: [ContentChange], _ moment: Moment) -> BlockVerdict {
     var refused: [FileEvent] = []
@@ -123,10 +130,15 @@ extension IntegrityMonitor {
     }
     flushBatch()
     if verdict == .hold {
-      held = HeldRequest(
-        sequence: moment.sequence, since: moment.time, deadline: moment.time + configuration.freezeLimit,
-        paths: Array(Set(events.map(\.path))).sorted { $0.lexicographicallyPrecedes($1) }.prefix(16).map { $0 })
+      hold(moment, paths: Array(Set(events.map(\.path))).sorted { $0.lexicographicallyPrecedes($1) })
     }
     return verdict
+  }
+
+  /// - `paths`: that the request would change; the first 16 are kept.
+  mutating func hold(_ moment: Moment, paths: [[UInt8]] = []) {
+    held = HeldRequest(
+      sequence: moment.sequence, since: moment.time, deadline: moment.time + configuration.freezeLimit,
+      paths: Array(paths.prefix(16)))
   }
 }

@@ -160,10 +160,11 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
   /// Followed inodes whose blocks were written since the last settling that left nothing waiting. An inode may be
   /// written and be as before: the times of a file system have a granularity of some milliseconds.
   var rewritten: Set<UInt32> = []
-  /// What was protected when the view was lost.
-  var lastKnown: [FileSystemView.ProtectedFile] = []
-  /// And what was followed without a protected name.
-  var lastObjects: [(number: UInt32, inode: ExtInode, links: [FileSystemView.Link])] = []
+  /// The view as it was when it was lost: what the next one is compared with. Until then it says what contents are refused and told.
+  var former: FileSystemView?
+  /// Since when nothing can be followed, and which files were told as written meanwhile.
+  var blindSince: Moment?
+  var toldWhileBlind: Set<UInt32> = []
   var resyncReason: String?
   var lastResync: Timestamp?
   /// How many more times a disk that cannot be followed is looked at because something was written to it.
@@ -177,6 +178,8 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
   var oldBlock: [UInt8] = []
   /// Blocks whose place will have what the journal has once the request that was seen last is on the disk.
   var checkpointed: [UInt64] = []
+  /// Metadata in blocks that the request that was seen last discards: a disk may keep what it had, so it is asked when that is done.
+  var discarded: (uses: [(block: UInt64, use: BlockUse)], moment: Moment)?
   /// A commit block was seen, and not yet all that it commits: how many more requests to the journal are looked at for it.
   var transactionAttempts = 0
   /// Inodes whose contents were told as changed while their times had not changed yet: these follow.
@@ -187,6 +190,8 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
   var hashes: [UInt32: [UInt8]] = [:]
   /// What is told is only tried: nothing is handed over.
   var isTrial = false
+  /// What was written last puts the journal elsewhere.
+  var journalIsDisplaced = false
   /// When fast commits were told last.
   var fastCommitTold: Timestamp?
   /// The request that waits for a decision.
@@ -197,7 +202,8 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
 
   /// Reads the disk and begins to watch. A disk that cannot be followed is no reason to stop the guest: the monitor
   /// then lets every request pass, says in `blindness` and by a damage event why, and looks again when a superblock
-  /// is written.
+  /// is written. One that could be followed before is guarded on as it was seen last: contents of its protected files are refused as
+  /// before, and told once for each file. When it can be followed again, what is different then is told.
   ///
   /// - `reader`: must show, at each request, what the requests allowed before have written.
   /// - `time`: for the events about what is damaged at the start.
@@ -239,6 +245,9 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
     if configuration.policy.tellsContents { noteContents(events) }
     return events
   }
+
+  /// Whether there is a file system that is followed, or that was and is guarded on.
+  var isFollowing: Bool { view != nil || former != nil }
 
   /// Whether `drainEvents` has something to give.
   public var hasEvents: Bool { !queue.isEmpty }

@@ -136,6 +136,13 @@ struct EventQueue: Sendable {
     }
   }
 
+  /// The files of which changes of contents wait.
+  var changedInodes: Set<UInt64> {
+    Set(events.lazy.filter { $0.verdict == .allow && Self.contents.contains($0.operation) }.map(\.inode))
+  }
+
+  private static let contents: Set<FileEvent.Operation> = [.create, .write, .append, .truncate, .replace]
+
   /// All events; after them, when some did not fit, a gap that says how many.
   mutating func drain() -> [FileEvent] {
     var result = events

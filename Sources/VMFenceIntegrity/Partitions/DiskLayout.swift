@@ -41,15 +41,23 @@ public struct DiskLayout: Sendable {
     guard reader.byteCount >= 2 * Self.sectorSize else { return }
     var sector = [UInt8](repeating: 0, count: 512)
     try reader.read(at: 0, into: &sector)
-    if sector[510] == 0x55, sector[511] == 0xAA, !Self.hasExtMagic(reader) {
-      let entries = Self.entries(sector)
-      if entries.contains(where: { $0.type == 0xEE }) {
-        readGPT()
-      } else if entries.contains(where: { $0.type != 0 && $0.count > 0 }) {
-        kind = .mbr
-        readMBR(entries)
-      }
-    } else if !Self.hasExtMagic(reader) {
+    let hasSignature = sector[510] == 0x55 && sector[511] == 0xAA
+    let entries = hasSignature ? Self.entries(sector) : []
+    // As the guest's kernel: a table that can be one is one, whatever lies behind it. A file system on the whole disk may have a boot sector
+    // before it, which ends as a table does.
+    if entries.contains(where: { $0.type == 0xEE }) {
+      readGPT()
+      if !partitions.isEmpty { return }
+    }
+    if !isSound(entries), hasFileSystem {
+      (kind, partitions, damage) = (.none, [], DamageLog(limit: 32))
+      return
+    }
+    if kind == .gpt || entries.contains(where: { $0.type == 0xEE }) { return }
+    if entries.contains(where: { $0.type != 0 && $0.count > 0 }) {
+      kind = .mbr
+      readMBR(entries)
+    } else if !hasSignature {
       readGPT()
     }
   }
@@ -73,14 +81,14 @@ public struct DiskLayout: Sendable {
     return result
   }
 
-  private static func hasExtMagic(_ reader: any DiskReader) -> Bool {
-    var magic = [UInt8](repeating: 0, count: 2)
-    return (try? reader.read(at: 1080, into: &magic)) != nil && magic == [0x53, 0xEF]
-  }
+  /// Whether a file system begins with the disk. Its magic number alone says little: who may write behind a table can put it there.
+  private var hasFileSystem: Bool { (try? ExtFileSystem.readSuperblock(reader, patch: nil)) != nil }
 
   // MARK: MBR
 
   private struct Entry {
+    /// 0, or 0x80 for the one that is booted from.
+    var status: UInt8
     var type: UInt8
     /// In sectors.
     var start: UInt64
@@ -92,9 +100,20 @@ public struct DiskLayout: Sendable {
       (0..<4).map { index in
         let offset = 446 + index * 16
         return Entry(
-          type: bytes.u8(offset + 4), start: UInt64(bytes.u32le(offset + 8)), count: UInt64(bytes.u32le(offset + 12)))
+          status: bytes.u8(offset), type: bytes.u8(offset + 4), start: UInt64(bytes.u32le(offset + 8)),
+          count: UInt64(bytes.u32le(offset + 12)))
       }
     }
+  }
+
+  /// Whether Linux takes them for a table (`msdos_partition`), and some partition lies on the disk.
+  private func isSound(_ entries: [Entry]) -> Bool {
+    let sectors = reader.byteCount / Self.sectorSize
+    return entries.allSatisfy { $0.status & 0x7F == 0 }
+      && entries.contains { entry in
+        entry.type != 0 && entry.type != 0xEE && entry.count > 0 && entry.start > 0 && entry.start < sectors
+          && entry.count <= sectors - entry.start
+      }
   }
 
   private mutating func readMBR(_ entries: [Entry]) {
