@@ -24,6 +24,7 @@ import VMFenceDetection
     (.suricata, "filesize:>100KB"), (.suricata, "filename:\"a.exe\""), (.suricata, "filemd5:!list.md5"),
     (.suricata, "filestore"),
     (.suricata, "filestore:both,file"), (.suricata, "urilen:5<>10,raw"), (.suricata, "lua:script.lua"),
+    (.suricata, "xbits:set,a,track tx"), (.suricata, "xbits:isset,a,track tx"),
     (.suricata, "frame:http1.response"),
     (.suricata, "rfb.secresult:ok"), (.suricata, "mqtt.qos:1"), (.suricata, "websocket.opcode:text"),
     (.suricata, "ja3.hash; content:\"a\""),
@@ -64,6 +65,8 @@ import VMFenceDetection
     (.suricata, "ssl_version:tls9", 12, "`tls9` is not known"),
     (.suricata, "ftp.mode:maybe", 9, "`maybe` is not known"),
     (.suricata, "dce_iface:1234", 10, "no interface"),
+    (.suricata, "xbits:unset,a,track tx", 6, "cannot be with `track tx`"),
+    (.suricata, "xbits:set,a,track tx,expire 5", 6, "cannot be with `track tx`"),
     (.suricata, "dce_opnum:70000", 10, "not a number from 0 to 65535"), (.suricata, "mqtt.qos:9", 9, "9"),
     (.suricata, "decode-event:ipv4.trunc", 13, "not known"), (.snort2, "dce_opnum:x", 10, "not a number"),
     (.snort2, "ssl_state:gone", 10, "not known"),
@@ -80,6 +83,17 @@ import VMFenceDetection
     #expect(mistake.message.contains(message), "\(options): \(mistake)")
     #expect(mistake.place?.column == 44 + column, "\(options): \(mistake)")
     #expect(result.unsupported.isEmpty && result.rules.isEmpty && result.rejected == 1)
+  }
+
+  @Test func `what will never be evaluated says why`() throws {
+    for (dialect, options, reason) in [
+      (.suricata, "lua:script.lua", "a script"), (.suricata, "nfq_set_mark:0x8/0xff", "NFQUEUE"),
+      (.snort3, "so:3_13415", "machine code"), (.snort2, "logto:\"f\"", "EVE"),
+    ] as [(RuleDialect, String, String)] {
+      let told = try #require(parse(dialect, options).diagnostics.first)
+      #expect(told.remedy.contains("left out, and will be") && told.remedy.contains(reason), "\(told)")
+    }
+    #expect(parse(.suricata, "tls.sni").diagnostics.first?.remedy == "the rule is left out")
   }
 
   @Test func `a modifier of an application layer needs a content`() {

@@ -23,6 +23,11 @@ struct ByteWriter {
     u32(UInt32(truncatingIfNeeded: value >> 32))
   }
 
+  /// Writes over eight bytes that are there.
+  mutating func setU64(_ value: UInt64, at offset: Int) {
+    for index in 0..<8 { bytes[offset + index] = UInt8(truncatingIfNeeded: value >> UInt64(8 * index)) }
+  }
+
   mutating func append(_ other: some Sequence<UInt8>) { bytes.append(contentsOf: other) }
 
   /// Appends zeros up to a multiple of `alignment`.

@@ -16,8 +16,13 @@ extension SnortInspector {
 
   public func saveState(at now: Timestamp, limit: Int) -> SavedEngineState {
     let clock = StateClock(now: now.nanoseconds)
+    // The head counts, too: a state that is longer than there is room for is lost as a whole.
     var writer = ByteWriter()
     var counts = StateCounts()
+    writer.append(Self.stateMagic)
+    writer.u32(Self.stateVersion)
+    writer.u32(0)
+    writer.u64(0)
     writer.i64(now.nanoseconds)
     saveNames(limit, &writer)
     // A quarter is for what is not about flows.
@@ -31,13 +36,8 @@ extension SnortInspector {
     saveTags(clock, limit, numbers, &writer, &counts)
     saveCaptures(limit, numbers, &writer, &counts)
     matching.payloads.dataSets.save(limit: limit, into: &writer, &counts)
-    var whole = ByteWriter()
-    whole.append(Self.stateMagic)
-    whole.u32(Self.stateVersion)
-    whole.u32(0)
-    whole.u64(Self.checksum(writer.bytes[...]))
-    whole.append(writer.bytes)
-    return SavedEngineState(bytes: whole.bytes, report: counts.report)
+    writer.setU64(Self.checksum(writer.bytes[Self.stateHeaderLength...]), at: Self.stateHeaderLength - 8)
+    return SavedEngineState(bytes: writer.bytes, report: counts.report)
   }
 
   /// FNV-1a, 64 bits.
