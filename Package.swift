@@ -156,7 +156,9 @@ let package = Package(
       swiftSettings: strict),
     .testTarget(
       name: "VMFenceChannelTests",
-      dependencies: ["VMFenceCore", "VMFenceChannel", "VMFenceProcess", "vmfence-channel"], swiftSettings: strict),
+      // The patterns of a disk's policy judge what guests may declare; nothing in VMFenceChannel knows them.
+      dependencies: ["VMFenceCore", "VMFenceChannel", "VMFenceIntegrity", "VMFenceProcess", "vmfence-channel"],
+      swiftSettings: strict),
     .testTarget(
       name: "VMFenceGuestTests",
       dependencies: ["VMFenceCore", "VMFenceGuest", "VMFenceChannel", "vmfence-guest", "NetworkTestSupport"],

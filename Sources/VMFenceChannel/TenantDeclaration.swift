@@ -65,6 +65,19 @@ public struct TenantDeclaration: Hashable, Sendable {
     }
   }
 
+  /// What of it can be declared, for one that was kept by a version that took more.
+  public var validated: TenantDeclaration {
+    var result = TenantDeclaration()
+    for item in items where (try? item.validate()) != nil {
+      switch item.kind {
+      case .nothing: break
+      case .service: result.serviceType = item.text
+      case .path: result = result.adding(TenantDeclaration(protectedPaths: [item.text])).standing
+      }
+    }
+    return result
+  }
+
   var items: [DeclarationItem] {
     (serviceType.map { [DeclarationItem(kind: .service, text: $0)] } ?? [])
       + protectedPaths.map { DeclarationItem(kind: .path, text: $0) }
@@ -99,10 +112,21 @@ struct DeclarationItem: Equatable {
         throw ChannelViolation(
           .message, "'\(text.escapedForDisplay)' is no service type: lower-case letters, digits, '-'")
       }
-    case .path:
-      guard text.hasPrefix("/"), !text.split(separator: "/").contains(where: { $0 == ".." || $0 == "." }) else {
-        throw ChannelViolation(.message, "'\(text.escapedForDisplay)' is no absolute path")
-      }
+    case .path: try Self.validate(path: text)
+    }
+  }
+
+  /// What a disk's monitor takes as a pattern, compared as bytes as there: one that it refused would never be watched.
+  private static func validate(path: String) throws(ChannelViolation) {
+    let shown = "'\(path.escapedForDisplay)'"
+    let components = path.utf8.split(separator: UInt8(ascii: "/"), omittingEmptySubsequences: false).map(Array.init)
+    guard components.first == [] else { throw ChannelViolation(.message, "\(shown) is no absolute path") }
+    guard !components.contains(where: { $0 == Array("..".utf8) || $0 == Array(".".utf8) }) else {
+      throw ChannelViolation(.message, "\(shown) has . or .. as a component")
+    }
+    guard path.utf8.count == 1 || !components.dropFirst().contains([]) else {
+      throw ChannelViolation(
+        .message, "\(shown) has an empty component: /etc is a directory itself, /etc/** what is in it")
     }
   }
 }

@@ -57,6 +57,14 @@ struct VMFenceDisk: ParsableCommand {
   var protect: [String] = []
 
   @Option(
+    help: ArgumentHelp(
+      """
+      A file with paths or patterns to watch besides, one a line, at most 64: what the guest's owner declared. One that cannot be watched is left out \
+      and told, and stands in nothing's way.
+      """, valueName: "file"))
+  var declared: String?
+
+  @Option(
     help: ArgumentHelp("A path or pattern whose contents may not be changed; may be given again.", valueName: "glob"))
   var deny: [String] = []
 
@@ -136,7 +144,7 @@ struct VMFenceDisk: ParsableCommand {
   func run() throws {
     let clock = SteadyClock()
     let incarnation = Incarnation(uuid: DomainUUID(domain) ?? DomainUUID(high: 0, low: 0), domainID: DomainID(domid))
-    let protection = try protection()
+    let (protection, declared) = try protection()
     let file: DiskFile
     do throws(BlockSourceError) { file = try DiskFile(path: disk, isReadOnly: readOnly) } catch {
       throw Self.end(error.code == .permissionDenied ? 77 : 66, error.description)
@@ -154,6 +162,8 @@ struct VMFenceDisk: ParsableCommand {
     Signals.install()
     // The order matters: listening needs the file system; threads inherit what was given up before they started; the
     // filter forbids to start any.
+    for problem in declared?.problems ?? [] { Self.log("not watched, though declared: \(problem)") }
+    if let alert = declared?.alert(of: incarnation, at: clock.now) { output.write(alert) }
     var server = try sandboxed(file, contentRules, &service)
     // SAFETY: written once, here, while the handlers are the only other readers.
     unsafe Signals.stopper = server.stopper
@@ -175,7 +185,8 @@ struct VMFenceDisk: ParsableCommand {
     }
   }
 
-  private func protection() throws -> ProtectionPolicy {
+  /// What the operator wants, which is refused as a whole when something of it is wrong, and what the guest's owner wants besides.
+  private func protection() throws -> (ProtectionPolicy, DeclaredPaths?) {
     let verbs: [(patterns: [String], action: ProtectionPolicy.Action)] = [
       (protect, .alert), (rollback, .rollback), (deny, .denyData), (freeze, .freeze), (denyMetadata, .denyMetadata),
     ]
@@ -191,7 +202,12 @@ struct VMFenceDisk: ParsableCommand {
         throw Self.end(64, error.description)
       }
     }
-    do throws(IntegrityError) { return try ProtectionPolicy(rules) } catch { throw Self.end(64, error.description) }
+    let declared = declared.map {
+      DeclaredPaths(file: $0, attributes: attributes, room: max(0, ProtectionPolicy.patternLimit - rules.count))
+    }
+    do throws(IntegrityError) {
+      return (try ProtectionPolicy(rules + (declared?.rules ?? [])), declared)
+    } catch { throw Self.end(64, error.description) }
   }
 
   private func keeper(_ protection: ProtectionPolicy) throws -> ContentsKeeper? {

@@ -1,5 +1,6 @@
 import Testing
 import VMFenceCore
+import VMFenceIntegrity
 
 @testable import VMFenceChannel
 
@@ -90,6 +91,7 @@ struct ChannelTests {
     "a declaration that Dom0 would refuse is not sent",
     arguments: [
       TenantDeclaration(protectedPaths: ["etc"]), .init(protectedPaths: ["/a/../b"]),
+      .init(protectedPaths: ["/etc/"]), .init(protectedPaths: ["/a//b"]), .init(protectedPaths: ["//"]),
       .init(protectedPaths: ["/a", "/a"]),
       .init(protectedPaths: ["/a\u{1B}[31m"]), .init(protectedPaths: ["/" + String(repeating: "x", count: 255)]),
       .init(serviceType: ""), .init(serviceType: "Web Server"), .init(protectedPaths: (0...64).map { "/\($0)" }),
@@ -98,6 +100,36 @@ struct ChannelTests {
     var pair = try Pair.open()
     #expect(throws: ChannelViolation.self) { try pair.guest.declare(declaration) }
     #expect(pair.settle().host == [])
+  }
+
+  @Test("a disk's monitor takes every path that a guest may declare")
+  func watchable() {
+    func canBeDeclared(_ path: String) -> Bool {
+      (try? TenantDeclaration(protectedPaths: [path]).validate()) != nil
+    }
+    func canBeWatched(_ path: String) -> Bool { (try? ProtectionPolicy([.init(path)])) != nil }
+    let parts = "/ / / . .. a ** * ? ! \u{301} \u{FFFE} \" \\ $x %i é".split(separator: " ").map(String.init) + [" "]
+    var random = SystemRandomNumberGenerator()
+    var taken = 0
+    for _ in 0..<20_000 {
+      let count = Int.random(in: 1...9, using: &random)
+      let path = (0..<count).map { _ in parts.randomElement(using: &random) ?? "" }.joined()
+      let isTaken = canBeDeclared(path)
+      taken += isTaken ? 1 : 0
+      #expect(!isTaken || canBeWatched(path) && path.utf8.first == 0x2F, "\(Array(path.utf8))")
+    }
+    #expect(taken > 100)
+    for path in ["/", "/etc", "/etc/**", "/a b/\"c\"", String(repeating: "/a", count: 127)] {
+      #expect(canBeDeclared(path) && canBeWatched(path))
+    }
+  }
+
+  @Test("of a declaration that was kept, what cannot be declared any more is left out, and the rest stands")
+  func validated() {
+    let kept = TenantDeclaration(
+      serviceType: "Web", protectedPaths: ["/etc/", "/srv/**", "/a//b", "/srv/**"] + (0..<80).map { "/\($0)" })
+    #expect(
+      kept.validated == TenantDeclaration(protectedPaths: ["/srv/**"] + (0..<63).map { "/\($0)" }))
   }
 
   @Test("a new session on the same page, as after Dom0's daemon was restarted, begins from nothing")

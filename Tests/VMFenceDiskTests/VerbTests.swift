@@ -20,6 +20,27 @@ struct VerbTests {
     #expect(try disk.inconsistencies() == "")
   }
 
+  /// One path that cannot be watched, and which a guest chose, would switch off what the operator wants.
+  @Test func whatAGuestDeclaredStandsInNothingsWay() throws {
+    let disk = try ServedImage()
+    let (kernel, passwd) = (try disk.place(of: "/boot/kernel"), try disk.place(of: "/etc/passwd"))
+    let file = "\(disk.folder)/declared"
+    let lines = ["/etc/", "!/boot/**", "etc", "/a/../b", "/x\u{FFFE} \"y", "/etc/passwd"].map { Array($0.utf8) }
+    try Data((lines + [[0x2F, 0xFF]]).joined(separator: [0x0A])).write(to: URL(filePath: file))
+    for (file, told) in [
+      (file, "\(file):1: protected path"), ("\(disk.folder)/none", "\(disk.folder)/none: it cannot be read"),
+    ] {
+      try disk.begin(["--deny", "/boot/**", "--declared", file])
+      #expect(try disk.io("write -P 0x41 \(kernel) 1k", "flush").contains(Self.overwrite))
+      #expect(try !disk.io("write -P 0x41 \(passwd) 4", "flush").contains(Self.overwrite))
+      try disk.end()
+      let text = try String(contentsOfFile: disk.eve, encoding: .utf8).replacingOccurrences(of: "\\/", with: "/")
+      #expect(text.contains("integrity-limit") && text.contains(told), "\(text)")
+    }
+    #expect(
+      try disk.verdicts() == ["write /boot/kernel deny", "write /etc/passwd allow", "write /boot/kernel deny"])
+  }
+
   @Test(arguments: ["allow", "deny"]) func aFrozenWriteWaitsUntilSomebodyDecides(verdict: String) throws {
     let disk = try ServedImage()
     let place = try disk.place(of: "/boot/kernel")

@@ -135,6 +135,7 @@ final class AgentTests {
       ("protected-paths:\n  - \"/a\n", ":2:3: error:"), ("service-type: web\nservice-type: web\n", ":2:1: error:"),
       ("  service-type: web\n", ":1:3: error:"), ("protected-paths:\n  - /a/../b\n", ":2:3: error:"),
       ("what\n", ":1:1: error:"),
+      ("protected-paths:\n  - /a\n  - /etc/\n", ":3:3: error: '/etc/' has an empty component"),
       ("protected-paths:\n" + String(repeating: "  - /a\n", count: 20_000), "error: more than"),
     ])
   func badConfiguration(text: String, expected: String) throws {

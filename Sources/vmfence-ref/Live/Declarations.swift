@@ -22,7 +22,7 @@ struct Declarations: Sendable, Equatable {
     return byUUID.compactMapValues { $0.serviceType.flatMap { known.contains($0) ? $0 : nil } }
   }
 
-  /// None, when there is no such file.
+  /// None, when there is no such file. What cannot be declared any more is left out, and the rest stands.
   static func read(stateDirectory: String?) throws -> Declarations {
     guard let stateDirectory else { return Declarations() }
     let url = URL(filePath: stateDirectory + "/" + fileName)
@@ -31,8 +31,7 @@ struct Declarations: Sendable, Equatable {
     var result = Declarations()
     for (text, guest) in kept {
       guard let uuid = DomainUUID(text) else { continue }
-      let declaration = TenantDeclaration(serviceType: guest.service, protectedPaths: guest.paths)
-      if (try? declaration.validate()) != nil { result.byUUID[uuid] = declaration }
+      result.byUUID[uuid] = TenantDeclaration(serviceType: guest.service, protectedPaths: guest.paths).validated
     }
     return result
   }
