@@ -122,6 +122,12 @@ struct VMFenceDisk: ParsableCommand {
   @Option(help: "Where events go: a file that is appended to, unix:PATH of a listening stream socket, or - (EVE JSON).")
   var eve = "-"
 
+  @Option(
+    help: ArgumentHelp(
+      "How large a file of events may become: then file events are counted, and written again when it was cut.",
+      valueName: "MiB"))
+  var eveLimit: UInt32 = 256
+
   @Option(help: "The name of this host in events.")
   var node = ProcessInfo.processInfo.hostName
 
@@ -136,6 +142,7 @@ struct VMFenceDisk: ParsableCommand {
     guard let mode = UInt32(socketMode, radix: 8), mode <= 0o777 else {
       throw ValidationError("--socket-mode: '\(socketMode)' is no octal number up to 0777")
     }
+    guard eveLimit > 0 else { throw ValidationError("--eve-limit: at least 1 MiB") }
     guard ["deny", "allow"].contains(freezeVerdict) else {
       throw ValidationError("--freeze-verdict: '\(freezeVerdict)' is neither deny nor allow")
     }
@@ -152,8 +159,11 @@ struct VMFenceDisk: ParsableCommand {
     let output: EventOutput
     do throws(EventOutput.OutputFailure) {
       output = try EventOutput(
-        .init(eve), encoder: EVEEncoder(node: node, directory: DomainDirectory()), incarnation: incarnation)
+        .init(eve), limit: UInt64(eveLimit) << 20, encoder: EVEEncoder(node: node, directory: DomainDirectory()),
+        incarnation: incarnation)
     } catch { throw Self.end(73, error.text) }
+    for problem in declared?.problems ?? [] { Self.log("not watched, though declared: \(problem)") }
+    if let alert = declared?.alert(of: incarnation, at: clock.now) { output.write(alert) }
     var service = DiskService(clock: clock, output: output, incarnation: incarnation)
     service.keeper = try keeper(protection)
     service.desk = try desk()
@@ -162,8 +172,6 @@ struct VMFenceDisk: ParsableCommand {
     Signals.install()
     // The order matters: listening needs the file system; threads inherit what was given up before they started; the
     // filter forbids to start any.
-    for problem in declared?.problems ?? [] { Self.log("not watched, though declared: \(problem)") }
-    if let alert = declared?.alert(of: incarnation, at: clock.now) { output.write(alert) }
     var server = try sandboxed(file, contentRules, &service)
     // SAFETY: written once, here, while the handlers are the only other readers.
     unsafe Signals.stopper = server.stopper

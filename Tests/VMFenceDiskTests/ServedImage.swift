@@ -26,7 +26,8 @@ final class ServedImage: ServedDisk {
   }
 
   /// What QEMU's NBD client says of commands of qemu-io.
-  func io(_ commands: String...) throws -> String { try shell(command(commands), allowFailure: true).output }
+  func io(_ commands: String...) throws -> String { try io(commands: commands) }
+  func io(commands: [String]) throws -> String { try shell(command(commands), allowFailure: true).output }
 
   /// The same while the test goes on.
   func beginIO(_ commands: String...) throws -> (process: Process, output: Pipe) {

@@ -41,6 +41,38 @@ struct VerbTests {
       try disk.verdicts() == ["write /boot/kernel deny", "write /etc/passwd allow", "write /boot/kernel deny"])
   }
 
+  /// A guest can make as many events as it likes: their file stops growing, and goes on when it was cut as `copytruncate` cuts it.
+  @Test func aFileOfEventsStopsAtItsLimit() throws {
+    let disk = try ServedImage()
+    let place = try disk.place(of: "/boot/kernel")
+    let full = Array(repeating: "{\"x\":\"\(String(repeating: "x", count: 1000))\"}\n", count: 1033).joined()
+    try full.write(toFile: disk.eve, atomically: false, encoding: .utf8)
+    func told() throws -> [Substring] {
+      try String(contentsOfFile: disk.eve, encoding: .utf8).dropFirst(full.count).split(separator: "\n")
+    }
+    func events(_ lines: [Substring]) -> Int { lines.count { $0.contains("vmfence_file") } }
+    // What is written within some milliseconds is one event.
+    func flood(_ from: Int) throws {
+      _ = try disk.io(commands: (0..<20).flatMap { ["write -P \(from + $0) \(place) 1k", "flush", "sleep 25"] })
+    }
+    try disk.begin(["--protect", "/boot/**", "--eve-limit", "1"])
+    try flood(1)
+    let first = try told()
+    #expect(events(first) > 3 && first.count { $0.contains("limit of 1 MiB") } == 1, "\(first)")
+    try flood(40)
+    let second = try told()
+    #expect(events(second) == events(first) && second.count { $0.contains("limit of 1 MiB") } == 1, "\(second)")
+    #expect(full.utf8.count + second.reduce(0) { $0 + $1.utf8.count } < (1 << 20) + 8192)
+    try FileHandle(forUpdating: URL(filePath: disk.eve)).truncate(atOffset: 0)
+    try flood(80)
+    try disk.end()
+    let after = try String(contentsOfFile: disk.eve, encoding: .utf8)
+    #expect(try disk.verdicts().count > 3)
+    let counted = try #require(after.firstMatch(of: /([0-9]+) file events could not be written/)?.1)
+    let lost = try #require(after.firstMatch(of: /"events_lost":([0-9]+)/)?.1)
+    #expect(counted == lost && Int(lost) ?? 0 > 20, "\(after)")
+  }
+
   @Test(arguments: ["allow", "deny"]) func aFrozenWriteWaitsUntilSomebodyDecides(verdict: String) throws {
     let disk = try ServedImage()
     let place = try disk.place(of: "/boot/kernel")

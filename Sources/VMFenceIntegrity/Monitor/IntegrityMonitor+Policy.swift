@@ -59,15 +59,79 @@ extension IntegrityMonitor {
       return !attributes.isDisjoint(with: [.size, .growingSize, .sha256, .modificationTime])
     case .chown:
       event.changes.removeAll {
-        !attributes.contains($0.attribute == "uid" ? .user : .group)
+        $0.attribute != namesNote && !attributes.contains($0.attribute == "uid" ? .user : .group)
       }
-      return !event.changes.isEmpty
+      return event.changes.contains { $0.attribute != namesNote }
     case .xattr:
       event.changes.removeAll {
-        !attributes.contains($0.attribute.contains(" system.posix_acl_") ? .accessControl : .extendedAttributes)
+        $0.attribute != namesNote
+          && !attributes.contains($0.attribute.contains(" system.posix_acl_") ? .accessControl : .extendedAttributes)
       }
-      return !event.changes.isEmpty
+      return event.changes.contains { $0.attribute != namesNote }
     }
+  }
+
+  // MARK: Names
+
+  /// A name under which changes of a file are told, with a note when it stands for others.
+  struct ToldName {
+    var path: [UInt8]
+    /// Empty, or one.
+    var notes: [FileEvent.AttributeChange]
+  }
+
+  private static let namesNote = "names"
+  /// Others that are named in a note, and the longest of them, in bytes.
+  private static let shownNames = 3
+  private static let shownNameBytes = 256
+
+  /// What decides how an event is told: names that have it in common need one event.
+  private struct NameClass: Hashable {
+    var protection: ProtectionPolicy.Protection?
+    /// The announced windows that it falls into: a bit each.
+    var windows: UInt64
+  }
+
+  /// The names under which changes of a file are told: of all of which policy and announced windows say the same one, the oldest. A guest can give a file
+  /// as many names as it likes, and each event would be told as often.
+  func toldNames(of node: FileSystemView.Node, except: Set<[UInt8]> = []) -> [ToldName] {
+    let paths = node.links.map { view?.path(of: $0) ?? [] }.filter { !except.contains($0) }
+    guard paths.count > 1 else { return paths.map { ToldName(path: $0, notes: []) } }
+    var places: [NameClass: Int] = [:]
+    var classes: [(paths: [[UInt8]], count: Int)] = []
+    for path in paths {
+      let kind = nameClass(of: path)
+      let place = places[kind, default: classes.count]
+      if place == classes.count {
+        places[kind] = place
+        classes.append(([], 0))
+      }
+      classes[place].count += 1
+      if classes[place].paths.count <= Self.shownNames { classes[place].paths.append(path) }
+    }
+    return classes.map { group in
+      let others = group.paths.dropFirst().map { path in
+        Self.text(Array(path.prefix(Self.shownNameBytes))) + (path.count > Self.shownNameBytes ? "…" : "")
+      }
+      let rest = group.count > group.paths.count ? ", …" : ""
+      return ToldName(
+        path: group.paths[0],
+        notes: others.isEmpty
+          ? []
+          : [
+            .init(
+              attribute: Self.namesNote, old: "", new: "\(group.count): also \(others.joined(separator: ", "))\(rest)")
+          ])
+    }
+  }
+
+  private func nameClass(of path: [UInt8]) -> NameClass {
+    var open: UInt64 = 0
+    for (bit, window) in windows.prefix(Self.windowLimit).enumerated() where window.policy.action(forPath: path) != nil
+    {
+      open |= 1 << UInt64(bit)
+    }
+    return NameClass(protection: configuration.policy.protection(forPath: path), windows: open)
   }
 
   // MARK: Reads
@@ -88,10 +152,10 @@ extension IntegrityMonitor {
     for (number, range) in ranges.sorted(by: { $0.key < $1.key }) {
       guard let node = view?.nodes[number] else { continue }
       let inside = range.clamped(to: 0..<node.inode.size)
-      for link in node.links where !inside.isEmpty {
+      for name in inside.isEmpty ? [] : toldNames(of: node) {
         report(
-          .read, at: moment, path: view?.path(of: link) ?? [], inode: number, offset: inside.lowerBound,
-          length: UInt64(inside.count))
+          .read, at: moment, path: name.path, inode: number, offset: inside.lowerBound,
+          length: UInt64(inside.count), changes: name.notes)
       }
     }
     if !ranges.isEmpty { flushBatch() }

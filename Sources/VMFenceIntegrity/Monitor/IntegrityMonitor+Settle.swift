@@ -67,9 +67,10 @@ extension IntegrityMonitor {
         }
         takeMap(&item, node)
         takeAttributes(&item, number, node)
-        let paths = node.links.map { view?.path(of: $0) ?? [] }
-        for path in paths where !names.fresh.contains(path) {
-          tell(number, path, node, item, isNamed: names.told.contains(number))
+        for name in toldNames(of: node, except: names.fresh) {
+          let first = batch.count
+          tell(number, name.path, node, item, isNamed: names.told.contains(number))
+          for index in first..<batch.count { batch[index].changes += name.notes }
         }
         if item.written != nil { awaitsTimes.remove(number) }
         if node.settled.kind != node.inode.kind { requestResync("inode \(number) changed its type", at: time) }

@@ -90,11 +90,11 @@ extension IntegrityMonitor {
       let own = range.isEmpty ? .allow : refusal(action, isMetadata: false)
       guard own != .allow else { continue }
       verdict = max(verdict, own)
-      for link in node.links {
+      for name in toldNames(of: node) {
         refused.append(
           event(
-            .write, at: moment, path: view?.path(of: link) ?? [], inode: change.inode, offset: range.lowerBound,
-            length: UInt64(range.count)))
+            .write, at: moment, path: name.path, inode: change.inode, offset: range.lowerBound,
+            length: UInt64(range.count), changes: name.notes))
       }
     }
     return tellRefused(refused, verdict, moment)
