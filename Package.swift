@@ -77,7 +77,7 @@ let package = Package(
       dependencies: ["VMFenceCore", .product(name: "Yams", package: "Yams", condition: .when(traits: ["Daemon"]))],
       swiftSettings: strict),
 
-    .target(name: "VMFenceNotification", dependencies: ["VMFenceCore"], swiftSettings: strict),
+    .target(name: "VMFenceNotification", dependencies: ["VMFenceCore", "CCurl"], swiftSettings: strict),
     .target(name: "VMFenceControl", dependencies: ["VMFenceCore"], swiftSettings: strict),
 
     // MARK: Programs
@@ -120,6 +120,7 @@ let package = Package(
     .systemLibrary(name: "CMaxMindDB", pkgConfig: "libmaxminddb", providers: [.apt(["libmaxminddb-dev"])]),
     .target(name: "CLinux"),
     .target(name: "CXen"),
+    .target(name: "CCurl"),
     .target(name: "CNftables", linkerSettings: [.linkedLibrary("nftnl"), .linkedLibrary("mnl")]),
 
     // MARK: Tests

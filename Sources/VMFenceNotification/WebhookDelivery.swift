@@ -1,49 +1,45 @@
-internal import Foundation
-internal import Synchronization
+internal import CCurl
 internal import VMFenceCore
 
-#if canImport(FoundationNetworking)
-internal import FoundationNetworking
-#endif
-
-/// Events to a web service: a POST with one JSON object a line (application/x-ndjson). An answer of 2xx takes them; 429, 5xx and no answer are tried again; every other
-/// answer refuses them for good.
+/// Events to a web service: a POST with one JSON object a line (application/x-ndjson). An answer of 2xx takes them; 3xx, 408, 429, 5xx and no answer are tried
+/// again; every other answer refuses them for good. Sent by libcurl, which is opened with the first of them.
+///
+/// The service is not trusted. Of its answer only the status is taken, and then the connection is closed; redirects are not followed, for they could lead to
+/// hosts that only this one reaches.
 public final class WebhookDelivery: Delivery, @unchecked Sendable {
   public private(set) var refused: UInt64 = 0
   private let url: String
-  private let headers: [String: String]
+  private let headers: String
   private let timeout: Duration
+  private let limit: Duration
 
   /// - `url`: http or https.
-  public init(url: String, headers: [String: String] = [:], timeout: Duration = .seconds(10)) {
+  /// - `timeout`: how long nothing may move, in whole seconds.
+  /// - `limit`: how long one delivery may take, until the status of the answer is there.
+  public init(
+    url: String, headers: [String: String] = [:], timeout: Duration = .seconds(10), limit: Duration = .seconds(60)
+  ) {
     self.url = url
-    self.headers = headers
     self.timeout = timeout
+    self.limit = limit
+    let given = Set(headers.keys.map { $0.lowercased() })
+    let own = ["Content-Type": "application/x-ndjson", "User-Agent": "vmfence/\(VMFenceVersion.text)"]
+      .filter { !given.contains($0.key.lowercased()) }
+    // A line break would begin another header.
+    self.headers = own.merging(headers, uniquingKeysWith: { $1 }).sorted { $0.key < $1.key }
+      .map { String("\($0.key): \($0.value)".map { $0.isNewline ? " " : $0 }) + "\n" }.joined()
   }
 
   public func deliver(_ lines: [[UInt8]]) throws(DeliveryFailure) -> Int {
-    guard let target = URL(string: url) else { throw DeliveryFailure("\(url.escapedForDisplay) is no URL") }
-    var request = URLRequest(url: target, timeoutInterval: Double(timeout.wholeNanoseconds) / 1e9)
-    request.httpMethod = "POST"
-    request.setValue("application/x-ndjson", forHTTPHeaderField: "Content-Type")
-    request.setValue("vmfence/\(VMFenceVersion.text)", forHTTPHeaderField: "User-Agent")
-    for (name, value) in headers { request.setValue(value, forHTTPHeaderField: name) }
-    request.httpBody = Data(lines.flatMap { $0 + [0x0A] })
-    let answer = Answer()
-    let session = URLSession(configuration: .ephemeral)
-    defer { session.finishTasksAndInvalidate() }
-    let task = session.dataTask(with: request) { _, response, error in
-      answer.give((response as? HTTPURLResponse)?.statusCode, error?.localizedDescription)
-    }
-    task.resume()
-    let (status, problem) = answer.wait()
-    guard let status else {
-      throw DeliveryFailure("\(url.escapedForDisplay) does not answer: \((problem ?? "").escapedForDisplay)")
-    }
-    switch status {
-    case 200..<300: return lines.count
-    case 408, 429, 500...: throw DeliveryFailure("\(url.escapedForDisplay) answers \(status)")
-    default:
+    switch post(lines.flatMap { $0 + [0x0A] }) {
+    case .failure(let problem): throw DeliveryFailure("\(url.escapedForDisplay) does not answer: \(problem.text)")
+    case .success(200..<300): return lines.count
+    case .success(let status) where (300..<400).contains(status):
+      throw DeliveryFailure(
+        "\(url.escapedForDisplay) answers \(status), and redirects are not followed: name the address that it leads to")
+    case .success(let status) where [408, 429].contains(status) || status >= 500:
+      throw DeliveryFailure("\(url.escapedForDisplay) answers \(status)")
+    case .success:
       refused &+= UInt64(lines.count)
       return lines.count
     }
@@ -51,18 +47,29 @@ public final class WebhookDelivery: Delivery, @unchecked Sendable {
 
   public func reset() {}
 
-  private final class Answer: Sendable {
-    private let value = Mutex<(Int?, String?)>((nil, nil))
-    private let done = DispatchSemaphore(value: 0)
+  private struct Problem: Error { var text: String }
 
-    func give(_ status: Int?, _ problem: String?) {
-      value.withLock { $0 = (status, problem) }
-      done.signal()
-    }
-
-    func wait() -> (Int?, String?) {
-      done.wait()
-      return value.withLock { $0 }
+  /// The status of the answer.
+  private func post(_ body: [UInt8]) -> Result<Int, Problem> {
+    // SAFETY: the strings and the body are valid for the call, which reads them; the text of a problem ends in zero.
+    unsafe url.withCString { url in
+      unsafe headers.withCString { headers in
+        unsafe body.withUnsafeBytes { body in
+          var request = unsafe vmfence_post()
+          unsafe request.url = url
+          unsafe request.headers = headers
+          unsafe request.body = body.baseAddress
+          unsafe request.length = body.count
+          unsafe request.silence = Int(clamping: timeout.wholeNanoseconds / 1_000_000)
+          unsafe request.limit = Int(clamping: limit.wholeNanoseconds / 1_000_000)
+          var answer = unsafe vmfence_send_post(&request)
+          guard answer.status == 0 else { return .success(answer.status) }
+          let text = unsafe withUnsafeBytes(of: &answer.problem) { bytes in
+            unsafe String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
+          }
+          return .failure(Problem(text: text.escapedForDisplay))
+        }
+      }
     }
   }
 }

@@ -48,7 +48,7 @@ enum House {
     "VMFenceProcess": rooms.union(["CLinux"]),
     "VMFenceConfiguration": rooms.union(["Yams", "Foundation"]),
     "VMFenceControl": rooms.union(["Foundation"]),
-    "VMFenceNotification": rooms.union(["Foundation", "FoundationNetworking"]),
+    "VMFenceNotification": rooms.union(["Foundation", "CCurl"]),
     "VMFenceTestKit": rooms,
     "VMFenceConformance": rooms.union(["VMFenceTestKit", "Testing"]),
     "VMFenceStore": rooms.union(["CSQLite"]),

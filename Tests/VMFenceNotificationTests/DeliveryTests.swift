@@ -1,4 +1,5 @@
 import Foundation
+import Synchronization
 import Testing
 import VMFenceCore
 import VMFenceNotification
@@ -276,5 +277,119 @@ struct WebhookTests {
     try wait("it is counted") { sink.counters.refused == 1 }
     #expect(sink.counters.delivered == 0 && sink.counters.waiting == 0)
     sink.close()
+  }
+
+  /// What is sent to whoever takes it, as long as somebody does: a GiB at the most.
+  private static func flood(_ client: WebServer.Client, _ sent: Shared) {
+    let chunk = String(repeating: "A", count: 1 << 20)
+    while sent.value < 1 << 30, client.send("100000\r\n\(chunk)\r\n") { sent.value += chunk.utf8.count }
+    sent.isOver = true
+  }
+
+  @Test("an answer whose body never ends takes the events, and nothing of it is taken")
+  func endlessBody() throws {
+    let sent = Shared(0)
+    let server = try WebServer { client in
+      _ = client.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+      Self.flood(client, sent)
+    }
+    let sink = sink(WebhookDelivery(url: "http://127.0.0.1:\(server.port)/"))
+    sink.receive(alert(1))
+    try wait("it is taken") { sink.counters.delivered == 1 }
+    try wait("the server has lost its client") { sent.isOver }
+    // What lies in sockets, and what a transfer had read before it was given up.
+    #expect(sent.value < 64 << 20, "\(sent.value)")
+    sink.close()
+  }
+
+  @Test("a redirect is not followed: the events wait, and what is wrong is told", arguments: [301, 302, 307, 308])
+  func redirects(status: Int) throws {
+    let inside = try WebServer { _ = $0.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") }
+    let sent = Shared(0)
+    let server = try WebServer { client in
+      let isFirst = sent.value == 0
+      let head = "HTTP/1.1 \(status) Elsewhere\r\nLocation: http://127.0.0.1:\(inside.port)/\r\n"
+      // The body of the first ends, that of others does not.
+      _ = client.send(head + (isFirst ? "Content-Length: 0\r\n\r\n" : "Transfer-Encoding: chunked\r\n\r\n"))
+      if isFirst { sent.value = 1 } else { Self.flood(client, sent) }
+    }
+    let sink = sink(WebhookDelivery(url: "http://127.0.0.1:\(server.port)/"))
+    sink.receive(alert(1))
+    try wait("it is told") { sink.problem?.contains("answers \(status), and redirects are not followed") == true }
+    try wait("it is tried again, and given up again") { server.requests.count >= 3 && sent.isOver }
+    #expect(inside.requests.isEmpty && sink.counters.delivered == 0 && sink.counters.waiting == 1)
+    #expect(sink.counters.lost == 0 && sent.value < 256 << 20, "\(sent.value)")
+    sink.close(patience: .milliseconds(100))
+  }
+
+  @Test(
+    "an answer whose head does not end is given up",
+    arguments: [
+      ("HTTP/1.1 200 OK\r\n", "a: b\r\n", "Operation timed out"), ("", "HTTP/1.1 100 Continue\r\n\r\n", "timed out"),
+      ("HTTP/1.1 200 OK\r\n", "a: \(String(repeating: "b", count: 50_000))\r\n", "the head of its answer does not end"),
+    ])
+  func endlessHead(begin: String, line: String, problem: String) throws {
+    let server = try WebServer { client in
+      guard client.send(begin) else { return }
+      while client.send(line) { usleep(10_000) }
+    }
+    let sink = sink(WebhookDelivery(url: "http://127.0.0.1:\(server.port)/", limit: .milliseconds(1000)))
+    sink.receive(alert(1))
+    try wait("it is told") { sink.problem?.contains("does not answer: ") == true }
+    #expect(sink.problem?.contains(problem) == true, "\(sink.problem ?? "")")
+    #expect(sink.counters.delivered == 0 && sink.counters.waiting == 1)
+    sink.close(patience: .milliseconds(100))
+  }
+
+  @Test("a URL of another kind, and a server that hangs up, are problems that are told")
+  func problems() throws {
+    let server = try WebServer { _ in }
+    for url in ["file:///etc/passwd", "http://127.0.0.1:\(server.port)/", "no url"] {
+      let sink = sink(WebhookDelivery(url: url))
+      sink.receive(alert(1))
+      try wait("it is told") { sink.problem?.contains("does not answer: ") == true }
+      #expect(sink.counters.delivered == 0 && sink.counters.waiting == 1)
+      sink.close(patience: .milliseconds(100))
+    }
+  }
+
+  @Test("headers that the operator names are sent, and none that they did not name")
+  func headers() throws {
+    let server = try WebServer { _ = $0.send("HTTP/1.1 204 No Content\r\n\r\n") }
+    let headers = ["user-agent": "mine", "X-Key": "a\r\nX-Other: b"]
+    let sink = sink(WebhookDelivery(url: "http://127.0.0.1:\(server.port)/", headers: headers))
+    sink.receive(alert(1))
+    try wait("it is taken") { sink.counters.delivered == 1 }
+    let request = try #require(server.requests.first)
+    #expect(request.contains("\r\nuser-agent: mine\r\n") && !request.contains("vmfence/"))
+    #expect(request.contains("\r\nX-Key: a X-Other: b\r\n"), "\(request)")
+    sink.close()
+  }
+
+  @Test("what comes before the answer is none")
+  func interim() throws {
+    let server = try WebServer { client in
+      _ = client.send("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")
+      _ = client.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    }
+    let sink = sink(WebhookDelivery(url: "http://127.0.0.1:\(server.port)/"))
+    sink.receive(alert(1))
+    try wait("it is taken") { sink.counters.delivered == 1 }
+    #expect(sink.counters.refused == 0 && server.requests.count == 1)
+    sink.close()
+  }
+}
+
+/// A number that threads share, and whether it is final.
+private final class Shared: Sendable {
+  private let state: Mutex<(value: Int, isOver: Bool)>
+  init(_ value: Int) { state = Mutex((value, false)) }
+  var value: Int {
+    get { state.withLock { $0.value } }
+    set { state.withLock { $0.value = newValue } }
+  }
+  var isOver: Bool {
+    get { state.withLock { $0.isOver } }
+    set { state.withLock { $0.isOver = newValue } }
   }
 }
