@@ -7,7 +7,8 @@ internal import VMFenceCore
 /// files, and when one comes or goes.
 /// A process that is not there, or has gone, is looked for every second.
 ///
-/// What a process writes is not trusted: its lines are bounded, and one that writes nonsense is hung up on and looked for anew.
+/// What a process writes is not trusted: its lines are bounded, and one that writes nonsense is hung up on and looked for anew. An event that whoever is told has
+/// no room for is not acknowledged, and nothing more of that process is read until there is room: then it is said again. So the process keeps what it tells.
 public final class DiskFollower: Sendable {
   public enum News: Sendable {
     case status(DiskControlStatus)
@@ -19,7 +20,9 @@ public final class DiskFollower: Sendable {
   }
 
   /// Which of the paths, and what is new of its process.
-  public typealias Handler = @Sendable (_ index: Int, News) -> Void
+  ///
+  /// - Returns: whether it was taken. An event that was not is said again after `resume`.
+  public typealias Handler = @Sendable (_ index: Int, News) -> Bool
 
   /// In bytes; an answer is shorter.
   private static let lineLimit = 256 << 10
@@ -42,6 +45,9 @@ public final class DiskFollower: Sendable {
     thread.start()
   }
 
+  /// There is room for events again.
+  public func resume() { wakeUp.ring() }
+
   /// Ends it; nothing is said any more once its thread has noticed.
   public func close() {
     isClosed.store(true, ordering: .releasing)
@@ -54,7 +60,7 @@ public final class DiskFollower: Sendable {
     func noteAbsence(_ index: Int) {
       guard !isKnownAbsent[index] else { return }
       isKnownAbsent[index] = true
-      handler(index, .absent)
+      _ = handler(index, .absent)
     }
     var nextLook = ContinuousClock.now
     while !isClosed.load(ordering: .acquiring) {
@@ -66,16 +72,20 @@ public final class DiskFollower: Sendable {
         }
       }
       var waited = [pollfd(fd: wakeUp.descriptor, events: Int16(POLLIN), revents: 0)]
-      let open = connections.indices.filter { connections[$0] != nil }
+      let open = connections.indices.filter { connections[$0]?.isWaiting == false }
       waited += open.map { pollfd(fd: connections[$0]?.descriptor ?? -1, events: Int16(POLLIN), revents: 0) }
       let rest = max(.zero, ContinuousClock.now.duration(to: nextLook))
       // SAFETY: as many structures as the array has.
       _ = unsafe poll(&waited, nfds_t(waited.count), Int32(clamping: rest.wholeNanoseconds / 1_000_000 + 1))
-      for (position, index) in open.enumerated() where waited[position + 1].revents != 0 {
+      let isRung = waited[0].revents != 0
+      if isRung { wakeUp.drain() }
+      var ready = open.enumerated().filter { waited[$0.offset + 1].revents != 0 }.map(\.element)
+      if isRung { ready += connections.indices.filter { connections[$0]?.isWaiting == true } }
+      for index in ready {
         guard let connection = connections[index] else { continue }
         let isThere = connection.read(limit: Self.lineLimit) { news in
           isKnownAbsent[index] = false
-          handler(index, news)
+          return handler(index, news)
         }
         if isThere { continue }
         connections[index] = nil
@@ -88,7 +98,10 @@ public final class DiskFollower: Sendable {
 /// A connection to the process of a disk that says how it stands, and what changes.
 private final class DiskConnection {
   let descriptor: Int32
+  /// What was read and not taken.
   private var buffer: [UInt8] = []
+  /// The first of it was said, and found no room.
+  private(set) var isWaiting = false
 
   private struct Line: Decodable {
     var result: DiskControlStatus?
@@ -96,8 +109,9 @@ private final class DiskConnection {
     var number: UInt64?
     var lost: UInt64?
 
+    /// An event first: of what can be refused there is one, and nothing of its line is said before it is taken.
     var news: [DiskFollower.News] {
-      (result.map { [.status($0)] } ?? []) + (lost.map { [.lost($0)] } ?? []) + (event.map { [.event($0)] } ?? [])
+      (event.map { [.event($0)] } ?? []) + (lost.map { [.lost($0)] } ?? []) + (result.map { [.status($0)] } ?? [])
     }
   }
 
@@ -121,30 +135,37 @@ private final class DiskConnection {
 
   deinit { close(descriptor) }
 
-  /// Reads what has come, and acknowledges events that were taken.
+  /// Reads what has come, unless something is waiting that came before, and acknowledges events that were taken.
   ///
   /// - Returns: false when it hung up, or what it says is not understood.
-  func read(limit: Int, _ body: (DiskFollower.News) -> Void) -> Bool {
-    var chunk = [UInt8](repeating: 0, count: 64 << 10)
-    // SAFETY: as many bytes as the array has.
-    let count = unsafe chunk.withUnsafeMutableBytes { unsafe recv(descriptor, $0.baseAddress, $0.count, 0) }
-    guard count > 0 else { return count < 0 && (errno == EAGAIN || errno == EINTR) }
-    buffer += chunk[..<count]
+  func read(limit: Int, _ body: (DiskFollower.News) -> Bool) -> Bool {
+    if !isWaiting {
+      var chunk = [UInt8](repeating: 0, count: 64 << 10)
+      // SAFETY: as many bytes as the array has.
+      let count = unsafe chunk.withUnsafeMutableBytes { unsafe recv(descriptor, $0.baseAddress, $0.count, 0) }
+      guard count > 0 else { return count < 0 && (errno == EAGAIN || errno == EINTR) }
+      buffer += chunk[..<count]
+    }
     var taken: UInt64?
     let isUnderstood = takeLines(&taken, body)
     // One that has died has said more, perhaps, and that is read first.
     if let taken { _ = ask(DiskControlRequest(.acknowledge, number: taken)) }
-    return isUnderstood && buffer.count <= limit
+    return isUnderstood && (isWaiting || buffer.count <= limit)
   }
 
   /// - `taken`: the number of the last event among them.
-  private func takeLines(_ taken: inout UInt64?, _ body: (DiskFollower.News) -> Void) -> Bool {
+  private func takeLines(_ taken: inout UInt64?, _ body: (DiskFollower.News) -> Bool) -> Bool {
+    isWaiting = false
     var start = 0
     while let end = buffer[start...].firstIndex(of: 0x0A) {
       let line = try? JSONDecoder().decode(Line.self, from: Data(buffer[start..<end]))
       guard let news = line?.news, !news.isEmpty else { return false }
+      guard body(news[0]) else {
+        isWaiting = true
+        break
+      }
+      for item in news.dropFirst() { _ = body(item) }
       start = end + 1
-      for item in news { body(item) }
       taken = line?.number ?? taken
     }
     buffer.removeFirst(start)

@@ -2,7 +2,7 @@ internal import Synchronization
 internal import VMFenceCore
 
 /// What the processes of disks said and the daemon's loop has not taken yet. Bounded, whatever they say: of how each stands only the newest is kept, and of
-/// what they tell of files so much, shared between them; the rest is counted. Safe to use from any thread.
+/// what they tell of files so much, shared between them; for the rest they wait. Safe to use from any thread.
 package final class DiskInbox: Sendable {
   /// Of events of all disks together, in bytes; one gets half of it.
   package static let capacity = 16 << 20
@@ -16,7 +16,9 @@ package final class DiskInbox: Sendable {
     package var events: [DiskFileEvent] = []
     /// What they take of the room.
     fileprivate var held = 0
-    /// Events that were lost on their way.
+    /// An event waits with the process, since it found no room.
+    package var isWaiting = false
+    /// Events that were lost before they came here.
     package var lost: UInt64 = 0
     /// What it said of how it stands that something newer took the place of.
     package var outdated: UInt64 = 0
@@ -32,24 +34,22 @@ package final class DiskInbox: Sendable {
   package init() {}
 
   /// - `path`: the process's control socket: one of those that are followed.
-  /// - Returns: whether it was empty before.
-  package func add(_ news: DiskFollower.News, of path: String) -> Bool {
+  /// - Returns: whether there was room, and whether it was empty before.
+  package func add(_ news: DiskFollower.News, of path: String) -> (isTaken: Bool, isFirst: Bool) {
     contents.withLock { contents in
       let isFirst = contents.news.isEmpty
       var mine = contents.news.removeValue(forKey: path) ?? News()
+      var isTaken = true
       switch news {
       case .status(let status): mine.replace(with: status)
       case .absent: mine.replace(with: nil)
       case .event(let event):
-        if contents.room.enter(&mine.held, Self.cost(of: event)) {
-          mine.events.append(event)
-        } else {
-          mine.lost.addUpToMaximum(1)
-        }
+        isTaken = contents.room.enter(&mine.held, Self.cost(of: event))
+        if isTaken { mine.events.append(event) } else { mine.isWaiting = true }
       case .lost(let count): mine.lost.addUpToMaximum(count)
       }
       contents.news[path] = mine
-      return isFirst
+      return (isTaken, isFirst)
     }
   }
 

@@ -16,8 +16,8 @@ private final class SpokenDisk {
     try? FileManager.default.removeItem(atPath: path)
   }
 
-  /// Waits for a follower, and for its request; says the lines, and hangs up.
-  func say(_ text: String) throws {
+  /// Waits for a follower, and for its request; says the lines, lets the test hear what it says, until that has a text in it, and hangs up.
+  func say(_ text: String, _ body: (_ hear: (_ text: String) throws -> Void) throws -> Void = { _ in }) throws {
     try wait(for: listener)
     let descriptor = accept(listener, nil, nil)
     try #require(descriptor >= 0)
@@ -33,6 +33,16 @@ private final class SpokenDisk {
       unsafe send(descriptor, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL))
     }
     #expect(sent == bytes.count)
+    try body { text in
+      var heard = ""
+      while !heard.contains(text) {
+        try wait(for: descriptor)
+        // SAFETY: as many bytes as the array has.
+        let count = unsafe request.withUnsafeMutableBytes { unsafe recv(descriptor, $0.baseAddress, $0.count, 0) }
+        try #require(count > 0, "it said \(heard)")
+        heard += String(decoding: request.prefix(count), as: UTF8.self)
+      }
+    }
   }
 
   private func wait(for descriptor: Int32) throws {
@@ -60,6 +70,8 @@ private final class Notes: Sendable {
     texts.withLock { $0.append(text) }
   }
 
+  var count: Int { texts.withLock { $0.count } }
+
   func wait(for expected: [String]) throws {
     let deadline = Date(timeIntervalSinceNow: 60)
     while texts.withLock({ $0.count < expected.count }), Date() < deadline { usleep(5000) }
@@ -80,6 +92,11 @@ struct DiskFollowerTests {
     {"ok":true,"result":{"expected":[],"requests":4,"denied":0,"limits":[]}}
 
     """
+
+  private static func line(_ number: Int, _ event: DiskFileEvent) throws -> String {
+    let text = String(decoding: try JSONEncoder().encode(event), as: UTF8.self)
+    return "{\"ok\":true,\"number\":\(number),\"event\":\(text)}\n"
+  }
 
   private static func line(_ event: DiskFileEvent) throws -> String {
     #"{"ok":true,"event":"# + String(decoding: try JSONEncoder().encode(event), as: UTF8.self) + "}\n"
@@ -116,7 +133,10 @@ struct DiskFollowerTests {
   func follows() throws {
     let disk = try SpokenDisk()
     let notes = Notes()
-    let follower = try DiskFollower([disk.path]) { _, news in notes.add(news) }
+    let follower = try DiskFollower([disk.path]) { _, news in
+      notes.add(news)
+      return true
+    }
     defer { follower.close() }
     let event = try Self.line(DiskFileEvent(Self.event, shiftedBy: .zero))
     try disk.say(Self.status + event + #"{"ok":true,"lost":5}"# + "\n" + event)
@@ -128,4 +148,36 @@ struct DiskFollowerTests {
     try disk.say(Self.status)
     try notes.wait(for: first + ["status 4", "absent", "status 4", "absent"])
   }
+
+  @Test("an event for which there is no room is not acknowledged, holds up what comes behind it, and is said again")
+  func waits() throws {
+    let disk = try SpokenDisk()
+    let (notes, hasRoom) = (Notes(), Flag())
+    let events = (1...4).map { DiskFileEvent(Self.event, shiftedBy: .seconds($0)) }
+    let follower = try DiskFollower([disk.path]) { _, news in
+      if case .event(events[2]) = news, !hasRoom.isRaised { return false }
+      notes.add(news)
+      return true
+    }
+    defer { follower.close() }
+    let told = "event replace \(Self.event.path)"
+    let lines = try (1...4).map { try Self.line($0, events[$0 - 1]) }.joined()
+    try disk.say(Self.status + lines + Self.status) { hear in
+      try hear("\"number\":2")
+      follower.resume()
+      try notes.wait(for: ["status 4", told, told])
+      #expect(notes.count == 3, "there is no room yet")
+      hasRoom.raise()
+      follower.resume()
+      try hear("\"number\":4")
+    }
+    try notes.wait(for: ["status 4", told, told, told, told, "status 4", "absent"])
+  }
+}
+
+/// Raised by one thread, seen by others.
+private final class Flag: Sendable {
+  private let state = Mutex(false)
+  var isRaised: Bool { state.withLock { $0 } }
+  func raise() { state.withLock { $0 = true } }
 }

@@ -305,13 +305,17 @@ public struct PlatformAlert: Sendable, Hashable {
     public static let domainThawed = Kind("domain-thawed")
     /// A policy of file integrity is carried out in another way than it says, because of what is on the disk.
     public static let integrityLimit = Kind("integrity-limit")
+    /// A disk that is to be watched has nobody who watches it, or refuses anything.
+    public static let diskUnwatched = Kind("disk-unwatched")
+    /// It is watched again.
+    public static let diskWatched = Kind("disk-watched")
 
     /// Those that VMFence itself notices.
     public static let known: [Kind] = [
       .detectorDied, .detectorRestarted, .detectorViolation, .poisonPacket, .packetsDropped, .stateLost,
       .spoofedSource, .unknownSource, .probeGap, .duplicateIdentity, .integrityGap, .enforcementFailed,
       .logUnwritable, .logWritable, .clockJump, .eventsLost, .firewallDrift, .domainFrozen, .domainThawed,
-      .integrityLimit,
+      .integrityLimit, .diskUnwatched, .diskWatched,
     ]
   }
 

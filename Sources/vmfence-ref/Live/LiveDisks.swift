@@ -37,6 +37,8 @@ final class LiveDisks {
   private let inbox = DiskInbox()
   /// Events of guests that the inventory does not know yet.
   private var early: [(path: String, event: DiskFileEvent, arrival: Timestamp)] = []
+  private var absences = DiskAbsences()
+  private var nextLook = Timestamp.zero
   /// What processes said of how they stand that was never looked at, because something newer had come.
   private(set) var statusesOutdated: UInt64 = 0
 
@@ -55,6 +57,9 @@ final class LiveDisks {
     self.logger = logger
   }
 
+  /// The disks that nobody watches though their guests are there, one sentence each.
+  var problems: [String] { absences.problems }
+
   /// The domains that are paused.
   var paused: Set<Incarnation> { get async { await frozen?.paused ?? [] } }
 
@@ -68,7 +73,9 @@ final class LiveDisks {
     let (paths, mailbox, inbox) = (settings.map(\.control), mailbox, inbox)
     do throws(ControlFailure) {
       follower = try DiskFollower(paths) { index, news in
-        if inbox.add(news, of: paths[index]) { mailbox.post(.disks) }
+        let (isTaken, isFirst) = inbox.add(news, of: paths[index])
+        if isFirst { mailbox.post(.disks) }
+        return isTaken
       }
     } catch { logger.error("\(error.message)") }
   }
@@ -79,7 +86,9 @@ final class LiveDisks {
   /// - `offset`: how far the system's clock is ahead of `now`.
   func takeEvents(at now: Timestamp, offset: Duration) -> [Event] {
     let arrived = inbox.take()
-    guard !arrived.isEmpty || !early.isEmpty else { return [] }
+    if arrived.contains(where: \.news.isWaiting) { follower?.resume() }
+    var result = lookForAbsences(at: now)
+    guard !arrived.isEmpty || !early.isEmpty else { return result }
     var lost: [String: UInt64] = [:]
     var waiting = early
     for (path, news) in arrived {
@@ -91,7 +100,6 @@ final class LiveDisks {
     if let domains, arrived.contains(where: { $0.news.status != nil }) { settle(domains, at: now) }
     early.removeAll()
     var room = FairRoom(capacity: DiskInbox.capacity)
-    var result: [Event] = []
     var held: [String: Int] = [:]
     for (path, told, arrival) in waiting {
       guard let guest = disks.first(where: { $0.settings.control == path })?.settings.guest else { continue }
@@ -111,6 +119,21 @@ final class LiveDisks {
       }
     }
     return result + lost.sorted { $0.key < $1.key }.map { .platform(loss($0.value, of: $0.key, at: now)) }
+  }
+
+  /// What is new of disks that nobody watches though their guests are there.
+  private func lookForAbsences(at now: Timestamp) -> [Event] {
+    guard let domains, now >= nextLook else { return [] }
+    nextLook = now + .seconds(1)
+    let present = domains.filter { !$0.runState.isFinal && $0.migration != .migratedAway }
+    let watched = disks.compactMap { disk in
+      present.filter(disk.settings.guest.matches).max { $0.incarnation < $1.incarnation }.map {
+        DiskAbsences.Disk(
+          control: disk.settings.control, domain: $0.incarnation, domainName: $0.name,
+          isAnswered: disk.isGoneSince == nil && disk.state != .unknown)
+      }
+    }
+    return absences.look(watched, at: now).map { .platform($0) }
   }
 
   private func loss(_ count: UInt64, of path: String, at now: Timestamp) -> PlatformAlert {

@@ -38,7 +38,7 @@ extension LiveRun {
         "skipped": recorded.skipped,
       ],
       clockOffset: Double(clock.offset.wholeNanoseconds) / 1e9,
-      problems: toldProblems.map(\.description) + outputs.problems
+      problems: toldProblems.map(\.description) + outputs.problems + disks.problems
         + (history.problem.map { ["the history is not written: \($0)"] } ?? []),
       needRules: unguarded.filter { rules.selection.rules(for: $0) == nil }.map(\.name),
       frozen: await disks.paused.sorted().map { directory.entry(for: $0)?.description.name ?? "\($0)" },

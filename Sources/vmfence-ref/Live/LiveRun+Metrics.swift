@@ -99,6 +99,9 @@ extension LiveRun {
       "vmfence_frozen_domains", .gauge, "Domains that are paused because a request to one of their disks is held.")
     metrics.sample(await disks.paused.count)
     metrics.metric(
+      "vmfence_unwatched_disks", .gauge, "Disks of running guests that are to be watched and whose processes are away.")
+    metrics.sample(disks.problems.count)
+    metrics.metric(
       "vmfence_disk_statuses_outdated_total", .counter,
       "What disks' processes said of how they stand that something newer took the place of.")
     metrics.sample(disks.statusesOutdated)
