@@ -36,6 +36,26 @@ struct InspectTests {
     #expect(plain["packet"] == nil && plain["payload"] == nil && plain["payload_printable"] != nil)
   }
 
+  @Test("a pipe that is named for a file is written to, and not replaced", arguments: ["--eve", "--save-state"])
+  func pipes(option: String) throws {
+    let folder = try TemporaryFolder()
+    let pipe = folder.path("pipe")
+    try #require(unsafe mkfifo(pipe, 0o600) == 0)
+    let reader = Process()
+    let output = Pipe()
+    reader.executableURL = URL(filePath: "/bin/cat")
+    reader.arguments = [pipe]
+    reader.standardOutput = output
+    try reader.run()
+    defer { reader.terminate() }
+    let result = try Program.run(
+      ["inspect", "--capture", capture, "--rules", rules, "--dialect", "snort2", option, pipe])
+    #expect(result.status == 0, "\(result.errors)")
+    let type = try FileManager.default.attributesOfItem(atPath: pipe)[.type] as? FileAttributeType
+    try #require(type == .typeUnknown || type == nil, "a pipe is no kind of file that Foundation knows")
+    #expect(try output.fileHandleForReading.readToEnd()?.isEmpty == false)
+  }
+
   @Test("what is wrong with packets is told when asked, whatever the rules")
   func anomalies() throws {
     let folder = try TemporaryFolder()

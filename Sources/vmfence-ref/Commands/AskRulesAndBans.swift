@@ -66,7 +66,7 @@ struct Rules: ParsableCommand {
         return status.lines
       }
       guard let output, let policy else { return }
-      do { try policy.write(to: URL(filePath: output), options: .atomic) } catch {
+      do { try OutputFile.replace(output, with: policy) } catch {
         Terminal.error.print([
           Diagnostic(
             .error, "\(output) cannot be written: \(error.localizedDescription)".escapedForDisplay,

@@ -199,9 +199,7 @@ struct IntegrityRollback: ParsableCommand {
   }
 
   private func create(_ path: String) throws -> FileHandle {
-    guard FileManager.default.createFile(atPath: path, contents: nil, attributes: [.posixPermissions: 0o600]),
-      let handle = FileHandle(forWritingAtPath: path)
-    else {
+    guard let handle = OutputFile.open(path, permissions: 0o600) else {
       throw failure(
         BlockSourceError(.inputOutput, "the file cannot be written", at: SourcePlace(file: path)), Exit.cannotCreate)
     }

@@ -26,7 +26,7 @@ enum StateFile {
 
   /// Whole or not at all.
   static func write(_ bytes: [UInt8], to path: String) throws {
-    do { try Data(bytes).write(to: URL(fileURLWithPath: path), options: .atomic) } catch {
+    do { try OutputFile.replace(path, with: Data(bytes)) } catch {
       Terminal.error.print([
         Diagnostic(
           .error, "the state cannot be saved to `\(path.escapedForDisplay)`: \(error.localizedDescription)",

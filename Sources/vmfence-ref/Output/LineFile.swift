@@ -17,9 +17,7 @@ final class LineFile {
       handle = .standardOutput
       return
     }
-    guard FileManager.default.createFile(atPath: path, contents: nil),
-      let handle = FileHandle(forWritingAtPath: path)
-    else {
+    guard let handle = OutputFile.open(path) else {
       // SAFETY: strerror gives a terminated text that is copied at once; no other thread runs yet.
       let reason = unsafe String(cString: strerror(errno))
       Terminal.error.print([

@@ -1,0 +1,22 @@
+#if Daemon
+import Foundation
+
+/// Files that an operator names for what a command gives out. What is no regular file (a device, a pipe) is written to
+/// as it stands: Foundation's `createFile` and `.atomic` would put a regular file in its place, `/dev/null` included.
+enum OutputFile {
+  /// Opens a file for writing, made anew and emptied; nil, with `errno` set, where that fails.
+  static func open(_ path: String, permissions: mode_t = 0o640) -> FileHandle? {
+    // SAFETY: the text outlives the call; the descriptor that comes of it belongs to the handle alone.
+    let descriptor = unsafe Glibc.open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOCTTY, permissions)
+    return descriptor < 0 ? nil : FileHandle(fileDescriptor: descriptor, closeOnDealloc: true)
+  }
+
+  /// Replaces a regular file whole or not at all.
+  static func replace(_ path: String, with data: Data) throws {
+    var state = stat()
+    // SAFETY: both outlive the call.
+    let isOther = unsafe stat(path, &state) == 0 && state.st_mode & S_IFMT != S_IFREG
+    try data.write(to: URL(filePath: path), options: isOther ? [] : .atomic)
+  }
+}
+#endif
