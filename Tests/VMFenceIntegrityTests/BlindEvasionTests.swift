@@ -76,6 +76,19 @@ import VMFenceIntegrity
     #expect(test.guest.write(21) == .allow && test.guest.write(400) == .allow)
   }
 
+  /// The journal's copy of contents is written over while nothing is followed, so that it is as what is then written to its place.
+  @Test func whatTheJournalHadVouchesForNothingMeanwhile() throws {
+    var test = try JournalLiveTests.Journalled([.init("/etc/passwd", action: .denyData)])
+    #expect(test.commit([(20, test.guest.image.block(20))]) == .allow)
+    #expect(blind(&test.guest, .root).verdict == .allow)
+    _ = test.guest.wait(.seconds(2))
+    #expect(test.guest.disk.observer.blindness != nil)
+    test.guest.image.putText(20, "EVIL")
+    let copy = UInt64((TinyJournal.first + 2) * 1024)
+    #expect(test.guest.request(.write, at: copy, test.guest.image.block(20)) == .allow)
+    #expect(test.guest.write(20) == .deny)
+  }
+
   /// Group descriptors and a superblock of another layout, or a shorter one, take files from view, too; another label or UUID do not.
   @Test func whatStaysTheSameFileSystemIsNotRefusedAndTheRestIs() throws {
     for (offset, value, verdict) in [

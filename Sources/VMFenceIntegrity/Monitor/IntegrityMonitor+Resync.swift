@@ -34,6 +34,8 @@ extension IntegrityMonitor {
       }
       blindness = error
       if blindSince == nil, former != nil { blindSince = moment }
+      // The journal is not followed meanwhile: its copies vouch for nothing.
+      former?.fileSystem.overlay = JournalOverlay()
       return flushBatch()
     }
     tellSight(at: moment)
