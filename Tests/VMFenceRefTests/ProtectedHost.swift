@@ -23,6 +23,7 @@ final class ProtectedHost {
   static let reason: Comment =
     "needs root, and busybox, openssh-server, vsftpd, curl, hydra, nmap, nftables (scripts/setup tests)"
 
+  /// All guests are one owner's.
   static let policy = """
     rules:
       - name: attacks
@@ -39,6 +40,7 @@ final class ProtectedHost {
         when: {sids: [1000009]}
         count: {per: domain, at-least: 1}
         ladder: [{pause: true}]
+    block-on-host-tenants: 1
 
     """
 

@@ -15,6 +15,9 @@ package struct PolicyParser {
     }
     if let value = map.bool("dry-run") { policy.isDryRun = value }
     if let value = map.choice("destructive", Policy.DestructiveMeasures.self) { policy.destructiveMeasures = value }
+    if let value = map.integer("block-on-host-tenants", in: Policy.hostBlockTenantsRange) {
+      policy.hostBlockTenants = value
+    }
     if let value = map.integer("measures-per-minute", in: 1...1_000_000) { policy.measuresPerMinute = value }
     if let value = map.integer("reports-per-minute", in: 1...1_000_000) { policy.reportsPerMinute = value }
     if let value = map.integer("ipv6-source-prefix", in: 16...128) { policy.ipv6SourcePrefix = value }

@@ -61,10 +61,20 @@ public struct Alert: Sendable, Hashable {
   /// What the rule's expressions captured for it (`pcre` with `alert:NAME`): 61 bytes at the most, in all.
   public var captures: [AlertCapture] = []
   public var origin = PacketOrigin.wire
+  /// Which of the packets in its frame it is about: 0 the outermost, 1 the one in its tunnel …
+  public var layer: UInt8 = 0
+  /// Whether the packet that the detector was given for it has its ends. False for what was found without one (a silence, the end of a flow): then
+  /// the detector alone says whose it is.
+  public var isAttested = true
+  /// Which way its packet went through the guest's port, where that is known.
+  public var way = FrameDirection.unknown
   /// Whether the match was found in a reassembled stream.
   public var isInStream = false
   /// The packet itself, where somebody asked for it.
   public var evidence: PacketEvidence?
+
+  /// Whether it was found in what a tunnel carries.
+  public var isTunnelled: Bool { layer > 0 || origin.isTunnel }
 
   public enum FlowDirection: String, Sendable, Hashable { case toServer = "to_server", toClient = "to_client" }
 

@@ -151,22 +151,3 @@ struct SubjectCounter: Sendable {
     values.clear()
   }
 }
-
-/// At most so many within any minute.
-struct MinuteCap: Sendable {
-  let limit: Int
-  private var times: [Timestamp] = []
-  private var next = 0
-
-  init(limit: Int) { self.limit = Swift.max(1, limit) }
-
-  func hasRoom(at time: Timestamp) -> Bool { times.count < limit || time - times[next] >= .seconds(60) }
-
-  /// - Returns: whether there was room.
-  mutating func take(at time: Timestamp) -> Bool {
-    guard hasRoom(at: time) else { return false }
-    if times.count < limit { times.append(time) } else { times[next] = time }
-    next = (next + 1) % limit
-    return true
-  }
-}

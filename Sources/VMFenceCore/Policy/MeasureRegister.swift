@@ -3,6 +3,9 @@ struct MeasureRegister: Sendable {
   struct Entry: Sendable {
     var measure: FirewallMeasure
     var decision: Decision
+
+    /// The domain on whose word it stands.
+    var owner: DomainUUID? { decision.incarnation?.uuid }
   }
 
   private struct Timer: Sendable {
@@ -20,7 +23,12 @@ struct MeasureRegister: Sendable {
   private var v4Prefixes = PrefixCounts(width: 32)
   private var v6Prefixes = PrefixCounts(width: 128)
 
+  /// How many stand on whose word; nil: on that of no domain.
+  private var owned: [DomainUUID?: Int] = [:]
+
   var count: Int { entries.count }
+  /// Those on the word of one domain, or of none: the administrator's for the host.
+  func count(of domain: DomainUUID?) -> Int { owned[domain] ?? 0 }
   var blockCounts: (v4: Int, v6: Int) { (v4Prefixes.total, v6Prefixes.total) }
 
   subscript(key: FirewallMeasure.Key) -> Entry? { entries[key] }
@@ -51,7 +59,8 @@ struct MeasureRegister: Sendable {
   mutating func insert(_ entry: Entry) {
     revision += 1
     let key = entry.measure.key
-    if entries.updateValue(entry, forKey: key) == nil { count(key.kind, by: 1) }
+    owned[entry.owner, default: 0] += 1
+    if let old = entries.updateValue(entry, forKey: key) { disown(old) } else { count(key.kind, by: 1) }
     guard let expires = entry.measure.expires else { return }
     if timers.count > 2 * entries.count + 64 { dropStaleTimers() }
     timers.append(Timer(expires: expires, decision: entry.measure.decision, key: key))
@@ -62,7 +71,12 @@ struct MeasureRegister: Sendable {
     guard let entry = entries.removeValue(forKey: key) else { return nil }
     revision += 1
     count(key.kind, by: -1)
+    disown(entry)
     return entry
+  }
+
+  private mutating func disown(_ entry: Entry) {
+    if let left = owned[entry.owner] { owned[entry.owner] = left > 1 ? left - 1 : nil }
   }
 
   /// Takes out the measure that ends first, if it has ended at `time`.

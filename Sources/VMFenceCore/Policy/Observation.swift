@@ -11,6 +11,10 @@ struct Observation {
   var targetPort: UInt32?
   /// Whether nobody could have forged it.
   var isSolid: Bool
+  /// Whether it was found in what a tunnel carries: its ends write any addresses into that, and hold whole conversations between them.
+  var isTunnelled = false
+  /// Whether more than the detector's word speaks for it: the packet that the detector was given has these ends.
+  var isAttested = true
   /// Whether it was seen in traffic, which a block would have stopped.
   var isTraffic: Bool
   /// Whether the other end sent it of its own accord. What the domain sends, and the answers to that, are as the domain wants them: they speak for a
@@ -24,13 +28,18 @@ struct Observation {
     domain = event.incarnation.flatMap(directory.entry)
     switch event {
     case .alert(let alert):
-      remote = alert.remoteEnd(own: domain?.description.ports ?? [])
+      let (remote, isKnown) = alert.remoteEnd(own: domain?.description.ports ?? [])
+      self.remote = remote
       let isFromRemote = remote == alert.source
       target = isFromRemote ? alert.destination : alert.source
       if alert.hasPorts {
         targetPort = UInt32(alert.ipProtocol) << 16 | UInt32(isFromRemote ? alert.destinationPort : alert.sourcePort)
       }
-      isSolid = alert.ipProtocol == 6 && alert.isEstablished
+      isTunnelled = alert.isTunnelled
+      // The guest can send what names another as its sender, and its neighbours what names the guest.
+      let isOnWrongSide = isKnown && alert.way == (isFromRemote ? .fromGuest : .toGuest)
+      isSolid = alert.ipProtocol == 6 && alert.isEstablished && !isTunnelled && !isOnWrongSide
+      isAttested = alert.isAttested
       isTraffic = true
       isUnprovoked = isFromRemote && alert.direction == .toServer
     case .platform(let alert):
@@ -70,12 +79,12 @@ struct Observation {
 }
 
 extension Alert {
-  /// The end that is not the domain. When the domain's addresses do not tell, the client of the flow.
-  fileprivate func remoteEnd(own ports: [NetworkPort]) -> IPAddress {
+  /// The end that is not the domain, and whether its addresses tell so. When they do not, it is the client of the flow.
+  fileprivate func remoteEnd(own ports: [NetworkPort]) -> (address: IPAddress, isKnown: Bool) {
     let ownsSource = ports.contains { $0.addresses.contains(source) }
     let ownsDestination = ports.contains { $0.addresses.contains(destination) }
-    if ownsSource != ownsDestination { return ownsSource ? destination : source }
-    return direction == .toServer ? source : destination
+    if ownsSource != ownsDestination { return (ownsSource ? destination : source, true) }
+    return (direction == .toServer ? source : destination, false)
   }
 }
 
@@ -85,6 +94,9 @@ struct Subject: Hashable, Sendable {
   var rule: String
   var domain: DomainUUID?
   var network: IPNetwork?
+
+  /// The same source, whichever domain it was counted for.
+  var onHost: Subject { Subject(rule: rule, network: network) }
 }
 
 extension IPNetwork {

@@ -4,6 +4,8 @@ extension Policy {
   /// Different values are remembered one by one.
   static let distinctLimit = 256
   static let ladderLimit = 64
+  /// Of how many tenants guests may be asked for evidence.
+  public static let hostBlockTenantsRange = 1...64
   /// The widest networks that may be blocked at once, by their leading bits.
   static let widestBlock = (v4: 8, v6: 16)
 
@@ -14,6 +16,11 @@ extension Policy {
     var found: [Diagnostic] = []
     func error(_ message: String, _ remedy: String) { found.append(Diagnostic(.error, message, remedy: remedy)) }
 
+    if !Self.hostBlockTenantsRange.contains(hostBlockTenants) {
+      error(
+        "a block on the host by \(hostBlockTenants) tenants",
+        "use a number from \(Self.hostBlockTenantsRange.lowerBound) to \(Self.hostBlockTenantsRange.upperBound)")
+    }
     if measuresPerMinute < 1 {
       error("at most \(measuresPerMinute) measures a minute means none at all", "use dry run to take no measures")
     }

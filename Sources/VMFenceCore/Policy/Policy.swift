@@ -14,9 +14,14 @@ public struct Policy: Sendable, Hashable {
   /// Decides as always, and changes nothing.
   public var isDryRun: Bool
   public var destructiveMeasures: DestructiveMeasures
-  /// How many measures are taken on the whole host within any minute.
+  /// Of how many different tenants guests must have evidence against a source before it is blocked for all guests of the host; with fewer,
+  /// it is blocked for the domain alone. 1: any guest's evidence is enough, where all guests are one owner's. What a detector says is no better
+  /// than the guest that may own it, and one tenant's must not cut the others off from an address.
+  public var hostBlockTenants: Int
+  /// How many measures are taken on the whole host within any minute. One domain gets no more than half of what is left of them.
   public var measuresPerMinute: Int
-  /// How many notices and withheld measures are reported within any minute; more are counted only.
+  /// How many notices and withheld measures are reported within any minute; more are counted only. One domain gets no more than half of what
+  /// is left of them.
   public var reportsPerMinute: Int
   /// The leading bits by which IPv6 sources are counted and blocked. A source in a network where guests of this host or
   /// never-blocked addresses live is counted and blocked by its whole address instead.
@@ -29,9 +34,9 @@ public struct Policy: Sendable, Hashable {
     public var countersPerRule: Int
     /// Sources, domains … whose step on the ladder is remembered.
     public var offenders: Int
-    /// Measures in force.
+    /// Measures in force. One domain gets no more than eight times what is left of the room.
     public var measures: Int
-    /// Measures that wait for the administrator.
+    /// Measures that wait for the administrator. One domain gets no more than half of what is left of the room.
     public var pending: Int
 
     public init(
@@ -46,13 +51,14 @@ public struct Policy: Sendable, Hashable {
 
   public init(
     rules: [PolicyRule], neverBlock: [IPNetwork] = [], isDryRun: Bool = false,
-    destructiveMeasures: DestructiveMeasures = .pending, measuresPerMinute: Int = 120, reportsPerMinute: Int = 120,
-    ipv6SourcePrefix: Int = 64, capacities: Capacities = Capacities()
+    destructiveMeasures: DestructiveMeasures = .pending, hostBlockTenants: Int = 2, measuresPerMinute: Int = 120,
+    reportsPerMinute: Int = 120, ipv6SourcePrefix: Int = 64, capacities: Capacities = Capacities()
   ) {
     self.rules = rules
     self.neverBlock = neverBlock
     self.isDryRun = isDryRun
     self.destructiveMeasures = destructiveMeasures
+    self.hostBlockTenants = hostBlockTenants
     self.measuresPerMinute = measuresPerMinute
     self.reportsPerMinute = reportsPerMinute
     self.ipv6SourcePrefix = ipv6SourcePrefix
@@ -143,8 +149,8 @@ public struct Counting: Sendable, Hashable {
 
 /// Which alerts count.
 public enum Evidence: String, Sendable, Hashable, CaseIterable {
-  /// Those whose sender proved to own its address: found in a TCP connection whose handshake was seen. Changes to files and what VMFence
-  /// noticed itself count too, unless an address was forged in it.
+  /// Those whose sender proved to own its address: found in a TCP connection whose handshake was seen, outside any tunnel. Changes to files and what
+  /// VMFence noticed itself count too, unless an address was forged in it.
   case established
   /// All; but no address is blocked on evidence that anybody can forge.
   case any
@@ -156,7 +162,7 @@ public struct LadderStep: Sendable, Hashable {
     case notify
     /// The counted source, for the domain that it attacked.
     case block
-    /// The counted source, for all domains of the host.
+    /// The counted source, for all domains of the host; for the one domain while guests of too few tenants have evidence (`Policy.hostBlockTenants`).
     case blockOnHost
     case rateLimit(packetsPerSecond: UInt32)
     case quarantine

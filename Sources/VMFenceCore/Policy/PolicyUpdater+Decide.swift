@@ -14,8 +14,11 @@ extension PolicyUpdater {
   ) -> Outcome {
     let number = nextStep(of: subject)
     var (step, repetition) = rule.step(number)
-    // What a guest can bring about by itself must not cut others off from an address.
-    if step.action == .blockOnHost, !observation.isUnprovoked { step.action = .block }
+    var objection: String?
+    if step.action == .blockOnHost {
+      objection = objectionToHost(observation, subject)
+      if objection != nil { step.action = .block }
+    }
     let measure = step.action.measure(against: subject.network)
     var decision = Decision(
       id: 0, time: now, incarnation: observation.incarnation, measure: measure, status: statusWhenTaken,
@@ -27,7 +30,8 @@ extension PolicyUpdater {
       return Outcome(
         decisions: withhold(
           decision,
-          because: "anybody can forge this evidence, "
+          because: (observation.isTunnelled
+            ? "the ends of a tunnel can forge what it carries, " : "anybody can forge this evidence, ")
             + (step.action.isAddressBlock ? "and an address is not blocked on it" : "which the rule does not count"),
           about: subject, for: rule.counting.window))
     }
@@ -41,18 +45,20 @@ extension PolicyUpdater {
       return Outcome()
     }
     if step.action == .notify {
-      guard takeReport() else { return Outcome(keepsCount: true) }
+      guard takeReport(about: observation.incarnation?.uuid) else { return Outcome(keepsCount: true) }
       decision.status = .enforced
     } else {
-      if let obstacle = lackOfRoom(for: step.action) {
+      let owner = observation.incarnation?.uuid
+      if let obstacle = lackOfRoom(for: step.action, of: owner) {
         return Outcome(
-          decisions: withhold(decision, because: obstacle, about: Subject(rule: ""), for: .seconds(60)),
+          decisions: withhold(decision, because: obstacle, about: Subject(rule: "", domain: owner), for: .seconds(60)),
           keepsCount: true)
       }
       if step.action.isDestructive, policy.destructiveMeasures == .pending, !policy.isDryRun {
         decision.status = .pending
       }
     }
+    if let objection { decision.reason += "; for this domain alone: \(objection)" }
     decision.id = takeID()
     enter(decision)
     remember(decision, of: subject, rule)
@@ -118,15 +124,40 @@ extension PolicyUpdater {
     }
   }
 
-  /// Takes a measure out of the minute's allowance, or says why it cannot be taken now.
-  private mutating func lackOfRoom(for action: LadderStep.Action) -> String? {
-    if action.expires, register.count >= policy.capacities.measures {
-      return "\(register.count) measures are in force, and there is no room for more"
+  /// Takes a measure on the word of `domain` out of the minute's allowance, or says why it cannot be taken now. A domain has a share of everything that is
+  /// bounded: what it leaves is for its neighbours.
+  private mutating func lackOfRoom(for action: LadderStep.Action, of domain: DomainUUID?) -> String? {
+    if action.expires {
+      let own = register.count(of: domain)
+      if !FairShare.eightfold.admits(own: own, free: policy.capacities.measures - register.count) {
+        return "\(register.count) measures are in force, \(own) of them on the word of this domain, "
+          + "and there is no room for more"
+      }
     }
-    if action.isDestructive, waiting.count >= policy.capacities.pending {
-      return "\(waiting.count) measures wait for the administrator, and there is no room for more"
+    if action.isDestructive {
+      let own = waiting.count { $0.incarnation?.uuid == domain }
+      if !FairShare.half.admits(own: own, free: policy.capacities.pending - waiting.count) {
+        return "\(waiting.count) measures wait for the administrator, \(own) of them against this domain, "
+          + "and there is no room for more"
+      }
     }
-    return takeMeasure() ? nil : "\(policy.measuresPerMinute) measures were taken within this minute already"
+    return switch takeMeasure(for: domain) {
+    case .taken: nil
+    case .full: "\(policy.measuresPerMinute) measures were taken within this minute already"
+    case .ownShareFull:
+      "this domain has had its share of the \(policy.measuresPerMinute) measures that are taken within a minute"
+    }
+  }
+
+  /// Why a source is not blocked for all domains of the host on this evidence; nil: it may be.
+  private func objectionToHost(_ observation: Observation, _ subject: Subject) -> String? {
+    // What a guest can bring about by itself must not cut others off from an address.
+    if !observation.isUnprovoked { return "its guest can bring this about by itself" }
+    if !observation.isAttested { return "no packet at hand says whose this was" }
+    let needed = policy.hostBlockTenants
+    guard needed > 1 else { return nil }
+    let count = witnesses[subject.onHost]?.count(at: now) ?? 0
+    return count < needed ? "guests of \(count) of the \(needed) tenants needed speak for a block on the host" : nil
   }
 
   /// What stands against blocking a network, whatever it did.
@@ -155,7 +186,7 @@ extension PolicyUpdater {
     _ draft: Decision, because obstacle: String, about subject: Subject, for window: Duration
   ) -> [Decision] {
     counts.withheld += 1
-    guard mayReport(subject, for: window) else { return [] }
+    guard mayReport(subject, of: draft.incarnation?.uuid, for: window) else { return [] }
     var decision = draft
     decision.id = takeID()
     decision.status = .withheld

@@ -10,6 +10,8 @@ public struct PolicyUpdater: Sendable {
   var offenders: BoundedTable<Subject, Offender>
   var nextDecisionID: UInt64 = 1
   var waiting: [Decision] = []
+  /// Which tenants' guests bear witness against a source, by rule and network: for blocks on the host.
+  var witnesses: BoundedTable<Subject, Witnesses>
   private var rules: [RuleState]
   /// How often the policy was replaced.
   private var policyRevision: UInt64 = 0
@@ -26,6 +28,7 @@ public struct PolicyUpdater: Sendable {
     self.policy = policy
     self.directory = directory
     offenders = BoundedTable(capacity: policy.capacities.offenders)
+    witnesses = BoundedTable(capacity: policy.capacities.countersPerRule)
     rules = policy.rules.map { RuleState($0, capacity: policy.capacities.countersPerRule) }
     reported = BoundedTable(capacity: policy.capacities.countersPerRule)
     measureCap = MinuteCap(limit: policy.measuresPerMinute)
@@ -153,19 +156,19 @@ public struct PolicyUpdater: Sendable {
       to: network, for: entry.decision.incarnation.flatMap(directory.entry), onHost: entry.measure.key.scope == .host)
   }
 
-  mutating func takeMeasure() -> Bool { measureCap.take(at: now) }
+  mutating func takeMeasure(for domain: DomainUUID?) -> MinuteCap.Outcome { measureCap.take(for: domain, at: now) }
 
-  /// - Returns: whether a report fits into this minute.
-  mutating func takeReport() -> Bool {
-    if reportCap.take(at: now) { return true }
+  /// - Returns: whether a report about `domain` fits into this minute.
+  mutating func takeReport(about domain: DomainUUID?) -> Bool {
+    if reportCap.take(for: domain, at: now) == .taken { return true }
     counts.reportsDropped += 1
     return false
   }
 
-  /// - Returns: whether to report about `subject`, of whom nothing more is said for the time of `window` then.
-  mutating func mayReport(_ subject: Subject, for window: Duration) -> Bool {
+  /// - Returns: whether to report about `subject`, which `domain` brought up, and of whom nothing more is said for the time of `window` then.
+  mutating func mayReport(_ subject: Subject, of domain: DomainUUID?, for window: Duration) -> Bool {
     if let until = reported[subject], now < until { return false }
-    guard takeReport() else { return false }
+    guard takeReport(about: domain) else { return false }
     let until = now + window
     reported.update(subject, initial: until) { $0 = until }
     return true
@@ -238,6 +241,9 @@ extension PolicyUpdater {
         $0.add(value, at: time, counting)
       }
     }
+    if isFull || observation.isSolid && subject.domain == nil {
+      bearWitness(observation, rule, subject, isFull: isFull)
+    }
     guard isFull || isFullByAny else { return }
     let outcome = decide(
       observation, rule, subject, isForgeable: !isFull, isReportOnly: !isFull && rule.evidence != .any)
@@ -245,6 +251,20 @@ extension PolicyUpdater {
     guard !outcome.keepsCount else { return }
     if isFull { rules[index].solid.update(subject, initial: SubjectCounter()) { $0.clear() } }
     rules[index].any.update(subject, initial: SubjectCounter()) { $0.clear() }
+  }
+
+  /// Remembers whose guest has evidence against a source that a step of the ladder may block for the guests of others.
+  private mutating func bearWitness(
+    _ observation: Observation, _ rule: PolicyRule, _ subject: Subject, isFull: Bool
+  ) {
+    guard policy.hostBlockTenants > 1, observation.isUnprovoked, observation.isAttested,
+      let domain = observation.domain, subject.network != nil,
+      rule.ladder.contains(where: { $0.action == .blockOnHost })
+    else { return }
+    let until = now + (isFull ? rule.escalation.decay : rule.counting.window)
+    witnesses.update(subject.onHost, initial: Witnesses()) {
+      $0.add(domain.description.tenant, until: until, limit: policy.hostBlockTenants)
+    }
   }
 
   private func subject(of observation: Observation, _ rule: PolicyRule) -> Subject? {

@@ -383,6 +383,8 @@ public struct DetectorChannelCounters: Hashable, Sendable {
   public var alerts: UInt64 = 0
   /// Alerts that did not fit into their packet's record.
   public var alertsLost: UInt64 = 0
+  /// Alerts that claimed a proved address and have other ends than their packet; the claim was dropped.
+  public var unproved: UInt64 = 0
   /// Packets passed over because they killed their detector.
   public var skipped: UInt64 = 0
   public var bells: UInt64 = 0

@@ -126,6 +126,7 @@ struct DetectorChannelState: ~Copyable {
     if record.alertCount > 0 {
       alerts.removeAll(keepingCapacity: true)
       for index in 0..<record.alertCount { alerts.append(try verdicts.alert(index, ruleCount: rules.count)) }
+      attest(slot)
     }
     let isOfTime = slot.kind != .frame
     guard !isOfTime || record.verdict == .pass && !record.hasNotes else {
@@ -140,6 +141,24 @@ struct DetectorChannelState: ~Copyable {
       id: record.id, generation: rules.generation, verdict: record.verdict, rule: record.rule,
       overflow: record.overflow, timestamp: slot.frame.timestamp, port: slot.frame.port, isOfTime: isOfTime)
     return (verdict, record.alertCount > 0)
+  }
+
+  /// Compares what the alerts say of a proved address with the packet that they came with. One that is about the packet itself and has other ends proves
+  /// nothing; of what was found without a packet, the detector's word is kept and marked as that.
+  private mutating func attest(_ slot: PacketSlot) {
+    guard alerts.contains(where: { $0.flags.contains(.established) }) else { return }
+    let ends = slot.kind == .frame ? packets.withBytes(of: slot) { FrameEnds($0, slot.frame.linkType) } : nil
+    for index in alerts.indices where alerts[index].flags.contains(.established) && !alerts[index].isTunnelled {
+      switch ends?.relation(to: alerts[index]) {
+      case .same: alerts[index].way = slot.frame.direction
+      case .answer: alerts[index].way = slot.frame.direction.opposite
+      case nil:
+        alerts[index].flags.insert(.unattested)
+        if alerts[index].origin == .flowTimeout { continue }
+        alerts[index].flags.remove(.established)
+        tally.unproved &+= 1
+      }
+    }
   }
 
   /// What the detector said of a packet beside alerts; without the packet, if there were too many.

@@ -182,6 +182,7 @@ extension DetectorChannelCounters {
     answered &+= other.answered
     alerts &+= other.alerts
     alertsLost &+= other.alertsLost
+    unproved &+= other.unproved
     skipped &+= other.skipped
     bells &+= other.bells
     violations &+= other.violations
@@ -269,6 +270,9 @@ extension Alert {
     }
     origin = record.origin
     captures = record.captures(rule.captures)
+    layer = record.layer
+    way = record.way
+    isAttested = !record.flags.contains(.unattested)
     isInStream = record.flags.contains(.stream)
   }
 }

@@ -28,10 +28,15 @@ public struct AlertRecord: Sendable, BitwiseCopyable {
   /// What the rule's expressions captured for the alert: for each which of `RuleMetadata.captures` it is, its length, and its bytes.
   public var captures: InlineArray<63, UInt8>
   public var captureLength: UInt8
+  /// Which way the packet went through the guest's port, as the supervisor knows it; a detector does not say.
+  package var way = FrameDirection.unknown
   /// What was inspected, where that is not a part of the frame itself: bytes of the output that this record is in.
   /// Not handed on between processes.
   public var payload = EvidenceRange()
   public var packet = EvidenceRange()
+
+  /// Whether it was found in what a tunnel carries.
+  var isTunnelled: Bool { layer > 0 || origin.isTunnel }
 
   public struct Flags: OptionSet, Hashable, Sendable, BitwiseCopyable {
     public var rawValue: UInt8
@@ -46,6 +51,8 @@ public struct AlertRecord: Sendable, BitwiseCopyable {
     /// The rule drops, or would; and tells the ends, or would.
     public static let drops = Flags(rawValue: 16)
     public static let rejects = Flags(rawValue: 32)
+    /// Set by the supervisor, never by a detector: the packet that the alert came with does not have its ends.
+    package static let unattested = Flags(rawValue: 64)
   }
 
   @inlinable
@@ -108,6 +115,14 @@ public enum PacketOrigin: UInt8, Hashable, Sendable, CaseIterable, BitwiseCopyab
   case flowTimeout
   /// What a GTP tunnel in the frame carries.
   case gtp
+
+  /// Whether it was carried by another packet.
+  public var isTunnel: Bool {
+    switch self {
+    case .gre, .ipv4Tunnel, .ipv6Tunnel, .teredo, .vxlan, .geneve, .gtp: true
+    case .wire, .defragmented, .flowTimeout: false
+    }
+  }
 }
 
 /// Why a packet was dropped, or would have been.

@@ -75,6 +75,14 @@ public enum FrameDirection: UInt8, Hashable, Sendable, BitwiseCopyable {
   case unknown = 0
   case fromGuest = 1
   case toGuest = 2
+
+  package var opposite: FrameDirection {
+    switch self {
+    case .unknown: .unknown
+    case .fromGuest: .toGuest
+    case .toGuest: .fromGuest
+    }
+  }
 }
 
 /// What is known of a frame's transport and IP checksums. Frames between guests of one host often carry checksums

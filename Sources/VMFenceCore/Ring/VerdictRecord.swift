@@ -32,8 +32,8 @@ extension AlertRecord {
     area.store(vlan, at: offset + 56)
     area.store(ipProtocol, at: offset + 58)
     area.store(flags.rawValue, at: offset + 59)
-    area.store(source.family.rawValue, at: offset + 60)
-    area.store(destination.family.rawValue, at: offset + 61)
+    area.store(source.family.rawValue | destination.family.rawValue << 4, at: offset + 60)
+    area.store(layer, at: offset + 61)
     area.store(excerptLength, at: offset + 62)
     area.store(origin.rawValue, at: offset + 63)
     for index in 0..<AlertRecord.excerptCapacity { area.store(excerpt[index], at: offset + 64 + index) }
@@ -45,14 +45,15 @@ extension AlertRecord {
   init?(decoding area: SharedArea, at offset: Int, ruleCount: Int) {
     let ruleIndex = area.load(offset + 48, as: UInt32.self)
     let flags = area.load(offset + 59, as: UInt8.self)
+    let families = area.load(offset + 60, as: UInt8.self)
     let excerptLength = area.load(offset + 62, as: UInt8.self)
     let captured = Int(area.load(offset + 128, as: UInt8.self))
     guard ruleIndex < ruleCount, flags < 64, excerptLength <= AlertRecord.excerptCapacity,
       captured <= AlertRecord.captureCapacity,
       let origin = PacketOrigin(rawValue: area.load(offset + 63, as: UInt8.self)),
       area.load(offset + 56, as: UInt16.self) < 4096,
-      let source = IPAddress(decoding: area, at: offset + 16, family: offset + 60),
-      let destination = IPAddress(decoding: area, at: offset + 32, family: offset + 61)
+      let source = IPAddress(decoding: area, at: offset + 16, family: families & 0x0F),
+      let destination = IPAddress(decoding: area, at: offset + 32, family: families >> 4)
     else { return nil }
     self.init(
       timestamp: Timestamp(nanoseconds: area.load(offset, as: Int64.self)), ruleIndex: ruleIndex,
@@ -62,6 +63,7 @@ extension AlertRecord {
       vlan: area.load(offset + 56, as: UInt16.self))
     self.excerptLength = excerptLength
     self.origin = origin
+    layer = area.load(offset + 61, as: UInt8.self)
     for index in 0..<Int(excerptLength) { excerpt[index] = area.load(offset + 64 + index, as: UInt8.self) }
     captureLength = UInt8(captured)
     for index in 0..<captured { captures[index] = area.load(offset + 129 + index, as: UInt8.self) }
@@ -86,10 +88,10 @@ extension PacketAnomaly {
 }
 
 extension IPAddress {
-  fileprivate init?(decoding area: SharedArea, at offset: Int, family: Int) {
+  fileprivate init?(decoding area: SharedArea, at offset: Int, family: UInt8) {
     let high = area.load(offset, as: UInt64.self)
     let low = area.load(offset + 8, as: UInt64.self)
-    switch area.load(family, as: UInt8.self) {
+    switch family {
     case Family.v4.rawValue:
       guard high == 0, let address = UInt32(exactly: low) else { return nil }
       self.init(v4: address)

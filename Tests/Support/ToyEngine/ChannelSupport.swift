@@ -64,7 +64,7 @@ extension AlertRecord {
     let bytes = (0..<Int(excerptLength)).map { String(excerpt[$0], radix: 16) }.joined(separator: " ")
     return """
       \(timestamp.nanoseconds) rule \(ruleIndex) flow \(flowID) \(source):\(sourcePort) > \(destination):\(destinationPort) \
-      proto \(ipProtocol) flags \(flags.rawValue) vlan \(vlan) [\(bytes)]
+      proto \(ipProtocol) flags \(flags.rawValue) vlan \(vlan) layer \(layer) [\(bytes)]
       """
   }
 }

@@ -117,10 +117,11 @@ package struct ToyInspector: PacketInspector, ~Copyable {
     var record = AlertRecord(
       timestamp: frame.timestamp, ruleIndex: index, flowID: seen, source: IPAddress(v4: 0x0A00_0001),
       destination: IPAddress(v6High: 0x2001_0DB8_0000_0000, low: seen), sourcePort: UInt16(bytes.byteCount & 0xFFFF),
-      destinationPort: frame.strippedVLAN, ipProtocol: 6, flags: [.toServer, .established], vlan: 7)
+      destinationPort: frame.strippedVLAN, ipProtocol: 6, flags: [.toServer, .stream], vlan: 7)
     let length = min(bytes.byteCount, AlertRecord.excerptCapacity)
     for offset in 0..<length { record.excerpt[offset] = bytes.u8(offset) }
     record.excerptLength = UInt8(length)
+    record.layer = UInt8(truncatingIfNeeded: frame.strippedVLAN)
     switch action {
     case .alert: output.append(record)
     case .drop, .reject:

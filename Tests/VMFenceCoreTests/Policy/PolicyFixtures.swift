@@ -28,14 +28,15 @@ func hosts() -> DomainDirectory {
 func alert(
   sid: UInt32 = 1_000_001, class: String = "attempted-user", priority: Int = 2, on guest: UInt64 = 1,
   from source: IPAddress = attacker, to destination: IPAddress? = nil, protocolNumber: UInt8 = 6,
-  established: Bool = true, direction: Alert.FlowDirection = .toServer
+  established: Bool = true, direction: Alert.FlowDirection = .toServer, change: (inout Alert) -> Void = { _ in }
 ) -> Event {
-  .alert(
-    Alert(
-      time: .zero, incarnation: incarnation(guest), packetID: 0,
-      rule: RuleMetadata(sid: sid, message: "m", classification: `class`, priority: priority), flowID: 1,
-      source: source, destination: destination ?? address("192.0.2.\(guest)"), sourcePort: 4_000, destinationPort: 80,
-      ipProtocol: protocolNumber, direction: direction, isEstablished: established))
+  var alert = Alert(
+    time: .zero, incarnation: incarnation(guest), packetID: 0,
+    rule: RuleMetadata(sid: sid, message: "m", classification: `class`, priority: priority), flowID: 1,
+    source: source, destination: destination ?? address("192.0.2.\(guest)"), sourcePort: 4_000, destinationPort: 80,
+    ipProtocol: protocolNumber, direction: direction, isEstablished: established)
+  change(&alert)
+  return .alert(alert)
 }
 
 func fileEvent(_ operation: FileEvent.Operation = .write, on guest: UInt64 = 1) -> Event {

@@ -53,7 +53,8 @@ struct PolicySafetyTests {
   @Test("another tenant's guest can be blocked for one's own, but not on the host")
   func otherTenant() throws {
     var updater = try updater(
-      rule(ladder: [LadderStep(.block, for: .seconds(1)), LadderStep(.blockOnHost, for: .seconds(60))]))
+      rule(ladder: [LadderStep(.block, for: .seconds(1)), LadderStep(.blockOnHost, for: .seconds(60))])
+    ) { $0.hostBlockTenants = 1 }
     let event = alert(from: address("192.0.2.3"))
     #expect(updater.handle(event, times: 3, at: at(0)).map(\.status) == [.enforced])
     let next = updater.handle(event, times: 3, at: at(2))
@@ -69,12 +70,14 @@ struct PolicySafetyTests {
   func provoked(source: IPAddress, destination: IPAddress, direction: Alert.FlowDirection) throws {
     let ladder = [LadderStep(.block, for: .seconds(1)), LadderStep(.blockOnHost, for: .seconds(60))]
     let event = alert(from: source, to: destination, direction: direction)
-    var own = try updater(rule(ladder: ladder))
+    var own = try updater(rule(ladder: ladder)) { $0.hostBlockTenants = 1 }
     #expect(own.handle(event, times: 3, at: at(0)).map(\.measure) == [.block(IPNetwork(attacker))])
     #expect(own.handle(event, times: 3, at: at(2)).last?.measure == .block(IPNetwork(attacker)))
     // What comes of its own accord goes up the ladder.
     #expect(own.handle(alert(), times: 3, at: at(100)).last?.measure == .blockOnHost(IPNetwork(attacker)))
-    var counted = try updater(rule(per: .sourceOnHost, ladder: [LadderStep(.blockOnHost, for: .seconds(60))]))
+    var counted = try updater(rule(per: .sourceOnHost, ladder: [LadderStep(.blockOnHost, for: .seconds(60))])) {
+      $0.hostBlockTenants = 1
+    }
     #expect(counted.handle(event, times: 100, at: at(0)).isEmpty)
     #expect(counted.handle(alert(), times: 3, at: at(0)).map(\.measure) == [.blockOnHost(IPNetwork(attacker))])
   }
@@ -83,14 +86,17 @@ struct PolicySafetyTests {
   func cap() throws {
     var updater = try updater(rule(count: 1)) { $0.measuresPerMinute = 2 }
     var decisions: [Decision] = []
-    for number in 1...50 { decisions += updater.handle(alert(from: address("203.0.113.\(number)")), at: at(0)) }
-    #expect(decisions.map(\.status) == [.enforced, .enforced, .withheld])
+    for number in 1...50 {
+      decisions += updater.handle(
+        alert(on: UInt64(number % 2 * 2 + 1), from: address("203.0.113.\(number)")), at: at(0))
+    }
+    #expect(decisions.map(\.status) == [.enforced, .enforced, .withheld, .withheld], "one report for each domain")
     #expect(updater.handle(alert(from: address("203.0.113.50")), at: at(60)).last?.status == .enforced)
   }
 
   @Test("reports are capped, and the rest is counted")
   func reports() throws {
-    var updater = try updater(rule(count: 1)) { $0.reportsPerMinute = 5 }
+    var updater = try updater(rule(count: 1)) { $0.reportsPerMinute = 15 }
     var decisions: [Decision] = []
     for number in 0..<1_000 {
       decisions += updater.handle(
@@ -157,13 +163,13 @@ struct PolicySafetyTests {
   @Test("measures in force are bounded")
   func fullRegister() throws {
     var updater = try updater(rule(count: 1)) {
-      $0.capacities.measures = 3
+      $0.capacities.measures = 4
       $0.measuresPerMinute = 1_000
     }
     var decisions: [Decision] = []
     for number in 1...9 { decisions += updater.handle(alert(from: address("203.0.113.\(number)")), at: at(0)) }
-    #expect(decisions.map(\.status) == [.enforced, .enforced, .enforced, .withheld])
-    #expect(updater.measuresInForce.count == 3)
+    #expect(decisions.map(\.status) == [.enforced, .enforced, .enforced, .enforced, .withheld])
+    #expect(updater.measuresInForce.count == 4)
   }
 
   @Test("a clock that goes back ends no block early and starts none anew")
@@ -214,7 +220,8 @@ struct PolicySafetyTests {
     func make() throws -> PolicyUpdater {
       try updater(
         rule(ladder: [LadderStep(.block, for: .seconds(60)), LadderStep(.blockOnHost, for: .seconds(60))]),
-        rule("files", [.files([])], per: .domain, count: 1, ladder: [LadderStep(.pause)]))
+        rule("files", [.files([])], per: .domain, count: 1, ladder: [LadderStep(.pause)])
+      ) { $0.hostBlockTenants = 1 }
     }
     var before = try make()
     var log = before.handle(alert(), times: 3, at: at(0))

@@ -67,7 +67,8 @@ struct PolicyUpdaterTests {
     var updater = try updater(
       rule(
         ladder: [LadderStep(.block, for: .seconds(60), times: 2), LadderStep(.blockOnHost, for: .seconds(600))],
-        escalation: Escalation(factor: 3, maximum: .seconds(1_000), decay: .seconds(3_600))))
+        escalation: Escalation(factor: 3, maximum: .seconds(1_000), decay: .seconds(3_600)))
+    ) { $0.hostBlockTenants = 1 }
     var time = 0.0
     var seen: [(Decision.Measure, Double)] = []
     for _ in 0..<4 {

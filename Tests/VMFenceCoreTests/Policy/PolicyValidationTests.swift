@@ -55,6 +55,8 @@ struct PolicyValidationTests {
     #expect(errors(policy).first?.contains("contradict") == true)
     policy = Policy(rules: [rule()], measuresPerMinute: 0)
     #expect(errors(policy).count == 1)
+    policy = Policy(rules: [rule()], hostBlockTenants: 0)
+    #expect(errors(policy) == ["a block on the host by 0 tenants"])
     policy = Policy(rules: [rule()], ipv6SourcePrefix: 0)
     #expect(errors(policy).count == 1)
     policy = Policy(rules: [rule()], capacities: .init(countersPerRule: 0))

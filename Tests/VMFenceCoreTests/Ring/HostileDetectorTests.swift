@@ -29,8 +29,7 @@ struct Forger: Sendable {
   /// A sound alert in the first record; its fields are then falsified.
   func alert(at offset: Int = ring + 16) {
     for index in 0..<24 { set(0 as UInt64, at: offset + index * 8) }
-    set(4 as UInt8, at: offset + 60)
-    set(4 as UInt8, at: offset + 61)
+    set(0x44 as UInt8, at: offset + 60)
   }
 
   func tail(_ position: UInt64) { set(position, at: RingLayout.verdictTail) }
@@ -117,8 +116,8 @@ struct HostileDetectorTests {
     ("an alert of a rule that does not exist", { $0.forgeAlert { $0.set(5 as UInt32, at: $1 + 48) } }),
     ("an alert with an unknown flag", { $0.forgeAlert { $0.set(64 as UInt8, at: $1 + 59) } }),
     ("an alert with an impossible VLAN", { $0.forgeAlert { $0.set(4096 as UInt16, at: $1 + 56) } }),
-    ("an alert from an unknown address family", { $0.forgeAlert { $0.set(5 as UInt8, at: $1 + 60) } }),
-    ("an alert to an unknown address family", { $0.forgeAlert { $0.set(0 as UInt8, at: $1 + 61) } }),
+    ("an alert from an unknown address family", { $0.forgeAlert { $0.set(0x45 as UInt8, at: $1 + 60) } }),
+    ("an alert to an unknown address family", { $0.forgeAlert { $0.set(0x04 as UInt8, at: $1 + 60) } }),
     ("an IPv4 address of more than 32 bits", { $0.forgeAlert { $0.set(1 << 32 as UInt64, at: $1 + 24) } }),
     ("an IPv4 address with a high half", { $0.forgeAlert { $0.set(1 as UInt64, at: $1 + 32) } }),
     ("captures that are too long", { $0.forgeAlert { $0.set(64 as UInt8, at: $1 + 128) } }),

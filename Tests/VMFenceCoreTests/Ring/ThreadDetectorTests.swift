@@ -35,7 +35,7 @@ struct ThreadDetectorTests {
         let excerpt = bytes.prefix(64).map { String($0, radix: 16) }.joined(separator: " ")
         let low = String(id + 1, radix: 16)
         return
-          "\(id) rule \(rule) flow \(id + 1) 10.0.0.1:\(length) > 2001:db8::\(low):\(id) proto 6 flags 5 vlan 7 [\(excerpt)]"
+          "\(id) rule \(rule) flow \(id + 1) 10.0.0.1:\(length) > 2001:db8::\(low):\(id) proto 6 flags 9 vlan 7 layer \(id & 0xFF) [\(excerpt)]"
       }
       expected.append(
         Answer(
