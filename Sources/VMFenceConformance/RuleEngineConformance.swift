@@ -188,6 +188,18 @@ public struct RuleEngineConformance: Sendable {
     _ = inspect(&inspector, cases[0].frame, &output)
     #expect(inspector.statistics.map(\.name) == names, "the counters change their names", sourceLocation: location)
     #expect(Set(names).count == names.count, "two counters have one name", sourceLocation: location)
+    let shown = Engine.Rules.inspectorCounters
+    var values: [UInt64] = []
+    inspector.forEachCounter { values.append($0) }
+    #expect(values.count == shown.count, "a counter without a name, or a name without one", sourceLocation: location)
+    #expect(shown.count <= 128, "more counters than a detector can show", sourceLocation: location)
+    #expect(Set(shown.map(\.name)).count == shown.count, "two counters have one name", sourceLocation: location)
+    for counter in shown {
+      #expect(
+        !counter.name.isEmpty
+          && counter.name.utf8.allSatisfy { (97...122).contains($0) || (48...57).contains($0) || $0 == 95 },
+        "`\(counter.name)` is no name for a counter", sourceLocation: location)
+    }
   }
 
   /// What a detector in another process does with the image.

@@ -109,6 +109,10 @@ public struct DomainStatus: Codable, Sendable, Hashable {
   /// Packets that wait in its ring.
   public var waiting: UInt64
   public var restarts: UInt64
+  /// What its detectors counted by themselves, by name.
+  public var inspector: [String: UInt64]
+  /// How often a bound made the inspection less than it should be; which, is in `inspector`.
+  public var limitHits: UInt64
   /// Measures in force for it alone.
   public var measures: Int
   /// Rules that inspect it; 0 when it has none.
@@ -126,7 +130,8 @@ public struct DomainStatus: Codable, Sendable, Hashable {
     name: String, uuid: String, domid: UInt32, tenant: String?, service: String?, state: String, ports: [String],
     packets: UInt64, bytes: UInt64, inspected: UInt64, alerts: UInt64, drops: UInt64, eventsLost: UInt64 = 0,
     historySkipped: UInt64 = 0, refusalsLost: UInt64 = 0, waiting: UInt64, restarts: UInt64,
-    measures: Int, rules: Int, channel: String? = nil, policy: UInt64? = nil, answerSeconds: Double? = nil,
+    inspector: [String: UInt64], limitHits: UInt64, measures: Int, rules: Int, channel: String? = nil,
+    policy: UInt64? = nil, answerSeconds: Double? = nil,
     declared: [String]? = nil
   ) {
     self.name = name
@@ -146,6 +151,8 @@ public struct DomainStatus: Codable, Sendable, Hashable {
     self.refusalsLost = refusalsLost
     self.waiting = waiting
     self.restarts = restarts
+    self.inspector = inspector
+    self.limitHits = limitHits
     self.measures = measures
     self.rules = rules
     self.channel = channel
@@ -173,6 +180,8 @@ public struct DaemonStatus: Codable, Sendable, Hashable {
   public var eventsLost: UInt64
   /// Of these, by domain, those that found no room because too many of its own waited; without domains that lost none.
   public var eventsLostByDomain: [String: UInt64]
+  /// Of all domains: bounds that made the inspection less than it should be, by name, and how often each was reached; those that were not are left out.
+  public var limitHits: [String: UInt64]
   /// Of the history: `alerts` and `decisions` that it holds, alerts that were `forgotten` to make room, what was `skipped`, `bytes`.
   public var history: [String: UInt64]
   /// How far the system's clock was set since the start, in seconds.
@@ -188,7 +197,7 @@ public struct DaemonStatus: Codable, Sendable, Hashable {
   public init(
     version: String, node: String, uptime: Double, firewall: String, isDryRun: Bool, measures: Int, pending: Int,
     desired: Int, flows: [String: UInt64], captureDrops: UInt64, eventsLost: UInt64,
-    eventsLostByDomain: [String: UInt64] = [:], history: [String: UInt64],
+    eventsLostByDomain: [String: UInt64] = [:], limitHits: [String: UInt64], history: [String: UInt64],
     clockOffset: Double, problems: [String],
     needRules: [String], frozen: [String], policy: [String: UInt64]
   ) {
@@ -204,6 +213,7 @@ public struct DaemonStatus: Codable, Sendable, Hashable {
     self.captureDrops = captureDrops
     self.eventsLost = eventsLost
     self.eventsLostByDomain = eventsLostByDomain
+    self.limitHits = limitHits
     self.history = history
     self.clockOffset = clockOffset
     self.problems = problems

@@ -71,6 +71,11 @@ extension EndToEnd {
       }
       let domains = try host.ask(ControlRequest(.domains), [DomainStatus].self)
       #expect(domains.allSatisfy { $0.drops == 0 && $0.restarts == 0 }, "\(domains)")
+      try LiveRunTests.wait("what a detector counts by itself arrives") {
+        let web = try host.ask(ControlRequest(.domains), [DomainStatus].self).first { $0.name == "web" }
+        return web.map { $0.inspected > 0 && $0.inspector["packets"] == $0.inspected } ?? false
+      }
+      #expect(try host.cli("status").contains("limits of the inspection reached: "))
     }
 
     @Test("a guest without rules is told of, and guarded once it is given some; guests come and go with the inventory")

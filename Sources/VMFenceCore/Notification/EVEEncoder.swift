@@ -108,6 +108,11 @@ public struct EVEEncoder: Sendable {
         json.object("counters") { json in
           for (name, value) in statistics.counters { json.member(name, value) }
         }
+        if !statistics.inspector.isEmpty {
+          json.object("inspector") { json in
+            for (name, value) in statistics.inspector { json.member(name, value) }
+          }
+        }
       }
     }
   }
@@ -290,10 +295,13 @@ public struct EVEStatistics: Sendable {
   public var alerts: UInt64
   /// Further counters by name, in the order in which they are to be written.
   public var counters: [(name: String, value: UInt64)]
+  /// What the domain's detectors counted by themselves, likewise.
+  public var inspector: [(name: String, value: UInt64)]
 
   public init(
     time: Timestamp, uptime: Duration, incarnation: Incarnation? = nil, packets: UInt64 = 0, bytes: UInt64 = 0,
-    drops: UInt64 = 0, alerts: UInt64 = 0, counters: [(name: String, value: UInt64)] = []
+    drops: UInt64 = 0, alerts: UInt64 = 0, counters: [(name: String, value: UInt64)] = [],
+    inspector: [(name: String, value: UInt64)] = []
   ) {
     self.time = time
     self.uptime = uptime
@@ -303,5 +311,6 @@ public struct EVEStatistics: Sendable {
     self.drops = drops
     self.alerts = alerts
     self.counters = counters
+    self.inspector = inspector
   }
 }

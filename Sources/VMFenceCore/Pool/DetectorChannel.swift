@@ -144,6 +144,10 @@ public final class DetectorChannel: @unchecked Sendable {
     return next == 0 ? nil : next - 1
   }
 
+  /// What the detectors of this channel counted by themselves, in the order of `counters`: as the last one showed it, some packets ago. Nothing of it
+  /// is believed: totals never go back, and every number is one that can be shown.
+  public func inspectorCounters(_ counters: [InspectorCounter]) -> [UInt64] { state.inspectorCounters.read(counters) }
+
   public var counters: DetectorChannelCounters {
     var result = state.tally
     result.enqueued = state.packets.nextID

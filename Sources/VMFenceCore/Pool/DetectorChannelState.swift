@@ -2,6 +2,7 @@
 struct DetectorChannelState: ~Copyable {
   var packets: PacketRingWriter
   var verdicts: VerdictRingReader
+  var inspectorCounters: CounterBlockReader
   var detectorSleep: SleepWord
   var ownSleep: SleepWord
   var link: DetectorSocket?
@@ -35,6 +36,7 @@ struct DetectorChannelState: ~Copyable {
     packets = PacketRingWriter(
       region: down, capacity: configuration.packetRingBytes, snapLength: configuration.snapLength)
     verdicts = VerdictRingReader(up: up, down: down, capacity: configuration.verdictRingBytes)
+    inspectorCounters = CounterBlockReader(up: up)
     detectorSleep = SleepWord(up, RingLayout.detectorSleep)
     ownSleep = SleepWord(down, RingLayout.supervisorSleep)
     alerts.reserveCapacity(InspectionOutput.capacity)
@@ -228,6 +230,7 @@ struct DetectorChannelState: ~Copyable {
     advanceGeneration(ruleCount: ruleCount)
     ruleCounts.removeFirst(ruleCounts.count - 1)
     verdicts.reset()
+    inspectorCounters.beginAnew()
     detectorSleep.reset()
     ownSleep.withdraw()
     failure = nil

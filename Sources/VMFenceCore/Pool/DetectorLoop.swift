@@ -48,9 +48,14 @@ package struct DetectorLoop: ~Copyable {
   @usableFromInline let notes: PacketNotes
   /// The number of the last state that was asked for and saved.
   private var answeredState: UInt64
+  @usableFromInline let counterBlock: CounterBlockWriter
+  /// Batches since the counters were shown.
+  private var quietBatches = 0
 
   /// Packets inspected between two looks at the control and at a sleeping supervisor.
   private static let batch = 64
+  /// Batches after which the counters are shown, while packets keep coming.
+  private static let counterPeriod = 16
   /// How often the ring is looked at before the detector goes to sleep.
   private static let spins = 256
 
@@ -64,6 +69,7 @@ package struct DetectorLoop: ~Copyable {
     sharedTail = down.word(RingLayout.packetTail)
     notes = PacketNotes(rawValue: UInt8(truncatingIfNeeded: control.load(RingLayout.notes, as: UInt64.self)))
     verdicts = VerdictRingWriter(up: up, down: down, stateBytes: stateBytes, notes: notes)
+    counterBlock = CounterBlockWriter(up: up)
     stateArea = up.area(up.byteCount - stateBytes, count: stateBytes)
     stateRequest = down.word(RingLayout.stateRequest)
     stateAnswer = up.word(RingLayout.stateAnswer)
@@ -122,6 +128,14 @@ package struct DetectorLoop: ~Copyable {
         guard loop.answer(slot, output, &control) else { return .stopped }
       }
       loop.endBatch(&control)
+      if loop.showsCounters() {
+        let block = loop.counterBlock
+        var index = 0
+        inspector.forEachCounter { value in
+          block.write(value, at: index)
+          index += 1
+        }
+      }
     }
     return loop.end
   }
@@ -214,6 +228,15 @@ package struct DetectorLoop: ~Copyable {
   mutating func endBatch(_ control: inout some DetectorControl & ~Copyable) {
     if supervisorSleep.mustRing(withNews: hasNews) { control.ring() }
     hasNews = false
+  }
+
+  /// Whether the counters are to be shown after this batch: when it was the last for now, and every sixteenth.
+  @usableFromInline
+  mutating func showsCounters() -> Bool {
+    quietBatches += 1
+    guard head == tail || quietBatches >= Self.counterPeriod else { return false }
+    quietBatches = 0
+    return true
   }
 
   // MARK: What the inspector remembers

@@ -92,6 +92,7 @@ extension DetectorPool {
         count: UInt64(left))
     }
     entry.pastChannels.add(channel.counters)
+    entry.pastInspectors = entry.inspectorCounters
     entry.channel = nil
   }
 }

@@ -425,7 +425,7 @@ public final class DetectorPool<Backend: DetectorBackend> {
     if let counters = entry.channel?.counters { channel.add(counters) }
     return DomainReport(
       description: entry.description, automaton: tracker.automaton(of: entry.incarnation), counters: entry.counters,
-      channel: channel, waiting: entry.channel?.outstanding ?? 0)
+      channel: channel, inspector: entry.inspectorCounters, waiting: entry.channel?.outstanding ?? 0)
   }
 }
 

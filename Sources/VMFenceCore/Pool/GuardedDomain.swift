@@ -28,6 +28,8 @@ final class GuardedDomain<Rules: CompiledRules> {
   var counters = DomainCounters()
   /// Of the channels it had before this one.
   var pastChannels = DetectorChannelCounters()
+  /// What their detectors counted, in the order of `Rules.inspectorCounters`.
+  var pastInspectors = [UInt64](repeating: 0, count: Rules.inspectorCounters.count)
   var isSuspended = false
   /// The domain stands still to be saved or migrated, and what its detector remembers is handed on.
   var isHandedOver = false
@@ -87,6 +89,17 @@ final class GuardedDomain<Rules: CompiledRules> {
     incarnation = description.incarnation
     self.slot = slot
     self.description = description
+  }
+
+  /// What the detectors of this and the earlier channels counted.
+  var inspectorCounters: [UInt64] {
+    guard let channel else { return pastInspectors }
+    let current = channel.inspectorCounters(Rules.inspectorCounters)
+    return Rules.inspectorCounters.indices.map { index in
+      guard index < current.count else { return pastInspectors[index] }
+      return Rules.inspectorCounters[index].kind == .level
+        ? current[index] : pastInspectors[index].addingSaturated(current[index])
+    }
   }
 
   /// Whether waiting for its verdicts makes sense.
@@ -159,6 +172,8 @@ public struct DomainReport: Sendable {
   public var automaton: LifecycleAutomaton?
   public var counters: DomainCounters
   public var channel: DetectorChannelCounters
+  /// What its detectors counted by themselves, in the order of the rules' `inspectorCounters`.
+  public var inspector: [UInt64]
   /// Packets that wait in its ring.
   public var waiting: Int
 }

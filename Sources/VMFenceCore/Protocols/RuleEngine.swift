@@ -20,9 +20,44 @@ public protocol CompiledRules: Sendable {
 
   var ruleCount: Int { get }
 
+  /// What the inspectors of these rules count, for whoever shows it: the detector hands over numbers alone, and this side has the words. 128 at the most.
+  static var inspectorCounters: [InspectorCounter] { get }
+
   /// What there is to say of rule `index` (0 ..< `ruleCount`), for the collector's side: an alert record names its rule
   /// by this index.
   func metadata(at index: Int) -> RuleMetadata
+}
+
+extension CompiledRules {
+  /// Nothing is counted.
+  public static var inspectorCounters: [InspectorCounter] { [] }
+}
+
+/// One thing that an inspector counts.
+public struct InspectorCounter: Hashable, Sendable {
+  public enum Kind: Sendable, Hashable {
+    /// How often something happened; never falls.
+    case total
+    /// A total of what made the inspection less than it should be: a bound was reached, something was left out or forgotten.
+    case limit
+    /// How much there is now, or was at the most.
+    case level
+  }
+
+  /// In lower case, words joined by underscores: `work_limit_hits`.
+  public let name: String
+  public let kind: Kind
+  /// A sentence.
+  public let meaning: String
+
+  public init(_ name: String, _ kind: Kind, _ meaning: String) {
+    self.name = name
+    self.kind = kind
+    self.meaning = meaning
+  }
+
+  /// A total.
+  public init(_ name: String, _ meaning: String) { self.init(name, .total, meaning) }
 }
 
 /// Inspects the packets of one domain, in order. Used by one thread at a time.
@@ -66,11 +101,16 @@ public protocol PacketInspector: ~Copyable {
 
   /// Named counters of the engine, for display: flows, evictions, malformed packets … In a fixed order.
   var statistics: [(name: String, value: UInt64)] { get }
+
+  /// Hands over the values of `Rules.inspectorCounters`, in their order. Allocates nothing.
+  func forEachCounter(_ body: (UInt64) -> Void)
 }
 
 extension PacketInspector where Self: ~Copyable {
   /// Nothing waits.
   public mutating func finish(into output: inout InspectionOutput) -> Bool { false }
+  /// Nothing is counted.
+  public func forEachCounter(_ body: (UInt64) -> Void) {}
   /// Nothing waits.
   public mutating func advance(to time: Timestamp, into output: inout InspectionOutput) -> Bool { false }
 }

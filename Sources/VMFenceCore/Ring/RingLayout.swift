@@ -25,6 +25,7 @@
 ///        256    state answer         number of the last state that was saved
 ///        264    its length           u64   bytes in the state area
 ///        272    start state          u64   1: taken over, 2: refused
+///        1024   counters             128 u64, in the order of `CompiledRules.inspectorCounters`
 ///        4096   verdict ring         a power of two
 ///        …      state area           what the detector remembered when it was asked last
 ///
@@ -89,6 +90,8 @@ package enum RingLayout {
   static let stateAnswer = 256
   static let stateLength = 264
   static let startStateOutcome = 272
+  package static let counters = 1024
+  package static let counterCapacity = 128
 
   static let slotHeader = 40
   static let slotAlignment = 8

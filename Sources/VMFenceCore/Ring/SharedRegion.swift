@@ -123,6 +123,14 @@ internal import Synchronization
     return unsafe (base + offset).assumingMemoryBound(to: Atomic<UInt64>.self).pointee.load(ordering: .relaxed)
   }
 
+  /// Stores the aligned word at `offset` whole, whoever reads it meanwhile.
+  @inline(__always)
+  func storeOnce(_ value: UInt64, at offset: Int) {
+    precondition(offset >= 0 && offset % 8 == 0 && offset <= count - 8)
+    // SAFETY: as above.
+    unsafe (base + offset).assumingMemoryBound(to: Atomic<UInt64>.self).pointee.store(value, ordering: .relaxed)
+  }
+
   @inline(__always)
   package func store<Value: BitwiseCopyable & FixedWidthInteger>(_ value: Value, at offset: Int) {
     precondition(offset >= 0 && offset <= count - MemoryLayout<Value>.size)

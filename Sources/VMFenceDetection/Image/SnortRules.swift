@@ -29,6 +29,8 @@ public struct SnortRules: CompiledRules {
     try self.init(image: bytes.withRawSpan { RuleImage(copying: $0) })
   }
 
+  public static var inspectorCounters: [InspectorCounter] { SnortInspector.counterNames }
+
   public func metadata(at index: Int) -> RuleMetadata {
     precondition(index >= 0 && index < ruleCount, "a rule that is not there")
     return image.withBytes { bytes in

@@ -195,39 +195,6 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     generation &+= 1
   }
 
-  public var statistics: [(name: String, value: UInt64)] {
-    [
-      ("packets", counters.packets), ("not_ip", counters.notIP), ("malformed", counters.malformed),
-      ("bad_checksums", counters.badChecksums), ("fragments", counters.fragments),
-      ("datagrams_rebuilt", fragments.counters.rebuilt), ("datagrams_expired", fragments.counters.expired),
-      ("datagrams_evicted", fragments.counters.evicted), ("fragments_ignored", fragments.counters.ignored),
-      ("fragment_overlaps", fragments.counters.overlaps),
-      ("flows", flows.created), ("flows_now", UInt64(flows.current)), ("flows_expired", flows.expired),
-      ("flows_evicted", flows.evicted), ("flows_evicted_established", flows.evictedEstablished),
-      ("stream_windows", counters.streamWindows), ("stream_bytes_now", UInt64(streams.usedPages * StreamStore.page)),
-      ("stream_bytes_most", UInt64(streams.mostPages * StreamStore.page)),
-      ("stream_memory_hits", counters.memoryLimitHits), ("stream_inspected_early", counters.inspectedEarly),
-      ("stream_gaps", counters.gaps), ("stream_depth_reached", counters.depthReached),
-      ("stream_midstream", counters.midstream), ("stream_segments_invalid", counters.invalidSegments),
-      ("low_ttl", counters.lowTTL), ("stream_overlaps_different", counters.overlapsDifferent),
-      ("exception_policy", counters.exceptions),
-      ("rates_evicted", rates.evicted), ("host_bits_evicted", bits.evicted), ("findings_lost", findings.lost),
-      ("alerts", counters.alerts), ("alerts_lost", counters.alertsLost),
-      ("packets_passed", counters.passed), ("packets_bypassed", counters.bypassed),
-      ("packets_dropped", counters.dropped), ("packets_rewritten", counters.rewritten),
-      ("packets_tagged", counters.tagged), ("tags_evicted", tags.evicted),
-      ("replacements_lost", replacements.lost), ("dataset_values_refused", matching.payloads.dataSets.refused),
-      ("captures_evicted", matching.payloads.captured.evicted),
-      ("scan_overflows", counters.scanOverflows), ("work_limit_hits", counters.workLimitHits),
-      ("flow_work_limit_hits", counters.flowWorkLimitHits),
-      ("private_databases", UInt64(matching.scanner.privateCopies)),
-      ("regexes_compiled", matching.payloads.regexes.compiled),
-      ("regexes_without_jit", matching.payloads.regexes.withoutJIT),
-      ("regexes_not_compiled", matching.payloads.regexes.notCompiled),
-      ("regex_limit_hits", matching.payloads.regexes.limitHits),
-    ]
-  }
-
   public mutating func inspect(_ frame: FrameMetadata, _ bytes: RawSpan, into output: inout InspectionOutput) {
     counters.packets += 1
     let (alerts, lost) = (output.count, output.overflow)

@@ -68,22 +68,25 @@ struct Status: ParsableCommand {
       """)
   @OptionGroup var control: ControlOptions
 
+  private static func listed(_ figures: [String: UInt64]) -> String {
+    figures.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }.joined(separator: ", ")
+  }
+
   func run() throws {
     try control.ask(ControlRequest(.status)) { (status: DaemonStatus) in
-      var lines = [
+      let lostByDomain = Dictionary(
+        status.eventsLostByDomain.map { ($0.key.escapedForDisplay, $0.value) }, uniquingKeysWith: &+)
+      let ofDomains =
+        lostByDomain.isEmpty ? "" : ", of which of domains with too many of their own: \(Self.listed(lostByDomain))"
+      var lines: [String] = [
         "vmfence \(status.version) on \(status.node), up \(Duration.seconds(status.uptime).display)",
         "measures: \(status.measures) in force by \(status.firewall)\(status.isDryRun ? " (dry run)" : ""), "
           + "\(status.pending) pending, \(status.desired) not taken yet",
-        "flows of packets that rules refused: "
-          + status.flows.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }.joined(separator: ", "),
-        "lost: \(status.captureDrops) frames by captures, \(status.eventsLost) events"
-          + (status.eventsLostByDomain.isEmpty ? "" : ", of which of domains with too many of their own: ")
-          + status.eventsLostByDomain.sorted { $0.key < $1.key }.map { "\($0.key.escapedForDisplay) \($0.value)" }
-          .joined(separator: ", "),
-        "history: "
-          + status.history.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }.joined(separator: ", "),
-        "policy: "
-          + status.policy.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }.joined(separator: ", "),
+        "flows of packets that rules refused: \(Self.listed(status.flows))",
+        "lost: \(status.captureDrops) frames by captures, \(status.eventsLost) events\(ofDomains)",
+        "limits of the inspection reached: \(status.limitHits.isEmpty ? "none" : Self.listed(status.limitHits))",
+        "history: \(Self.listed(status.history))",
+        "policy: \(Self.listed(status.policy))",
       ]
       if status.clockOffset != 0 {
         lines.append("the system's clock was set by \(status.clockOffset) s since the start")
@@ -104,7 +107,8 @@ struct Domains: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "The domains and their detectors.",
     discussion: """
-      DROPS are packets that no detector inspected, LOST events that were not told since too many of the domain waited; --json has more.
+      DROPS are packets that no detector inspected, LIMITS how often a bound made the inspection less than it should be, LOST events that were not
+      told since too many of the domain waited; --json has more.
 
       EXAMPLES
         vmfence-ref domains
@@ -116,14 +120,15 @@ struct Domains: ParsableCommand {
     try control.ask(ControlRequest(.domains)) { (domains: [DomainStatus]) in
       var table = TextTable(
         header: [
-          "DOMAIN", "DOMID", "STATE", "SERVICE", "TENANT", "PACKETS", "ALERTS", "DROPS", "LOST", "MEASURES", "RULES",
+          "DOMAIN", "DOMID", "STATE", "SERVICE", "TENANT", "PACKETS", "ALERTS", "DROPS", "LIMITS", "LOST", "MEASURES",
+          "RULES",
         ],
-        rightAligned: [1, 5, 6, 7, 8, 9, 10])
+        rightAligned: [1, 5, 6, 7, 8, 9, 10, 11])
       for domain in domains {
         table.add([
           domain.name.escapedForDisplay, "\(domain.domid)", domain.state, (domain.service ?? "-").escapedForDisplay,
           (domain.tenant ?? "-").escapedForDisplay, "\(domain.packets)", "\(domain.alerts)", "\(domain.drops)",
-          "\(domain.eventsLost)", "\(domain.measures)", "\(domain.rules)",
+          "\(domain.limitHits)", "\(domain.eventsLost)", "\(domain.measures)", "\(domain.rules)",
         ])
       }
       return table.lines()

@@ -69,8 +69,8 @@ struct Top: ParsableCommand {
   ) -> [String] {
     let status = look.status
     var table = TextTable(
-      header: ["DOMAIN", "STATE", "PKT/S", "KBIT/S", "WAITING", "DROPS", "ALERTS", "LOST", "MEASURES"],
-      rightAligned: [2, 3, 4, 5, 6, 7, 8])
+      header: ["DOMAIN", "STATE", "PKT/S", "KBIT/S", "WAITING", "DROPS", "LIMITS", "ALERTS", "LOST", "MEASURES"],
+      rightAligned: [2, 3, 4, 5, 6, 7, 8, 9])
     for domain in look.domains {
       func rate(_ path: KeyPath<DomainStatus, UInt64>, _ scale: Double) -> String {
         guard let elapsed, elapsed > 0, let old = before[domain.uuid] else { return "-" }
@@ -79,7 +79,7 @@ struct Top: ParsableCommand {
       }
       table.add([
         domain.name.escapedForDisplay, domain.state, rate(\.packets, 1), rate(\.bytes, 8 / 1000), "\(domain.waiting)",
-        "\(domain.drops)", "\(domain.alerts)", "\(domain.eventsLost)", "\(domain.measures)",
+        "\(domain.drops)", "\(domain.limitHits)", "\(domain.alerts)", "\(domain.eventsLost)", "\(domain.measures)",
       ])
     }
     let rows = table.lines()

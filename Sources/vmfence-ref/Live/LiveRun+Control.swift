@@ -33,6 +33,9 @@ extension LiveRun {
         "cut": flowCuts.counters.cut, "reset": flowCuts.counters.reset, "not_cut": flowCuts.counters.notCut,
         "not_reset": flowCuts.counters.notReset,
       ], captureDrops: captures.drops, eventsLost: outputs.lost, eventsLostByDomain: eventsLostByName,
+      limitHits: pool.reports.reduce(into: [:]) { sum, report in
+        for (name, count) in report.limits { sum[name, default: 0] &+= count }
+      },
       history: [
         "alerts": kept.alerts, "decisions": kept.decisions, "forgotten": kept.forgotten, "bytes": kept.bytes,
         "skipped": recorded.skipped,
@@ -73,8 +76,9 @@ extension LiveRun {
         packets: counters.packets, bytes: counters.bytes, inspected: counters.inspected, alerts: counters.alerts,
         drops: counters.uninspected.reduce(0) { $0 &+ $1.count },
         eventsLost: losses.events[domain.incarnation] ?? 0, historySkipped: losses.history[domain.incarnation] ?? 0,
-        refusalsLost: counters.refusalsLost, waiting: UInt64(report.waiting),
-        restarts: counters.restarts, measures: measures[domain.incarnation.uuid] ?? 0,
+        refusalsLost: counters.refusalsLost, waiting: UInt64(report.waiting), restarts: counters.restarts,
+        inspector: Dictionary(report.inspectorFigures.map { ($0.name, $0.value) }, uniquingKeysWith: { $1 }),
+        limitHits: report.limits.reduce(0) { $0 &+ $1.count }, measures: measures[domain.incarnation.uuid] ?? 0,
         rules: rules.selection.rules(for: domain)?.ruleCount ?? 0, channel: channel?.state.rawValue,
         policy: channel?.inForce?.policy?.version, answerSeconds: channel?.answerDelay.map { $0 / .seconds(1) },
         declared: channel?.standing.protectedPaths)

@@ -2,6 +2,7 @@
 import Foundation
 import VMFenceControl
 import VMFenceCore
+import VMFenceDetection
 
 extension LiveRun {
   /// What Prometheus gets: base units, no label that the network chooses.
@@ -47,6 +48,9 @@ extension LiveRun {
     write("vmfence_inspected_packets_total", "Packets that a detector has answered.") { $0.counters.inspected }
     write("vmfence_alerts_total", "Alerts.") { $0.counters.alerts }
     write("vmfence_alerts_lost_total", "Alerts that did not fit into their packet's record.") { $0.counters.alertsLost }
+    write("vmfence_alerts_unproved_total", "Alerts whose claim of a proved address their packet did not bear out.") {
+      $0.channel.unproved
+    }
     write("vmfence_packet_events_lost_total", "Packets with anomalies or tags that came too fast to be told of.") {
       $0.counters.notesLost
     }
@@ -71,6 +75,12 @@ extension LiveRun {
         ("ring_full", counters.droppedFull), ("no_detector", counters.droppedUnguarded),
         ("domain_ended", counters.droppedAtEnd), ("poison_packet", counters.droppedPoison),
       ] { metrics.sample(count, labels(report) + [("reason", reason)]) }
+    }
+    for (index, counter) in SnortRules.inspectorCounters.enumerated() {
+      let isLevel = counter.kind == .level
+      metrics.metric(
+        "vmfence_engine_\(counter.name)\(isLevel ? "" : "_total")", isLevel ? .gauge : .counter, counter.meaning)
+      for report in reports { metrics.sample(report.inspector[index], labels(report)) }
     }
     metrics.metric("vmfence_ring_waiting_packets", .gauge, "Packets that wait for the domain's detector.")
     for report in reports { metrics.sample(report.waiting, labels(report)) }

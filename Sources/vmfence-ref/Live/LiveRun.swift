@@ -482,8 +482,8 @@ extension DomainReport {
         ("refused_packets_lost", counters.refusalsLost),
         ("dropped_ring_full", counters.droppedFull), ("dropped_unguarded", counters.droppedUnguarded),
         ("dropped_poison", counters.droppedPoison), ("dropped_by_rule", counters.droppedByRule),
-        ("restarts", counters.restarts), ("waiting", UInt64(waiting)),
-      ])
+        ("restarts", counters.restarts), ("waiting", UInt64(waiting)), ("alerts_unproved", channel.unproved),
+      ], inspector: inspectorFigures)
   }
 }
 #endif

@@ -94,6 +94,7 @@ struct ReplaySummary {
     ]
     lines.append("  states    " + history(report))
     lines.append("  packets   " + packets(report))
+    lines += section("limits", report.limits.map { "\($0.name): \($0.count)" }, terminal, .yellow)
     lines += section("alerts", alerts(domain.incarnation), terminal, .red)
     lines += section("files", files(domain.incarnation), terminal, .yellow)
     lines += section("measures", decisions(domain.incarnation), terminal, .green)

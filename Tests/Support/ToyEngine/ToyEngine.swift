@@ -53,6 +53,10 @@ package struct ToyRules: CompiledRules {
 
   package var ruleCount: Int { rules.count }
 
+  package static let inspectorCounters = [
+    InspectorCounter("seen", "Packets."), InspectorCounter("last_length", .level, "Bytes of the last packet."),
+  ]
+
   package func metadata(at index: Int) -> RuleMetadata {
     RuleMetadata(sid: UInt32(index), message: "\(rules[index].action) on byte \(rules[index].byte)")
   }
@@ -64,6 +68,7 @@ package struct ToyInspector: PacketInspector, ~Copyable {
   package typealias Rules = ToyRules
   private var rules: ToyRules
   private var seen: UInt64 = 0
+  private var lastLength: UInt64 = 0
   private var waiting: [AlertRecord] = []
 
   package static func make(
@@ -89,10 +94,16 @@ package struct ToyInspector: PacketInspector, ~Copyable {
 
   package mutating func replaceRules(with rules: ToyRules) throws(RuleCompilationError) { self.rules = rules }
 
-  package var statistics: [(name: String, value: UInt64)] { [("seen", seen)] }
+  package var statistics: [(name: String, value: UInt64)] { [("seen", seen), ("last_length", lastLength)] }
+
+  package func forEachCounter(_ body: (UInt64) -> Void) {
+    body(seen)
+    body(lastLength)
+  }
 
   package mutating func inspect(_ frame: FrameMetadata, _ bytes: RawSpan, into output: inout InspectionOutput) {
     seen += 1
+    lastLength = UInt64(bytes.byteCount)
     for index in rules.rules.indices {
       let rule = rules.rules[index]
       guard (0..<bytes.byteCount).contains(where: { bytes.u8($0) == rule.byte }) else { continue }

@@ -244,6 +244,9 @@ struct EVEEncoderTests {
         #""event_type":"stats","host":"host-1","stats":{"uptime":90,"capture":{"kernel_packets":10,"kernel_drops":1},"#
           + #""decoder":{"pkts":10,"bytes":1000},"detect":{"alert":2}},"vmfence":{"node":"host-1","#
           + #""counters":{"flows":3}}}"#))
+    var inspected = record
+    inspected.inspector = [("work_limit_hits", 4)]
+    #expect(text(encoder().encode(inspected)).hasSuffix(#""counters":{"flows":3},"inspector":{"work_limit_hits":4}}}"#))
   }
 
   @Test("a domain that nobody described is named by its number")
