@@ -236,6 +236,19 @@ struct PayloadTests {
     #expect(engine.statistic("work_limit_hits") == 3)
   }
 
+  @Test("a rule that takes all of a packet's work, and of its flow's, keeps none after it from being decided")
+  func dearRule() throws {
+    let chain = (0..<12).map { _ in "pcre:\"/a/R\";" }.joined(separator: " ")
+    var engine = try EngineUnderTest(
+      """
+      alert udp any any -> any any (\(chain) pcre:\"/b/R\"; sid:1;)
+      alert udp any any -> any any (pcre:\"/needle/\"; sid:2;)
+      """)
+    let text = String(repeating: "a", count: 2000) + "needle"
+    for packet in 0..<5 { #expect(engine.inspect(Frame().carrying(text).udp) == [2], "packet \(packet)") }
+    #expect(engine.statistic("work_limit_hits") == 5)
+  }
+
   // MARK: Formats
 
   static let formats: [Case] = [

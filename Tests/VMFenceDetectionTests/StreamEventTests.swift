@@ -433,21 +433,6 @@ import VMFenceDetection
     }
   }
 
-  @Test("a stream of tiny segments out of order is inspected early, in bounded memory, and nothing is lost")
-  func tinySegments() throws {
-    let text = Self.needle
-    var wire = try Wire(Self.needleRule)
-    wire.shakeHands()
-    // Single bytes, from the end of the window.
-    for offset in stride(from: 8100, to: 100, by: -1) { wire.fromClient("x", at: offset) }
-    #expect((wire.engine.statistic("stream_inspected_early") ?? 0) >= 1)
-    #expect((wire.engine.statistic("stream_bytes_most") ?? 0) <= 1 << 19)
-    // Early means: what was missing then is passed over. What follows is read as it comes.
-    wire.fromClient(text, at: 8101)
-    let found = wire.found + wire.engine.finish()
-    #expect(found == [9])
-  }
-
   @Test("frames with other VLAN tags are other flows, whichever of three tags it is")
   func vlans() throws {
     var engine = try EngineUnderTest("alert udp any any -> any any (sid:1;)")

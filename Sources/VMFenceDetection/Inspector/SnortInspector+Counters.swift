@@ -62,6 +62,16 @@ extension SnortInspector {
     ),
     (
       InspectorCounter(
+        "stream_memory_evictions", .limit, "Streams that gave up what they held behind a hole, to make room."),
+      { $0.counters.memoryEvictions }
+    ),
+    (
+      InspectorCounter(
+        "stream_segments_refused", .limit, "Segments that found no room in their stream and were inspected alone."),
+      { $0.counters.segmentsRefused }
+    ),
+    (
+      InspectorCounter(
         "stream_inspected_early", .limit, "Streams that were inspected before their time, to make room."),
       { $0.counters.inspectedEarly }
     ),

@@ -126,8 +126,8 @@ extension SnortInspector {
   ) {
     if matching.candidates.isEmpty { return }
     let debt = match.flow.map { Int(flows[$0.place].workDebt) } ?? 0
-    let budget = max(Self.workLimit - debt, Self.workAllowance)
-    matching.payloads.budget = budget
+    var budget = max(Self.workLimit - debt, Self.workAllowance)
+    var (cost, isLimited) = (0, false)
     matching.payloads.packet = match.packet
     let key = HeaderKey(match)
     let tcpFlags = UInt16(match.packet.tcpFlags.rawValue)
@@ -142,17 +142,22 @@ extension SnortInspector {
       else { continue }
       let header = Int(image.u32le(record + RuleRecord.header))
       guard matching.header.matches(header, key, image) else { continue }
+      let own = max(budget, Self.ruleAllowance)
+      matching.payloads.budget = own
       let start = matching.profile.start()
       let isMatch = windowMatches(record, match, payload, frame, image)
       matching.profile.note(rule, since: start, isMatch)
+      if matching.payloads.budget < 0 { isLimited = true }
+      let spent = own - max(matching.payloads.budget, 0)
+      cost += spent
+      budget -= spent
       guard isMatch else { continue }
       find(rule, record, applyEffects(record, match, image), match, payload, frame, image, into: &output)
     }
-    if matching.payloads.budget < 0 {
+    if isLimited {
       counters.workLimitHits += 1
       if debt > 0 { counters.flowWorkLimitHits += 1 }
     }
-    let cost = budget - max(matching.payloads.budget, 0)
     guard let flow = match.flow, debt > 0 || cost > Self.workAllowance else { return }
     flows[flow.place].workDebt = UInt32(min(max(0, debt + cost - Self.workAllowance), Self.workLimit))
   }

@@ -126,6 +126,8 @@ extension SnortInspector {
       streams.releaseAll(&server)
       return 0
     }
+    streams.setOwner(client, place)
+    streams.setOwner(server, place)
     flows[place].session.client.stream = client
     flows[place].session.server.stream = server
     if !wasKept.0 || !wasKept.1 {

@@ -7,7 +7,7 @@ extension SnortInspector {
   static let overlap = 1024
   /// Urgent bytes of one stream that are left out of it.
   static let urgentLimit: UInt32 = 65_535
-  /// Flows that are looked at for room at once.
+  /// Streams that give way for one segment at the most, of those that were inspected and of those that wait.
   static let sweep = 64
   /// Streams that went on for this long are inspected in larger parts, four chunks at a time.
   static let bulk = 64 << 10
@@ -271,11 +271,13 @@ extension SnortInspector {
     let isInline = settings.isStreamInline
     let policy = flows[place].session[ofClient: fromClient].policy
     var insertion = streams.insert(
-      data, at: sequence, &flows[place].session[ofClient: fromClient].stream, policy: policy, isInline: isInline)
+      data, at: sequence, &flows[place].session[ofClient: fromClient].stream, policy: policy, isInline: isInline,
+      owner: place)
     if insertion.result == .noMemory || insertion.result == .tooFar {
-      giveRoom(place, fromClient, insertion.result, &step.events, into: &output)
+      giveRoom(place, fromClient, sequence, insertion.result, &step.events, into: &output)
       insertion = streams.insert(
-        data, at: sequence, &flows[place].session[ofClient: fromClient].stream, policy: policy, isInline: isInline)
+        data, at: sequence, &flows[place].session[ofClient: fromClient].stream, policy: policy, isInline: isInline,
+        owner: place)
     }
     switch insertion.result {
     case .kept: break
@@ -283,6 +285,7 @@ extension SnortInspector {
       // What was acknowledged and came again is told of as that.
       if !step.events.contains(StreamEvent.spuriousRetransmission.rawValue) { step.events.insert(.segmentBeforeBase) }
     case .tooFar, .noMemory:
+      counters.segmentsRefused += 1
       step.events.insert(insertion.result == .noMemory ? .insertMemoryLimit : .insertLimit)
       if insertion.result == .noMemory { step.events.insert(.noSegment) }
       _ = except(settings.streamMemoryPolicy, place, .streamMemory, into: &output)
@@ -315,18 +318,25 @@ extension SnortInspector {
     return max(0, settings.streamDepth - begin)
   }
 
-  /// Makes room for a segment: by giving up what was inspected of other streams, or by inspecting of this one what was not acknowledged.
+  /// Makes room for a segment: by giving up what was inspected of other streams and what they hold behind holes, or by inspecting of this one what was
+  /// not acknowledged, and giving up what lies farther. No hole is passed for it: what comes to fill it would count as old.
   private mutating func giveRoom(
-    _ place: Int, _ fromClient: Bool, _ problem: StreamStore.Insertion.Result, _ events: inout StreamEvents,
-    into output: inout InspectionOutput
+    _ place: Int, _ fromClient: Bool, _ sequence: UInt32, _ problem: StreamStore.Insertion.Result,
+    _ events: inout StreamEvents, into output: inout InspectionOutput
   ) {
     guard problem == .tooFar else {
       counters.memoryLimitHits += 1
       giveUpOverlaps()
+      for _ in 0..<Self.sweep where streams.lacksRoom {
+        guard let block = streams.oldestWithHole else { return }
+        giveUpFarthest(block, into: &output)
+      }
       return
     }
     counters.inspectedEarly += 1
     inspectStream(
-      place, ofClient: fromClient, .all, Timestamp(nanoseconds: flows[place].lastSeen), .wire, &events, into: &output)
+      place, ofClient: fromClient, .ready, Timestamp(nanoseconds: flows[place].lastSeen), .wire, &events, into: &output)
+    let track = flows[place].session[ofClient: fromClient].stream
+    if streams.isFull(track, before: sequence) { giveUpFarthest(Int(track.block) - 1, into: &output) }
   }
 }

@@ -9,7 +9,9 @@ extension SnortInspector {
     case chunk
     /// What was acknowledged.
     case acknowledged
-    /// Everything: nothing more will come, or it has to make room.
+    /// What is there without a gap: it has to make room. Gaps are passed only where they were acknowledged.
+    case ready
+    /// Everything: nothing more will come.
     case all
   }
 
@@ -24,7 +26,8 @@ extension SnortInspector {
     var track = end.stream
     // Each turn passes a gap, of which there are fewer than segments, or ends.
     while true {
-      let acknowledged = extent == .all ? Int.max : Int(sequenceDistance(end.mapped(end.acknowledged), track.base))
+      let acknowledged =
+        extent == .all || extent == .ready ? Int.max : Int(sequenceDistance(end.mapped(end.acknowledged), track.base))
       guard track.block != 0 || acknowledged > 0 else { break }
       let fresh = Int(sequenceDistance(track.inspected, track.base))
       let to = min(streams.ready(track), acknowledged)
@@ -67,7 +70,7 @@ extension SnortInspector {
     if end.stream.marks.contains(.isOff), end.stream.block == 0 { return false }
     let acknowledged = end.mapped(end.acknowledged)
     switch extent {
-    case .all: return true
+    case .all, .ready: return true
     case .chunk: return Int(sequenceDistance(acknowledged, end.stream.inspected)) >= chunkSize(end.stream, ofClient)
     case .acknowledged:
       if end.stream.block != 0 { return true }
@@ -176,19 +179,54 @@ extension SnortInspector {
     }
   }
 
-  /// Gives up what was inspected already of some streams, to make room: of all in turn, a few at a time, so that no flood makes each of its
-  /// packets look at every flow.
+  // MARK: Room
+
+  /// The stream that has a block; nil: none.
+  private func stream(_ block: Int) -> (place: Int, ofClient: Bool)? {
+    let place = Int(streams.blocks[block].owner)
+    if flows[place].session.client.stream.block == Int32(block) + 1 { return (place, true) }
+    return flows[place].session.server.stream.block == Int32(block) + 1 ? (place, false) : nil
+  }
+
+  /// Gives up of some streams what was inspected already, and what of their blocks they do not need: of all in turn, a few at a time, so that no flood
+  /// makes each of its packets look at every stream.
   mutating func giveUpOverlaps() {
-    for _ in 0..<min(Self.sweep, flows.usedEnd) {
-      let place = sweepPlace
-      sweepPlace = sweepPlace + 1 < flows.usedEnd ? sweepPlace + 1 : 0
-      guard flows[place].hasBuffers else { continue }
-      for ofClient in [true, false] {
-        var track = flows[place].session[ofClient: ofClient].stream
+    for _ in 0..<Self.sweep where streams.lacksRoom {
+      guard let block = streams.oldestPlain else { return }
+      streams.refresh(block)
+      guard let (place, ofClient) = stream(block) else { continue }
+      var track = flows[place].session[ofClient: ofClient].stream
+      if Int(sequenceDistance(track.inspected, track.base)) >= streams.ready(track) {
         streams.release(&track, before: track.inspected)
         setStream(track, place, ofClient)
+      } else {
+        streams.fit(block)
       }
     }
+  }
+
+  /// Inspects the farthest segments that a block holds behind a hole, and forgets them, so that it becomes half as large at least, or holds nothing
+  /// behind a hole any more.
+  mutating func giveUpFarthest(_ block: Int, into output: inout InspectionOutput) {
+    streams.refresh(block)
+    guard let (place, ofClient) = stream(block) else { return }
+    counters.memoryEvictions += 1
+    let track = flows[place].session[ofClient: ofClient].stream
+    let first = streams.firstBeyondHalf(track)
+    let found = (flows[place].clientFound, flows[place].serverFound)
+    if !settings.isStreamInline, !track.marks.contains(.isOff) {
+      for index in first..<Int(streams.blocks[block].count) {
+        // Those that touch are one.
+        let range = streams.range(track, index)
+        var part = track
+        part.base = track.base &+ UInt32(truncatingIfNeeded: range.lowerBound)
+        inspectWindow(
+          place, ofClient, part, range, fresh: 0, Timestamp(nanoseconds: flows[place].lastSeen), .wire, into: &output)
+      }
+    }
+    // What was found there is not what was found in the bytes that the next window begins with.
+    (flows[place].clientFound, flows[place].serverFound) = found
+    streams.forget(&flows[place].session[ofClient: ofClient].stream, from: first)
   }
 
   // MARK: Headers for windows

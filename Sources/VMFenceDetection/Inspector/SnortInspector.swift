@@ -13,12 +13,15 @@ import VMFencePackets
 /// Allocates nothing per packet. Used by one thread at a time.
 public struct SnortInspector: PacketInspector, ~Copyable {
   /// Work spent on the contents of one packet at the most, in steps of about 8 bytes. What was not decided by then
-  /// counts as no match, and `work_limit_hits` counts the packet.
+  /// counts as no match, and `work_limit_hits` counts the packet. One rule may take all of it.
   static let workLimit = 1 << 22
   /// What each packet of a flow may cost without counting against the flow. What it costs more is taken from what later packets of the flow
   /// may cost, down to this: so a flow that is made to be dear costs about this much a packet in the long run. `flow_work_limit_hits`
   /// counts packets that would have had more in another flow.
   static let workAllowance = 1 << 14
+  /// What each rule may cost at each packet, whatever others took before it and the flow owes: enough for a plain rule on a large packet. So no dear
+  /// rule keeps those after it from being decided.
+  static let ruleAllowance = 1 << 12
 
   private let inPlace = InPlace()
   var rules: SnortRules
@@ -52,8 +55,6 @@ public struct SnortInspector: PacketInspector, ~Copyable {
   var finishPlace = 0
   /// Where `advance` goes on.
   var advancePlace = 0
-  /// Where the next look for room begins.
-  var sweepPlace = 0
 
   /// What belongs to one rule set.
   struct Matching: ~Copyable {
@@ -138,6 +139,8 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     var gaps: UInt64 = 0
     var depthReached: UInt64 = 0
     var memoryLimitHits: UInt64 = 0
+    var memoryEvictions: UInt64 = 0
+    var segmentsRefused: UInt64 = 0
     var inspectedEarly: UInt64 = 0
     var streamWindows: UInt64 = 0
     var exceptions: UInt64 = 0

@@ -32,6 +32,7 @@ extension StreamStore {
   }
 
   /// Takes over what was buffered of a stream; false: there is no memory for it. `track` says where the stream stands, and is nothing's yet.
+  /// Its block has no owner before `setOwner`.
   mutating func restore(
     _ track: inout StreamTrack, from reader: inout StateReader
   ) throws(EngineStateError) -> Bool {
@@ -49,7 +50,7 @@ extension StreamStore {
       let record = Record(start: try reader.u32(), length: try reader.u32())
       let start = Int(sequenceDistance(record.start, track.base))
       let end = start + Int(record.length)
-      guard record.length > 0, record.length <= UInt32(scratch.count), start >= previous, end > 0,
+      guard record.length > 0, record.length <= UInt32(1 << 31 - 1), start >= previous, end > 0,
         end <= Self.dataCapacity(Self.orderLimit)
       else { throw StateReader.damaged("a segment that cannot be") }
       (previous, highest) = (start, max(highest, end))
@@ -77,7 +78,13 @@ extension StreamStore {
       let place = position(track, range)
       try reader.bytes(range.count) { bytes.write($0, at: place.lowerBound) }
     }
+    file(block)
     return true
+  }
+
+  /// Says where the flow lies that has the stream.
+  mutating func setOwner(_ track: StreamTrack, _ place: Int) {
+    if track.block != 0 { blocks[Int(track.block) - 1].owner = Int32(truncatingIfNeeded: place) }
   }
 
   /// The stretches that segments, sorted by where they begin, cover without a gap, as distances from `base`.

@@ -53,6 +53,14 @@ struct ByteStore: ~Copyable {
     unsafe _ = memmove(base + target, base + source, length)
   }
 
+  /// Whether the bytes of `range` are those that `other` has from `offset` on.
+  func equals(_ range: Range<Int>, _ other: borrowing ByteStore, at offset: Int) -> Bool {
+    precondition(range.lowerBound >= 0 && range.upperBound <= count, "a range that is not there")
+    precondition(offset >= 0 && range.count <= other.count - offset, "a range that is not there")
+    // SAFETY: both ranges were checked; memcmp(3) only reads.
+    return unsafe memcmp(base + range.lowerBound, other.base + offset, range.count) == 0
+  }
+
   mutating func fill(_ range: Range<Int>, with value: UInt8) {
     precondition(range.lowerBound >= 0 && range.upperBound <= count, "a range that is not there")
     // SAFETY: the range was checked.

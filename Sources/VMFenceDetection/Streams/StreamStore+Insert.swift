@@ -8,7 +8,7 @@ extension StreamStore {
       case kept
       /// All of it lies before what is still open.
       case isOld
-      /// It does not fit, whatever is given up: too far from what was inspected last, or too many segments.
+      /// It does not fit: too far from what was inspected last, or too many segments with gaps between them.
       case tooFar
       case noMemory
     }
@@ -26,15 +26,17 @@ extension StreamStore {
   /// - `sequence`: of the payload's first byte.
   /// - `policy`: of the host that receives it. Inline, what came first was let through, so it stays; bytes that were inspected stay in any
   ///   case.
+  /// - `owner`: where the stream's flow lies.
   mutating func insert(
-    _ payload: RawSpan, at sequence: UInt32, _ track: inout StreamTrack, policy: OverlapPolicy, isInline: Bool
+    _ payload: RawSpan, at sequence: UInt32, _ track: inout StreamTrack, policy: OverlapPolicy, isInline: Bool,
+    owner: Int
   ) -> Insertion {
     let before = -Int(sequenceDistance(sequence, track.base))
     let skipped = max(0, before)
     guard skipped < payload.byteCount else { return Insertion(result: .isOld) }
     let start = max(0, -before)
     let end = start + payload.byteCount - skipped
-    if let problem = makeRoom(&track, end) { return Insertion(result: problem) }
+    if let problem = makeRoom(&track, end, owner) { return Insertion(result: problem) }
     let block = Int(track.block) - 1
     let record = Record(start: sequence, length: UInt32(truncatingIfNeeded: payload.byteCount))
     let position = dataStart(block) + start
@@ -43,7 +45,7 @@ extension StreamStore {
       setRecord(block, Int(blocks[block].count), record)
       blocks[block].count += 1
       blocks[block].highest = Int32(end)
-      if start == Int(blocks[block].ready) { blocks[block].ready = Int32(end) }
+      if start == Int(blocks[block].ready) { blocks[block].ready = Int32(end) } else { file(block) }
       return Insertion(result: .kept)
     }
     var result = Insertion(result: .kept)
@@ -53,7 +55,11 @@ extension StreamStore {
     bytes.write(unsafe scratch.bytes(skipped..<payload.byteCount).bytes, at: position)
     addSorted(block, record, track.base)
     blocks[block].highest = max(blocks[block].highest, Int32(end))
-    if start <= Int(blocks[block].ready), end > Int(blocks[block].ready) { extendReady(block, track.base) }
+    if start <= Int(blocks[block].ready), end > Int(blocks[block].ready) {
+      extendReady(block, track.base)
+      if Int(blocks[block].list) != Self.plain { refresh(block) }
+    }
+    file(block)
     return result
   }
 
@@ -67,10 +73,11 @@ extension StreamStore {
   // MARK: Room
 
   /// Sees to it that the stream has a block with room up to `end`, and for one more record.
-  private mutating func makeRoom(_ track: inout StreamTrack, _ end: Int) -> Insertion.Result? {
+  private mutating func makeRoom(_ track: inout StreamTrack, _ end: Int, _ owner: Int) -> Insertion.Result? {
     var records = 1
     if track.block != 0 {
       let order = Int(blocks[Int(track.block) - 1].order)
+      if Int(blocks[Int(track.block) - 1].count) == Self.recordLimit { joinRecords(Int(track.block) - 1) }
       records += Int(blocks[Int(track.block) - 1].count)
       if end <= Self.dataCapacity(order), records <= min(Self.recordLimit, Self.recordCapacity(order)) { return nil }
     }
@@ -81,6 +88,7 @@ extension StreamStore {
       if order > Self.orderLimit { return .tooFar }
     }
     guard let block = take(order) else { return .noMemory }
+    blocks[block].owner = Int32(truncatingIfNeeded: owner)
     if track.block != 0 { moveBlock(Int(track.block) - 1, to: block) }
     track.block = Int32(block) + 1
     return nil
@@ -94,6 +102,7 @@ extension StreamStore {
     blocks[new].ready = blocks[old].ready
     blocks[new].highest = blocks[old].highest
     release(old)
+    file(new)
   }
 
   // MARK: Overlaps
@@ -103,6 +112,11 @@ extension StreamStore {
     _ block: Int, _ new: Record, _ track: StreamTrack, _ policy: OverlapPolicy, _ isInline: Bool,
     _ result: inout Insertion
   ) {
+    let shared = sharedBytes(block, new, track, isInline)
+    result.isOverlap = shared.isOverlap
+    guard shared.isDifferent else { return }
+    result.isDifferent = true
+    if shared.segments > Self.overlapLimit { joinRecords(block) }
     let data = dataStart(block)
     let from = Int(sequenceDistance(new.start, track.base))
     let to = from + Int(new.length)
@@ -112,9 +126,7 @@ extension StreamStore {
       let oldFrom = Int(sequenceDistance(old.start, track.base))
       if oldFrom >= to { break }
       let shared = max(from, oldFrom, 0)..<max(max(from, oldFrom, 0), min(to, oldFrom + Int(old.length)))
-      if !shared.isEmpty, isInline || shared.upperBound > fixed { result.isOverlap = true }
       guard !shared.isEmpty, differs(shared, data, from) else { continue }
-      result.isDifferent = true
       let wins =
         !isInline
         && policy.segmentReplaces(
@@ -129,8 +141,50 @@ extension StreamStore {
   }
 
   private func differs(_ range: Range<Int>, _ data: Int, _ from: Int) -> Bool {
-    for offset in range where bytes[data + offset] != scratch[offset - from] { return true }
-    return false
+    !bytes.equals(data + range.lowerBound..<data + range.upperBound, scratch, at: range.lowerBound - from)
+  }
+
+  /// What a new segment, which is in `scratch`, has in common with earlier ones, of which there are `segments`. Each of its bytes is compared once,
+  /// however many of them have it.
+  private func sharedBytes(
+    _ block: Int, _ new: Record, _ track: StreamTrack, _ isInline: Bool
+  ) -> (isOverlap: Bool, isDifferent: Bool, segments: Int) {
+    let data = dataStart(block)
+    let begin = Int(sequenceDistance(new.start, track.base))
+    let to = begin + Int(new.length)
+    let from = max(0, begin)
+    let fixed = Int(sequenceDistance(track.inspected, track.base))
+    var (isOverlap, isDifferent, segments, compared) = (false, false, 0, from)
+    for index in 0..<Int(blocks[block].count) {
+      let old = record(block, index)
+      let oldFrom = Int(sequenceDistance(old.start, track.base))
+      if oldFrom >= to { break }
+      let (lower, upper) = (max(from, oldFrom), min(to, oldFrom + Int(old.length)))
+      guard lower < upper else { continue }
+      segments += 1
+      if isInline || upper > fixed { isOverlap = true }
+      guard upper > compared else { continue }
+      if !isDifferent { isDifferent = differs(max(lower, compared)..<upper, data, begin) }
+      compared = upper
+    }
+    return (isOverlap, isDifferent, segments)
+  }
+
+  /// Makes one record of those that touch each other or overlap.
+  mutating func joinRecords(_ block: Int) {
+    guard blocks[block].count > 0 else { return }
+    var (kept, joined) = (0, record(block, 0))
+    for index in 1..<max(1, Int(blocks[block].count)) {
+      let next = record(block, index)
+      if sequenceDistance(next.start, joined.end) <= 0 {
+        joined.length = max(joined.length, next.end &- joined.start)
+      } else {
+        setRecord(block, kept, joined)
+        (kept, joined) = (kept + 1, next)
+      }
+    }
+    setRecord(block, kept, joined)
+    blocks[block].count = Int32(kept + 1)
   }
 
   /// Records are sorted by where they begin.
@@ -229,6 +283,50 @@ extension StreamStore {
     blocks[block].ready = Int32(max(0, ready - distance))
     track.base = number
     if ready <= distance { extendReady(block, number) }
+    file(block)
+  }
+
+  /// The first segment that has to go for what lies behind a hole to fit into half of the block; all behind the hole when
+  /// there is no smaller one. Makes one of those that touch.
+  mutating func firstBeyondHalf(_ track: StreamTrack) -> Int {
+    let block = Int(track.block) - 1
+    joinRecords(block)
+    let (order, count, ready) = (Int(blocks[block].order), Int(blocks[block].count), Int(blocks[block].ready))
+    let limit = order == 0 ? 0 : Self.dataCapacity(order - 1)
+    let most = order == 0 ? count : Self.recordCapacity(order - 1)
+    var index = 0
+    while index < count {
+      let segment = range(track, index)
+      if segment.lowerBound > ready, segment.upperBound > limit || index >= most { break }
+      index += 1
+    }
+    return index
+  }
+
+  /// Whether a stream has as many segments as it may, some of them behind `number`.
+  func isFull(_ track: StreamTrack, before number: UInt32) -> Bool {
+    guard track.block != 0, Int(blocks[Int(track.block) - 1].count) >= Self.recordLimit else { return false }
+    return sequenceDistance(number, record(Int(track.block) - 1, Self.recordLimit - 1).start) < 0
+  }
+
+  /// Where a segment lies, as distances from the base.
+  func range(_ track: StreamTrack, _ index: Int) -> Range<Int> {
+    let record = record(Int(track.block) - 1, index)
+    let start = Int(sequenceDistance(record.start, track.base))
+    return max(0, start)..<max(0, start + Int(record.length))
+  }
+
+  /// Forgets the segments from the one of an index on, which lie behind a hole, and gives back what is not needed.
+  mutating func forget(_ track: inout StreamTrack, from index: Int) {
+    let block = Int(track.block) - 1
+    blocks[block].count = Int32(index)
+    var highest = Int(blocks[block].ready)
+    for index in 0..<index { highest = max(highest, range(track, index).upperBound) }
+    blocks[block].highest = Int32(highest)
+    file(block)
+    if highest <= Int(sequenceDistance(track.inspected, track.base)) { release(&track, before: track.inspected) }
+    if highest == 0 { releaseAll(&track) }
+    if track.block != 0 { fit(block) }
   }
 
   mutating func releaseAll(_ track: inout StreamTrack) {
