@@ -31,6 +31,7 @@ let package = Package(
     .executable(name: "vmfence-ref", targets: ["vmfence-ref"]),
     .executable(name: "vmfence-detector", targets: ["vmfence-detector"]),
     .executable(name: "vmfence-channel", targets: ["vmfence-channel"]),
+    .executable(name: "vmfence-hypervisor", targets: ["vmfence-hypervisor"]),
     .executable(name: "vmfence-disk", targets: ["vmfence-disk"]),
     .executable(name: "vmfence-guest", targets: ["vmfence-guest"]),
   ],
@@ -86,6 +87,9 @@ let package = Package(
       swiftSettings: strict),
     .executableTarget(
       name: "vmfence-channel", dependencies: ["VMFenceCore", "VMFenceChannel", "VMFenceProcess", "VMFenceXen"],
+      swiftSettings: strict),
+    .executableTarget(
+      name: "vmfence-hypervisor", dependencies: ["VMFenceCore", "VMFenceProcess", "VMFenceXen"],
       swiftSettings: strict),
     .executableTarget(
       name: "vmfence-guest", dependencies: ["VMFenceCore", "VMFenceGuest", "VMFenceChannel"], swiftSettings: strict),
@@ -196,7 +200,11 @@ let package = Package(
       name: "VMFenceStoreTests", dependencies: ["VMFenceCore", "VMFenceStore", "VMFenceConformance", "VMFenceTestKit"],
       swiftSettings: strict),
     .testTarget(
-      name: "VMFenceXenTests", dependencies: ["VMFenceCore", "VMFenceXen", "VMFenceConformance", "VMFenceTestKit"],
+      name: "VMFenceXenTests",
+      dependencies: [
+        "VMFenceCore", "VMFenceXen", "VMFenceConformance", "VMFenceTestKit", "VMFenceProcess", "vmfence-hypervisor",
+        "NetworkTestSupport",
+      ],
       swiftSettings: strict),
     .testTarget(
       name: "VMFenceDiskTests", dependencies: ["VMFenceCore", "vmfence-disk", "VMFenceControl", "vmfence-ref"],

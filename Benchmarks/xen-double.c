@@ -1,19 +1,23 @@
 // A host with Xen that is none, for Benchmarks/watcher: libxenctrl, libxenstore and the files that say that this is Dom0, over a file that the benchmark
 // writes. One library under three names; the third is preloaded.
 //
-// The file, at $VMFENCE_DOUBLE/domains: so many structures as libxenctrl 4.17 fills in (xc_domaininfo_t), and behind them a number for each, which is a part
-// of the domain's name. Events of watches are lines in the FIFO $VMFENCE_DOUBLE/events.
+// What it shows lies in the folder above that of the library. `domains`: so many structures as libxenctrl 4.17 fills in (xc_domaininfo_t), and behind them a
+// number for each, which is a part of the domain's name. Events of watches are lines in the FIFO `events`. Tests of the process that holds the hypervisor's handle
+// take it, too.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -24,7 +28,15 @@
 static uint8_t *domains;
 static size_t count;
 
-static void path_of(char *path, size_t size, const char *name) { snprintf(path, size, "%s/%s", getenv("VMFENCE_DOUBLE"), name); }
+// The folder is found by the library's own path, FOLDER/lib/NAME: of the environment a process may be given nothing.
+static void path_of(char *path, size_t size, const char *name) {
+  Dl_info self;
+  if (dladdr((void *)path_of, &self) == 0) abort();
+  size_t length = strlen(self.dli_fname);
+  for (int slashes = 0; length > 0 && slashes < 2;)
+    if (self.dli_fname[--length] == '/') slashes++;
+  snprintf(path, size, "%.*s/%s", (int)length, self.dli_fname, name);
+}
 
 static void attach(void) {
   if (domains != NULL) return;
@@ -63,7 +75,11 @@ static int change(uint32_t domid, uint32_t set, uint32_t clear) {
 }
 int xc_domain_pause(void *interface, uint32_t domid) { return change(domid, PAUSED, 0); }
 int xc_domain_unpause(void *interface, uint32_t domid) { return change(domid, 0, PAUSED); }
-int xc_domain_shutdown(void *interface, uint32_t domid, int reason) { return errno = ENOSYS, -1; }
+// Tries what a process that only holds the hypervisor's handle cannot do. It is done when any of it can be; else the error is that of the last.
+int xc_domain_shutdown(void *interface, uint32_t domid, int reason) {
+  if (open("/dev/null", O_RDONLY) >= 0 || socket(AF_INET, SOCK_STREAM, 0) >= 0 || ioctl(3, FIONREAD, &reason) >= 0 || kill(getppid(), 0) == 0) return 0;
+  return mmap(NULL, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED ? -1 : 0;
+}
 int xc_domain_destroy(void *interface, uint32_t domid) { return errno = ENOSYS, -1; }
 
 // libxenstore

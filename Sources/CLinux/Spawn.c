@@ -60,27 +60,18 @@ static int spawn(const char *path, const int *sources, int number, int *pid) {
   return error;
 }
 
-static int spawn_with(const char *path, const int *descriptors, int number, int *pid) {
-  int sources[VMFENCE_DETECTOR_DESCRIPTORS];
+int vmfence_spawn(const char *path, const int *descriptors, int number, int *pid) {
+  int sources[VMFENCE_SPAWN_DESCRIPTORS];
   int count = 0;
-  int error = 0;
-  while (count < number) {
+  int error = number < 0 || number > VMFENCE_SPAWN_DESCRIPTORS ? EINVAL : 0;
+  while (error == 0 && count < number) {
     sources[count] = fcntl(descriptors[count], F_DUPFD_CLOEXEC, FIRST_SOURCE);
-    if (sources[count] == -1) {
+    if (sources[count] == -1)
       error = errno;
-      break;
-    }
-    count++;
+    else
+      count++;
   }
   if (error == 0) error = spawn(path, sources, number, pid);
   while (count > 0) close(sources[--count]);
   return error;
-}
-
-int vmfence_spawn_detector(const char *path, const int *descriptors, int *pid) {
-  return spawn_with(path, descriptors, VMFENCE_DETECTOR_DESCRIPTORS, pid);
-}
-
-int vmfence_spawn_channel(const char *path, const int *descriptors, int number, int *pid) {
-  return spawn_with(path, descriptors, number < 2 ? 1 : 2, pid);
 }

@@ -4,7 +4,6 @@
 
 #include <dlfcn.h>
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -61,7 +60,6 @@ struct vmfence_xen_opening vmfence_xen_open(uint32_t major, uint32_t minor) {
     opening.problem = VMFENCE_XEN_UNKNOWN_RELEASE;
     return opening;
   }
-  snprintf(opening.library, sizeof opening.library, "%s", release->library);
   opening.problem = VMFENCE_XEN_NO_LIBRARY;
   struct vmfence_xen *xen = calloc(1, sizeof *xen);
   if (xen == NULL) abort();

@@ -5,7 +5,7 @@ public import VMFenceCore
 /// What a process on the block path gives up before it serves the first request: it parses what a guest wrote, and holds
 /// the guest's disk. Irrevocable, in two steps, because threads are started between them.
 ///
-/// Both are for a process that has opened all it needs: the disk, its socket, its outputs.
+/// Both are for a process that has opened all it needs: the disk, its socket, its outputs. It outlives whoever started it.
 public enum DiskSandbox {
   /// While the process has one thread: root, new privileges, core dumps and tracing, all files by name and all TCP ports
   /// (Landlock, where the kernel has it).
@@ -14,23 +14,13 @@ public enum DiskSandbox {
   /// - Returns: why Landlock is not in force; nil when it is. The system call filter forbids opening files all the same.
   /// - Throws: `failed`: without these nothing must be served.
   public static func giveUp(user: UInt32, group: UInt32) throws(DetectorError) -> String? {
-    if geteuid() == 0 { try need("give up root", vmfence_become(user, group)) }
-    try need("forbid tracing", vmfence_not_dumpable())
-    try need("forbid core dumps", vmfence_limit(VMFENCE_LIMIT_CORE, 0))
-    try need("renounce new privileges", vmfence_no_new_privileges())
-    return vmfence_landlock_nothing() < 0 ? ErrorText.last() : nil
+    try Sandbox(user: user, group: group, endsWithParent: false).giveUp()
   }
 
   /// When all threads run: every system call but those that serving needs, for all of them (`vmfence_seccomp_disk`).
   ///
   /// - Throws: `failed`.
   public static func filterSystemCalls() throws(DetectorError) {
-    try need("filter system calls", vmfence_seccomp_disk())
-  }
-
-  private static func need(_ what: String, _ result: Int32) throws(DetectorError) {
-    guard result < 0 else { return }
-    throw DetectorError(
-      .failed, "cannot \(what): \(ErrorText.last())", remedy: "a kernel with seccomp filters is needed, 5.4 or later")
+    try Sandbox.need("filter system calls", vmfence_seccomp_disk())
   }
 }

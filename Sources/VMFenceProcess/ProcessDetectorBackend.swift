@@ -89,8 +89,8 @@ public struct ProcessDetectorBackend<Rules: CompiledRules>: DetectorBackend {
   private func spawn(_ descriptors: [Int32]) -> (pid: Int32, error: Int32) {
     let path = executable
     return SpawnThread.spawn { pid in
-      // SAFETY: a terminated path, four descriptors, and room for a number.
-      unsafe vmfence_spawn_detector(path, descriptors, &pid)
+      // SAFETY: a terminated path, as many descriptors as are named, and room for a number.
+      unsafe vmfence_spawn(path, descriptors, Int32(descriptors.count), &pid)
     }
   }
 }

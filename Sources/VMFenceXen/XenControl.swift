@@ -19,19 +19,21 @@ public final class XenControl: HypervisorControl {
     self.patience = patience
   }
 
+  /// With the hypervisor's handle in this process.
+  ///
   /// - Throws: as `XenProbe.open`.
   public static func open(patience: Duration = .seconds(30)) throws(ProbeError) -> XenControl {
-    open(on: try XenInterface.open(on: try XenHost.find()), patience: patience)
+    open(over: try XenTransport.direct(), patience: patience)
   }
 
-  /// The same over an interface that is open already.
-  package static func open(on hypervisor: XenInterface, patience: Duration = .seconds(30)) -> XenControl {
-    XenControl(hypervisor: hypervisor, connect: XenStoreConnection.connect, patience: patience)
+  /// The same over a way to the hypervisor that is open already.
+  public static func open(over transport: XenTransport, patience: Duration = .seconds(30)) -> XenControl {
+    XenControl(hypervisor: transport.hypervisor, connect: XenStoreConnection.connect, patience: patience)
   }
 
   public func pause(_ domain: Incarnation) async throws(ProbeError) {
     _ = try look(domain)
-    try act(domain) { () throws(SystemFailure) in try hypervisor.pause(domain.domainID) }
+    try act(domain) { () throws(SystemFailure) in try hypervisor.pause(domain) }
   }
 
   /// - Throws: `wrongState` when it is not paused.
@@ -39,7 +41,7 @@ public final class XenControl: HypervisorControl {
     guard try look(domain).flags.contains(.paused) else {
       throw ProbeError(.wrongState, "domain \(domain.domainID) is not paused", remedy: "nothing needs to be done")
     }
-    try act(domain) { () throws(SystemFailure) in try hypervisor.unpause(domain.domainID) }
+    try act(domain) { () throws(SystemFailure) in try hypervisor.unpause(domain) }
   }
 
   /// Asks the domain to shut down, as `xl shutdown` does, and has the hypervisor stop it when it has not within `patience`. One that is paused
@@ -56,13 +58,13 @@ public final class XenControl: HypervisorControl {
       }
     }
     if try isDown(domain) { return }
-    try act(domain) { () throws(SystemFailure) in try hypervisor.powerOff(domain.domainID) }
+    try act(domain) { () throws(SystemFailure) in try hypervisor.powerOff(domain) }
   }
 
   /// Takes the domain down without asking anybody (`xl destroy`, without the toolstack's own cleaning up).
   public func destroy(_ domain: Incarnation) async throws(ProbeError) {
     _ = try look(domain)
-    try act(domain) { () throws(SystemFailure) in try hypervisor.destroy(domain.domainID) }
+    try act(domain) { () throws(SystemFailure) in try hypervisor.destroy(domain) }
   }
 
   private func isDown(_ domain: Incarnation) throws(ProbeError) -> Bool {

@@ -104,7 +104,7 @@ public final class XenProbe: HypervisorProbe {
 
   deinit { close() }
 
-  /// Connects to the hypervisor and to xenstored, and begins to look.
+  /// Connects to the hypervisor, with its handle in this process, and to xenstored, and begins to look.
   ///
   /// - `clock`: gives the times of snapshots.
   /// - Throws: `unavailable` when there is no Xen, this is not Dom0, Xen's release is not known, or xenstored does not answer within 10 s;
@@ -112,15 +112,16 @@ public final class XenProbe: HypervisorProbe {
   public static func open(clock: any TimeSource, configuration: Configuration = Configuration()) throws(ProbeError)
     -> XenProbe
   {
-    try open(clock: clock, configuration: configuration, on: try XenInterface.open(on: try XenHost.find()))
+    try open(clock: clock, configuration: configuration, over: try XenTransport.direct())
   }
 
-  /// The same over an interface that is open already.
-  package static func open(
-    clock: any TimeSource, configuration: Configuration = Configuration(), on hypervisor: XenInterface
+  /// The same over a way to the hypervisor that is open already.
+  public static func open(
+    clock: any TimeSource, configuration: Configuration = Configuration(), over transport: XenTransport
   ) throws(ProbeError) -> XenProbe {
     let probe = try open(
-      clock: clock, configuration: configuration, hypervisor: hypervisor, connect: XenStoreConnection.connect,
+      clock: clock, configuration: configuration, hypervisor: transport.hypervisor,
+      connect: XenStoreConnection.connect,
       // SAFETY: the name is handed over as a string that ends in zero and lives during the call.
       interfaceExists: { unsafe if_nametoindex($0) != 0 })
     let failure = probe.contents.withLock { $0.begun > 0 && $0.ended == 0 ? Self.silent : $0.inventory.storeFailure }
@@ -253,7 +254,9 @@ public final class XenProbe: HypervisorProbe {
         contents.failure = nil
         contents.tellNews()
       } catch {
-        if contents.failure == nil { contents.feeds.lose(reason: "the hypervisor could not be asked") }
+        if contents.failure == nil {
+          contents.feeds.lose(reason: "the hypervisor could not be asked: \(error.description)")
+        }
         contents.failure = ProbeError(
           error.isPermission ? .permissionDenied : .failed, error.description,
           remedy: "see whether `xl list` works on this host")

@@ -7,7 +7,7 @@ import VMFenceXen
 // One guest's policy channel in Dom0: started by the daemon with a socket and nothing else. It maps the guest's page, gives up everything, and only then
 // reads the first word of it.
 
-let owner = ChannelProcessEnd()
+let owner = HelperProcessEnd()
 
 func tell(_ report: SessionReport) { if !owner.send(report.encoded) { _exit(0) } }
 
@@ -25,7 +25,7 @@ func next(within patience: Duration?) -> SessionOrder? {
 
 func page(_ grant: SessionOrder.Grant?) -> SharedPage {
   guard let grant else {
-    do throws(ChannelViolation) { return try SharedPage.mapping(descriptor: ChannelProcessEnd.page) } catch {
+    do throws(ChannelViolation) { return try SharedPage.mapping(descriptor: HelperProcessEnd.descriptor) } catch {
       fail(error.message)
     }
   }

@@ -54,6 +54,7 @@ enum House {
     "VMFenceStore": rooms.union(["CSQLite"]),
     "vmfence-detector": rooms.union(["VMFenceDetection", "VMFenceProcess"]),
     "vmfence-channel": rooms.union(["VMFenceChannel", "VMFenceProcess", "VMFenceXen"]),
+    "vmfence-hypervisor": rooms.union(["VMFenceProcess", "VMFenceXen"]),
     "vmfence-guest": rooms.union(["VMFenceGuest", "VMFenceChannel"]),
     "vmfence-disk": rooms.union([
       "VMFenceBlock", "VMFenceDetection", "VMFenceProcess", "VMFenceControl", "CLinux", "ArgumentParser", "Foundation",

@@ -35,9 +35,9 @@ private final class ScriptedProcess: SessionProcess {
   func end(patience: Duration) { state.withLock { $0.ends += 1 } }
 }
 
-extension ChannelProcess: SessionProcess {
-  package func next() -> SessionMessage {
-    switch receive() {
+extension HelperProcess: SessionProcess {
+  public func next() -> SessionMessage {
+    switch receive(within: .zero) {
     case .message(let bytes): .message(bytes)
     case .nothing: .nothing
     case .ended: .ended
@@ -152,7 +152,7 @@ struct ProcessSessionTests {
   // MARK: The real process
 
   private struct Real {
-    var session: ProcessSession<ChannelProcess>
+    var session: ProcessSession<HelperProcess>
     var guest: GuestChannel
     var page: SharedPage
     var seen: [HostChannelEvent] = []
@@ -161,8 +161,8 @@ struct ProcessSessionTests {
       let region = try MemoryFile.makeRegion(byteCount: SharedPage.byteCount, writers: .anyone)
       page = SharedPage(region)
       guest = GuestChannel(preparing: page, session: 77)
-      let process = try ChannelProcess(
-        executable: besideThisProgram("vmfence-channel"), page: region.descriptor)
+      let process = try HelperProcess(
+        executable: besideThisProgram("vmfence-channel"), descriptor: region.descriptor, messageLimit: 2048)
       session = ProcessSession(process, page: nil, epoch: 0x77, looks: true, at: now(), isRightGuest: { true })
     }
 

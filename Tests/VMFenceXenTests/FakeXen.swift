@@ -117,35 +117,47 @@ final class FakeXen: XenHypervisor, XenStoreAccess {
 
   // MARK: XenHypervisor
 
-  func domains() throws(SystemFailure) -> [XenDomain] {
+  func domains(from first: DomainID, limit: Int) throws(SystemFailure) -> [XenDomain] {
     guard !isHypervisorDown else { throw SystemFailure(call: "list the domains", number: EIO) }
-    return contents.withLock { $0.domains.values.sorted { $0.incarnation.domainID < $1.incarnation.domainID } }
+    let found = contents.withLock { $0.domains.values.filter { $0.incarnation.domainID >= first } }
+    return Array(found.sorted { $0.incarnation.domainID < $1.incarnation.domainID }.prefix(limit))
   }
 
-  func domain(_ number: DomainID) throws(SystemFailure) -> XenDomain? { contents.withLock { $0.domains[number] } }
+  /// A verb on a domain that is there under this number and UUID.
+  private func act(_ domain: Incarnation, _ body: (inout Contents) -> Void) throws(SystemFailure) {
+    let isThere = contents.withLock { contents in
+      let isThere = contents.domains[domain.domainID]?.incarnation == domain
+      if isThere { body(&contents) }
+      return isThere
+    }
+    if !isThere { throw SystemFailure(call: "act on a domain", number: ESRCH) }
+  }
 
-  func pause(_ number: DomainID) throws(SystemFailure) {
-    contents.withLock { contents in
-      contents.pauses[number, default: 0] += 1
-      contents.domains[number]?.flags.insert(.paused)
+  func pause(_ domain: Incarnation) throws(SystemFailure) {
+    try act(domain) { contents in
+      contents.pauses[domain.domainID, default: 0] += 1
+      contents.domains[domain.domainID]?.flags.insert(.paused)
     }
   }
 
-  func unpause(_ number: DomainID) throws(SystemFailure) {
-    contents.withLock { contents in
-      contents.pauses[number, default: 1] -= 1
-      if contents.pauses[number] == 0 { contents.domains[number]?.flags.remove(.paused) }
+  func unpause(_ domain: Incarnation) throws(SystemFailure) {
+    try act(domain) { contents in
+      contents.pauses[domain.domainID, default: 1] -= 1
+      if contents.pauses[domain.domainID] == 0 { contents.domains[domain.domainID]?.flags.remove(.paused) }
     }
   }
 
-  func powerOff(_ number: DomainID) throws(SystemFailure) {
-    change(number) {
-      $0.flags.insert(.shutdown)
-      $0.reason = .poweroff
+  func powerOff(_ domain: Incarnation) throws(SystemFailure) {
+    try act(domain) { contents in
+      contents.domains[domain.domainID]?.flags.insert(.shutdown)
+      contents.domains[domain.domainID]?.reason = .poweroff
     }
   }
 
-  func destroy(_ number: DomainID) throws(SystemFailure) { remove(number) }
+  func destroy(_ domain: Incarnation) throws(SystemFailure) {
+    try act(domain) { _ in }
+    remove(domain.domainID)
+  }
 
   // MARK: XenStoreAccess
 
@@ -176,7 +188,8 @@ final class FakeXen: XenHypervisor, XenStoreAccess {
     set(path, text)
     let parts = path.split(separator: "/")
     guard parts.last == "shutdown", let number = UInt32(parts[2]) else { return }
-    if contents.withLock({ $0.obedient.contains(DomainID(number)) }) { try powerOff(DomainID(number)) }
+    let obedient = contents.withLock { $0.obedient.contains(DomainID(number)) ? $0.domains[DomainID(number)] : nil }
+    if let obedient { try powerOff(obedient.incarnation) }
   }
 
   func letRead(_ path: String, _ domain: DomainID) throws(SystemFailure) { try failIfDown() }

@@ -8,20 +8,25 @@ import VMFenceTestKit
 /// Drives a host with Xen, for the suite that every probe must pass.
 final class FakeXenDriver: HypervisorDriver {
   private static let capacity = 16
-  let xen = FakeXen()
+  let xen: FakeXen
   let xenProbe: XenProbe
   let xenControl: XenControl
 
-  init(storePatience: Duration = .seconds(60)) throws {
-    let xen = xen
+  /// - `through`: what stands between the probe and the hypervisor.
+  init(
+    _ xen: FakeXen = FakeXen(), storePatience: Duration = .seconds(60),
+    through: (FakeXen) throws -> any XenHypervisor = { $0 }
+  ) throws {
+    self.xen = xen
+    let hypervisor = try through(xen)
     xenProbe = try XenProbe.open(
       clock: VirtualClock(),
       configuration: .init(
         pollInterval: .milliseconds(2), refreshInterval: .seconds(1), storePatience: storePatience,
         subscriberCapacity: Self.capacity),
-      hypervisor: xen, connect: { () throws(ProbeError) in try xen.connect() }, interfaceExists: { _ in false })
+      hypervisor: hypervisor, connect: { () throws(ProbeError) in try xen.connect() }, interfaceExists: { _ in false })
     xenControl = XenControl(
-      hypervisor: xen, connect: { () throws(ProbeError) in try xen.connect() }, patience: .milliseconds(200))
+      hypervisor: hypervisor, connect: { () throws(ProbeError) in try xen.connect() }, patience: .milliseconds(200))
   }
 
   deinit { xenProbe.close() }

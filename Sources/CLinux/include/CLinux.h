@@ -44,14 +44,10 @@ enum vmfence_wait {
 // waits. Returns an enum vmfence_wait, or -1. Repeats on EINTR.
 int vmfence_pidfd_wait(int pidfd, int blocks, int stops, int *status);
 
-// posix_spawn(3) of a detector: standard input and output are /dev/null, standard error is the caller's, descriptors 3 to 6 are
-// those of `descriptors`, and there are no others; a process group of its own, no signal blocked or ignored. `pid` is set.
-// Returns 0 or an error number.
-#define VMFENCE_DETECTOR_DESCRIPTORS 4
-int vmfence_spawn_detector(const char *path, const int *descriptors, int *pid);
-
-// The same of a process that serves one guest's policy channel, whose descriptors 3 and, when `number` is 2, 4 are those of `descriptors`.
-int vmfence_spawn_channel(const char *path, const int *descriptors, int number, int *pid);
+// posix_spawn(3) of a program of ours: standard input and output are /dev/null, standard error is the caller's, the `number` descriptors from 3 on are those of
+// `descriptors`, and there are no others; a process group of its own, no signal blocked or ignored. `pid` is set. Returns 0 or an error number.
+#define VMFENCE_SPAWN_DESCRIPTORS 4
+int vmfence_spawn(const char *path, const int *descriptors, int number, int *pid);
 
 // socketpair(2) of unix sockets that keep messages apart (SOCK_SEQPACKET), close-on-exec; the first does not wait.
 int vmfence_message_pair(int *ends);
@@ -75,6 +71,9 @@ int vmfence_seccomp_detector(int executable_memory);
 // for anything any more (ioctl).
 int vmfence_seccomp_channel(void);
 
+// The same for a process that holds the hypervisor's handle: of ioctl(2), the one that makes a hypercall (IOCTL_PRIVCMD_HYPERCALL).
+int vmfence_seccomp_hypervisor(void);
+
 // setrlimit(2) of both limits; `resource` is one of these.
 enum vmfence_limit {
   VMFENCE_LIMIT_CORE = 0,
@@ -85,6 +84,10 @@ enum vmfence_limit {
 int vmfence_limit(enum vmfence_limit resource, uint64_t value);
 // Raises the soft limit of open files to the hard one.
 int vmfence_raise_open_files(void);
+
+// Gives up every capability but those whose bits are set in `kept` (capabilities(7)): effective, permitted, inheritable and ambient ones, and in the bounding set, so that
+// no program that is started gets them back. Of the calling thread and of those that it starts, so it is to be the only one. 0, or -1 with errno.
+int vmfence_keep_capabilities(uint64_t kept);
 
 // Gives up root: no supplementary groups, this user and group in all three places. 0, or -1 with errno.
 int vmfence_become(uint32_t user, uint32_t group);

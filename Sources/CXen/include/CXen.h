@@ -34,8 +34,6 @@ struct vmfence_xen_opening {
   enum vmfence_xen_problem problem;
   int error;
   uint32_t major, minor;
-  // The library that was, or should have been, opened.
-  char library[64];
 };
 
 // Opens libxenctrl for release `major`.`minor`, and asks the hypervisor whether that is its release.

@@ -9,7 +9,7 @@ import VMFenceXen
 final class LiveDomains: Sendable {
   private enum Source: Sendable {
     case inventory(StaticInventory)
-    case xen(XenProbe, XenInterface)
+    case xen(XenProbe, XenTransport)
   }
 
   private let source: Source
@@ -22,8 +22,9 @@ final class LiveDomains: Sendable {
     switch configuration.domains {
     case .inventory(let path): source = .inventory(try StaticInventory.open(path: path, clock: clock))
     case .xen:
-      let interface = try XenInterface.open(on: try XenHost.find())
-      source = .xen(try XenProbe.open(clock: clock, on: interface), interface)
+      // This process reads what guests write (their offers, the heads of their frames), so the handle is another's.
+      let xen = try XenTransport.process { () throws(DetectorError) in try HelperProcess("vmfence-hypervisor") }
+      source = .xen(try XenProbe.open(clock: clock, over: xen), xen)
     }
     guests = Mutex(configuration.guests)
   }
@@ -31,18 +32,18 @@ final class LiveDomains: Sendable {
   /// What pauses, resumes and shuts domains down; nil when nothing does.
   func control(_ configuration: HostConfiguration, _ directory: DomainDirectory) -> (any HypervisorControl)? {
     if !configuration.control.isEmpty { return CommandControl(configuration.control, directory: directory) }
-    return if case .xen(_, let interface) = source { XenControl.open(on: interface) } else { nil }
+    return if case .xen(_, let xen) = source { XenControl.open(over: xen) } else { nil }
   }
 
   /// What carries the pages of guests' policy channels; nil when this host's domains are not Xen's.
   func pages() throws(ProbeError) -> XenGuestPages? {
-    guard case .xen(_, let interface) = source else { return nil }
+    guard case .xen(_, let xen) = source else { return nil }
     let executable: String
     do throws(DetectorError) { executable = try besideThisProgram("vmfence-channel") } catch {
       throw ProbeError(.unavailable, error.message, remedy: error.remedy)
     }
     return try XenGuestPages(
-      hypervisor: interface, connect: XenStoreConnection.connect, executable: executable)
+      hypervisor: xen.hypervisor, connect: XenStoreConnection.connect, executable: executable)
   }
 
   func snapshot() async throws(ProbeError) -> InventorySnapshot {

@@ -7,6 +7,9 @@ import VMFenceXen
 
 /// Xen's: pages that guests granted, offered in xenstore, each mapped by a process of its own. A guest is rung by an entry that it may only read.
 struct XenGuestPages: GuestPages {
+  /// Bytes of a report of a channel's process; a longer one is none.
+  private static let reportLimit = 2048
+
   private let hypervisor: any XenHypervisor
   private let connect: XenStoreFollower.Connect
   private let executable: String
@@ -41,7 +44,7 @@ struct XenGuestPages: GuestPages {
 
   func open(
     _ offer: XenChannelOffer, of domain: Incarnation, epoch: UInt64, at now: Timestamp
-  ) throws(ChannelViolation) -> GuestPage<ProcessSession<ChannelProcess>> {
+  ) throws(ChannelViolation) -> GuestPage<ProcessSession<HelperProcess>> {
     let hypervisor = hypervisor
     // Numbers are given again: whose page is it, and whose port? Asked before and, of the page, when it is mapped.
     let isRightGuest = { @Sendable in (try? hypervisor.domain(domain.domainID)?.incarnation == domain) ?? false }
@@ -52,8 +55,10 @@ struct XenGuestPages: GuestPages {
         throw ChannelViolation(.page, "its event channel cannot be used: \(error.description)")
       }
     }
-    let process: ChannelProcess
-    do throws(DetectorError) { process = try ChannelProcess(executable: executable) } catch {
+    let process: HelperProcess
+    do throws(DetectorError) {
+      process = try HelperProcess(executable: executable, messageLimit: Self.reportLimit)
+    } catch {
       if let port { events?.unbind(port) }
       throw ChannelViolation(.page, error.message)
     }
@@ -63,11 +68,11 @@ struct XenGuestPages: GuestPages {
     return GuestPage(session: session, port: port)
   }
 
-  func close(_ page: GuestPage<ProcessSession<ChannelProcess>>) {
+  func close(_ page: GuestPage<ProcessSession<HelperProcess>>) {
     if let port = page.port { events?.unbind(port) }
   }
 
-  mutating func ring(_ page: GuestPage<ProcessSession<ChannelProcess>>, of domain: Incarnation) {
+  mutating func ring(_ page: GuestPage<ProcessSession<HelperProcess>>, of domain: Incarnation) {
     if let port = page.port {
       events?.notify(port)
       return
@@ -103,9 +108,9 @@ struct XenGuestPages: GuestPages {
   }
 }
 
-extension ChannelProcess: SessionProcess {
+extension HelperProcess: SessionProcess {
   package func next() -> SessionMessage {
-    switch receive() {
+    switch receive(within: .zero) {
     case .message(let bytes): .message(bytes)
     case .nothing: .nothing
     case .ended: .ended

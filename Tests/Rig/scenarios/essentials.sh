@@ -31,6 +31,14 @@ restarts=$(domain bad restarts)
 pkill -9 -x vmfence-detecto
 until_true 90 "a killed detector is started again" eval '[ "$(domain bad restarts)" -gt "$restarts" ] && has bad state inspecting && has web state inspecting'
 
+# --- the hypervisor's handle: not the daemon's; who holds it is killed, and started again
+holds_handle "$(holder)" && ! holds_handle "$daemon" && ok "the daemon does not hold the hypervisor's handle" || fail "the daemon holds the hypervisor's handle, or nobody does"
+kill -9 "$(holder)"
+xl pause bad
+until_true 60 "after its holder's death another one follows a pause" has bad state suspended
+xl unpause bad
+until_true 60 "and its end" has bad state inspecting
+
 # --- the policy channel
 until_true 90 "the guest's frontend has a session" has web channel open
 has bad channel none && ok "a guest without one is a normal state" || fail "a guest without a frontend: $(domain bad channel)"

@@ -79,6 +79,10 @@ daemon_stop() {
   [ $? -eq 0 ] && ok "the daemon stops when it is asked to" || fail "the daemon ended with $?"
 }
 
+# The process that holds the hypervisor's handle (a name has 15 characters there), and whether a process has that.
+holder() { pgrep -x vmfence-hypervi; }
+holds_handle() { ls -l "/proc/$1/fd" | grep -q privcmd; }
+
 # What a scenario adds to the configuration.
 more_yaml() { :; }
 

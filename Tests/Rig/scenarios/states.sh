@@ -51,6 +51,23 @@ restarts=$(domain shop restarts)
 pkill -9 -x vmfence-detecto
 until_true 60 "a killed detector is started again" eval '[ "$(domain shop restarts)" -gt "$restarts" ] && has shop state inspecting'
 
+# The hypervisor's handle is in a process of its own. When that is killed, and when it says nothing, that is told, and another follows what happens.
+holds_handle "$(holder)" && ! holds_handle "$daemon" && ok "the daemon does not hold the hypervisor's handle" || fail "the daemon holds the hypervisor's handle, or nobody does"
+gap_of() { grep '"kind":"probe-gap"' /var/log/vmfence/eve.json | grep -q "$1"; }
+before=$(holder)
+kill -9 "$before"
+until_true 60 "the death of its holder is told" gap_of 'vmfence-hypervisor is gone'
+xl pause shop
+until_true 60 "another one follows a pause" has shop state suspended
+[ "$(holder)" != "$before" ] && holds_handle "$(holder)" && [ "$(awk '/^Uid:/ { print $2 }' "/proc/$(holder)/status")" = 65534 ] && ok "and is nobody, with the handle" || fail "the other one"
+before=$(holder)
+kill -STOP "$before"
+until_true 30 "one that says nothing is told of" gap_of 'vmfence-hypervisor does not answer'
+timeout 20 vmfence-ref status >/dev/null && ok "and keeps nobody waiting" || fail "the daemon waits for it"
+xl unpause shop
+until_true 60 "and another takes its place" has shop state inspecting
+! kill -0 "$before" 2>/dev/null && ok "it is ended" || fail "the one that said nothing is there still"
+
 vmfence-ref domains
 daemon_stop
 finish

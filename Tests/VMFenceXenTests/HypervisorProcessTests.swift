@@ -1,0 +1,187 @@
+import Foundation
+import NetworkTestSupport
+import Synchronization
+import Testing
+import VMFenceCore
+
+@testable import VMFenceProcess
+@testable import VMFenceXen
+
+/// `vmfence-hypervisor` itself, over a double of libxenctrl that lies beside a copy of it (Benchmarks/xen-double.c): three domains in a file.
+private final class DoubleHost {
+  static let size = 112
+  private let folder = FileManager.default.temporaryDirectory.appending(path: "vmfence-\(UUID().uuidString)")
+  private(set) var remote: XenRemote?
+  private let running = Running()
+  var processIDs: [Int32] { running.processes.withLock { $0 } }
+
+  private final class Running: Sendable {
+    let processes = Mutex<[Int32]>([])
+  }
+
+  init(_ patience: XenRemote.Patience = .init()) throws {
+    let library = folder.appending(path: "lib")
+    try FileManager.default.createDirectory(at: library, withIntermediateDirectories: true)
+    var domains = Data()
+    for number in 1...3 as ClosedRange<UInt8> {
+      var domain = Data(count: Self.size)
+      (domain[0], domain[4], domain[76 + 15]) = (number, 1 << 5, number)
+      domain[76 + 7] = 9
+      domains += domain
+    }
+    try (domains + Data(count: 3 * 4)).write(to: folder.appending(path: "domains"))
+    let program = library.appending(path: "vmfence-hypervisor").path
+    try FileManager.default.copyItem(atPath: besideThisProgram("vmfence-hypervisor"), toPath: program)
+    let source = URL(filePath: #filePath).deletingLastPathComponent().appending(path: "../../Benchmarks/xen-double.c")
+    try NetworkNamespace.shell(
+      "$(command -v cc || command -v clang) -O1 -shared -fPIC -o '\(library.path)/libxenctrl.so.4.17' '\(source.path)' -ldl"
+    )
+    let running = running
+    remote = try XenRemote(on: XenHost(major: 4, minor: 17), patience: patience) { () throws(DetectorError) in
+      let process = try HelperProcess(executable: program)
+      running.processes.withLock { $0.append(process.processID) }
+      return process
+    }
+  }
+
+  func close() { remote = nil }
+  deinit { try? FileManager.default.removeItem(at: folder) }
+
+  /// What is written of the domain with this number.
+  func flags(_ number: Int) throws -> UInt8 {
+    try Data(contentsOf: folder.appending(path: "domains"))[(number - 1) * Self.size + 4]
+  }
+}
+
+@Suite("vmfence-hypervisor", .serialized)
+struct HypervisorProcessTests {
+  private func wait(_ what: String, until isSo: () throws -> Bool) rethrows {
+    let deadline = ContinuousClock.now + .seconds(60)
+    while try !isSo() {
+      guard ContinuousClock.now < deadline else {
+        Issue.record("\(what) within a minute")
+        return
+      }
+      usleep(2000)
+    }
+  }
+
+  private func status(_ process: Int32) throws -> String {
+    try String(contentsOfFile: "/proc/\(process)/status", encoding: .utf8)
+  }
+
+  @Test("it lists domains, and acts on the one that has number and UUID")
+  func acts() throws {
+    let host = try DoubleHost()
+    let remote = try #require(host.remote)
+    #expect(try remote.domains() == [XenDomain(.test(1)), XenDomain(.test(2)), XenDomain(.test(3))])
+    try remote.pause(.test(2))
+    #expect(try host.flags(2) == 1 << 5 | 1 << 3 && remote.domain(DomainID(2))?.runState == .paused)
+    try remote.unpause(.test(2))
+    #expect(try host.flags(2) == 1 << 5)
+    #expect(throws: SystemFailure.self) { try remote.pause(.test(2, uuid: 3)) }
+    #expect(throws: SystemFailure.self) { try remote.pause(Incarnation(uuid: .init(high: 0, low: 0), domainID: .dom0)) }
+    #expect(try host.flags(2) == 1 << 5)
+  }
+
+  @Test("it can do nothing else: no file, no socket, no other device's call, no signal, no memory that is executed")
+  func isSandboxed() throws {
+    let host = try DoubleHost()
+    let remote = try #require(host.remote)
+    do throws(SystemFailure) {
+      try remote.powerOff(.test(1))
+      Issue.record("something of it succeeded")
+    } catch { #expect(error.number == EPERM) }
+    #expect(try remote.domains().count == 3, "and it goes on")
+    let process = try #require(host.processIDs.first)
+    let status = try status(process)
+    for line in ["NoNewPrivs:\t1", "Seccomp:\t2", "Threads:\t1"] { #expect(status.contains(line), "\(status)") }
+    let limits = try String(contentsOfFile: "/proc/\(process)/limits", encoding: .utf8).split(separator: " ")
+      .joined(separator: " ")
+    #expect(limits.contains("core file size 0 0 ") && limits.contains("open files 16 16 "), "\(limits)")
+  }
+
+  @Test(
+    "it is nobody, with no capability and no file but its socket",
+    .enabled(if: getuid() == 0, "needs root, to give it up"))
+  func holdsNothing() throws {
+    let host = try DoubleHost()
+    let process = try #require(host.processIDs.first)
+    let status = try status(process)
+    for line in [
+      "Uid:\t65534\t65534\t65534\t65534", "Gid:\t65534\t65534", "CapEff:\t0000000000000000",
+      "CapPrm:\t0000000000000000",
+    ] {
+      #expect(status.contains(line), "\(status)")
+    }
+    let files = try FileManager.default.contentsOfDirectory(atPath: "/proc/\(process)/fd")
+    #expect(Set(files) == ["0", "1", "2", "3"], "\(files)")
+    for file in ["0", "1", "2"] {
+      #expect(try FileManager.default.destinationOfSymbolicLink(atPath: "/proc/\(process)/fd/\(file)") == "/dev/null")
+    }
+  }
+
+  @Test("one that is killed is told of, and started again")
+  func killed() throws {
+    var patience = XenRemote.Patience()
+    patience.restart = .milliseconds(50)
+    let host = try DoubleHost(patience)
+    let remote = try #require(host.remote)
+    kill(try #require(host.processIDs.first), SIGKILL)
+    var said: [String] = []
+    wait("it is started again") {
+      do throws(SystemFailure) { return try remote.domains().count == 3 && host.processIDs.count == 2 } catch {
+        said.append(error.description)
+        return false
+      }
+    }
+    #expect(said.contains { $0.contains("vmfence-hypervisor is gone") }, "\(said)")
+  }
+
+  @Test("one that is stopped keeps nobody waiting: looks fail, and it is ended when it is late")
+  func stopped() throws {
+    var patience = XenRemote.Patience()
+    (patience.look, patience.late, patience.restart) = (.milliseconds(20), .milliseconds(200), .milliseconds(50))
+    let host = try DoubleHost(patience)
+    let remote = try #require(host.remote)
+    let process = try #require(host.processIDs.first)
+    kill(process, SIGSTOP)
+    #expect(throws: SystemFailure.self) { try remote.domains() }
+    wait("another is started") { (try? remote.domains().count) == 3 && host.processIDs.count == 2 }
+    #expect(kill(process, 0) == -1, "the stopped one is gone")
+    // One that goes on in time is not ended.
+    let second = try #require(host.processIDs.last)
+    kill(second, SIGSTOP)
+    #expect(throws: SystemFailure.self) { try remote.domains() }
+    kill(second, SIGCONT)
+    wait("it goes on") { (try? remote.domains().count) == 3 }
+    #expect(host.processIDs.count == 2)
+  }
+
+  @Test("it ends with its owner")
+  func owner() throws {
+    let host = try DoubleHost()
+    let process = try #require(host.processIDs.first)
+    host.close()
+    #expect(kill(process, 0) == -1)
+  }
+
+  @Test("that there is no hypervisor, or no library for it, is told as without the process")
+  func noLibrary() throws {
+    do throws(ProbeError) {
+      // Beside this program lies none.
+      _ = try XenRemote(on: XenHost(major: 4, minor: 17)) { () throws(DetectorError) in
+        try HelperProcess("vmfence-hypervisor")
+      }
+      Issue.record("this host has Xen, and the test means one without")
+    } catch { #expect(error.code == .unavailable && !error.remedy.contains("same build"), "\(error)") }
+  }
+
+  @Test("by hand it says what it is for")
+  func byHand() throws {
+    let program = try besideThisProgram("vmfence-hypervisor")
+    #expect(try NetworkNamespace.shell("'\(program)' --help 3<&-").contains("vmfence-ref"))
+    #expect(try NetworkNamespace.shell("'\(program)' 3<&- || echo $?").contains("64"))
+    #expect(try NetworkNamespace.shell("'\(program)' --domain 3 3<&- || echo $?").contains("64"))
+  }
+}
