@@ -110,9 +110,30 @@ extension EndToEnd {
       #expect(try host.cli("rules", "show", "web").contains("set at run time"), "kept over a restart")
     }
 
+    @Test("of what root may do, each thread of the daemon keeps what it needs again and again")
+    func capabilities() throws {
+      let host = try ProtectedHost("powers")
+      try host.start()
+      let daemon = try #require(host.daemon?.processIdentifier)
+      let threads = try FileManager.default.contentsOfDirectory(atPath: "/proc/\(daemon)/task")
+      #expect(threads.count > 3)
+      // DAC_OVERRIDE, DAC_READ_SEARCH, KILL, SETGID, SETUID, NET_ADMIN, NET_RAW.
+      let kept: UInt64 = 1 << 1 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 12 | 1 << 13
+      for thread in threads {
+        let lines = try String(contentsOfFile: "/proc/\(daemon)/task/\(thread)/status", encoding: .utf8)
+          .split(separator: "\n")
+        for set in ["CapEff:\t", "CapPrm:\t", "CapBnd:\t"] {
+          let line = try #require(lines.first { $0.hasPrefix(set) })
+          #expect(UInt64(line.dropFirst(set.count), radix: 16).map { $0 & ~kept } == 0, "thread \(thread): \(line)")
+        }
+      }
+    }
+
     @Test("files of one guest that cannot be used cost nobody else anything; files stand by name or by UUID")
     func rulesOfOneGuest() throws {
-      let host = try ProtectedHost("ownrules")
+      // A class of the policy may stand in the files that cannot be used.
+      let host = try ProtectedHost(
+        "ownrules", policy: ProtectedHost.policy.replacingOccurrences(of: "[attempted-recon]", with: "[only-there]"))
       let web = "6e1b4d0a-93c5-4c54-8d0e-5a0c7a1f0001"
       func rule(_ sid: Int) -> String { "alert tcp any any -> any 80 (msg:\"own\"; content:\"/own\"; sid:\(sid);)\n" }
       let own = try host.folder.write("own.rules", rule(1_000_021))
@@ -125,6 +146,9 @@ extension EndToEnd {
       let check = try Program.run("check", "--live", host.folder.path("host.yaml"))
       #expect(
         check.status == 65 && check.output.contains("host.yaml:") && check.output.contains("missing.rules"),
+        "\(check.output)")
+      #expect(
+        check.output.contains("only-there") && check.output.contains("rule files of `files`, which cannot be used"),
         "\(check.output)")
       try host.start()
       for text in ["missing.rules", "the guest `files` cannot be used: it has the rules of its service"] {

@@ -284,12 +284,18 @@ public final class DetectorChannel: @unchecked Sendable {
   /// - `time`: packet time.
   /// - Returns: nil when it did not answer within `patience` of real time, or nothing can be saved.
   package func saveState(at time: Timestamp, upTo patience: Duration) -> [UInt8]? {
-    guard askForState(at: time) else { return nil }
+    askForState(at: time) ? awaitState(upTo: patience) : nil
+  }
+
+  /// Waits for what the detector answers to the last `askForState`.
+  ///
+  /// - Returns: nil when it did not answer within `patience` of real time.
+  package func awaitState(upTo patience: Duration) -> [UInt8]? {
     let deadline = MonotonicTime.now() + max(0, min(patience.wholeNanoseconds, 1 << 60))
     return awaitState(until: deadline) ? takeState() : nil
   }
 
-  /// The same without waiting: `takeState` has the answer when there is one. What was asked for before is not answered any more.
+  /// Asks without waiting: `takeState` has the answer when there is one. What was asked for before is not answered any more.
   ///
   /// - Returns: false when nothing can be saved.
   @discardableResult

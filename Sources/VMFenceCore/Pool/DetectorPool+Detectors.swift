@@ -75,22 +75,6 @@ extension DetectorPool {
     }
   }
 
-  /// What a domain's detector remembers, after it has answered everything; it may be woken for that. Nil when there is none that answers in time.
-  func memory(of entry: GuardedDomain<Rules>, at time: Timestamp, patience: Duration) -> [UInt8]? {
-    guard entry.handle != nil else { return nil }
-    if entry.isSuspended { resume(entry.incarnation, at: time) }
-    entry.channel?.publish()
-    drain(entry, at: time, patience: patience)
-    guard entry.isAnswering, let channel = entry.channel else { return nil }
-    guard let bytes = channel.saveState(at: time, upTo: patience) else {
-      if configuration.channel.stateBytes > 0 {
-        tell(entry, .stateLost, severity: 3, at: time, "the detector did not save what it remembers in time")
-      }
-      return nil
-    }
-    return bytes.isEmpty ? nil : bytes
-  }
-
   /// Has the detector of a domain that is suspended to be saved or migrated say what it remembers, to be handed on when it has, and takes that back when
   /// the domain goes on here.
   func followMove(_ entry: GuardedDomain<Rules>, at time: Timestamp) {

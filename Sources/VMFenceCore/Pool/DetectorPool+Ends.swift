@@ -1,6 +1,53 @@
-// Ending the detectors of domains that are gone.
+// Ending the detectors of domains that are gone, and all of them.
 
 extension DetectorPool {
+  /// How long a detector is waited for at least, where others have used up the time for all.
+  private static var grace: Duration { .milliseconds(50) }
+
+  /// What each detector remembers of its domain's traffic, after it has answered everything that was delivered: for `savedState` of a
+  /// later pool. Detectors that are suspended are woken for it. To be called before `close`, with no frame between the two.
+  ///
+  /// - `patience`: of real time, for all detectors together: once for what they were delivered, and once for their answer. What a detector does not say in time is
+  ///   left out, and told as an event.
+  public func saveStates(at time: Timestamp, patience: Duration) -> [(domain: DomainDescription, bytes: [UInt8])] {
+    advance(to: time)
+    settle(at: time, patience: patience)
+    let asked = slots.compactMap(\.self).filter { entry in
+      if entry.handle != nil, entry.isUnresponsive { tellLost(entry, at: time) }
+      return entry.isAnswering && entry.channel?.askForState(at: time) == true
+    }
+    let deadline = ContinuousClock.now + patience
+    var states: [(domain: DomainDescription, bytes: [UInt8])] = []
+    for entry in asked {
+      let bytes = entry.channel?.awaitState(upTo: max(Self.grace, ContinuousClock.now.duration(to: deadline)))
+      guard let bytes else {
+        tellLost(entry, at: time)
+        continue
+      }
+      if !bytes.isEmpty { states.append((entry.description, bytes)) }
+    }
+    return states
+  }
+
+  private func tellLost(_ entry: GuardedDomain<Rules>, at time: Timestamp) {
+    guard configuration.channel.stateBytes > 0 else { return }
+    tell(entry, .stateLost, severity: 3, at: time, "the detector did not save what it remembers in time")
+  }
+
+  /// Waits until the detectors have answered what they were delivered, for all of them together, and wakes those that are suspended for that. One that says nothing meanwhile is not
+  /// waited for again until it does.
+  func settle(at time: Timestamp, patience: Duration) {
+    let entries = slots.compactMap(\.self)
+    for entry in entries where entry.handle != nil {
+      if entry.isSuspended { resume(entry.incarnation, at: time) }
+      entry.channel?.publish()
+    }
+    let deadline = ContinuousClock.now + patience
+    for entry in entries {
+      drain(entry, at: time, patience: max(Self.grace, ContinuousClock.now.duration(to: deadline)))
+    }
+  }
+
   /// The domain is gone: what is left in the ring is inspected, within bounds, and the detector killed. On a live host nobody waits for that:
   /// `goOnWithEnd` looks again. A replay waits, and so does the shutdown.
   func end(_ incarnation: Incarnation, at time: Timestamp) -> [LifecycleTracker.Action] {

@@ -295,23 +295,11 @@ public final class DetectorPool<Backend: DetectorBackend> {
     (ended + slots.compactMap { $0.map(report) }).sorted { $0.description.incarnation < $1.description.incarnation }
   }
 
-  /// What each detector remembers of its domain's traffic, after it has answered everything that was delivered: for `savedState` of a
-  /// later pool. Detectors that are suspended are woken for it. To be called before `close`, with no frame between the two.
-  ///
-  /// - `patience`: of real time, for each detector. What a detector does not say in time is left out, and told as an event.
-  public func saveStates(at time: Timestamp, patience: Duration) -> [(domain: DomainDescription, bytes: [UInt8])] {
-    advance(to: time)
-    var states: [(domain: DomainDescription, bytes: [UInt8])] = []
-    for entry in slots.compactMap(\.self) {
-      if let bytes = memory(of: entry, at: time, patience: patience) { states.append((entry.description, bytes)) }
-    }
-    return states
-  }
-
-  /// Ends all detectors: the platform shuts down.
+  /// Ends all detectors: the platform shuts down. They are waited for all together, as long as `endingPatience` for one of them.
   public func close(at time: Timestamp) {
     advance(to: time)
     publish()
+    settle(at: time, patience: configuration.endingPatience)
     perform(tracker.apply(.platformShutdown, at: time) { _ in false }, at: time)
     refreshSlots(at: time)
   }
@@ -399,7 +387,7 @@ public final class DetectorPool<Backend: DetectorBackend> {
 
   // MARK: Time
 
-  private func advance(to time: Timestamp) {
+  func advance(to time: Timestamp) {
     guard time > now else { return }
     now = time
     horizon = time + configuration.lifecycle.blockedAfter

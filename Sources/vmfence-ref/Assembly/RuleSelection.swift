@@ -44,6 +44,8 @@ struct RuleSelection: Sendable {
   private var byDomain: [Own: SnortRules] = [:]
   private var byService: [String: SnortRules] = [:]
   private var fallback: SnortRules?
+  /// Those whose files cannot be used, by the names and UUIDs under which they are configured.
+  private var unusable: [String] = []
 
   /// Compiles all rule sets that `domains` need, so that nothing is compiled while packets flow.
   ///
@@ -69,6 +71,7 @@ struct RuleSelection: Sendable {
         guard isolating else { throw error }
         let kept = previous?.byDomain[own]
         if let kept { byDomain[own] = kept } else { without.insert(own) }
+        unusable.append(own.key)
         loading.note(error.diagnostics)
         loading.note([
           Diagnostic(
@@ -103,11 +106,20 @@ struct RuleSelection: Sendable {
   /// All rule sets, each once.
   var all: [SnortRules] { Array(byDomain.values) + byService.values + (fallback.map { [$0] } ?? []) }
 
-  /// Classes that a policy names and no rule can have.
+  /// Classes that a policy names and no rule can have: errors, or warnings where they may stand in files of a guest that cannot be used, since those cost nobody else
+  /// anything.
   func unknownClasses(in policy: Policy) -> [Diagnostic] {
     let known = SnortRuleEngine.standardClasses.union(classes)
     let before = Set(policy.validate())
-    return policy.validate(knownClasses: known).filter { $0.severity == .error && !before.contains($0) }
+    let found = policy.validate(knownClasses: known).filter { $0.severity == .error && !before.contains($0) }
+    guard !unusable.isEmpty else { return found }
+    let guests = unusable.map { "`\($0.escapedForDisplay)`" }.joined(separator: ", ")
+    return found.map { diagnostic in
+      Diagnostic(
+        .warning, at: diagnostic.place, diagnostic.message,
+        remedy:
+          "it may stand in the rule files of \(guests), which cannot be used: mend them; else \(diagnostic.remedy)")
+    }
   }
 
   /// The classes of all rules.

@@ -46,7 +46,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   /// Whoever changes our table again and again does not keep us busy with it.
   private static var reconcilePause: Duration { .milliseconds(200) }
   private static var batch: Int { 1024 }
-  /// How long each detector may take to save what it remembers when the daemon stops.
+  /// How long detectors may take to answer, and then to save what they remember, when the daemon stops.
   private static var savePatience: Duration { .seconds(2) }
 
   let logger: Logger

@@ -38,7 +38,7 @@ struct PreparedHost: Sendable {
     let host = PreparedHost(configuration: configuration, rules: rules)
     let unknown = rules.unknownClasses(in: configuration.policy)
     found += unknown
-    return (unknown.isEmpty ? host : nil, found)
+    return (unknown.contains { $0.severity == .error } ? nil : host, found)
   }
 
   /// Compiles the rules of `configuration` for `domains`; nil when they cannot be used.

@@ -87,6 +87,41 @@ struct DetectorPoolEndTests {
     #expect(rig.pool.members.isEmpty && rig.counters(web).droppedAtEnd == 1)
   }
 
+  /// Six domains whose detectors stand still over a packet, and one whose works.
+  private func manyStill(_ configuration: DetectorPool<MortalBackend>.Configuration) throws -> PoolRig {
+    let domains = (1...7).map { DomainDescription.numbered($0) }
+    let rig = PoolRig(
+      Dictionary(uniqueKeysWithValues: (1...7).map { ($0, ToyRules([(.alert, 7)])) }), configuration)
+    for domain in domains {
+      rig.backend.startsStill = domain != domains[6]
+      try rig.happen(.create(domain), at: 0)
+      rig.send([7], to: domain, at: 0.5)
+    }
+    return rig
+  }
+
+  @Test("detectors that say nothing are waited for all together at the shutdown")
+  func shutdownOfMany() throws {
+    let rig = try manyStill(.init(endingPatience: .seconds(1)))
+    rig.at(1)
+    let began = ContinuousClock.now
+    rig.pool.close(at: rig.clock.now)
+    // One after the other it would be six.
+    #expect(ContinuousClock.now - began < .seconds(4))
+    #expect(rig.pool.members.isEmpty && rig.pool.reports.map(\.counters.droppedAtEnd) == [1, 1, 1, 1, 1, 1, 0])
+  }
+
+  @Test("and when they are to say what they remember, which costs none that does")
+  func statesOfMany() throws {
+    let rig = try manyStill(.init())
+    rig.at(1)
+    let began = ContinuousClock.now
+    let states = rig.pool.saveStates(at: rig.clock.now, patience: .seconds(1))
+    #expect(ContinuousClock.now - began < .seconds(4))
+    #expect(states.map(\.domain.name) == ["vm7"])
+    #expect(rig.words().count { $0 == "state-lost" } == 6)
+  }
+
   @Test("one that hangs up and runs on keeps nobody waiting, and is killed a tenth of a second later")
   func hangsUp() throws {
     let rig = try rig(.init())
