@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <linux/capability.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -139,6 +140,26 @@ int vmfence_become(uint32_t user, uint32_t group) {
   if (setgroups(0, NULL) == -1) return -1;
   if (setresgid(group, group, group) == -1) return -1;
   return setresuid(user, user, user);
+}
+
+int vmfence_keep_capabilities(uint64_t kept) {
+  for (int capability = 0; capability < 64 && prctl(PR_CAPBSET_READ, capability, 0, 0, 0) >= 0; capability++) {
+    if (kept >> capability & 1 || prctl(PR_CAPBSET_READ, capability, 0, 0, 0) == 0) continue;
+    // Whoever has no CAP_SETPCAP has no root to start programs as, either.
+    if (prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) == -1 && errno != EPERM) return -1;
+  }
+  // capset(2): two words of each set.
+  struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+  struct __user_cap_data_struct sets[_LINUX_CAPABILITY_U32S_3];
+  if (syscall(SYS_capget, &header, sets) == -1) return -1;
+  for (int word = 0; word < _LINUX_CAPABILITY_U32S_3; word++) {
+    uint32_t mask = (uint32_t)(kept >> 32 * word);
+    sets[word].effective &= mask;
+    sets[word].permitted &= mask;
+    sets[word].inheritable &= mask;
+  }
+  if (syscall(SYS_capset, &header, sets) == -1) return -1;
+  return prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
 }
 
 int vmfence_die_with_parent(void) { return prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0); }

@@ -2,6 +2,7 @@
 import ArgumentParser
 import Foundation
 import VMFenceCore
+import VMFenceProcess
 
 @main
 struct VMFenceRef: AsyncParsableCommand {
@@ -43,6 +44,29 @@ struct VMFenceRef: AsyncParsableCommand {
       Top.self, Alerts.self,
       Rules.self, Bans.self, Why.self, Pending.self, Barrier.self,
     ])
+}
+
+extension VMFenceRef {
+  /// What a daemon holds, of all that root may do. Outside of its unit, which says the same, it gives up the rest before anything else happens: each remaining one is needed
+  /// again and again, and capabilities belong to threads, so none can be given up later.
+  ///
+  /// - The packet filter, and packet sockets at cards that come.
+  /// - What it starts becomes nobody, and is stopped, resumed and killed then.
+  /// - Files of others: configuration that is read again, and, outside of the unit, events and state in folders of theirs.
+  private static let daemonsPowers: Set<Capability> = [
+    .administersNetwork, .opensPacketSockets, .changesUser, .changesGroup, .signalsEveryProcess, .readsEveryFile,
+    .overridesFileAccess,
+  ]
+
+  static func main() async {
+    if CommandLine.arguments.dropFirst().first == "run" {
+      do throws(DetectorError) { try Capability.keep(only: daemonsPowers) } catch {
+        Terminal.error.print([error.diagnostic])
+        exit(withError: Exit.internalError)
+      }
+    }
+    await main(nil)
+  }
 }
 
 /// How a command ends when it cannot do what it was asked to: the values of sysexits.h.
