@@ -171,8 +171,8 @@ package struct XenOpeningFailure: Error, Hashable {
   }
 
   package static func opening(on host: XenHost) throws(XenOpeningFailure) -> XenInterface {
+    // SAFETY: numbers go in; the handle that comes of it is checked for nil, and ours.
     let opening = unsafe vmfence_xen_open(host.major, host.minor)
-    // SAFETY: checked for nil; the handle is ours. Numbers otherwise.
     if let xen = unsafe opening.xen { return unsafe XenInterface(Handle(xen: xen)) }
     throw unsafe XenOpeningFailure(
       problem: opening.problem.rawValue, number: opening.error, major: opening.major, minor: opening.minor)
