@@ -13,7 +13,7 @@ public struct FlowKey: Hashable, Sendable, BitwiseCopyable {
   /// From the high bits down: first port, second port, outer and inner VLAN identifiers (16 bits each).
   public var portsAndVLANs: UInt64
   /// From the low bits up: IP protocol (8 bits), address family (4 or 6; 8 bits), tunnel layer (8 bits; 0 outside of tunnels), third
-  /// VLAN identifier (12 bits).
+  /// VLAN identifier (12 bits). The rest is zero, and for those who tell more flows apart.
   public var protocolAndFamily: UInt64
 
   /// - Returns: the key, and whether `source` is the first end of it: the packet's direction within the flow.

@@ -52,12 +52,8 @@ struct Flow: BitwiseCopyable {
     /// The client, the server has once sent as much as `flow.rate-tracking` calls much.
     static let clientIsElephant = Marks(rawValue: 4)
     static let serverIsElephant = Marks(rawValue: 8)
-    /// Where what the first end of the key sent was seen to come from, and what the second did.
-    static let firstFromGuest = Marks(rawValue: 16)
-    static let firstToGuest = Marks(rawValue: 32)
-    static let secondFromGuest = Marks(rawValue: 2048)
-    static let secondToGuest = Marks(rawValue: 4096)
-    static let sides: Marks = [.firstFromGuest, .firstToGuest, .secondFromGuest, .secondToGuest]
+    /// The guest sent a packet of it.
+    static let hasGuestSpoken = Marks(rawValue: 8192)
     /// Verdicts on the flow as a whole.
     static let isPassed = Marks(rawValue: 64)
     static let isDropped = Marks(rawValue: 128)
@@ -65,23 +61,6 @@ struct Flow: BitwiseCopyable {
     /// A packet of this direction was compared with the rules about addresses alone.
     static let clientAddressesSeen = Marks(rawValue: 512)
     static let serverAddressesSeen = Marks(rawValue: 1024)
-  }
-
-  /// Notes from which side of the guest's port a packet of the first end (`isForward`) or the second came.
-  @inline(__always)
-  mutating func noteSide(_ direction: FrameDirection, isForward: Bool) {
-    switch direction {
-    case .fromGuest: marks.insert(isForward ? .firstFromGuest : .secondFromGuest)
-    case .toGuest: marks.insert(isForward ? .firstToGuest : .secondToGuest)
-    case .unknown: break
-    }
-  }
-
-  /// Whether what one end sent came from the guest and what the other sent went to it, each without exception. Otherwise one of them has spoken for both:
-  /// a guest can send a whole conversation with somebody who knows nothing of it. True when sides are not known at all, as in captures from elsewhere.
-  var hasTwoSides: Bool {
-    let seen = marks.intersection(.sides)
-    return seen.isEmpty || seen == [.firstFromGuest, .secondToGuest] || seen == [.firstToGuest, .secondFromGuest]
   }
 
   @inline(__always)

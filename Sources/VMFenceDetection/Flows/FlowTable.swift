@@ -58,7 +58,7 @@ struct FlowTable: ~Copyable {
     var place: Int
     var toServer: Bool
     var isEstablished: Bool
-    /// The handshake of a connection that is established was seen, each end's part from its own side.
+    /// The handshake of a connection that is established was seen, each end's part from its own side (`FlowKey.place`).
     var handshakeSeen: Bool
   }
 

@@ -199,7 +199,7 @@ extension SnortInspector {
     var flags: AlertRecord.Flags = []
     if let flow = match.flow {
       flags.insert(flow.toServer ? .toServer : .toClient)
-      if flow.handshakeSeen { flags.insert(.established) }
+      if flow.handshakeSeen, !guestSpeaksForPeer(flow.place, at: match.timestamp) { flags.insert(.established) }
     }
     if match.isStream { flags.insert(.stream) }
     var record = AlertRecord(

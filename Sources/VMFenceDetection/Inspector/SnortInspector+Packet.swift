@@ -34,7 +34,7 @@ extension SnortInspector {
       compare(match, bytes.extracting(Self.payload(packet)), bytes, into: &output)
       return
     }
-    let sought = packet.isFragment ? nil : seek(packet)
+    let sought = packet.isFragment ? nil : seek(packet, context)
     match.verifiesChecksums = context.frame.checksums == .unknown && settings.verifiesChecksums
     if match.verifiesChecksums {
       switch packet.verifyChecksums(in: bytes) {
@@ -51,7 +51,7 @@ extension SnortInspector {
     }
     guard let place = followFlow(&match, sought, bytes, context, into: &output) else { return }
     if packet.transport == .tcp {
-      inspectTCP(&match, place, bytes, into: &output)
+      inspectTCP(&match, place, bytes, context.frame.direction, into: &output)
     } else {
       if let toServer = match.flow?.toServer { count(bytes.byteCount, place, toServer: toServer, match.timestamp) }
       compare(match, bytes.extracting(Self.payload(packet)), bytes, into: &output)
@@ -124,7 +124,7 @@ extension SnortInspector {
   ) {
     match.hasBadChecksum = true
     if !match.packet.isFragment {
-      let (key, isForward) = Self.flowKey(match.packet)
+      let (key, isForward) = Self.flowKey(match.packet, context)
       if let place = flows.lookUp(key, at: context.frame.timestamp) {
         if decideByFlow(place, into: &output) { return }
         match.flow = sighting(place, isForward: isForward)
@@ -146,8 +146,10 @@ extension SnortInspector {
       compare(match, bytes.extracting(Self.payload(packet)), bytes, into: &output)
       return
     }
+    var key = FragmentStore.key(packet, layer: Int(match.packet.tunnelDepth))
+    key.place(context.frame.direction, carrier: context.carrier)
     let outcome = fragments.add(
-      packet, bytes, layer: Int(match.packet.tunnelDepth), from: context.carried?.offset ?? 0, depth: context.depth,
+      packet, bytes, key, from: context.carried?.offset ?? 0, depth: context.depth,
       at: context.frame.timestamp.nanoseconds,
       policy: settings.policy(of: packet.destination))
     match.noteFragment(outcome.events)
@@ -177,9 +179,12 @@ extension SnortInspector {
 
   /// The key of a packet's flow, and whether its source is the first end of that. Packets in tunnels are in flows of their own.
   @inline(__always)
-  private static func flowKey(_ packet: borrowing DecodedPacket) -> (FlowKey, isForward: Bool) {
+  private static func flowKey(
+    _ packet: borrowing DecodedPacket, _ context: borrowing PacketContext
+  ) -> (FlowKey, isForward: Bool) {
     var (key, isForward) = FlowKey.make(packet)
     key.protocolAndFamily |= UInt64(packet.tunnelDepth) << 16
+    key.place(context.frame.direction, isForward: isForward, carrier: context.carrier)
     return (key, isForward)
   }
 
@@ -192,8 +197,8 @@ extension SnortInspector {
 
   /// Has the packet's flow brought near the processor: it takes about as long as verifying the checksums.
   @inline(__always)
-  private func seek(_ packet: borrowing DecodedPacket) -> SoughtFlow {
-    let (key, isForward) = Self.flowKey(packet)
+  private func seek(_ packet: borrowing DecodedPacket, _ context: borrowing PacketContext) -> SoughtFlow {
+    let (key, isForward) = Self.flowKey(packet, context)
     return SoughtFlow(key: key, isForward: isForward, hint: flows.seek(key))
   }
 
@@ -221,14 +226,14 @@ extension SnortInspector {
     case .isToEnd: return nil
     case .found(let place, let isForward):
       if decideByFlow(place, into: &output) { return nil }
-      flows[place].noteSide(context.frame.direction, isForward: isForward)
+      if context.frame.direction == .fromGuest { flows[place].marks.insert(.hasGuestSpoken) }
       if match.packet.transport != .tcp, isForward != flows[place].marks.contains(.clientIsFirst) {
         flows[place].marks.insert(.isAnswered)
       }
       match.flow = sighting(place, isForward: isForward)
       return place
     case .made(let place, let isForward, let evictedEstablished):
-      flows[place].noteSide(context.frame.direction, isForward: isForward)
+      if context.frame.direction == .fromGuest { flows[place].marks.insert(.hasGuestSpoken) }
       if match.packet.transport == .tcp, !settings.hostPolicies.isEmpty || settings.defaultPolicy != .bsd {
         // What one end sends is put together as the other end does it.
         flows[place].session.client.policy = settings.policy(of: match.packet.destination)
@@ -244,8 +249,16 @@ extension SnortInspector {
     FlowTable.Sighting(
       place: place, toServer: isForward == flows[place].marks.contains(.clientIsFirst),
       isEstablished: flows[place].isEstablished,
-      handshakeSeen: flows[place].session.isEstablished && flows[place].session.marks.contains(.handshakeSeen)
-        && flows[place].hasTwoSides)
+      handshakeSeen: flows[place].session.isEstablished && flows[place].session.marks.contains(.handshakeSeen))
+  }
+
+  /// Whether the guest itself sent what its peer's address stands on, be it that it forwards the peer's packets: then what came from
+  /// outside under that address may be its own, come back. For alerts: it costs a look at another flow.
+  func guestSpeaksForPeer(_ place: Int, at time: Timestamp) -> Bool {
+    guard flows[place].key.guestIsFirst != nil, let other = flows.lookUp(flows[place].key.mirrored, at: time) else {
+      return false
+    }
+    return flows[other].marks.contains(.hasGuestSpoken)
   }
 
   /// The flow that an ICMP error is about (RFC 792, RFC 4443 §2.4: it carries the beginning of the packet that caused it), if it is known.
@@ -275,6 +288,8 @@ extension SnortInspector {
     cause.thirdVLAN = packet.thirdVLAN
     var (key, isForward) = FlowKey.make(cause)
     key.protocolAndFamily |= UInt64(packet.tunnelDepth) << 16
+    // The cause went the other way.
+    key.place(context.frame.direction.reversed, isForward: isForward, carrier: context.carrier)
     guard let place = flows.lookUp(key, at: context.frame.timestamp) else { return nil }
     // It goes back to whoever sent the cause.
     return (place, !isForward)

@@ -145,13 +145,21 @@ extension SnortInspector {
     (flows[place].clientFound, flows[place].serverFound) = (.unknown, .unknown)
   }
 
-  /// Of a connection in midstream the end with the lower port is taken for the server; the receiver when they are equal.
+  /// Ports below are those of services. Nobody outside chooses a guest's: which of two is the lower one says nothing then.
+  private static let servicePorts: UInt16 = 10_000
+
+  /// Of a connection in midstream the guest is taken for the server when its port is that of a service; otherwise the end with the lower port is, the receiver when
+  /// they are equal.
   private mutating func guessClient(_ segment: TCPSegment, _ place: Int, _ isForward: Bool) {
     guard !segment.flags.contains(.syn) else {
       setClient(place, isFirst: isForward)
       return
     }
     let key = flows[place].key
+    if let guestIsFirst = key.guestIsFirst, (guestIsFirst ? key.firstPort : key.secondPort) < Self.servicePorts {
+      setClient(place, isFirst: !guestIsFirst)
+      return
+    }
     let (own, other) = isForward ? (key.firstPort, key.secondPort) : (key.secondPort, key.firstPort)
     setClient(place, isFirst: (own > other) == isForward)
   }

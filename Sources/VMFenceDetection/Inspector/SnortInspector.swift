@@ -205,7 +205,8 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     let packet = DecodedPacket.decode(
       bytes, linkType: frame.linkType, strippedVLAN: frame.strippedVLAN, settings: settings.decoding)
     if !packet.anomalies.isEmpty { counters.malformed += 1 }
-    inspectLayers(packet, bytes, PacketContext(frame: frame), into: &output)
+    inspectLayers(
+      packet, bytes, PacketContext(frame: frame, carrier: PacketContext.carrier(frame, bytes)), into: &output)
     settle(into: &output)
     if !replacements.entries.isEmpty { rewriteFrame(packet, bytes, frame.checksums, into: &output) }
     count(alerts, lost, output)
@@ -227,6 +228,8 @@ public struct SnortInspector: PacketInspector, ~Copyable {
 /// Where a packet comes from.
 struct PacketContext {
   var frame: FrameMetadata
+  /// `carrier(_:_:)` of the frame.
+  var carrier: UInt16 = 0
   /// How many datagrams were put together from fragments to come to it.
   var depth = 0
   /// What the tunnel carries that it is in.

@@ -59,7 +59,7 @@ extension StateReader {
     key.portsAndVLANs = try u64()
     key.protocolAndFamily = try u64()
     let family = key.protocolAndFamily >> 8 & 0xFF
-    guard key.protocolAndFamily >> 36 == 0, family == 4 || family == 6,
+    guard key.protocolAndFamily & FlowKey.unusedBits == 0, family == 4 || family == 6,
       family == 6 || key.firstHigh | key.secondHigh | key.firstLow >> 32 | key.secondLow >> 32 == 0
     else { throw Self.damaged("the ends of a flow cannot be") }
     return key

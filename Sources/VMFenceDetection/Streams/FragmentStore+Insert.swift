@@ -33,12 +33,12 @@ extension FragmentStore {
   /// Keeps a fragment; rebuilds its datagram when it was the last that was missing.
   ///
   /// - `packet`: a fragment, IPv4 or IPv6, decoded from `frame`.
-  /// - `layer`: of tunnels, 0 for the outermost.
+  /// - `key`: of its datagram: `FragmentStore.key`, and whatever else tells datagrams apart.
   /// - `start`: where the frame, or what the tunnel carries, begins: link headers from there on go with the datagram.
   /// - `depth`: in 0 ..< `depthLimit`: how many datagrams that were rebuilt are being looked at.
   /// - `policy`: of the host that receives it.
   mutating func add(
-    _ packet: DecodedPacket, _ frame: RawSpan, layer: Int, from start: Int, depth: Int, at now: Int64,
+    _ packet: DecodedPacket, _ frame: RawSpan, _ key: FlowKey, from start: Int, depth: Int, at now: Int64,
     policy: OverlapPolicy
   ) -> Outcome {
     var outcome = Outcome()
@@ -58,7 +58,7 @@ extension FragmentStore {
     }
     // What was cut off in the capture cannot be told.
     guard !layout.data.isEmpty, !packet.anomalies.contains(.badDatagramLength) else { return outcome }
-    let place = place(for: Self.key(packet, layer: layer), at: now)
+    let place = place(for: key, at: now)
     datagrams[place].lastSeen = max(datagrams[place].lastSeen, now)
     guard keep(frame, layout, packet, place, &outcome.events) else {
       outcome.events.insert(.ignored)
