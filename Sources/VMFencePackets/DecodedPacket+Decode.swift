@@ -7,8 +7,8 @@ extension DecodedPacket {
   /// Decodes one frame as far as it is sound.
   ///
   /// Never throws and never traps, whatever the bytes are and however few: what is wrong is in `anomalies` and `events`, and decoding
-  /// stops there with what was read so far. Costs a bounded number of steps: at most 16 headers, 8 of them VLAN tags, and 16 extension
-  /// headers of each IPv6 datagram.
+  /// stops there with what was read so far. Costs a bounded number of steps: at most 16 headers, 8 of them VLAN tags, besides the
+  /// extension headers of IPv6 datagrams, each of which has 8 bytes at least.
   ///
   /// - `bytes`: the frame as captured.
   /// - `strippedVLAN`: the tag (TCI) that the kernel took out of the frame, which counts as the outermost; 0 for none.

@@ -2,7 +2,7 @@ import VMFenceCore
 
 /// Extension headers of IPv6, and the authentication header, which IPv4 has too.
 extension DecodedPacket {
-  /// Extension headers followed at the most. RFC 8200 §4.1 has reason for 7.
+  /// More extension headers are told of. RFC 8200 §4.1 has reason for 7; hosts take as many as fit.
   static let extensionHeaderLimit = 16
 
   /// The kinds of headers met so far in one datagram.
@@ -19,15 +19,13 @@ extension DecodedPacket {
 
   /// Passes over extension headers (RFC 8200 §4, and the later ones of RFC 6275, 7401, 5533); in IPv4 only the authentication header
   /// (RFC 4302). Returns whether decoding can go on at `layer`. One too many of a kind, or in the wrong place, is told and passed over:
-  /// what a host makes of it differs. ESP is not looked into: its content is encrypted.
+  /// what a host makes of it differs. Each is 8 bytes long at least, so a datagram bounds how many there are. ESP is not looked into: its content
+  /// is encrypted.
   mutating func skipExtensionHeaders(_ bytes: RawSpan, _ layer: inout Layer, inIPv6: Bool) -> Bool {
     var count = 0
     var seen: Seen = []
     while let length = extensionLength(bytes, layer, inIPv6: inIPv6) {
-      guard count < Self.extensionHeaderLimit else {
-        flag(.tooManyExtensionHeaders, .tooManyLayers)
-        return false
-      }
+      if count == Self.extensionHeaderLimit { flag(.tooManyExtensionHeaders, .tooManyLayers) }
       guard length <= layer.end - layer.offset else {
         flag(.badExtensionHeader, .ipv6ExtensionTruncated)
         return false

@@ -120,7 +120,7 @@ import VMFenceDetection
     #expect(engine.output[0].flowID != name)
   }
 
-  @Test("after a reset that fits, a SYN opens another flow; a blind reset changes nothing")
+  @Test("after a reset that fits, a SYN that is answered opens another flow; a blind reset changes nothing")
   func reset() throws {
     for (distance, isNew) in [(0 as UInt32, true), (0x8000_0000, false)] {
       var engine = try EngineUnderTest(Self.rules, settings: EngineUnderTest.immediate)
@@ -130,7 +130,17 @@ import VMFenceDetection
       let name = engine.output[0].flowID
       _ = engine.inspect(
         Frame(sequence: connection.clientNext &+ distance, acknowledgement: 0, flags: Frame.rst).tcp)
-      _ = engine.inspect(Frame(sequence: 400_000, acknowledgement: 0, flags: Frame.syn).carrying("x").tcp)
+      // The answer tells whether the other end takes part.
+      connection.clientNext = 400_000
+      connection.serverNext = 900_000
+      var frames = connection.handshake()
+      if !isNew {
+        frames.removeLast(2)
+        (connection.clientNext, connection.serverNext) = (1002, 5001)
+      }
+      for frame in frames { _ = engine.inspect(frame) }
+      _ = engine.inspect(connection.fromClient("x"))
+      #expect(engine.output[0].flags.contains(.established))
       #expect((engine.output[0].flowID != name) == isNew)
     }
   }

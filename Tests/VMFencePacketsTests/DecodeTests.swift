@@ -104,6 +104,18 @@ import VMFencePackets
     #expect(DecodedPacket.decode(Frame.ethernet(0x86DD, authenticated)).transport == .tcp)
   }
 
+  @Test func `extension headers are passed over as long as the datagram has any, and many are told of`() {
+    let udp = Frame.udp([1, 2, 3, 4], v6: true)
+    for count in [16, 17, 40, 4000] {
+      let headers = (1...count).flatMap { [$0 < count ? 60 : 17, 0, 1, 4, 0, 0, 0, 0] as [UInt8] }
+      let frame = Frame.ethernet(0x86DD, Frame.ipv6(60, headers + udp))
+      let packet = DecodedPacket.decode(frame)
+      #expect(packet.transport == .udp && packet.destinationPort == 53 && packet.payloadLength == 4, "\(count)")
+      #expect(packet.events.contains(.tooManyLayers) == (count > 16), "\(count)")
+      #expect(packet.anomalies.contains(.tooManyExtensionHeaders) == (count > 16), "\(count)")
+    }
+  }
+
   @Test func `an extension header in the wrong place is told and passed over`() {
     let tcp = Frame.tcp([], v6: true)
     for (first, second) in [(60, 0), (43, 43), (0, 0), (51, 51)] {

@@ -14,10 +14,12 @@ extension SnortInspector {
 
   /// `match.packet`: TCP, of the flow at `place`.
   mutating func inspectTCP(
-    _ match: inout PacketMatch, _ place: Int, _ frame: RawSpan, into output: inout InspectionOutput
+    _ match: inout PacketMatch, _ place: Int, _ frame: RawSpan, _ direction: FrameDirection,
+    into output: inout InspectionOutput
   ) {
     var segment = TCPSegment(match.packet, frame)
     if match.isRebuilt { segment.station = 0 }
+    segment.isToGuest = direction == .toGuest
     let isForward = packetIsForward(match)
     let wasEstablished = match.flow?.isEstablished ?? false
     var step = follow(segment, place, isForward, match.timestamp, into: &output)
@@ -95,6 +97,10 @@ extension SnortInspector {
     }
     noteAddresses(match)
     guard flows[place].session.marks.contains(.isOver) else { return }
+    guard !flows[place].session.wasReset else {
+      inspectReset(place, at: match.timestamp, into: &output)
+      return
+    }
     endFlow(place, at: match.timestamp, into: &output)
   }
 
@@ -188,6 +194,8 @@ extension SnortInspector {
     opening.length = 0
     opening.flags = .syn
     opening.hasTimestamp = false
+    // What the SYN offered is not known: the most generous, if the answer takes up any such offer.
+    opening.scale = 14
     flows[place].session.begin(opening, at: seconds)
     var step = flows[place].session.follow(segment, fromClient: false, tcp, at: seconds)
     step.isNewConnection = true

@@ -9,7 +9,8 @@ extension SnortInspector {
     case chunk
     /// What was acknowledged.
     case acknowledged
-    /// What is there without a gap: it has to make room. Gaps are passed only where they were acknowledged.
+    /// What is there without a gap, acknowledged or not: it has to make room, or a reset was seen, though perhaps not by its receiver. Gaps are passed
+    /// only where they were acknowledged.
     case ready
     /// Everything: nothing more will come.
     case all
@@ -70,7 +71,8 @@ extension SnortInspector {
     if end.stream.marks.contains(.isOff), end.stream.block == 0 { return false }
     let acknowledged = end.mapped(end.acknowledged)
     switch extent {
-    case .all, .ready: return true
+    case .all: return true
+    case .ready: return end.stream.block != 0
     case .chunk: return Int(sequenceDistance(acknowledged, end.stream.inspected)) >= chunkSize(end.stream, ofClient)
     case .acknowledged:
       if end.stream.block != 0 { return true }
@@ -176,6 +178,14 @@ extension SnortInspector {
       var track = flows[place].session[ofClient: ofClient].stream
       track.base = track.inspected
       setStream(track, place, ofClient)
+    }
+  }
+
+  /// Inspects what its receivers have of a flow that was reset. What lacks may come yet, if the reset did not: it is waited for until the flow ends.
+  mutating func inspectReset(_ place: Int, at time: Timestamp, into output: inout InspectionOutput) {
+    var events = StreamEvents()
+    for ofClient in [true, false] {
+      inspectStream(place, ofClient: ofClient, .ready, time, .flowTimeout, &events, into: &output)
     }
   }
 

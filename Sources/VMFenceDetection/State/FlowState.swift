@@ -84,7 +84,7 @@ extension StateReader {
     flow.counts.serverBytes = try u64()
     flow.counts.clientPackets = try u32()
     flow.counts.serverPackets = try u32()
-    flow.marks = Flow.Marks(rawValue: try u16())
+    flow.takeMarks(try u16())
     guard try flag() == flow.isTCP else { throw Self.damaged("a connection of something else than TCP") }
     guard flow.isTCP else { return flow }
     guard let state = TCPSession.State(rawValue: try u8()) else { throw Self.damaged("a connection in no known state") }
@@ -98,6 +98,7 @@ extension StateReader {
     return flow
   }
 
+  /// What is not saved of what came is taken for lost: the next acknowledgement tells.
   private mutating func end(_ clock: StateClock) throws(EngineStateError) -> TCPEnd {
     var end = TCPEnd()
     end.initial = try u32()
@@ -123,6 +124,22 @@ extension StateReader {
     end.stream.chunkStart = end.stream.inspected
     end.stream.missing = try u32()
     end.stream.marks = StreamTrack.Marks(rawValue: try u8())
+    end.arrived = TCPArrivals(at: end.acknowledged)
+    end.largestWindow = max(end.window, 65_535)
     return end
+  }
+}
+
+extension Flow {
+  /// Marks as they were saved. Before flows of different sides were told apart by their keys, marks said where the packets of each end came
+  /// from: the first end's from the guest (16) or not (32), the second's (2048, 4096).
+  fileprivate mutating func takeMarks(_ saved: UInt16) {
+    let sides = saved & (16 | 32 | 2048 | 4096)
+    marks = Marks(rawValue: saved & ~sides)
+    guard key.guestIsFirst == nil, sides != 0 else { return }
+    let (firstIsGuest, secondIsGuest) = (sides & (16 | 4096) != 0, sides & (32 | 2048) != 0)
+    guard firstIsGuest != secondIsGuest else { return }
+    key.place(.fromGuest, isForward: firstIsGuest, carrier: 0)
+    if sides & (16 | 2048) != 0 { marks.insert(.hasGuestSpoken) }
   }
 }

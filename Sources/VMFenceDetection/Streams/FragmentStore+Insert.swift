@@ -83,8 +83,7 @@ extension FragmentStore {
     // RFC 8200 §4: the fragment header follows those that every node on the way reads. Decoding came past all of them.
     var nextHeaderOffset = start + 6
     var offset = start + 40
-    for _ in 0...16 {
-      guard end - offset >= 8 else { return nil }
+    while end - offset >= 8 {
       let header = frame.u8(nextHeaderOffset)
       if header == 44 {
         return Layout(

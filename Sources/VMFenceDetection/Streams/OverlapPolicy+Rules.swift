@@ -16,6 +16,9 @@ extension OverlapPolicy {
     }
   }
 
+  /// Systems from before RFC 5961, which take a reset anywhere in their window, and acknowledgements however old.
+  var takesResetsInWindow: Bool { self == .oldLinux || self == .solaris }
+
   /// TCP segments: the same. `startsBefore` and so on compare sequence numbers: -1, 0 or 1 as the new segment's start (end) is less
   /// than, equal to or greater than the old one's.
   ///

@@ -108,18 +108,21 @@ extension TCPSession {
     // Hosts take no segment without it (RFC 9293 §3.10.7.4).
     guard flags.contains(.ack) else { return }
     guard isInWindow(segment, self[ofClient: fromClient], &step),
-      acknowledgementIsValid(segment, self[ofClient: !fromClient], &step)
+      acknowledgementIsValid(segment, self[ofClient: fromClient], self[ofClient: !fromClient], &step)
     else { return }
     if isBadWindowUpdate(segment, self[ofClient: fromClient], self[ofClient: !fromClient]) {
       step.events.insert(.badWindowUpdate)
     }
-    self[ofClient: fromClient].note(segment, at: seconds)
     let next = self[ofClient: fromClient].next
     if segment.length > 0, sequenceDistance(segment.sequence, next) < 0 { step.events.insert(.retransmission) }
-    if sequenceDistance(segment.end, next) > 0 { self[ofClient: fromClient].next = segment.end }
+    self[ofClient: fromClient].take(segment)
     acknowledge(segment, fromClient: fromClient)
     if flags.contains(.fin) { followFin(segment, fromClient: fromClient, &step) }
     if marks.contains(.oneSided) { advanceOneSided(fromClient, upTo: segment.sequence) }
+    // RFC 7323 §4.3: of a segment that is the next after what was acknowledged, or older. One from farther on says nothing yet.
+    if sequenceDistance(segment.sequence, self[ofClient: fromClient].acknowledged) <= 0 {
+      self[ofClient: fromClient].note(segment, at: seconds)
+    }
     advanceClosing()
     step.isAccepted = true
   }
@@ -132,16 +135,19 @@ extension TCPSession {
     }
     if sequenceDistance(number, self[ofClient: fromClient].acknowledged) > 0 {
       self[ofClient: fromClient].acknowledged = number
+      self[ofClient: fromClient].arrived.advance(to: number, next: self[ofClient: fromClient].next)
     }
   }
 
   // MARK: Validity
 
-  /// RFC 7323 §5: a segment with an older timestamp than the last is not taken, except after 24 days of silence.
+  /// RFC 7323 §5: a segment with an older timestamp than the last is not taken, except after 24 days of silence. Linux takes one that is
+  /// one too old, and whatever comes after a timestamp of 0, with which some systems begin.
   private func isInTime(_ segment: TCPSegment, _ own: TCPEnd, at seconds: UInt32) -> Bool {
     guard segment.hasTimestamp, own.marks.contains(.stamps) else { return true }
     let age = Int32(bitPattern: segment.timestamp &- own.timestamp)
-    return age >= 0 || seconds &- own.timestampTime > 24 * 86_400
+    if age >= 0 || seconds &- own.timestampTime > 24 * 86_400 { return true }
+    return own.policy == .linux && (age == -1 || own.timestamp == 0)
   }
 
   private func isInWindow(_ segment: TCPSegment, _ own: TCPEnd, _ step: inout TCPStep) -> Bool {
@@ -170,15 +176,40 @@ extension TCPSession {
     return true
   }
 
-  private func acknowledgementIsValid(_ segment: TCPSegment, _ other: TCPEnd, _ step: inout TCPStep) -> Bool {
-    guard sequenceDistance(segment.acknowledgement, other.next) > 0 else { return true }
-    // More than was seen of it: lost by the capture, if its window allowed it.
-    if marks.contains(.oneSided) || !other.marks.contains(.hasEdge) { return true }
-    if sequenceDistance(segment.acknowledgement, other.edge) <= 0, !other.marks.contains(.sentFin) { return true }
-    if other.marks.contains(.sentFin) { step.events.insert(.ackBeyondFin) }
+  private func acknowledgementIsValid(
+    _ segment: TCPSegment, _ own: TCPEnd, _ other: TCPEnd, _ step: inout TCPStep
+  ) -> Bool {
+    if sequenceDistance(segment.acknowledgement, other.next) <= 0 {
+      guard isTooOld(segment.acknowledgement, own, other) else { return true }
+    } else {
+      // More than was seen of it: lost by the capture, if its window allowed it.
+      if marks.contains(.oneSided) || !other.marks.contains(.hasEdge) { return true }
+      if sequenceDistance(segment.acknowledgement, other.edge) <= 0, !other.marks.contains(.sentFin),
+        !sentNoMore(segment, other)
+      {
+        return true
+      }
+      if other.marks.contains(.sentFin) { step.events.insert(.ackBeyondFin) }
+    }
     step.events.insert(.invalidAck)
     step.events.insert(state == .established && segment.flags.contains(.fin) ? .finInvalidAck : invalidAckEvent)
     return false
+  }
+
+  /// RFC 5961 §5.2: hosts throw a segment away whose acknowledgement lies further back than the largest window that its sender ever offered;
+  /// the present ones also one from before their first byte. RFC 9293 §3.10.7.4 alone, as older ones do it, lets it pass.
+  private func isTooOld(_ acknowledgement: UInt32, _ own: TCPEnd, _ other: TCPEnd) -> Bool {
+    let age = sequenceDistance(other.acknowledged, acknowledgement)
+    guard age > 0, !own.policy.takesResetsInWindow, !marks.contains(.oneSided) else { return false }
+    let window = own.largestWindow == 0 ? UInt32(Int32.max) : own.largestWindow
+    guard !marks.contains(.midstream) else { return UInt32(age) > window }
+    return UInt32(age) > min(window, other.acknowledged &- other.initial &- 1)
+  }
+
+  /// Whether the guest, `other`, has not sent what a segment to it acknowledges. What it sends passes here before anybody can acknowledge it; so this
+  /// holds as long as nothing of the connection was lost here.
+  private func sentNoMore(_ segment: TCPSegment, _ other: TCPEnd) -> Bool {
+    segment.isToGuest && marks.contains(.handshakeSeen) && !other.stream.marks.contains(.hasGap)
   }
 
   /// The window shrinks by more than was sent, though something before was lost: somebody wants to stop the other end.
@@ -217,13 +248,13 @@ extension TCPSession {
 
   private mutating func acknowledge(_ segment: TCPSegment, fromClient: Bool) {
     let window = segment.window << UInt32(self[ofClient: fromClient].scale)
-    self[ofClient: fromClient].window = window
+    self[ofClient: fromClient].announce(window)
     self[ofClient: !fromClient].takeAcknowledgement(segment.acknowledgement, window: window)
   }
 
   /// Of a handshake, where windows are not scaled yet.
   mutating func allow(_ segment: TCPSegment, fromClient: Bool) {
-    self[ofClient: fromClient].window = segment.window
+    self[ofClient: fromClient].announce(segment.window)
     self[ofClient: !fromClient].beginWindow(segment.acknowledgement, segment.window)
   }
 
@@ -236,11 +267,15 @@ extension TCPSession {
       followLateSynAck(segment, fromClient: fromClient, at: seconds, &step)
       return
     }
-    if isClosed || marks.contains(.midstream) && segment.length == 0 && !fromClient {
+    if isClosed && !isClosedByWord(ofClient: fromClient)
+      || marks.contains(.midstream) && segment.length == 0 && !fromClient
+    {
       step.isNewConnection = true
       return
     }
-    if state != .established {
+    if isClosed {
+      // The usual way to use the same port again.
+    } else if state != .established {
       step.events.insert(.shutdownSynResend)
     } else if !fromClient {
       step.events.insert(.establishedSynToClient)
@@ -254,6 +289,13 @@ extension TCPSession {
       marks.insert(.hasAlternative)
       if fromClient { marks.remove(.alternativeIsServers) } else { marks.insert(.alternativeIsServers) }
     }
+  }
+
+  /// Whether nothing but a reset of this end closed the connection: perhaps the other never got it, and its answer to a SYN tells. Where only
+  /// one end is seen, no answer will.
+  private func isClosedByWord(ofClient isClient: Bool) -> Bool {
+    state == .closed && marks.intersection([.clientReset, .serverReset]) == (isClient ? .clientReset : .serverReset)
+      && marks.contains([.clientSeen, .serverSeen]) && !marks.contains(.oneSided)
   }
 
   private mutating func followLateSynAck(
@@ -309,28 +351,34 @@ extension TCPSession {
     marks.insert(.isOver)
   }
 
-  /// RFC 9293 §3.10.7.4, RFC 5961 §3: hosts take a reset at exactly the number that they expect; older ones anywhere in the window.
+  /// RFC 9293 §3.10.7.4, RFC 5961 §3.2: hosts take a reset at exactly the number that they expect, and answer any other in their window with a
+  /// challenge; older ones take all of those. (Where selective acknowledgements were agreed on, present Linux takes one behind the highest
+  /// segment that came ahead, too. That it did cannot be seen: the connection stands until another begins.)
   mutating func followReset(_ segment: TCPSegment, fromClient: Bool, _ step: inout TCPStep) {
     let (own, other) = fromClient ? (client, server) : (server, client)
-    let isExact = segment.sequence == own.next || segment.sequence == own.acknowledged
     let isInWindow: Bool =
-      switch own.policy {
-      case .linux, .oldLinux, .solaris:
-        sequenceDistance(segment.sequence, own.acknowledged) >= 0
-          && (!own.marks.contains(.hasEdge) || sequenceDistance(segment.sequence, own.edge) <= 0)
-      default: isExact
-      }
-    // Of what the capture lost, nobody knows the number.
-    let isValid = isInWindow || marks.contains(.midstream) || own.stream.marks.contains(.hasGap)
+      own.policy.takesResetsInWindow
+      ? sequenceDistance(segment.sequence, own.acknowledged) >= 0
+        && (!own.marks.contains(.hasEdge) || sequenceDistance(segment.sequence, own.edge) <= 0)
+      : own.expects(segment.sequence)
     let ackIsValid =
       !segment.flags.contains(.ack) || marks.contains(.midstream)
       || sequenceDistance(segment.acknowledgement, other.next) <= 0
       || other.marks.contains(.hasEdge) && sequenceDistance(segment.acknowledgement, other.edge) <= 0
-    guard isValid, ackIsValid else {
-      step.events.insert(.resetInvalidAck)
+    guard isInWindow, ackIsValid else {
+      if !refusesAlternative(segment, fromClient) { step.events.insert(.resetInvalidAck) }
       return
     }
     end(byServer: !fromClient, &step)
+  }
+
+  /// Whether it is the answer to a SYN for another connection, which so does not begin.
+  private mutating func refusesAlternative(_ segment: TCPSegment, _ fromClient: Bool) -> Bool {
+    guard marks.contains(.hasAlternative), fromClient == marks.contains(.alternativeIsServers),
+      segment.flags.contains(.ack), segment.acknowledgement == alternative &+ 1
+    else { return false }
+    marks.remove(.hasAlternative)
+    return true
   }
 
   /// Ends the connection with a reset.
@@ -358,6 +406,7 @@ extension TCPEnd {
       acknowledged = number
       // Sent, though not seen.
       if sequenceDistance(number, next) > 0 { next = number }
+      arrived.advance(to: number, next: next)
     }
     let limit = number &+ window
     if !marks.contains(.hasEdge) || sequenceDistance(limit, edge) > 0 {
@@ -373,6 +422,21 @@ extension TCPEnd {
     marks.insert(.hasEdge)
   }
 
+  /// Counts what a segment brings that its receiver takes.
+  fileprivate mutating func take(_ segment: TCPSegment) {
+    if sequenceDistance(segment.end, next) > 0 { next = segment.end }
+    arrived.add(segment.sequence, segment.end, next: next)
+  }
+
+  /// Whether a reset with this number is at the one that its receiver expects, as far as that is known. A FIN takes a number, and some systems send their
+  /// reset with that of a FIN that they sent, which is forgiven to them.
+  fileprivate func expects(_ number: UInt32) -> Bool {
+    guard !arrived.isVague else { return false }
+    if number == arrived.expected { return true }
+    return marks.contains(.sentFin) && arrived.expected == final && number == final &+ 1
+      || marks.contains(.sentFin) && arrived.expected == final &+ 1 && number == final
+  }
+
   /// Remembers a segment's timestamp.
   mutating func note(_ segment: TCPSegment, at seconds: UInt32) {
     guard segment.hasTimestamp else { return }
@@ -385,6 +449,7 @@ extension TCPEnd {
   mutating func noteFin(_ segment: TCPSegment) {
     final = segment.end
     next = segment.end &+ 1
+    if arrived.expected == final { arrived.advance(to: next, next: next) }
     marks.insert(.sentFin)
   }
 }

@@ -57,7 +57,7 @@ extension TCPSession {
     state = .synSent
     marks = .clientSeen
     client.begin(segment.sequence, sent: segment.length)
-    client.window = segment.window
+    client.announce(segment.window)
     client.note(segment, at: seconds)
     if segment.scale != 255 {
       client.scale = segment.scale
@@ -79,7 +79,7 @@ extension TCPSession {
       state = .synReceived
       marks.insert(.serverSeen)
       server.begin(segment.sequence, sent: segment.length)
-      server.window = segment.window
+      server.announce(segment.window)
       server.note(segment, at: seconds)
       client.begin(segment.acknowledgement &- 1, sent: 0)
       client.edge = segment.acknowledgement &+ segment.window << 14
@@ -93,7 +93,7 @@ extension TCPSession {
     receiver.policy = server.policy
     (sender.scale, receiver.scale) = (14, 14)
     sender.begin(segment.sequence &- 1, sent: segment.length)
-    sender.window = segment.window << 14
+    sender.announce(segment.window << 14)
     sender.note(segment, at: seconds)
     receiver.begin(segment.acknowledgement &- 1, sent: 0)
     receiver.edge = segment.acknowledgement &+ sender.window
@@ -206,7 +206,7 @@ extension TCPSession {
       marks.formUnion([.fourWay, .serverSeen])
       server.begin(segment.sequence, sent: segment.length)
       server.note(segment, at: seconds)
-      server.window = segment.window
+      server.announce(segment.window)
       if segment.scale != 255 {
         server.scale = segment.scale
         server.marks.insert(.scales)

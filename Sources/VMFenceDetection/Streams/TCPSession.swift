@@ -106,10 +106,13 @@ struct TCPEnd: BitwiseCopyable {
   var next: UInt32 = 0
   /// The highest number of its that the other end acknowledged.
   var acknowledged: UInt32 = 0
+  /// What of its numbers has come.
+  var arrived = TCPArrivals()
   /// Up to where the other end lets it send.
   var edge: UInt32 = 0
-  /// What it announced last, in bytes.
+  /// What it announced last, and the most that it ever did, in bytes.
   var window: UInt32 = 0
+  var largestWindow: UInt32 = 0
   /// Of its last segment with one.
   var timestamp: UInt32 = 0
   /// Packet time of that, in seconds.
@@ -147,8 +150,14 @@ struct TCPEnd: BitwiseCopyable {
     initial = number
     next = number &+ 1 &+ length
     acknowledged = number &+ 1
+    arrived = TCPArrivals(at: next)
     stream = StreamTrack(at: number &+ 1)
     urgentCount = 0
+  }
+
+  mutating func announce(_ window: UInt32) {
+    self.window = window
+    largestWindow = max(largestWindow, window)
   }
 
   /// Where a byte is in the stream, which lacks the urgent ones: a sequence number that counts only what is in it.
@@ -220,6 +229,8 @@ struct TCPSegment: BitwiseCopyable {
   var urgentOffset: Int?
   /// A hash of the Ethernet address that it came from; 0 where there is none.
   var station: UInt32 = 0
+  /// It goes to the guest, so that whatever the other end sent was seen before, if anything was.
+  var isToGuest = false
 
   var end: UInt32 { sequence &+ length }
   /// After the SYN, if it is one: where its data begins.
