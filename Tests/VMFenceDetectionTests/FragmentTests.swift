@@ -16,7 +16,7 @@ import VMFencePackets
   @Test(
     "the published example gives each system's bytes",
     arguments: [
-      ("bsd", "AAAJJBCCCLLLMMMFFFGGHHIQ"), ("linux", "AAAJJBKKKLLLMMMFFFGGPHQQ"),
+      ("bsd", "AAAJJBCCCLLLMMMFFFGGHHIQ"), ("old-linux", "AAAJJBKKKLLLMMMFFFGGPHQQ"),
       ("bsd-right", "AJJJBBKKKLDLMEEFNFGOPHQQ"), ("first", "AAAJBBCCCLDLMEEFFFGGHHIQ"),
       ("last", "AJJJJBKKKLLLMMMFNFGOPHQQ"), ("windows", "AAAJBBCCCLLLMEEFFFGGHHIQ"),
       ("solaris", "AAAJBBCCCLLLMMMFFFGGHHIQ"),

@@ -21,6 +21,13 @@ extension SnortInspector {
     if match.isRebuilt { segment.station = 0 }
     segment.isToGuest = direction == .toGuest
     let isForward = packetIsForward(match)
+    guard match.packet.isTaken(frame, sidesKnown: direction != .unknown) else {
+      counters.invalidSegments += 1
+      count(frame.byteCount, place, toServer: match.flow?.toServer ?? true, match.timestamp)
+      compare(match, frame.extracting(Self.payload(match.packet)), frame, into: &output)
+      noteAddresses(match)
+      return
+    }
     let wasEstablished = match.flow?.isEstablished ?? false
     var step = follow(segment, place, isForward, match.timestamp, into: &output)
     var seen = sighting(place, isForward: isForward)
@@ -45,6 +52,7 @@ extension SnortInspector {
       inspectStream(
         place, ofClient: !fromClient, payload.byteCount > 0 ? .acknowledged : .chunk, match.timestamp, .wire,
         &step.events, into: &output)
+      if let position = step.urgent { noteUrgent(position, place, fromClient, &step) }
       // Data of a SYN is taken by nobody who was not asked to (RFC 7413).
       if step.isAccepted, payload.byteCount > 0, !segment.flags.contains(.syn) || segment.hasFastOpen {
         stored = store(payload, segment, place, fromClient, &step, into: &output)
@@ -197,6 +205,12 @@ extension SnortInspector {
     // What the SYN offered is not known: the most generous, if the answer takes up any such offer.
     opening.scale = 14
     flows[place].session.begin(opening, at: seconds)
+    // How segments are delivered stays as it was.
+    if segment.isSigned { flows[place].session.marks.insert(.isSigned) }
+    let wasClient = wasFirst == (isForward != isAnswer)
+    if session.marks.contains(wasClient ? .clientByGroup : .serverByGroup) {
+      flows[place].session.marks.insert(.clientByGroup)
+    }
     var step = flows[place].session.follow(segment, fromClient: false, tcp, at: seconds)
     step.isNewConnection = true
     return step
@@ -222,33 +236,55 @@ extension SnortInspector {
     if !flows[place].session[ofClient: fromClient].stream.marks.contains(.isKnown) {
       flows[place].session[ofClient: fromClient].stream = StreamTrack(at: start)
     }
-    guard let offset = segment.urgentOffset, settings.urgentPolicy != .inline else {
+    guard segment.urgentOffset != nil || flows[place].session[ofClient: fromClient].urgentCount > 0,
+      let position = urgentPosition(segment, place, fromClient)
+    else {
       return storeAll(payload, at: start, place, fromClient, &step, into: &output)
     }
     if settings.urgentPolicy == .drop {
       if settings.isInline { _ = except(.dropPacket, place, .streamUrgent, into: &output) }
       return nil
     }
-    let position = segment.dataStart &+ UInt32(truncatingIfNeeded: offset)
+    flows[place].session[ofClient: fromClient].marks.remove(.awaitsUrgent)
+    let offset = Int(sequenceDistance(position, segment.dataStart))
     let before = storeAll(
       payload.extracting(0..<offset), at: start, place, fromClient, &step, into: &output)
-    var end = flows[place].session[ofClient: fromClient]
-    // More than any program sends: they are read as part of the stream.
-    guard end.urgentCount < Self.urgentLimit else {
-      step.events.insert(.urgentLimit)
-      return storeAll(payload, at: end.mapped(segment.dataStart), place, fromClient, &step, into: &output)
+    let after = storeAll(
+      payload.extracting(offset + 1..<payload.byteCount),
+      at: flows[place].session[ofClient: fromClient].mapped(position &+ 1), place, fromClient, &step, into: &output)
+    return before ?? after
+  }
+
+  /// Where in the numbers of one end an urgent byte is that lies in a segment's payload; nil when none does.
+  private func urgentPosition(_ segment: TCPSegment, _ place: Int, _ fromClient: Bool) -> UInt32? {
+    if settings.urgentPolicy == .outOfBand {
+      let last = flows[place].session[ofClient: fromClient].urgentLast
+      guard flows[place].session[ofClient: fromClient].urgentCount > 0, last &- segment.dataStart < segment.length
+      else { return nil }
+      return last
     }
-    if settings.urgentPolicy == .outOfBand,
-      end.urgentCount == 0 || sequenceDistance(position, end.urgentLast) > 0
-    {
+    guard settings.urgentPolicy != .inline, let offset = segment.urgentOffset, UInt32(offset) < segment.length else {
+      return nil
+    }
+    return segment.dataStart &+ UInt32(offset)
+  }
+
+  /// Takes the urgent byte at a number out of the stream, whether it has come or will. One that is announced before another came takes its place,
+  /// as hosts do it. More than any program sends are read as part of the stream.
+  private mutating func noteUrgent(_ position: UInt32, _ place: Int, _ fromClient: Bool, _ step: inout TCPStep) {
+    guard settings.urgentPolicy == .outOfBand else { return }
+    var end = flows[place].session[ofClient: fromClient]
+    guard end.urgentCount == 0 || sequenceDistance(position, end.urgentLast) > 0 else { return }
+    if end.marks.contains(.awaitsUrgent) {
+      end.urgentLast = position
+    } else if end.urgentCount < Self.urgentLimit {
       end.urgentCount &+= 1
       end.urgentLast = position
-      flows[place].session[ofClient: fromClient] = end
+      end.marks.insert(.awaitsUrgent)
+    } else {
+      step.events.insert(.urgentLimit)
     }
-    let after = storeAll(
-      payload.extracting(offset + 1..<payload.byteCount), at: end.mapped(position &+ 1), place, fromClient, &step,
-      into: &output)
-    return before ?? after
+    flows[place].session[ofClient: fromClient] = end
   }
 
   /// Keeps bytes from `sequence` on of what one end sent, in parts if they are more than fit a packet on a wire (offloads make such).

@@ -60,6 +60,12 @@ extension FragmentStore {
     guard !layout.data.isEmpty, !packet.anomalies.contains(.badDatagramLength) else { return outcome }
     let place = place(for: key, at: now)
     datagrams[place].lastSeen = max(datagrams[place].lastSeen, now)
+    if policy == .linux, let fate = fate(of: offset..<offset + layout.data.count, place) {
+      outcome.events.insert(.overlap)
+      count(\.overlaps)
+      if fate == .datagramIsLost { release(place) }
+      return outcome
+    }
     guard keep(frame, layout, packet, place, &outcome.events) else {
       outcome.events.insert(.ignored)
       count(\.ignored)
@@ -174,6 +180,39 @@ extension FragmentStore {
       fragment = fragments[Int(fragment)].next
     }
     return false
+  }
+
+  /// What becomes of an overlapping fragment.
+  private enum Fate {
+    case isDuplicate, datagramIsLost
+  }
+
+  /// Linux (4.19 and later; RFC 5722, which it follows for IPv4, too): a fragment that lies in a run of those that are there is thrown away; any
+  /// other overlap takes the whole datagram with it. A run are fragments of which each came next behind the last of all. nil: it overlaps none.
+  private func fate(of range: Range<Int>, _ place: Int) -> Fate? {
+    guard range.lowerBound < Int(datagrams[place].highest) else { return nil }
+    // The run at the end so far; those before it have ended.
+    var tail = 0..<0
+    var isHit = false
+    var fragment = datagrams[place].first
+    while fragment != Self.none {
+      let next = fragments[Int(fragment)].range
+      fragment = fragments[Int(fragment)].next
+      if next.lowerBound == tail.upperBound, !tail.isEmpty {
+        tail = tail.lowerBound..<next.upperBound
+        continue
+      }
+      let ended = next.lowerBound > tail.upperBound ? tail : next
+      if next.lowerBound > tail.upperBound || tail.isEmpty { tail = next }
+      guard ended.overlaps(range) else { continue }
+      if ended.lowerBound <= range.lowerBound, range.upperBound <= ended.upperBound { return .isDuplicate }
+      isHit = true
+    }
+    if tail.overlaps(range) {
+      if tail.lowerBound <= range.lowerBound, range.upperBound <= tail.upperBound { return .isDuplicate }
+      isHit = true
+    }
+    return isHit ? .datagramIsLost : nil
   }
 
   // MARK: What arrived

@@ -3,7 +3,8 @@ extension OverlapPolicy {
   /// datagram.
   ///
   /// Source: J. Novak, "Target-Based Fragmentation Reassembly" (2005), whose example the tests replay; Windows and Solaris as later
-  /// measured: the earlier one stays unless it is covered whole from before its beginning.
+  /// measured: the earlier one stays unless it is covered whole from before its beginning. (Present Linux lets it not come to that:
+  /// `FragmentStore.add`.)
   func fragmentReplaces(_ new: Range<Int>, _ old: Range<Int>) -> Bool {
     switch self {
     case .first, .vista: false

@@ -19,12 +19,15 @@ extension TCPSession {
       step.events.insert(.lowTTL)
       return step
     }
+    guard isDelivered(segment, fromClient: fromClient) else { return step }
+    let isNew = state == .none
     switch state {
     case .none: open(segment, fromClient: fromClient, settings, at: seconds, into: &step)
     case .synSent: followSynSent(segment, fromClient: fromClient, settings, at: seconds, into: &step)
     case .synReceived: followSynReceived(segment, fromClient: fromClient, settings, at: seconds, into: &step)
     default: followEstablished(segment, fromClient: fromClient, at: seconds, into: &step)
     }
+    if isNew { noteDelivery(segment, fromClient: fromClient != (step.serverIsSender ?? false)) }
     if step.isAccepted, !marks.contains(.midstream) { lookAtSender(segment, fromClient: fromClient, &step) }
     if settings.hasLimits, step.isAccepted { lookAtLimits(segment, fromClient: fromClient, settings, &step) }
     return step
@@ -83,6 +86,30 @@ extension TCPSession {
     return Int(segment.timeToLive) >= Int(first) - settings.deepestDrop
   }
 
+  /// Whether its receiver's stack hands it on to the connection at all. One with a signature that was not agreed on is thrown away, and so is
+  /// one to a group of stations, unless nothing else has come from this end.
+  private mutating func isDelivered(_ segment: TCPSegment, fromClient: Bool) -> Bool {
+    let byGroup = fromClient ? Marks.clientByGroup : .serverByGroup
+    guard segment.isToGroup || segment.isSigned else {
+      if marks.contains(byGroup) { marks.remove(byGroup) }
+      return true
+    }
+    guard state != .none else { return true }
+    if segment.isSigned, !marks.contains(.isSigned), segment.flags.intersection([.syn, .ack]) != .syn { return false }
+    guard segment.isToGroup else {
+      marks.remove(byGroup)
+      return true
+    }
+    if marks.contains(.midstream), !marks.contains(fromClient ? .clientSeen : .serverSeen) { marks.insert(byGroup) }
+    return marks.contains(byGroup)
+  }
+
+  /// Of the first segment.
+  private mutating func noteDelivery(_ segment: TCPSegment, fromClient: Bool) {
+    if segment.isToGroup { marks.insert(fromClient ? .clientByGroup : .serverByGroup) }
+    if segment.isSigned { marks.insert(.isSigned) }
+  }
+
   mutating func followEstablished(
     _ segment: TCPSegment, fromClient: Bool, at seconds: UInt32, into step: inout TCPStep
   ) {
@@ -96,7 +123,7 @@ extension TCPSession {
       return
     }
     marks.insert(fromClient ? .clientSeen : .serverSeen)
-    guard isInTime(segment, self[ofClient: fromClient], at: seconds) else {
+    guard isInTime(segment, fromClient, at: seconds) else {
       step.events.insert(.invalidTimestamp)
       return
     }
@@ -107,14 +134,17 @@ extension TCPSession {
     }
     // Hosts take no segment without it (RFC 9293 §3.10.7.4).
     guard flags.contains(.ack) else { return }
-    guard isInWindow(segment, self[ofClient: fromClient], &step),
-      acknowledgementIsValid(segment, self[ofClient: fromClient], self[ofClient: !fromClient], &step)
-    else { return }
-    if isBadWindowUpdate(segment, self[ofClient: fromClient], self[ofClient: !fromClient]) {
+    guard isInWindow(segment, fromClient, &step), acknowledgementIsValid(segment, fromClient, &step) else { return }
+    if isBadWindowUpdate(segment, fromClient) {
       step.events.insert(.badWindowUpdate)
     }
     let next = self[ofClient: fromClient].next
     if segment.length > 0, sequenceDistance(segment.sequence, next) < 0 { step.events.insert(.retransmission) }
+    if let offset = segment.urgentOffset {
+      // What points to something that came already is not taken notice of.
+      let position = segment.sequence &+ UInt32(offset)
+      if sequenceDistance(position, self[ofClient: fromClient].arrived.expected) >= 0 { step.urgent = position }
+    }
     self[ofClient: fromClient].take(segment)
     acknowledge(segment, fromClient: fromClient)
     if flags.contains(.fin) { followFin(segment, fromClient: fromClient, &step) }
@@ -140,34 +170,42 @@ extension TCPSession {
   }
 
   // MARK: Validity
+  //
+  // Ends are asked where they lie: each is longer than a segment is worth.
 
   /// RFC 7323 §5: a segment with an older timestamp than the last is not taken, except after 24 days of silence. Linux takes one that is
   /// one too old, and whatever comes after a timestamp of 0, with which some systems begin.
-  private func isInTime(_ segment: TCPSegment, _ own: TCPEnd, at seconds: UInt32) -> Bool {
-    guard segment.hasTimestamp, own.marks.contains(.stamps) else { return true }
-    let age = Int32(bitPattern: segment.timestamp &- own.timestamp)
-    if age >= 0 || seconds &- own.timestampTime > 24 * 86_400 { return true }
-    return own.policy == .linux && (age == -1 || own.timestamp == 0)
+  private func isInTime(_ segment: TCPSegment, _ fromClient: Bool, at seconds: UInt32) -> Bool {
+    guard segment.hasTimestamp, self[ofClient: fromClient].marks.contains(.stamps) else { return true }
+    let age = Int32(bitPattern: segment.timestamp &- self[ofClient: fromClient].timestamp)
+    if age >= 0 || seconds &- self[ofClient: fromClient].timestampTime > 24 * 86_400 { return true }
+    return self[ofClient: fromClient].policy == .linux && (age == -1 || self[ofClient: fromClient].timestamp == 0)
   }
 
-  private func isInWindow(_ segment: TCPSegment, _ own: TCPEnd, _ step: inout TCPStep) -> Bool {
+  private func isInWindow(_ segment: TCPSegment, _ fromClient: Bool, _ step: inout TCPStep) -> Bool {
     let end = segment.end
-    if sequenceDistance(end, own.acknowledged) < 0 {
+    let acknowledged = self[ofClient: fromClient].acknowledged
+    if sequenceDistance(end, acknowledged) < 0 {
       // One byte before what is expected: it asks whether the other end is alive.
-      let asksForLife = segment.length <= 1 && segment.sequence == own.acknowledged &- 1
+      let asksForLife = segment.length <= 1 && segment.sequence == acknowledged &- 1
       if segment.length > 0 {
         if !asksForLife { step.events.insert(.spuriousRetransmission) }
-      } else if !asksForLife, !marks.contains(.midstream), !own.stream.marks.contains(.hasGap) {
+      } else if !asksForLife, !marks.contains(.midstream),
+        !self[ofClient: fromClient].stream.marks.contains(.hasGap)
+      {
         step.events.insert(state == .closeWait ? .closeWaitBeforeLastAck : .establishedBeforeLastAck)
         return false
       }
       return true
     }
-    if own.marks.contains(.hasEdge), sequenceDistance(end, own.edge) > 0, !marks.contains(.oneSided) {
+    let known = self[ofClient: fromClient].marks
+    if known.contains(.hasEdge), sequenceDistance(end, self[ofClient: fromClient].edge) > 0,
+      !marks.contains(.oneSided)
+    {
       step.events.insert(outOfWindowEvent)
       return false
     }
-    if own.marks.contains(.sentFin), segment.length > 0, sequenceDistance(end, own.final) > 0 {
+    if known.contains(.sentFin), segment.length > 0, sequenceDistance(end, self[ofClient: fromClient].final) > 0 {
       // Nothing follows a FIN.
       step.events.insert(.dataAfterFin)
       step.events.insert(outOfWindowEvent)
@@ -176,20 +214,21 @@ extension TCPSession {
     return true
   }
 
-  private func acknowledgementIsValid(
-    _ segment: TCPSegment, _ own: TCPEnd, _ other: TCPEnd, _ step: inout TCPStep
-  ) -> Bool {
-    if sequenceDistance(segment.acknowledgement, other.next) <= 0 {
-      guard isTooOld(segment.acknowledgement, own, other) else { return true }
+  private func acknowledgementIsValid(_ segment: TCPSegment, _ fromClient: Bool, _ step: inout TCPStep) -> Bool {
+    let number = segment.acknowledgement
+    if sequenceDistance(number, self[ofClient: !fromClient].next) <= 0 {
+      let age = sequenceDistance(self[ofClient: !fromClient].acknowledged, number)
+      guard age > 0, isTooOld(UInt32(age), fromClient) else { return true }
     } else {
       // More than was seen of it: lost by the capture, if its window allowed it.
-      if marks.contains(.oneSided) || !other.marks.contains(.hasEdge) { return true }
-      if sequenceDistance(segment.acknowledgement, other.edge) <= 0, !other.marks.contains(.sentFin),
-        !sentNoMore(segment, other)
+      let known = self[ofClient: !fromClient].marks
+      if marks.contains(.oneSided) || !known.contains(.hasEdge) { return true }
+      if sequenceDistance(number, self[ofClient: !fromClient].edge) <= 0, !known.contains(.sentFin),
+        !sentNoMore(segment, fromClient)
       {
         return true
       }
-      if other.marks.contains(.sentFin) { step.events.insert(.ackBeyondFin) }
+      if known.contains(.sentFin) { step.events.insert(.ackBeyondFin) }
     }
     step.events.insert(.invalidAck)
     step.events.insert(state == .established && segment.flags.contains(.fin) ? .finInvalidAck : invalidAckEvent)
@@ -198,26 +237,30 @@ extension TCPSession {
 
   /// RFC 5961 §5.2: hosts throw a segment away whose acknowledgement lies further back than the largest window that its sender ever offered;
   /// the present ones also one from before their first byte. RFC 9293 §3.10.7.4 alone, as older ones do it, lets it pass.
-  private func isTooOld(_ acknowledgement: UInt32, _ own: TCPEnd, _ other: TCPEnd) -> Bool {
-    let age = sequenceDistance(other.acknowledged, acknowledgement)
-    guard age > 0, !own.policy.takesResetsInWindow, !marks.contains(.oneSided) else { return false }
-    let window = own.largestWindow == 0 ? UInt32(Int32.max) : own.largestWindow
-    guard !marks.contains(.midstream) else { return UInt32(age) > window }
-    return UInt32(age) > min(window, other.acknowledged &- other.initial &- 1)
+  ///
+  /// `age`: how far behind what was acknowledged before, in bytes.
+  private func isTooOld(_ age: UInt32, _ fromClient: Bool) -> Bool {
+    guard !self[ofClient: fromClient].policy.takesResetsInWindow, !marks.contains(.oneSided) else { return false }
+    let largest = self[ofClient: fromClient].largestWindow
+    let window = largest == 0 ? UInt32(Int32.max) : largest
+    guard !marks.contains(.midstream) else { return age > window }
+    return age > min(window, self[ofClient: !fromClient].acknowledged &- self[ofClient: !fromClient].initial &- 1)
   }
 
-  /// Whether the guest, `other`, has not sent what a segment to it acknowledges. What it sends passes here before anybody can acknowledge it; so this
+  /// Whether the guest has not sent what a segment to it acknowledges. What it sends passes here before anybody can acknowledge it; so this
   /// holds as long as nothing of the connection was lost here.
-  private func sentNoMore(_ segment: TCPSegment, _ other: TCPEnd) -> Bool {
-    segment.isToGuest && marks.contains(.handshakeSeen) && !other.stream.marks.contains(.hasGap)
+  private func sentNoMore(_ segment: TCPSegment, _ fromClient: Bool) -> Bool {
+    segment.isToGuest && marks.contains(.handshakeSeen)
+      && !self[ofClient: !fromClient].stream.marks.contains(.hasGap)
   }
 
   /// The window shrinks by more than was sent, though something before was lost: somebody wants to stop the other end.
-  private func isBadWindowUpdate(_ segment: TCPSegment, _ own: TCPEnd, _ other: TCPEnd) -> Bool {
-    let window = segment.window << UInt32(own.scale)
-    return window > 0 && window < own.window && own.window - window > segment.length
-      && sequenceDistance(segment.sequence, own.next) > 0
-      && sequenceDistance(other.next, segment.acknowledgement) > 0
+  private func isBadWindowUpdate(_ segment: TCPSegment, _ fromClient: Bool) -> Bool {
+    let window = segment.window << UInt32(self[ofClient: fromClient].scale)
+    let former = self[ofClient: fromClient].window
+    return window > 0 && window < former && former - window > segment.length
+      && sequenceDistance(segment.sequence, self[ofClient: fromClient].next) > 0
+      && sequenceDistance(self[ofClient: !fromClient].next, segment.acknowledgement) > 0
   }
 
   private var outOfWindowEvent: StreamEvent {

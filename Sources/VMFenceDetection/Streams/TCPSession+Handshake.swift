@@ -13,6 +13,8 @@ struct TCPStep {
   var isMidstream = false
   /// One that was, with this segment.
   var isTakenUp = false
+  /// The number of an urgent byte that it announces.
+  var urgent: UInt32?
 }
 
 /// From the first packet to an established connection.
@@ -102,6 +104,7 @@ extension TCPSession {
     (client, server) = fromClient ? (sender, receiver) : (receiver, sender)
     marks.insert(fromClient ? .clientSeen : .serverSeen)
     if settings.picksUpOneSide { marks.insert(.oneSided) }
+    if let offset = segment.urgentOffset { step.urgent = segment.sequence &+ UInt32(offset) }
     step.isAccepted = true
   }
 

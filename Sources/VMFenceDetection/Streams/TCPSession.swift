@@ -42,6 +42,11 @@ struct TCPSession: BitwiseCopyable {
     /// The last packet made it end; what is buffered is to be looked at.
     static let isOver = Marks(rawValue: 512)
     static let handshakeSeen = Marks(rawValue: 1024)
+    /// Its SYN bore a signature (RFC 2385, RFC 5925).
+    static let isSigned = Marks(rawValue: 2048)
+    /// All that the client, the server sent so far went to a group address of the link (as to a cluster of servers that share an address).
+    static let clientByGroup = Marks(rawValue: 4096)
+    static let serverByGroup = Marks(rawValue: 8192)
   }
 
   // In place: an end is longer than what is mostly asked of it. One `yield` each: with two, each use would allocate.
@@ -129,7 +134,7 @@ struct TCPEnd: BitwiseCopyable {
   /// Segments over bytes that waited; small segments behind each other.
   var overlaps: UInt8 = 0
   var smallSegments: UInt8 = 0
-  /// Urgent bytes that are no part of the stream: how many there were, and the number of the last.
+  /// Urgent bytes that are no part of the stream: how many there were, and the number of the last, which may be still to come.
   var urgentCount: UInt32 = 0
   var urgentLast: UInt32 = 0
   /// Of the Ethernet address that its SYN came from (`TCPSegment.station`); 0: not known.
@@ -143,6 +148,8 @@ struct TCPEnd: BitwiseCopyable {
     static let sentFin = Marks(rawValue: 8)
     static let finAcknowledged = Marks(rawValue: 16)
     static let hasAcknowledged = Marks(rawValue: 32)
+    /// The last urgent byte is announced and did not come yet.
+    static let awaitsUrgent = Marks(rawValue: 64)
   }
 
   /// Begins with the number of a SYN.
@@ -153,6 +160,7 @@ struct TCPEnd: BitwiseCopyable {
     arrived = TCPArrivals(at: next)
     stream = StreamTrack(at: number &+ 1)
     urgentCount = 0
+    marks.remove(.awaitsUrgent)
   }
 
   mutating func announce(_ window: UInt32) {
@@ -225,12 +233,15 @@ struct TCPSegment: BitwiseCopyable {
   var scale: UInt8 = 255
   var hasFastOpen = false
   var timeToLive: UInt8
-  /// Where in its payload the urgent byte is; nil when it has none.
-  var urgentOffset: Int?
+  /// How far the urgent byte lies from the first of its payload, in which it may be or not; nil when it names none.
+  var urgentOffset: UInt16?
   /// A hash of the Ethernet address that it came from; 0 where there is none.
   var station: UInt32 = 0
   /// It goes to the guest, so that whatever the other end sent was seen before, if anything was.
   var isToGuest = false
+  /// It went to a group address of the link.
+  var isToGroup = false
+  var isSigned = false
 
   var end: UInt32 { sequence &+ length }
   /// After the SYN, if it is one: where its data begins.
@@ -246,12 +257,13 @@ struct TCPSegment: BitwiseCopyable {
     length = UInt32(truncatingIfNeeded: packet.payloadLength)
     if packet.etherType != 0, packet.networkOffset >= 14, packet.tunnelDepth == 0 {
       station = (frame.u32(6) &* 0x9E37_79B1 ^ UInt32(frame.u16(10))) | 1
+      isToGroup = packet.destinationMAC.isMulticast
     }
     let start = Int(packet.transportOffset)
     if flags.contains(.urg) {
       // The pointer is to the byte behind it, as nearly all systems read it (RFC 6093 §3).
-      let pointer = Int(frame.u16(start + 18))
-      if pointer > 0, pointer <= Int(length) { urgentOffset = pointer - 1 }
+      let pointer = frame.u16(start + 18)
+      if pointer > 0 { urgentOffset = pointer - 1 }
     }
     let count = Int(packet.payloadOffset) - start - 20
     guard count > 0 else { return }
@@ -276,6 +288,8 @@ struct TCPSegment: BitwiseCopyable {
         hasTimestamp = true
         timestamp = frame.u32(at)
         echo = frame.u32(at + 4)
+      // RFC 2385, RFC 5925.
+      case (19, _), (29, _): isSigned = true
       case (34, _): hasFastOpen = true
       default: break
       }
