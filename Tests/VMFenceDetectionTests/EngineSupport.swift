@@ -215,15 +215,16 @@ struct Frame {
   private func big32(_ value: UInt32) -> [UInt8] {
     big16(UInt16(value >> 16)) + big16(UInt16(truncatingIfNeeded: value))
   }
+}
 
-  private func internetChecksum(_ bytes: [UInt8]) -> UInt16 {
-    var sum: UInt32 = 0
-    for index in stride(from: 0, to: bytes.count, by: 2) {
-      sum += UInt32(bytes[index]) << 8 | (index + 1 < bytes.count ? UInt32(bytes[index + 1]) : 0)
-    }
-    while sum > 0xFFFF { sum = sum & 0xFFFF + sum >> 16 }
-    return ~UInt16(sum)
+/// RFC 1071.
+func internetChecksum(_ bytes: [UInt8]) -> UInt16 {
+  var sum: UInt32 = 0
+  for index in stride(from: 0, to: bytes.count, by: 2) {
+    sum += UInt32(bytes[index]) << 8 | (index + 1 < bytes.count ? UInt32(bytes[index + 1]) : 0)
   }
+  while sum > 0xFFFF { sum = sum & 0xFFFF + sum >> 16 }
+  return ~UInt16(sum)
 }
 
 /// A TCP connection's frames, with sequence numbers that fit.

@@ -331,14 +331,25 @@ import VMFenceDetection
 }
 
 extension [UInt8] {
-  /// A frame of Ethernet, IPv4 and TCP, with options (a multiple of 4 bytes) behind its TCP header. Checksums stay as they were.
+  /// A frame of Ethernet, IPv4 and TCP, with options (a multiple of 4 bytes) behind its TCP header.
   func with(options: [UInt8]) -> [UInt8] {
     guard !options.isEmpty else { return self }
     var frame = self
     frame.insert(contentsOf: options, at: 54)
-    frame[46] = UInt8((20 + options.count) / 4 << 4)
+    frame[46] = UInt8((20 + options.count) / 4 * 16)
     let length = frame.count - 14
     frame.replaceSubrange(16..<18, with: [UInt8(length >> 8), UInt8(length & 0xFF)])
+    frame.replaceSubrange(24..<26, with: [0, 0])
+    frame.replaceSubrange(24..<26, with: Self.sum(Array(frame[14..<34])))
+    frame.replaceSubrange(50..<52, with: [0, 0])
+    let segment = frame[34...]
+    let pseudo = frame[26..<34] + [0, 6, UInt8(segment.count >> 8), UInt8(segment.count & 0xFF)]
+    frame.replaceSubrange(50..<52, with: Self.sum(Array(pseudo + segment)))
     return frame
+  }
+
+  private static func sum(_ bytes: [UInt8]) -> [UInt8] {
+    let sum = internetChecksum(bytes)
+    return [UInt8(sum >> 8), UInt8(sum & 0xFF)]
   }
 }
