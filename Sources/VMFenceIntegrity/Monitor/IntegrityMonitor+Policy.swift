@@ -73,7 +73,7 @@ extension IntegrityMonitor {
 
   // MARK: Names
 
-  /// A name under which changes of a file are told, with a note when it stands for others.
+  /// A name under which changes of a file are told, with a note when it stands for others, too.
   struct ToldName {
     var path: [UInt8]
     /// Empty, or one.
@@ -81,9 +81,8 @@ extension IntegrityMonitor {
   }
 
   private static let namesNote = "names"
-  /// Others that are named in a note, and the longest of them, in bytes.
-  private static let shownNames = 3
-  private static let shownNameBytes = 256
+  /// Of names of which the same is said, so many are told.
+  private static let toldNames = 16
 
   /// What decides how an event is told: names that have it in common need one event.
   private struct NameClass: Hashable {
@@ -92,8 +91,8 @@ extension IntegrityMonitor {
     var windows: UInt64
   }
 
-  /// The names under which changes of a file are told: of all of which policy and announced windows say the same one, the oldest. A guest can give a file
-  /// as many names as it likes, and each event would be told as often.
+  /// The names under which changes of a file are told: of those of which policy and announced windows say the same, the oldest ones. A guest can give a
+  /// file as many names as it likes, and each event would be told as often.
   func toldNames(of node: FileSystemView.Node, except: Set<[UInt8]> = []) -> [ToldName] {
     let paths = node.links.map { view?.path(of: $0) ?? [] }.filter { !except.contains($0) }
     guard paths.count > 1 else { return paths.map { ToldName(path: $0, notes: []) } }
@@ -107,21 +106,14 @@ extension IntegrityMonitor {
         classes.append(([], 0))
       }
       classes[place].count += 1
-      if classes[place].paths.count <= Self.shownNames { classes[place].paths.append(path) }
+      if classes[place].paths.count < Self.toldNames { classes[place].paths.append(path) }
     }
-    return classes.map { group in
-      let others = group.paths.dropFirst().map { path in
-        Self.text(Array(path.prefix(Self.shownNameBytes))) + (path.count > Self.shownNameBytes ? "…" : "")
+    return classes.flatMap { group in
+      let note = FileEvent.AttributeChange(
+        attribute: Self.namesNote, old: "", new: "\(group.count), of which \(group.paths.count) are told")
+      return group.paths.enumerated().map { index, path in
+        ToldName(path: path, notes: index == 0 && group.count > group.paths.count ? [note] : [])
       }
-      let rest = group.count > group.paths.count ? ", …" : ""
-      return ToldName(
-        path: group.paths[0],
-        notes: others.isEmpty
-          ? []
-          : [
-            .init(
-              attribute: Self.namesNote, old: "", new: "\(group.count): also \(others.joined(separator: ", "))\(rest)")
-          ])
     }
   }
 
