@@ -69,7 +69,7 @@ package struct DomainDetails: Hashable, Sendable {
           note("vif \(device) has no MAC address that a guest can have: it is not captured", "give it a `mac=`")
           continue
         }
-        let interface = try self.text("\(path)/vifname") ?? "vif\(number).\(device)"
+        let interface = try self.text("\(path)/vifname").flatMap { $0.isEmpty ? nil : $0 } ?? "vif\(number).\(device)"
         guard (1...15).contains(interface.utf8.count), !interface.contains("/"), !interface.contains(" ") else {
           note("vif \(device) has a name that no interface can have", "mend its `vifname=`")
           continue

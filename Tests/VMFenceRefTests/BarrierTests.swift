@@ -12,25 +12,46 @@ extension EndToEnd {
       .deletingLastPathComponent().appending(path: "packaging/xen-scripts/vif-vmfence").path
 
     /// Begins what the toolstack begins for a card, in the host's namespace.
+    ///
+    /// - `name`: what `vifname=` says; Xen's script gives the card that name.
     private func plug(
-      _ host: ProtectedHost, _ verb: String = "online", timeout: String = "60s", fail: String = "open"
+      _ host: ProtectedHost, _ verb: String = "online", timeout: String = "60s", fail: String = "open",
+      name: String = "vif1.0"
     ) throws -> Process {
-      let bridge = try host.folder.write("vif-bridge", "#!/bin/sh\necho \"$vif $*\" >>\(host.folder.path("calls"))\n")
-      try NetworkNamespace.shell("chmod +x \(bridge)")
+      try Self.write(
+        "vif-bridge",
+        """
+        echo "$vif $*" >>\(host.folder.path("calls"))
+        [ \(name) = $vif ] || { ip link set $vif down; ip link set $vif name \(name); ip link set \(name) up; }
+        """, in: host.folder)
+      try Self.write(
+        "bin/xenstore-read", "[ \(name) != $vif -a \"$1\" = backend/vif/1/0/vifname ] && echo \(name)", in: host.folder)
       let configuration = try host.folder.write(
-        "barrier.conf", "VIF_SCRIPT=\(bridge)\nTIMEOUT=\(timeout)\nFAIL=\(fail)\n")
+        "barrier.conf", "VIF_SCRIPT=\(host.folder.path("vif-bridge"))\nTIMEOUT=\(timeout)\nFAIL=\(fail)\n")
       let programs = URL(filePath: try Program.path("vmfence-ref")).deletingLastPathComponent().path
       return try host.network.host.start(
-        "env vif=vif1.0 VMFENCE_BARRIER_CONF=\(configuration) VMFENCE_SOCKET=\(host.folder.path("control.sock")) "
-          + "PATH=\(programs):/usr/sbin:/usr/bin:/sbin:/bin \(Self.script) \(verb) type_if=vif")
+        "env vif=vif1.0 XENBUS_PATH=backend/vif/1/0 VMFENCE_BARRIER_CONF=\(configuration) "
+          + "VMFENCE_SOCKET=\(host.folder.path("control.sock")) "
+          + "PATH=\(host.folder.path("bin")):\(programs):/usr/sbin:/usr/bin:/sbin:/bin \(Self.script) \(verb) type_if=vif"
+      )
+    }
+
+    /// Puts a shell script there.
+    private static func write(_ name: String, _ text: String, in folder: TemporaryFolder) throws {
+      let path = folder.path(name)
+      try FileManager.default.createDirectory(
+        at: URL(filePath: path).deletingLastPathComponent(), withIntermediateDirectories: true)
+      try NetworkNamespace.shell("chmod +x \(try folder.write(name, "#!/bin/sh\n\(text)\n"))")
     }
 
     private func isShut(_ host: ProtectedHost) -> Bool {
       host.network.host.succeeds("nft list table bridge vmfence-barrier-vif1.0")
     }
 
-    @Test("a card is shut until its guest is guarded there, with what was blocked before")
-    func opens() throws {
+    @Test(
+      "a card is shut until its guest is guarded there, with what was blocked before, whatever name the card is given",
+      arguments: ["vif1.0", "web0"])
+    func opens(name: String) throws {
       let host = try ProtectedHost("barrier")
       let inventory = try String(contentsOfFile: host.folder.path("inventory.yaml"), encoding: .utf8)
       let line = try #require(inventory.split(separator: "\n").first { $0.contains("vif1.0") })
@@ -39,15 +60,17 @@ extension EndToEnd {
       _ = try host.cli("bans", "add", "10.77.0.99", "--domain", "web", "--for", "1h")
       // A port that nobody has is waited for no longer than was asked.
       let failure = #expect(throws: ControlFailure.self) {
-        try host.ask(ControlRequest(.barrier, duration: 0, port: "vif1.0"), BarrierStatus.self)
+        try host.ask(ControlRequest(.barrier, duration: 0, port: name), BarrierStatus.self)
       }
       #expect(failure?.message.contains("no domain has it") == true)
-      let script = try plug(host)
+      let script = try plug(host, fail: "closed", name: name)
       try LiveRunTests.wait("the card is shut") { isShut(host) }
+      try LiveRunTests.wait("it has its name") { host.network.host.succeeds("ip link show up dev \(name) | grep -q .") }
       #expect(!host.fetches(1, from: "10.77.0.98"))
       #expect(script.isRunning, "it waits for the guest")
       // The toolstack has written what card that is.
-      _ = try host.folder.write("inventory.yaml", inventory)
+      _ = try host.folder.write(
+        "inventory.yaml", inventory.replacingOccurrences(of: "interface: vif1.0", with: "interface: \(name)"))
       script.waitUntilExit()
       #expect(script.terminationStatus == 0)
       #expect(!isShut(host))
@@ -55,7 +78,7 @@ extension EndToEnd {
       #expect(!host.fetches(1, from: "10.77.0.99"))
       #expect(host.fetches(1, from: "10.77.0.98", seconds: 10))
       let domains = try host.ask(ControlRequest(.domains), [DomainStatus].self)
-      #expect(domains.first { $0.name == "web" }?.ports == ["vif1.0"])
+      #expect(domains.first { $0.name == "web" }?.ports == [name])
       #expect(try String(contentsOfFile: host.folder.path("calls"), encoding: .utf8) == "vif1.0 online type_if=vif\n")
       // A second time there is nothing to wait for.
       let status = try host.ask(ControlRequest(.barrier, duration: 0, port: "vif2.0"), BarrierStatus.self)
@@ -75,6 +98,33 @@ extension EndToEnd {
       let offline = try plug(host, "offline")
       offline.waitUntilExit()
       #expect(offline.terminationStatus == 0 && !isShut(host))
+    }
+
+    @Test(
+      "the daemon is asked for the name that Xen's script gives the card, and the card is shut under it",
+      arguments: [
+        ("online type_if=vif", "vif7.0", "", "vif7.0"), ("online type_if=vif", "vif7.0", "web0", "web0"),
+        ("add type_if=tap", "vif7.0-emu", "", "vif7.0-emu"), ("add type_if=tap", "vif7.0-emu", "web0", "web0-emu"),
+        ("online type_if=vif", "vif7.0", "-web", "-web"),
+      ])
+    func names(call: String, card: String, vifname: String, asked: String) throws {
+      let (host, folder) = (try NetworkNamespace("names"), try TemporaryFolder())
+      try host.run("ip link add \(card) type veth peer name peer")
+      try Self.write("vif-bridge", "[ \(card) = \(asked) ] || ip link set dev \(card) name \(asked)", in: folder)
+      try Self.write(
+        "bin/xenstore-read", "[ -n '\(vifname)' -a \"$1\" = backend/vif/7/0/vifname ] && echo '\(vifname)'", in: folder)
+      try Self.write(
+        "bin/vmfence-ref", "echo \"$*\" >\(folder.path("asked")); nft list ruleset >\(folder.path("rules"))", in: folder
+      )
+      let configuration = try folder.write("barrier.conf", "VIF_SCRIPT=\(folder.path("vif-bridge"))\n")
+      try host.run(
+        "vif=vif7.0 INTERFACE=vif7.0-emu XENBUS_PATH=backend/vif/7/0 VMFENCE_BARRIER_CONF=\(configuration) "
+          + "PATH=\(folder.path("bin")):$PATH \(Self.script) \(call)")
+      #expect(
+        try String(contentsOfFile: folder.path("asked"), encoding: .utf8) == "barrier --timeout 10s -- \(asked)\n")
+      let rules = try String(contentsOfFile: folder.path("rules"), encoding: .utf8)
+      #expect(rules.contains("iif \"\(asked)\" drop") && rules.contains("oif \"\(asked)\" drop"), "\(rules)")
+      #expect(try host.run("nft list tables").isEmpty)
     }
   }
 }

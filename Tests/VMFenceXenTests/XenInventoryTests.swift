@@ -237,9 +237,11 @@ import VMFenceCore
     xen.set("/local/domain/4/name", "vm4")
     xen.addInterface(DomainID(4), device: 0, mac: "00:16:3e:00:00:01")
     xen.addInterface(DomainID(4), device: 1, mac: "00:16:3e:00:00:02", ["vifname": "lan"])
+    // As Xen's script takes it.
+    xen.addInterface(DomainID(4), device: 2, mac: "00:16:3e:00:00:03", ["vifname": ""])
     var inventory = inventory(interfaces: ["vif4.0-emu", "lan-emu"])
     _ = try inventory.look(at: .zero)
-    #expect(inventory.domains[0].ports.map(\.interface) == ["vif4.0", "vif4.0-emu", "lan", "lan-emu"])
+    #expect(inventory.domains[0].ports.map(\.interface) == ["vif4.0", "vif4.0-emu", "lan", "lan-emu", "vif4.2"])
   }
 
   @Test func disksOfBothBackendsAreListed() throws {

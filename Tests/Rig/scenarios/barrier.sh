@@ -1,7 +1,8 @@
 # The barrier: no packet of a guest's passes its card before its detector, its bans and what it may pretend are in force there; at create, reboot, restore.
 exec 2>&1
 . /share/library.sh
-vif() { echo "vif=[\"mac=$1,bridge=xenbr0,script=vif-vmfence,ip=$2\"]"; }
+# vif MAC ADDRESS [NAME] : NAME is the interface's in Dom0, instead of vifN.M.
+vif() { echo "vif=[\"mac=$1,bridge=xenbr0,script=vif-vmfence,ip=$2${3:+,vifname=$3}\"]"; }
 barrier() { printf 'VIF_SCRIPT=vif-bridge\nTIMEOUT=%s\nFAIL=%s\n' "$1" "$2" >/etc/vmfence/barrier.conf; }
 # passed FILE : how many frames a sniffer has seen.
 passed() { tcpdump -r "$1" 2>/dev/null | wc -l; }
@@ -45,12 +46,12 @@ daemon_start
 guest good 00:16:3e:00:00:04 10.77.0.14 || fail "a guest comes up behind the barrier"
 until_true 60 "it is inspected" has good state inspecting
 sniff xenbr0 /out/forged.pcap 'ether src 00:16:3e:00:00:22 and src host 10.77.0.99'
-DOMU_IP=10.77.0.22 DOMU_ARGS=rdinit=/eager domu_cfg web "$(vif 00:16:3e:00:00:22 10.77.0.22)" | sed 's|/rig/domu.img|/tmp/eager.img|' >/tmp/eager.cfg
+DOMU_IP=10.77.0.22 DOMU_ARGS=rdinit=/eager domu_cfg web "$(vif 00:16:3e:00:00:22 10.77.0.22 eager0)" | sed 's|/rig/domu.img|/tmp/eager.img|' >/tmp/eager.cfg
 echo 'uuid="5b1c9a52-0d7e-4a3c-9a86-2f7b3f6f0a22"' >>/tmp/eager.cfg
 xl create -q /tmp/eager.cfg && domu_wait web 200 || fail "a guest that sends at once comes up behind it"
 got_out() { domu_exec web 'grep -c out /tmp/out' 20 | grep -q "[1-9]"; }
 until_true 60 "what it may send gets out" got_out
-
+[ -e /sys/class/net/eager0 ] && ok "over a card with the name that was chosen" || fail "its card has another name"
 until_true 60 "and it reaches another guest" eval 'domu_exec web "grep -c there /tmp/there" 20 | grep -q "[1-9]"'
 vmfence-ref bans add 10.77.0.14 --domain web --for 1h || fail "a ban can be set"
 # At the other guest's card, where its own questions for the first one's address are seen too: they go no further.
