@@ -10,6 +10,7 @@ public final class ControlClient {
   private let connection: ControlConnection
   private let patience: Duration
 
+  /// - `patience`: for each answer.
   /// - Throws: when nobody answers at `path`.
   public init(path: String, patience: Duration = .seconds(60)) throws(ControlFailure) {
     self.patience = patience
@@ -51,10 +52,11 @@ public final class ControlClient {
 
   /// Lines as they come, until `body` says false.
   ///
-  /// - Throws: `unreachable` when the daemon ends, or hangs up.
+  /// - Throws: `unreachable` when the daemon ends, or hangs up; `busy` when enough follow already.
   public func follow(all: Bool, _ body: ([UInt8]) -> Bool) throws(ControlFailure) {
     try send(ControlRequest(.follow, all: all))
-    guard try nextLine() != nil else { throw Self.hungUp }
+    guard let answer = try nextLine() else { throw Self.hungUp }
+    if let failure = (try? JSONDecoder().decode(Answer<String>.self, from: Data(answer)))?.error { throw failure }
     repeat {
       guard
         case .line(let line)? = connection.readLine(

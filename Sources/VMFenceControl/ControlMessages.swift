@@ -64,6 +64,8 @@ public struct ControlFailure: Codable, Error, Sendable, Hashable, CustomStringCo
     case unreachable
     /// The socket is not for this user.
     case permission
+    /// There is no room now, or the daemon stops: the same may be answered a moment later.
+    case busy
   }
 
   public var message: String

@@ -3,11 +3,15 @@ internal import Glibc
 internal import Synchronization
 public import VMFenceCore
 
-/// Answers requests on a unix socket (mode 0600: who may open it may do everything). A thread for each client, few of them; everything that a
+/// Answers requests on a unix socket (mode 0600: who may open it may do everything). A thread for each client, a bounded number of them; everything that a
 /// client sends or does not read is bounded.
 public final class ControlServer: Sendable {
   public struct Limits: Sendable {
-    public var clients = 16
+    /// Clients at once: room for as many questions as the daemon has waiting (the barrier's, 64), for those that follow, and for those that are
+    /// answered soon.
+    public var clients = 96
+    /// So many of them may follow; whoever comes beyond is told, and may ask something else.
+    public var followers = 16
     /// A request's length in bytes.
     public var request = 64 << 10
     /// Lines that wait for a follower, of one domain's alerts and of what else there is of it, so many of each; of all domains together twice as many. More
@@ -35,7 +39,8 @@ public final class ControlServer: Sendable {
     self.handler = handler
     do throws(SystemFailure) {
       listener = ConnectionListener(
-        try LocalSocket.bind(at: path, .stream, mode: 0o600), limit: limits.clients, name: "vmfence-control")
+        try LocalSocket.bind(at: path, .stream, mode: 0o600, backlog: Int32(clamping: limits.clients)),
+        limit: limits.clients, name: "vmfence-control")
     } catch {
       throw ControlFailure(
         "the control socket cannot be made: \(error.description)",
@@ -49,7 +54,8 @@ public final class ControlServer: Sendable {
     let refusal = ControlAnswer.encode(
       .failure(
         ControlFailure(
-          "\(limits.clients) clients are served already", remedy: "try again, or end one that follows alerts")))
+          "\(limits.clients) clients are served already", remedy: "try again, or end one that follows alerts",
+          cause: .busy)))
     listener.start(sendAway: { _ = $0.write(refusal, patience: Duration.zero) { true } }, serve: serve)
   }
 
@@ -98,11 +104,13 @@ public final class ControlServer: Sendable {
           }
           continue
         }
-        if request.verb == .follow {
-          follow(connection, wantsAll: request.all == true)
+        if request.verb == .follow, let follower = addFollower(wantsAll: request.all == true) {
+          defer { followers.withLock { $0[ObjectIdentifier(follower)] = nil } }
+          follow(connection, follower)
           return
         }
-        guard connection.write(answer(request), patience: limits.patience, while: { !isClosed }) else { return }
+        let answer = request.verb == .follow ? tooManyFollow : answer(request)
+        guard connection.write(answer, patience: limits.patience, while: { !isClosed }) else { return }
       }
     }
   }
@@ -135,11 +143,25 @@ public final class ControlServer: Sendable {
 
   // MARK: Followers
 
-  private func follow(_ connection: ControlConnection, wantsAll: Bool) {
-    guard let follower = try? Follower(capacity: limits.backlog, wantsAll: wantsAll) else { return }
-    let key = ObjectIdentifier(follower)
-    followers.withLock { $0[key] = follower }
-    defer { followers.withLock { $0[key] = nil } }
+  private var tooManyFollow: [UInt8] {
+    ControlAnswer.encode(
+      .failure(
+        ControlFailure(
+          "\(limits.followers) clients follow already, or no descriptor is left", remedy: "try again, or end one",
+          cause: .busy)))
+  }
+
+  /// nil: there are enough, or no descriptor is left.
+  private func addFollower(wantsAll: Bool) -> Follower? {
+    guard let follower = try? Follower(capacity: limits.backlog, wantsAll: wantsAll) else { return nil }
+    return followers.withLock { followers in
+      guard followers.count < limits.followers else { return nil }
+      followers[ObjectIdentifier(follower)] = follower
+      return follower
+    }
+  }
+
+  private func follow(_ connection: ControlConnection, _ follower: Follower) {
     guard connection.write(Array("{\"ok\":true}\n".utf8), patience: limits.patience, while: { !isClosed }) else {
       return
     }

@@ -113,6 +113,38 @@ struct ControlServerTests {
     }
   }
 
+  @Test("as many as may wait at the barrier, as many as may follow, and still one that asks")
+  func waiting() throws {
+    let path = NSTemporaryDirectory() + "vmfence-\(UUID().uuidString.prefix(8)).sock"
+    let isOpen = Atomic(false)
+    let server = try ControlServer(path: path) { request throws(ControlFailure) in
+      while request.verb == .barrier, !isOpen.load(ordering: .relaxed) { try? await Task.sleep(for: .milliseconds(5)) }
+      return Array("\"\(request.verb.rawValue)\"".utf8)
+    }
+    server.start()
+    defer { server.close() }
+    let waiting = try (0..<64).map { _ in try RawClient(path) }
+    for client in waiting { client.send("{\"verb\":\"barrier\"}\n") }
+    let followers = try (0..<ControlServer.Limits().followers).map { _ in try RawClient(path) }
+    for client in followers {
+      client.send("{\"verb\":\"follow\"}\n")
+      #expect(client.lines(1) == ["{\"ok\":true}"])
+    }
+    // One more is told, and may ask something else.
+    let more = try RawClient(path)
+    more.send("{\"verb\":\"follow\"}\n{\"verb\":\"status\"}\n")
+    let lines = more.lines(2)
+    #expect(lines.first?.contains("16 clients follow already") == true && lines.first?.contains("\"busy\"") == true)
+    #expect(lines.last == "{\"ok\":true,\"result\":\"status\"}")
+    let failure = #expect(throws: ControlFailure.self) {
+      try ControlClient(path: path).follow(all: false) { _ in true }
+    }
+    #expect(failure?.cause == .busy)
+    isOpen.store(true, ordering: .relaxed)
+    for client in waiting { #expect(client.lines(1) == ["{\"ok\":true,\"result\":\"barrier\"}"]) }
+    #expect(server.refused == 0)
+  }
+
   @Test("a follower gets what it asked for; one that does not read loses lines and is told how many")
   func follow() throws {
     var limits = ControlServer.Limits()

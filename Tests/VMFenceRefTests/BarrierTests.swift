@@ -1,8 +1,10 @@
 #if Daemon
 import Foundation
 import NetworkTestSupport
+import Synchronization
 import Testing
 import VMFenceControl
+import VMFenceCore
 
 extension EndToEnd {
   /// The vif script around Xen's own, with one that only notes how it was called in Xen's place.
@@ -63,16 +65,29 @@ extension EndToEnd {
         try host.ask(ControlRequest(.barrier, duration: 0, port: name), BarrierStatus.self)
       }
       #expect(failure?.message.contains("no domain has it") == true)
+      // A guest with many cards, or many guests: each waits, whatever else is connected.
+      let followers = try (0..<16).map { _ in
+        try Program.start(
+          ["alerts", "--follow", "--socket", host.folder.path("control.sock")], errors: Pipe(), output: Pipe())
+      }
+      defer { followers.forEach { $0.terminate() } }
+      let crowd = try (0..<20).map { _ in
+        try Program.start(
+          ["barrier", name, "--timeout", "60s", "--socket", host.folder.path("control.sock")], errors: Pipe(),
+          output: Pipe())
+      }
       let script = try plug(host, fail: "closed", name: name)
       try LiveRunTests.wait("the card is shut") { isShut(host) }
       try LiveRunTests.wait("it has its name") { host.network.host.succeeds("ip link show up dev \(name) | grep -q .") }
       #expect(!host.fetches(1, from: "10.77.0.98"))
-      #expect(script.isRunning, "it waits for the guest")
+      #expect(script.isRunning && crowd.allSatisfy(\.isRunning), "they wait for the guest")
       // The toolstack has written what card that is.
       _ = try host.folder.write(
         "inventory.yaml", inventory.replacingOccurrences(of: "interface: vif1.0", with: "interface: \(name)"))
       script.waitUntilExit()
       #expect(script.terminationStatus == 0)
+      for one in crowd { one.waitUntilExit() }
+      #expect(crowd.allSatisfy { $0.terminationStatus == 0 } && followers.allSatisfy(\.isRunning))
       #expect(!isShut(host))
       // At once, not a moment later: the ban stands at the new port, and packets are inspected.
       #expect(!host.fetches(1, from: "10.77.0.99"))
@@ -125,6 +140,44 @@ extension EndToEnd {
       let rules = try String(contentsOfFile: folder.path("rules"), encoding: .utf8)
       #expect(rules.contains("iif \"\(asked)\" drop") && rules.contains("oif \"\(asked)\" drop"), "\(rules)")
       #expect(try host.run("nft list tables").isEmpty)
+    }
+
+    @Test("a daemon that is not there yet, or has no room, is asked again until the time is over")
+    func asksAgain() throws {
+      let folder = try TemporaryFolder()
+      let path = folder.path("control.sock")
+      let asking = try Program.start(
+        ["barrier", "vif1.0", "--timeout", "60s", "--socket", path], errors: Pipe(), output: Pipe())
+      usleep(500_000)
+      #expect(asking.isRunning)
+      let asked = Atomic(0)
+      var limits = ControlServer.Limits()
+      limits.clients = 1
+      let server = try ControlServer(path: path, limits: limits) { request throws(ControlFailure) in
+        let count = asked.wrappingAdd(1, ordering: .relaxed).newValue
+        guard count == 3 else { throw ControlFailure("64 wait already", cause: .busy) }
+        return Array(#"{"port":"\#(request.port ?? "")","domain":"web","isInspected":true}"#.utf8)
+      }
+      defer { server.close() }
+      var other = try? ControlClient(path: path)
+      server.start()
+      try LiveRunTests.wait("somebody was sent away") { server.refused > 0 }
+      #expect(asking.isRunning)
+      withExtendedLifetime(other) {}
+      other = nil
+      asking.waitUntilExit()
+      #expect(asking.terminationStatus == 0 && asked.load(ordering: .relaxed) == 3)
+    }
+
+    @Test("a daemon that hangs is waited for no longer than was said")
+    func hangs() throws {
+      let folder = try TemporaryFolder()
+      let listening = try LocalSocket.bind(at: folder.path("control.sock"), .stream, mode: 0o600)
+      defer { close(listening) }
+      let begin = ContinuousClock.now
+      let result = try Program.run("barrier", "vif1.0", "--timeout", "1s", "--socket", folder.path("control.sock"))
+      #expect(result.status == 69 && result.errors.contains("did not answer"), "\(result)")
+      #expect(.now - begin < .seconds(10))
     }
   }
 }

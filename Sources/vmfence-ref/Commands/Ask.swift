@@ -12,8 +12,9 @@ struct ControlOptions: ParsableArguments {
   @Flag(help: "Print the daemon's answer as JSON.")
   var json = false
 
+  var path: String { socket ?? ProcessInfo.processInfo.environment["VMFENCE_SOCKET"] ?? "/run/vmfence/control.sock" }
+
   func client() throws -> ControlClient {
-    let path = socket ?? ProcessInfo.processInfo.environment["VMFENCE_SOCKET"] ?? "/run/vmfence/control.sock"
     do throws(ControlFailure) { return try ControlClient(path: path) } catch {
       throw Self.end(error)
     }
@@ -44,6 +45,7 @@ struct ControlOptions: ParsableArguments {
     case nil: return Exit.badData
     case .unreachable: return Exit.unavailable
     case .permission: return Exit.noPermission
+    case .busy: return Exit.temporary
     }
   }
 

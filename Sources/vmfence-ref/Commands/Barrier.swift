@@ -11,7 +11,8 @@ struct Barrier: ParsableCommand {
     abstract: "Wait until a guest is guarded at a port.",
     discussion: """
       For scripts that plug a guest's card in (vif-vmfence of this package): returns when the detector, what is blocked and what may not be pretended are
-      in force there. Exits with 75 when that does not come in time, and with 69 when no daemon answers.
+      in force there. A daemon that has no room, or is not there for the moment, is asked again until the time is over. Exits with 75 when that is over, and
+      with 69 when no daemon answered.
 
       EXAMPLES
         vmfence-ref barrier vif3.0 --timeout 10s
@@ -20,20 +21,37 @@ struct Barrier: ParsableCommand {
   @Argument(help: "The network interface in this host.") var port: String
   @Option(help: "How long to wait, at most 60s.") var timeout: String = "10s"
 
+  /// Between two tries.
+  private static let pause = Duration.milliseconds(100)
+  /// How much longer than it was told the daemon may take to say that the time is over.
+  private static let grace = Duration.seconds(1)
+
   func run() throws {
     guard let time = Duration(configuration: timeout) else {
       throw ValidationError("--timeout: not a time: \(timeout)")
     }
-    let client = try control.client()
-    let request = ControlRequest(.barrier, duration: Double(time.wholeNanoseconds) / 1e9, port: port)
-    do throws(ControlFailure) {
-      let status = try client.ask(request, BarrierStatus.self)
-      let without = status.isInspected ? "" : ", without rules"
-      Terminal.output.print("\(status.port): \(status.domain) is guarded\(without)".escapedForDisplay)
-    } catch {
-      ControlOptions.print(error)
-      throw Exit.temporary
+    let end = ContinuousClock.now + min(time, BarrierWait.longest)
+    while true {
+      do throws(ControlFailure) {
+        let status = try ask(within: end - .now)
+        let without = status.isInspected ? "" : ", without rules"
+        Terminal.output.print("\(status.port): \(status.domain) is guarded\(without)".escapedForDisplay)
+        return
+      } catch {
+        guard error.cause == .busy || error.cause == .unreachable, ContinuousClock.now < end else {
+          if error.cause != nil { throw ControlOptions.end(error) }
+          ControlOptions.print(error)
+          throw Exit.temporary
+        }
+        Thread.sleep(forTimeInterval: Self.pause / .seconds(1))
+      }
     }
+  }
+
+  private func ask(within time: Duration) throws(ControlFailure) -> BarrierStatus {
+    let rest = max(time, .zero)
+    let client = try ControlClient(path: control.path, patience: rest + Self.grace)
+    return try client.ask(ControlRequest(.barrier, duration: rest / .seconds(1), port: port), BarrierStatus.self)
   }
 }
 #endif

@@ -45,7 +45,7 @@ final class ControlDesk: PromptEventSink {
   /// Begins to answer at `path`.
   func open(_ path: String) throws(ControlFailure) {
     let made = try ControlServer(path: path) { [weak self] request throws(ControlFailure) in
-      guard let self else { throw ControlFailure("the daemon stops") }
+      guard let self else { throw ControlFailure("the daemon stops", cause: .busy) }
       return try await answer(request)
     }
     made.start()

@@ -4,7 +4,7 @@ import VMFenceCore
 
 /// Whoever plugs a guest's card in, and waits until the guest is guarded there.
 struct BarrierWait {
-  /// Who can wait at the same time; each also has a connection of its own.
+  /// Who can wait at the same time; each also has a connection of its own (`ControlServer.Limits.clients`).
   static let limit = 64
   static let longest = Duration.seconds(60)
   static let usual = Duration.seconds(10)
@@ -22,7 +22,9 @@ extension LiveRun {
     guard let port = question.request.port, (1...15).contains(port.utf8.count) else {
       throw ControlFailure("the port is missing", remedy: "give the interface's name: vif3.0, for example")
     }
-    guard barriers.count < BarrierWait.limit else { throw ControlFailure("too many wait already", remedy: "try again") }
+    guard barriers.count < BarrierWait.limit else {
+      throw ControlFailure("\(BarrierWait.limit) wait already", remedy: "try again", cause: .busy)
+    }
     let wish = question.request.duration.map { Duration.seconds(min(max(0, $0), 3600)) } ?? BarrierWait.usual
     barriers.append(
       BarrierWait(port: port, deadline: now + min(wish, BarrierWait.longest), question: question))
@@ -50,7 +52,7 @@ extension LiveRun {
   }
 
   func abandonBarriers() {
-    for wait in barriers { wait.question.answer(.failure(ControlFailure("the daemon stops"))) }
+    for wait in barriers { wait.question.answer(.failure(ControlFailure("the daemon stops", cause: .busy))) }
     barriers = []
   }
 

@@ -267,7 +267,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     abandonBarriers()
     metrics?.close()
     for case .question(let question) in mailbox.take() {
-      question.answer(.failure(ControlFailure("the daemon stops")))
+      question.answer(.failure(ControlFailure("the daemon stops", cause: .busy)))
     }
     let now = clock.now
     if let detectorStates { logger.log(detectorStates.write(pool.saveStates(at: now, patience: Self.savePatience))) }
