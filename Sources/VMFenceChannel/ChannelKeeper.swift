@@ -14,9 +14,9 @@ public struct ChannelStatus: Sendable, Hashable {
 
   public internal(set) var state = State.none
   public internal(set) var problem = ""
-  /// The version of the policy that the guest was sent last.
+  /// The version of the policy that the guest is to have; as long as it reads nothing, no more than a part of it is in its page.
   public internal(set) var sent: UInt64?
-  /// What it answered to that.
+  /// What it answered last.
   public internal(set) var answer: PolicyAcknowledgement?
   /// How long that took.
   public internal(set) var answerDelay: Duration?
@@ -73,6 +73,8 @@ public struct ChannelKeeper<Pages: GuestPages>: Sendable {
     var attached: Attached?
     var policy: GuestPolicy?
     var status = ChannelStatus()
+    /// How often it gave its last answer, one after the other.
+    var repeats = 0
   }
 
   public private(set) var pages: Pages
@@ -243,14 +245,18 @@ public struct ChannelKeeper<Pages: GuestPages>: Sendable {
       news.append(.opened(domain))
     case .acknowledged(let answer):
       let isNew = guest.status.answer?.version != answer.version || guest.status.answer?.status != answer.status
+      guest.repeats = isNew ? 1 : guest.repeats + 1
       guest.status.answer = answer
       guest.status.answerDelay = guest.attached?.page.session.answerDelay
-      guard isNew, answer.status == .refused || answer.status == .failed, guest.claims.hasToken(at: now) else { return }
+      // One that came damaged is sent again, so often.
+      let last = answer.status == .damaged ? HostChannel.attemptLimit : 1
+      guard answer.status != .applied, guest.repeats == last, guest.claims.hasToken(at: now) else { return }
       guest.claims.take()
+      let reason = answer.reason.isEmpty ? "\(answer.status)" : answer.reason.escapedForDisplay
       news.append(
         .alert(
           domain, .policyNotInForce,
-          "the guest says that policy \(answer.version) is not in force: \(answer.reason.escapedForDisplay)"))
+          "the guest says that policy \(answer.version) is not in force: \(reason)"))
     case .inForce(let report):
       guest.status.inForce = report
       guard let held = report.policy, let wanted = guest.policy, held.version >= wanted.version,
@@ -260,6 +266,9 @@ public struct ChannelKeeper<Pages: GuestPages>: Sendable {
       news.append(.holds(domain.uuid, version: held.version))
     case .declared(let declaration): declare(declaration, domain, &guest, at: now, &news)
     case .silent(let version):
+      // A process that its guest has taken over says it as often as it likes.
+      guard guest.claims.hasToken(at: now) else { return }
+      guest.claims.take()
       news.append(.alert(domain, .policyNotInForce, "the guest did not answer to policy \(version)"))
     case .restarted:
       drop(&guest)

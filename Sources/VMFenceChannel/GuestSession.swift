@@ -219,6 +219,7 @@ package struct SessionReader: Sendable {
   package private(set) var answerDelay: Duration?
   private var assembly = DeclarationAssembly()
   private var budget: TokenBucket
+  private var isOpen = false
 
   /// Reports that may come at once, and one more in each of these times: more than a guest gets through (`HostChannel`), so that no sound process has more.
   private static let burst = 1024
@@ -245,6 +246,8 @@ package struct SessionReader: Sendable {
       guard ChannelLayout.versions.contains(version) else {
         throw ChannelViolation(.version, "its process names a version that nobody speaks")
       }
+      guard !isOpen else { throw ChannelViolation(.order, "its process opened a session twice") }
+      isOpen = true
       return .opened(version: version)
     case .acknowledged(let answer, let delay):
       answerDelay = delay

@@ -7,7 +7,7 @@ public enum HostChannelEvent: Hashable, Sendable {
   case acknowledged(PolicyAcknowledgement)
   case inForce(InForceReport)
   case declared(TenantDeclaration)
-  /// A policy that was sent whole has not been answered in time. It is not sent again in this session.
+  /// A policy has not been answered in time, or not even been read. It is not sent again in this session.
   case silent(version: UInt64)
   /// The frontend began anew: attach again.
   case restarted
@@ -31,19 +31,24 @@ public struct HostChannel: Sendable {
   /// Messages that a guest may send at once, and one more in each of these times. More wait in the page, at the guest's cost.
   static let messageBurst = 128
   static let messageInterval = Duration.milliseconds(20)
-  /// How often one policy is sent when it arrived damaged.
+  /// How often one policy is sent when it arrives damaged.
   static let attemptLimit = 3
-  /// After so long a policy that was not answered is `silent`.
+  /// After so long a policy that was not answered is `silent`, counted from when it could first be sent, or the policy before it that was not answered either.
   public static let answerTime = Duration.seconds(30)
-  /// How many policies back an acknowledgement may be.
-  static let memory = 4
+  /// How many policies back an acknowledgement may be: more than there is room for in the page (10), in the hands of a guest that read them all at once,
+  /// and, as answers, in the page again.
+  static let memory = 64
 
   private struct Outgoing {
     var policy: GuestPolicy
     var bytes: [UInt8]
     var digest: [UInt8]
     var nextChunk = 0
-    var attempts = 0
+    /// How often it came damaged.
+    var damages = 0
+    /// Since when the guest owes an answer.
+    var owedSince: Timestamp?
+    /// When the last part was in the page.
     var sentAt: Timestamp?
     var isAnswered = false
   }
@@ -105,7 +110,10 @@ public struct HostChannel: Sendable {
   /// Sends a policy as soon as there is room, instead of one that was not sent whole yet.
   public mutating func offer(_ policy: GuestPolicy) {
     let bytes = policy.encoded
-    outgoing = Outgoing(policy: policy, bytes: bytes, digest: Array(bytes.suffix(GuestPolicy.Form.digestBytes)))
+    // A guest that reads nothing is silent however often its policy changes.
+    let owedSince = outgoing.flatMap { $0.isAnswered ? nil : $0.owedSince }
+    outgoing = Outgoing(
+      policy: policy, bytes: bytes, digest: Array(bytes.suffix(GuestPolicy.Form.digestBytes)), owedSince: owedSince)
   }
 
   /// Asks what is in force.
@@ -165,6 +173,7 @@ public struct HostChannel: Sendable {
       isQuerying = false
       messagesSent += 1
     }
+    if outgoing?.owedSince == nil { outgoing?.owedSince = now }
     while var next = outgoing, next.sentAt == nil {
       let chunk = PolicyChunk(
         version: next.policy.version, digest: next.digest, whole: next.bytes, index: next.nextChunk, now: now)
@@ -173,7 +182,6 @@ public struct HostChannel: Sendable {
       next.nextChunk += 1
       if next.nextChunk == chunk.count {
         next.sentAt = now
-        next.attempts += 1
         sent.append(.init(version: next.policy.version, digest: next.digest))
         if sent.count > Self.memory { sent.removeFirst() }
       }
@@ -182,7 +190,8 @@ public struct HostChannel: Sendable {
   }
 
   private mutating func lateness(at now: Timestamp) -> HostChannelEvent? {
-    guard let waiting = outgoing, !waiting.isAnswered, let sentAt = waiting.sentAt, now - sentAt >= Self.answerTime
+    guard let waiting = outgoing, !waiting.isAnswered, let owedSince = waiting.owedSince,
+      now - owedSince >= Self.answerTime
     else { return nil }
     outgoing?.isAnswered = true
     return .silent(version: waiting.policy.version)
@@ -213,9 +222,12 @@ public struct HostChannel: Sendable {
     guard wasSent || (isCurrent && answer.status == .damaged) else {
       throw ChannelViolation(.unexpected, "an acknowledgement of policy \(answer.version), which was not sent")
     }
+    // Whoever answers late to the one before reads.
+    outgoing?.owedSince = now
     guard isCurrent, outgoing?.isAnswered == false else { return .acknowledged(answer) }
     answerDelay = outgoing?.sentAt.map { now - $0 }
-    if answer.status == .damaged, let attempts = outgoing?.attempts, attempts < Self.attemptLimit {
+    outgoing?.damages += answer.status == .damaged ? 1 : 0
+    if answer.status == .damaged, let damages = outgoing?.damages, damages < Self.attemptLimit {
       outgoing?.nextChunk = 0
       outgoing?.sentAt = nil
     } else {

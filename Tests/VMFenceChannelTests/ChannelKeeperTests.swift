@@ -102,6 +102,28 @@ struct ChannelKeeperTests {
     #expect(guest.step().count == 1)
   }
 
+  @Test("that a policy is not in force is told once, of one that arrives damaged when it is sent no more")
+  mutating func notInForce() throws {
+    var guest = try frontend(1)
+    _ = work()
+    _ = guest.step()
+    for (version, status, count) in [
+      (UInt64(1), PolicyAcknowledgement.Status.stale, 1), (2, .damaged, 3), (3, .refused, 1), (4, .applied, 0),
+    ] {
+      let wanted = try policy(version)
+      keeper.offer(wanted)
+      var alerts: [Int] = []
+      for answers in 1...3 {
+        _ = work(after: .seconds(6))
+        _ = guest.step()
+        guest.acknowledge(PolicyAcknowledgement(version: version, digest: wanted.digest, status: status))
+        _ = guest.step()
+        for case .alert(domain, .policyNotInForce, _) in work(after: .seconds(6)) { alerts.append(answers) }
+      }
+      #expect(alerts == (count == 0 ? [] : [count]), "\(status)")
+    }
+  }
+
   @Test("a domain that is gone keeps no page mapped")
   mutating func gone() throws {
     _ = try frontend(1)

@@ -67,6 +67,68 @@ struct ChannelTests {
     #expect(pair.settle().host == [])
   }
 
+  @Test("a guest that reads nothing is silent, with or without room in the page, however often its policy changes")
+  func readsNothing() throws {
+    for measures in [3, GuestPolicy.measureLimit] {
+      var pair = try Pair.open()
+      pair.host.offer(try policy(1, measures: measures))
+      _ = pair.host.step(at: start)
+      for second in 1..<30 {
+        pair.host.offer(try policy(UInt64(second) + 1, measures: measures))
+        #expect(pair.host.step(at: start + .seconds(second)) == [])
+      }
+      pair.now = start + HostChannel.answerTime
+      #expect(pair.host.step(at: pair.now) == [.silent(version: 30)])
+      #expect(pair.host.step(at: pair.now + .seconds(1_000)) == [])
+      // It is not forgotten: whoever reads again gets it.
+      let seen = pair.settle()
+      guard case .policy(let got, _)? = seen.guest.last, case .acknowledged(let answer)? = seen.host.last else {
+        Issue.record("\(seen)")
+        continue
+      }
+      #expect(got.version == 30 && answer.version == 30)
+      // The next one is waited for anew.
+      pair.host.offer(try policy(31, measures: measures))
+      #expect(pair.host.step(at: pair.now + .seconds(2_000)) == [])
+      #expect(pair.host.step(at: pair.now + .seconds(2_030)) == [.silent(version: 31)])
+    }
+  }
+
+  @Test("a guest that answers to each policy only when it has the next is slow, and not silent")
+  func slow() throws {
+    var pair = try Pair.open()
+    for version in UInt64(1)...10 {
+      let policy = try policy(version)
+      pair.host.offer(policy)
+      pair.now = pair.now + .seconds(20)
+      _ = pair.host.step(at: pair.now)
+      if version > 1 {
+        let before = try VMFenceChannelTests.policy(version - 1)
+        pair.guest.acknowledge(PolicyAcknowledgement(version: version - 1, digest: before.digest, status: .applied))
+      }
+      let seen = pair.settle { _ in nil }.host
+      #expect(seen.count == (version > 1 ? 1 : 0) && !seen.contains(.silent(version: version)))
+    }
+  }
+
+  @Test("a guest that calls a policy damaged before it was sent whole is sent it three times at the most")
+  func damagedPart() throws {
+    var pair = try Pair.open()
+    let policy = try policy(1, measures: GuestPolicy.measureLimit)
+    pair.host.offer(policy)
+    _ = pair.host.step(at: start)
+    var first = 0
+    for _ in 0..<20 {
+      let sent = pair.host.messagesSent
+      pair.guest.acknowledge(PolicyAcknowledgement(version: 1, digest: policy.digest, status: .damaged))
+      _ = pair.guest.step()
+      #expect(pair.host.step(at: start).count == 1)
+      first += pair.host.messagesSent > sent ? 1 : 0
+    }
+    #expect(first > 0)
+    #expect(pair.host.step(at: start + HostChannel.answerTime) == [], "its answer is final")
+  }
+
   @Test("reports and declarations come up")
   func upward() throws {
     var pair = try Pair.open()

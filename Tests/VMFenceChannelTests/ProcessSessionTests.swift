@@ -45,6 +45,23 @@ extension HelperProcess: SessionProcess {
   }
 }
 
+/// A guest that offers one page, whose session is that process's.
+private struct ScriptedPages: GuestPages {
+  let process: ScriptedProcess
+  let descriptor: Int32 = -1
+  func offer(of domain: Incarnation) -> Int? { 1 }
+  func open(
+    _ offer: Int, of domain: Incarnation, epoch: UInt64, at now: Timestamp
+  ) -> GuestPage<ProcessSession<ScriptedProcess>> {
+    GuestPage(
+      session: ProcessSession(process, page: nil, epoch: epoch, looks: true, at: now, isRightGuest: { true }))
+  }
+  func close(_ page: GuestPage<ProcessSession<ScriptedProcess>>) {}
+  func ring(_ page: GuestPage<ProcessSession<ScriptedProcess>>, of domain: Incarnation) {}
+  func takeRings() -> [UInt32] { [] }
+  func unmask(_ port: UInt32) {}
+}
+
 /// A policy channel's Dom0 side in a process of its own: what its owner believes of it, and the process itself.
 @Suite("A session in a process of its own", .serialized)
 struct ProcessSessionTests {
@@ -135,6 +152,31 @@ struct ProcessSessionTests {
     var events: [HostChannelEvent] = []
     for _ in 0..<10 { events += session.step(at: start, rang: false) }
     #expect(isClosed(events) && process.ends == 1, "\(events)")
+  }
+
+  @Test("so is one that opens its session twice")
+  func openedTwice() {
+    var session = session()
+    process.say(.mapped, .opened(version: 1), .opened(version: 1))
+    let events = session.step(at: start, rang: false)
+    #expect(events.first == .opened(version: 1) && isClosed(Array(events.dropFirst())) && process.ends == 1)
+  }
+
+  @Test("one that says again and again that its guest does not answer causes a bounded number of alerts")
+  func silent() {
+    let domain = Incarnation(uuid: guestUUID, domainID: DomainID(7))
+    var keeper = ChannelKeeper(ScriptedPages(process: process)) { 1 }
+    keeper.update([domain], at: start)
+    _ = keeper.work(at: start, system: start)
+    process.say(.mapped, .opened(version: 1))
+    var alerts = 0
+    for second in 1...100 {
+      for _ in 0..<50 { process.say(.silent(version: 1)) }
+      let now = start + .seconds(second)
+      for case .alert(domain, .policyNotInForce, _) in keeper.work(at: now, system: now) { alerts += 1 }
+    }
+    #expect(keeper.statuses[domain]?.state == .open)
+    #expect(alerts > 1 && alerts <= 4 + 100 / 10)
   }
 
   @Test("one that dies, or never maps the page, is the end of the session")
