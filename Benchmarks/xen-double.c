@@ -114,8 +114,9 @@ void *xs_read(void *store, uint32_t transaction, const char *path, unsigned int 
 }
 char **xs_directory(void *store, uint32_t transaction, const char *path, unsigned int *number) { return errno = ENOENT, NULL; }
 bool xs_write(void *store, uint32_t transaction, const char *path, const void *data, unsigned int length) { return true; }
-bool xs_rm(void *store, uint32_t transaction, const char *path) { return true; }
 bool xs_set_permissions(void *store, uint32_t transaction, const char *path, void *permissions, unsigned int number) { return true; }
+uint32_t xs_transaction_start(void *store) { return 1; }
+bool xs_transaction_end(void *store, uint32_t transaction, bool abandoned) { return true; }
 bool xs_watch(void *store, const char *path, const char *token) { return true; }
 char **xs_check_watch(void *store) {
   char *end;

@@ -14,6 +14,9 @@
 #define PERMISSION_NONE 0
 #define PERMISSION_READ 1
 
+// How often a transaction that another one crossed is tried.
+#define ATTEMPTS 8
+
 // struct xs_permissions of xenstore_lib.h.
 struct permission {
   unsigned int domid;
@@ -28,8 +31,9 @@ struct vmfence_xenstore {
   void *(*read)(void *, uint32_t, const char *, unsigned int *);
   char **(*directory)(void *, uint32_t, const char *, unsigned int *);
   bool (*write)(void *, uint32_t, const char *, const void *, unsigned int);
-  bool (*remove)(void *, uint32_t, const char *);
   bool (*permit)(void *, uint32_t, const char *, struct permission *, unsigned int);
+  uint32_t (*begin)(void *);
+  bool (*end)(void *, uint32_t, bool);
   bool (*watch)(void *, const char *, const char *);
   char **(*check)(void *);
 };
@@ -62,12 +66,13 @@ struct vmfence_xenstore *vmfence_xenstore_open(int *error) {
   store->read = dlsym(store->library, "xs_read");
   store->directory = dlsym(store->library, "xs_directory");
   store->write = dlsym(store->library, "xs_write");
-  store->remove = dlsym(store->library, "xs_rm");
   store->permit = dlsym(store->library, "xs_set_permissions");
+  store->begin = dlsym(store->library, "xs_transaction_start");
+  store->end = dlsym(store->library, "xs_transaction_end");
   store->watch = dlsym(store->library, "xs_watch");
   store->check = dlsym(store->library, "xs_check_watch");
-  if (!open || !store->close || !store->fileno || !store->read || !store->directory || !store->write || !store->remove ||
-      !store->permit || !store->watch || !store->check)
+  if (!open || !store->close || !store->fileno || !store->read || !store->directory || !store->write || !store->permit ||
+      !store->begin || !store->end || !store->watch || !store->check)
     goto fail;
   errno = 0;
   store->handle = open(0);
@@ -114,11 +119,6 @@ ssize_t vmfence_xenstore_list(
   return (ssize_t)used;
 }
 
-int vmfence_xenstore_write(struct vmfence_xenstore *store, const char *path, const void *bytes, uint32_t count) {
-  errno = 0;
-  return store->write(store->handle, 0, path, bytes, count) ? 0 : failure();
-}
-
 int vmfence_xenstore_watch(struct vmfence_xenstore *store, const char *path, const char *token) {
   errno = 0;
   return store->watch(store->handle, path, token) ? 0 : failure();
@@ -134,14 +134,34 @@ ssize_t vmfence_xenstore_event(struct vmfence_xenstore *store, char *path, size_
   return (ssize_t)length;
 }
 
-int vmfence_xenstore_let_read(struct vmfence_xenstore *store, const char *path, uint32_t domid) {
-  // The first names the owner, and what everybody else may do.
-  struct permission permissions[] = {{0, PERMISSION_NONE}, {domid, PERMISSION_READ}};
+static bool is_there(struct vmfence_xenstore *store, uint32_t transaction, const char *path) {
+  unsigned int length = 0;
   errno = 0;
-  return store->permit(store->handle, 0, path, permissions, 2) ? 0 : failure();
+  void *value = store->read(store->handle, transaction, path, &length);
+  free(value);
+  return value != NULL;
 }
 
-int vmfence_xenstore_remove(struct vmfence_xenstore *store, const char *path) {
-  errno = 0;
-  return store->remove(store->handle, 0, path) ? 0 : failure();
+int vmfence_xenstore_tell(
+  struct vmfence_xenstore *store, const char *witness, const char *path, const void *bytes, uint32_t count, uint32_t domid) {
+  // The first names the owner, and what everybody else may do.
+  struct permission permissions[] = {{0, PERMISSION_NONE}, {domid, PERMISSION_READ}};
+  for (int attempt = 0; attempt < ATTEMPTS; attempt++) {
+    errno = 0;
+    uint32_t transaction = store->begin(store->handle);
+    if (transaction == 0) return failure();
+    bool is_done = is_there(store, transaction, witness);
+    if (is_done) {
+      bool is_new = !is_there(store, transaction, path);
+      errno = 0;
+      is_done = store->write(store->handle, transaction, path, bytes, count) &&
+        (!is_new || store->permit(store->handle, transaction, path, permissions, 2));
+    }
+    int result = is_done ? 0 : failure();
+    errno = 0;
+    if (store->end(store->handle, transaction, !is_done) || !is_done) return result;
+    // Somebody changed one of the entries meanwhile.
+    if (errno != EAGAIN) return failure();
+  }
+  return -EAGAIN;
 }

@@ -80,11 +80,7 @@ public final class XenControl: HypervisorControl {
   private func request(_ domain: Incarnation) -> Outcome {
     let (outcome, connect) = (Outcome(), connect)
     let error = DetachedThread.start(stackSize: 256 << 10) {
-      var isTold = true
-      do { try connect().write("/local/domain/\(domain.domainID)/control/shutdown", "poweroff") } catch {
-        isTold = false
-      }
-      outcome.set(isTold)
+      outcome.set((try? connect().tell(domain.domainID, "control/shutdown", "poweroff")) ?? false)
     }
     if error != 0 { outcome.set(false) }
     return outcome

@@ -11,11 +11,11 @@ package protocol XenStoreAccess: Sendable {
   func read(_ path: String, limit: Int) throws(SystemFailure) -> [UInt8]?
   /// The names below `path`; none when there is no such entry.
   func list(_ path: String) throws(SystemFailure) -> [String]
-  func write(_ path: String, _ text: String) throws(SystemFailure)
-  /// Has a domain read an entry of Dom0's.
-  func letRead(_ path: String, _ domain: DomainID) throws(SystemFailure)
-  /// Removes an entry with all below it, if it is there.
-  func remove(_ path: String) throws(SystemFailure)
+  /// Writes an entry below a domain's own folder, if the domain is there: the toolstack takes that folder away at any time, and what is written after that
+  /// would stay for ever. One that was not there is the domain's to read, and Dom0's to write.
+  ///
+  /// - Returns: whether the domain is there.
+  func tell(_ domain: DomainID, _ entry: String, _ text: String) throws(SystemFailure) -> Bool
   func watch(_ path: String) throws(SystemFailure)
   /// The path that changed; nil when there is nothing more.
   func nextEvent() throws(SystemFailure) -> String?
@@ -91,25 +91,17 @@ package protocol XenStoreAccess: Sendable {
     }
   }
 
-  package func write(_ path: String, _ text: String) throws(SystemFailure) {
-    let bytes = Array(text.utf8)
+  package func tell(_ domain: DomainID, _ entry: String, _ text: String) throws(SystemFailure) -> Bool {
+    let (folder, bytes) = ("/local/domain/\(domain)", Array(text.utf8))
     let result = handle.withLock { handle in
-      // SAFETY: the handle is open, the path ends in zero, the bytes are only read.
-      unsafe vmfence_xenstore_write(handle.store, path, bytes, UInt32(bytes.count))
+      // SAFETY: the handle is open, both paths end in zero, the bytes are only read.
+      unsafe vmfence_xenstore_tell(
+        handle.store, "\(folder)/name", "\(folder)/\(entry)", bytes, UInt32(bytes.count), domain.rawValue)
     }
-    if result < 0 { throw SystemFailure(call: "write \(path) in xenstore", number: -result) }
-  }
-
-  package func letRead(_ path: String, _ domain: DomainID) throws(SystemFailure) {
-    // SAFETY: the handle is open, the path ends in zero.
-    let result = handle.withLock { unsafe vmfence_xenstore_let_read($0.store, path, domain.rawValue) }
-    if result < 0 { throw SystemFailure(call: "give permission for \(path) in xenstore", number: -result) }
-  }
-
-  package func remove(_ path: String) throws(SystemFailure) {
-    // SAFETY: the handle is open, the path ends in zero.
-    let result = handle.withLock { unsafe vmfence_xenstore_remove($0.store, path) }
-    if result < 0, result != -ENOENT { throw SystemFailure(call: "remove \(path) in xenstore", number: -result) }
+    if result < 0, result != -ENOENT {
+      throw SystemFailure(call: "write \(folder)/\(entry) in xenstore", number: -result)
+    }
+    return result == 0
   }
 
   package func watch(_ path: String) throws(SystemFailure) {

@@ -183,20 +183,13 @@ final class FakeXen: XenHypervisor, XenStoreAccess {
     return Set(names).sorted()
   }
 
-  func write(_ path: String, _ text: String) throws(SystemFailure) {
+  func tell(_ domain: DomainID, _ name: String, _ text: String) throws(SystemFailure) -> Bool {
     try failIfDown()
-    set(path, text)
-    let parts = path.split(separator: "/")
-    guard parts.last == "shutdown", let number = UInt32(parts[2]) else { return }
-    let obedient = contents.withLock { $0.obedient.contains(DomainID(number)) ? $0.domains[DomainID(number)] : nil }
-    if let obedient { try powerOff(obedient.incarnation) }
-  }
-
-  func letRead(_ path: String, _ domain: DomainID) throws(SystemFailure) { try failIfDown() }
-
-  func remove(_ path: String) throws(SystemFailure) {
-    try failIfDown()
-    removeEntries(below: path)
+    guard entry("/local/domain/\(domain)/name") != nil else { return false }
+    set("/local/domain/\(domain)/\(name)", text)
+    let obedient = contents.withLock { $0.obedient.contains(domain) ? $0.domains[domain] : nil }
+    if name == "control/shutdown", let obedient { try powerOff(obedient.incarnation) }
+    return true
   }
 
   func watch(_ path: String) throws(SystemFailure) {

@@ -178,8 +178,14 @@ final class FakeXenDriver: HypervisorDriver {
       hypervisor: xen, connect: { () throws(ProbeError) in try xen.connect() }, patience: patience)
   }
 
-  @Test func aDomainThatObeysShutsItselfDown() async throws {
+  /// A domain as the toolstack makes one.
+  private func create() {
     xen.put(XenDomain(domain))
+    xen.set("/local/domain/\(domain.domainID)/name", "vm")
+  }
+
+  @Test func aDomainThatObeysShutsItselfDown() async throws {
+    create()
     xen.obey(domain.domainID)
     try await control(patience: .seconds(60)).shutDown(domain)
     #expect(xen.entry("/local/domain/5/control/shutdown") == "poweroff")
@@ -187,10 +193,18 @@ final class FakeXenDriver: HypervisorDriver {
   }
 
   @Test func aDomainThatDoesNotIsStopped() async throws {
-    xen.put(XenDomain(domain))
+    create()
     try await control(patience: .milliseconds(100)).shutDown(domain)
     #expect(xen.entry("/local/domain/5/control/shutdown") == "poweroff")
     #expect(try xen.domain(domain.domainID)?.runState == .shutDown)
+  }
+
+  @Test func nothingIsWrittenForADomainWhoseEntriesAreGone() async throws {
+    xen.put(XenDomain(domain))
+    try await control(patience: .seconds(60)).shutDown(domain)
+    #expect(xen.entry("/local/domain/5/control/shutdown") == nil)
+    #expect(try xen.domain(domain.domainID)?.runState == .shutDown)
+    #expect(try !xen.tell(domain.domainID, "vmfence/ring", "1") && xen.list("/local/domain/5").isEmpty)
   }
 
   @Test func aPausedDomainIsStoppedWithoutBeingAsked() async throws {

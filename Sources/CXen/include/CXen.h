@@ -73,13 +73,13 @@ ssize_t vmfence_xenstore_read(struct vmfence_xenstore *store, const char *path, 
 // The names below `path`, each with a zero after it, as many as fit into `capacity`; `*count` gets how many there are. Returns the bytes used.
 ssize_t vmfence_xenstore_list(
   struct vmfence_xenstore *store, const char *path, char *names, size_t capacity, uint32_t *count);
-int vmfence_xenstore_write(struct vmfence_xenstore *store, const char *path, const void *bytes, uint32_t count);
 int vmfence_xenstore_watch(struct vmfence_xenstore *store, const char *path, const char *token);
 // The path of the next event, as much as fits, without its zero; returns its whole length, or -EAGAIN when there is none.
 ssize_t vmfence_xenstore_event(struct vmfence_xenstore *store, char *path, size_t capacity);
-// Has domain `domid` read what stands at `path`, and Dom0 alone write it.
-int vmfence_xenstore_let_read(struct vmfence_xenstore *store, const char *path, uint32_t domid);
-int vmfence_xenstore_remove(struct vmfence_xenstore *store, const char *path);
+// Writes an entry if there is one at `witness`, in one transaction: what is removed meanwhile does not come back. An entry that was not there is for domain
+// `domid` to read, and Dom0's alone to write. -ENOENT when there is no witness.
+int vmfence_xenstore_tell(
+  struct vmfence_xenstore *store, const char *witness, const char *path, const void *bytes, uint32_t count, uint32_t domid);
 
 // MARK: libxengnttab and libxenevtchn, whose ABIs are stable (Channel.c)
 

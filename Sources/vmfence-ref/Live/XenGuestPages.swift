@@ -78,11 +78,9 @@ struct XenGuestPages: GuestPages {
       return
     }
     rings += 1
-    let (path, text) = ("/local/domain/\(domain.domainID)/vmfence/ring", String(rings))
     // Nobody waits for a ring: the guest looks now and then by itself.
-    try? withStore { store throws(SystemFailure) in
-      try store.write(path, text)
-      try store.letRead(path, domain.domainID)
+    _ = try? withStore { [rings] store throws(SystemFailure) in
+      try store.tell(domain.domainID, "vmfence/ring", String(rings))
     }
   }
 

@@ -102,6 +102,8 @@ echo "note after a restore with an event channel the guest's kernel said: $(domu
 xl destroy web
 until_true 60 "a guest with a mapped page is destroyed as any other" eval '! xl list | grep -q "web\|(null)"'
 vmfence-ref domains
+left=$(for number in $(xenstore-list /local/domain); do xl domname "$number" >/dev/null 2>&1 || echo "$number"; done)
+[ -z "$left" ] && ok "nothing is left in xenstore of guests that are gone" || { fail "entries are left of" $left; xenstore-ls -f "/local/domain/${left%%[!0-9]*}"; }
 daemon_stop
 ls /out/core.* 2>/dev/null && fail "something died"
 finish
