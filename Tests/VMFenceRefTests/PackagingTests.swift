@@ -58,4 +58,47 @@ struct PackagingTests {
     #expect(values("Slice", disk) == ["vmfence-disk.slice"])
   }
 }
+
+/// What the packages' own scripts do.
+@Suite("The packages", .enabled(if: NetworkNamespace.isPossible, Comment(rawValue: NetworkNamespace.reason)))
+struct PackageTests {
+  private func text(_ path: String) throws -> String {
+    try String(contentsOf: Program.root.appending(path: path), encoding: .utf8)
+  }
+
+  @Test("whoever removes the daemon's package has the packet filter as it was; an upgrade leaves all in force")
+  func removal() throws {
+    let host = try NetworkNamespace("prerm")
+    let script = Program.root.appending(path: "packaging/vmfence.prerm").path
+    try host.run(
+      "nft add table bridge other; nft add table bridge vmfence; nft add set bridge vmfence guarded '{ type ifname; }'")
+    try host.run("sh '\(script)' upgrade 0.2.0")
+    #expect(try host.run("nft list tables") == "table bridge other\ntable bridge vmfence\n")
+    try host.run("sh '\(script)' remove")
+    #expect(try host.run("nft list tables") == "table bridge other\n")
+    // Where there is none.
+    #expect(try host.run("sh '\(script)' remove") == "")
+  }
+
+  @Test("the folder of logs has one mode, whichever unit starts last")
+  func logs() throws {
+    let modes = try ["vmfence.service", "vmfence-disk@.service"].map { unit in
+      try text("packaging/\(unit)").split(separator: "\n").filter { $0.hasPrefix("LogsDirectory") }
+    }
+    #expect(modes == Array(repeating: ["LogsDirectory=vmfence", "LogsDirectoryMode=0750"], count: 2))
+  }
+
+  @Test("what Xen's scripts call comes with what the package depends on")
+  func dependencies() throws {
+    let line = try #require(
+      try text("scripts/build-deb").split(separator: "\n").first { $0.hasPrefix("pack vmfence ") })
+    let depends = line.split(whereSeparator: { " ,\"".contains($0) })
+    // Packages that are on every Debian are not named.
+    let packages = ["nft": "nftables", "dmsetup": "dmsetup", "python3": "python3"]
+    let scripts = try ["vif-vmfence", "block-vmfence"].map { try text("packaging/xen-scripts/\($0)") }.joined()
+    for (program, package) in packages {
+      #expect(scripts.contains("\(program) ") && depends.contains(Substring(package)), "\(program)")
+    }
+  }
+}
 #endif

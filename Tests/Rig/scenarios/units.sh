@@ -109,5 +109,8 @@ xl destroy web
 until_true 60 "a destroyed guest's disk is taken down" eval '[ ! -e /dev/mapper/vmfence-'$name' ] && ! is_active vmfence-disk@'$name'.service'
 journalctl --no-pager -u vmfence >/out/journal
 grep -qaE '"kind":"(state-lost|detector-died|channel-violation)"' /var/log/vmfence/eve.json && fail "a stop or a restart was taken for a failure" || ok "no stop or restart was taken for a failure"
+nft list table bridge vmfence >/dev/null && ok "its table is there still" || fail "its table is gone"
+dpkg -r vmfence >/dev/null && ok "the package can be removed" || fail "the package cannot be removed"
+! nft list table bridge vmfence 2>/dev/null && ok "and takes its table along" || fail "its table is left"
 ls /out/core.* 2>/dev/null && fail "something died"
 finish
