@@ -162,6 +162,108 @@ import VMFenceDetection
     return Timestamp(nanoseconds: Int64(time.tv_sec) * 1_000_000_000 + Int64(time.tv_nsec))
   }
 
+  // MARK: Shares
+
+  /// What is known of the two ends of a connection.
+  enum Sides: CaseIterable { case guestIsServer, guestIsClient, unknown }
+
+  /// What a host leaves in memory with each of its connections: a segment behind a hole that is near or far, or one that nobody acknowledges.
+  enum Rest: CaseIterable { case near, far, waiting }
+
+  /// A host and the guest that it talks to, and what is seen of them at the guest's port.
+  private struct Peer {
+    var address: String
+    var guest = "198.51.100.2"
+    var sides: Sides
+
+    func connect(_ port: UInt16, _ engine: inout EngineUnderTest) -> Connection {
+      let isClient = sides != .guestIsClient
+      var connection = Connection(
+        Frame(source: isClient ? address : guest, destination: isClient ? guest : address, sourcePort: port))
+      for (index, frame) in connection.handshake().enumerated() {
+        _ = engine.inspect(frame, direction(fromPeer: (index != 1) == isClient))
+      }
+      return connection
+    }
+
+    private func direction(fromPeer: Bool) -> FrameDirection {
+      sides == .unknown ? .unknown : fromPeer ? .toGuest : .fromGuest
+    }
+
+    func send(
+      _ text: some StringProtocol, at distance: Int, _ connection: Connection, _ engine: inout EngineUnderTest
+    ) -> [UInt32] {
+      var connection = connection
+      if sides == .guestIsClient {
+        connection.serverNext += UInt32(distance)
+        return engine.inspect(connection.fromServer(String(text)), direction(fromPeer: true))
+      }
+      connection.clientNext += UInt32(distance)
+      return engine.inspect(connection.fromClient(String(text)), direction(fromPeer: true))
+    }
+
+    /// The guest acknowledges so many bytes, and says something.
+    func answer(_ count: Int, _ connection: Connection, _ engine: inout EngineUnderTest) -> [UInt32] {
+      var connection = connection
+      if sides == .guestIsClient {
+        connection.serverNext += UInt32(count)
+        return engine.inspect(connection.fromClient("an answer"), direction(fromPeer: false))
+      }
+      connection.clientNext += UInt32(count)
+      return engine.inspect(connection.fromServer("an answer"), direction(fromPeer: false))
+    }
+  }
+
+  @Test(
+    "whoever fills the memory pushes out what is its own, before or after another's segments come",
+    arguments: Sides.allCases, Rest.allCases)
+  func shares(_ sides: Sides, _ rest: Rest) throws {
+    for (peer, guest, flooders) in [
+      ("192.0.2.1", "198.51.100.2", (1...3).map { "203.0.113.\($0)" }),
+      ("2001:db8:1::1", "2001:db8::2", (1...700).map { "2001:db8:2::\($0)" }),
+    ] {
+      var engine = try engine("alert tcp any any -> any any (content:\"\(Self.needle)\"; sid:1;)")
+      func flood(from port: UInt16, _ engine: inout EngineUnderTest) {
+        for port in port..<port + 700 {
+          // Three hosts have a third of the memory each; those of one IPv6 network count as one.
+          let flooder = Peer(address: flooders[Int(port) % flooders.count], guest: guest, sides: sides)
+          let connection = flooder.connect(port, &engine)
+          let text = String(repeating: "x", count: 100)
+          _ = flooder.send(
+            text, at: rest == .near ? 3000 : rest == .far ? 6000 : 0, connection, &engine)
+        }
+      }
+      let honest = Peer(address: peer, guest: guest, sides: sides)
+      let first = honest.connect(1, &engine)
+      _ = honest.send(Self.needle.dropFirst(9), at: 9, first, &engine)
+      flood(from: 1000, &engine)
+      #expect((engine.statistic("stream_memory_hits") ?? 0) > 0)
+      _ = honest.send(Self.needle.prefix(9), at: 0, first, &engine)
+      #expect(honest.answer(Self.needle.utf8.count, first, &engine) == [1], "\(peer): what was there before")
+      let second = honest.connect(2, &engine)
+      _ = honest.send(Self.needle.prefix(9), at: 0, second, &engine)
+      flood(from: 2000, &engine)
+      _ = honest.send(Self.needle.dropFirst(9), at: 9, second, &engine)
+      #expect(honest.answer(Self.needle.utf8.count, second, &engine) == [1], "\(peer): what came when it was full")
+    }
+  }
+
+  @Test("what a share gives up that nobody acknowledged yet is inspected first")
+  func waitingShare() throws {
+    var engine = try engine()
+    let flooder = Peer(address: "203.0.113.1", sides: .unknown)
+    for port in UInt16(1000)..<1256 {
+      let connection = flooder.connect(port, &engine)
+      #expect(flooder.send(Self.needle, at: 0, connection, &engine) == [])
+    }
+    #expect(engine.statistic("stream_memory_hits") == 0, "it is just full")
+    let honest = Peer(address: "192.0.2.1", sides: .unknown)
+    let connection = honest.connect(1, &engine)
+    #expect(honest.send("x", at: 0, connection, &engine) == [1], "one of them gives way")
+    #expect(engine.statistic("stream_inspected_early") == 1)
+    #expect(engine.statistic("stream_segments_refused") == 0)
+  }
+
   @Test("other bytes over many segments count, or do not, as over one", arguments: [("first", false), ("last", true)])
   func manyOthers(_ test: (policy: String, isNew: Bool)) throws {
     var engine = try engine(

@@ -3,7 +3,7 @@ import VMFencePackets
 
 /// What is kept of one flow. All zeros is "no flow".
 ///
-/// Some 350 bytes: what reads it is inlined where it is called, so that it stays where it is.
+/// Some 400 bytes: what reads it is inlined where it is called, so that it stays where it is.
 struct Flow: BitwiseCopyable {
   var key: FlowKey
   var hash: UInt64
@@ -17,8 +17,7 @@ struct Flow: BitwiseCopyable {
   var marks: Marks
   /// Where the table names it, plus one; 0: there is no flow at this place.
   var entry: UInt32 = 0
-  /// What comparing its packets cost beyond what each may (`SnortInspector.workAllowance`).
-  var workDebt: UInt32 = 0
+  var debts = WorkDebts()
   /// Of TCP.
   var session = TCPSession()
   /// Of what the client sent, and the server.

@@ -134,6 +134,11 @@ extension SnortInspector {
       { $0.counters.scanOverflows }
     ),
     (
+      InspectorCounter(
+        "work", "Steps of about 8 bytes that comparing with rules, and putting segments and fragments together, took."),
+      { $0.counters.work }
+    ),
+    (
       InspectorCounter("work_limit_hits", .limit, "Packets whose rules were not all decided within their work."),
       { $0.counters.workLimitHits }
     ),

@@ -125,9 +125,11 @@ extension SnortInspector {
     into output: inout InspectionOutput
   ) {
     if matching.candidates.isEmpty { return }
-    let debt = match.flow.map { Int(flows[$0.place].workDebt) } ?? 0
-    var budget = max(Self.workLimit - debt, Self.workAllowance)
-    var (cost, isLimited) = (0, false)
+    var debts = match.flow.map { flows[$0.place].debts } ?? WorkDebts()
+    debts.begin(generation)
+    let owed = !debts.isEmpty
+    var (budget, work) = (Self.workLimit, 0)
+    var (isLimited, isLimitedByFlow) = (false, false)
     matching.payloads.packet = match.packet
     let key = HeaderKey(match)
     let tcpFlags = UInt16(match.packet.tcpFlags.rawValue)
@@ -142,24 +144,31 @@ extension SnortInspector {
       else { continue }
       let header = Int(image.u32le(record + RuleRecord.header))
       guard matching.header.matches(header, key, image) else { continue }
-      let own = max(budget, Self.ruleAllowance)
+      let left = max(budget, Self.ruleAllowance)
+      let own = min(left, max(Self.workLimit - debts.debt(of: rule), Self.ruleAllowance))
       matching.payloads.budget = own
       let start = matching.profile.start()
       let isMatch = windowMatches(record, match, payload, frame, image)
       matching.profile.note(rule, since: start, isMatch)
-      if matching.payloads.budget < 0 { isLimited = true }
+      if matching.payloads.budget < 0 {
+        isLimited = true
+        if own < left { isLimitedByFlow = true }
+      }
       let spent = own - max(matching.payloads.budget, 0)
-      cost += spent
+      work += spent
       budget -= spent
+      if spent > Self.ruleAllowance { debts.charge(spent, to: rule) }
       guard isMatch else { continue }
       find(rule, record, applyEffects(record, match, image), match, payload, frame, image, into: &output)
     }
+    counters.work &+= UInt64(work)
     if isLimited {
       counters.workLimitHits += 1
-      if debt > 0 { counters.flowWorkLimitHits += 1 }
+      if isLimitedByFlow { counters.flowWorkLimitHits += 1 }
     }
-    guard let flow = match.flow, debt > 0 || cost > Self.workAllowance else { return }
-    flows[flow.place].workDebt = UInt32(min(max(0, debt + cost - Self.workAllowance), Self.workLimit))
+    guard let flow = match.flow, owed || !debts.isEmpty else { return }
+    debts.pay()
+    flows[flow.place].debts = debts
   }
 
   private func asksForVariables(_ record: Int, _ image: RawSpan) -> Bool {

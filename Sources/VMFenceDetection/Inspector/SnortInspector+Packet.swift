@@ -152,6 +152,7 @@ extension SnortInspector {
       packet, bytes, key, from: context.carried?.offset ?? 0, depth: context.depth,
       at: context.frame.timestamp.nanoseconds,
       policy: settings.policy(of: packet.destination))
+    counters.work &+= UInt64(fragments.takeWork())
     match.noteFragment(outcome.events)
     if outcome.events.contains(.ignored),
       except(settings.fragmentMemoryPolicy, nil, .defragmentMemory, into: &output)

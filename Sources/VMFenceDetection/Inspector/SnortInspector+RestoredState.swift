@@ -15,7 +15,7 @@ extension SnortInspector {
     let names = RestoredNames(bits: try Self.names(&reader), integers: try Self.names(&reader), rules)
     var flows = FlowTable(
       capacity: configuration.flowCapacity, key: configuration.hashKey, timeouts: settings.timeouts)
-    var streams = StreamStore(memory: settings.streamMemory)
+    var streams = StreamStore(memory: settings.streamMemory, key: configuration.hashKey)
     var variables = FlowVariables(rules.variableShape, places: flows.places)
     var identities: [UInt64] = []
     while try reader.flag() {
@@ -126,8 +126,9 @@ extension SnortInspector {
       streams.releaseAll(&server)
       return 0
     }
-    streams.setOwner(client, place)
-    streams.setOwner(server, place)
+    let share = streams.share(of: flows[place].peer)
+    streams.setOwner(client, place, share: share)
+    streams.setOwner(server, place, share: share)
     flows[place].session.client.stream = client
     flows[place].session.server.stream = server
     if !wasKept.0 || !wasKept.1 {

@@ -7,8 +7,6 @@ extension SnortInspector {
   static let overlap = 1024
   /// Urgent bytes of one stream that are left out of it.
   static let urgentLimit: UInt32 = 65_535
-  /// Streams that give way for one segment at the most, of those that were inspected and of those that wait.
-  static let sweep = 64
   /// Streams that went on for this long are inspected in larger parts, four chunks at a time.
   static let bulk = 64 << 10
 
@@ -305,6 +303,11 @@ extension SnortInspector {
     return result
   }
 
+  /// Says whose the block of a stream is, if it has another than it had.
+  private mutating func own(_ track: StreamTrack, _ place: Int) {
+    if streams.isNobodys(track) { streams.setOwner(track, place, share: streams.share(of: flows[place].peer)) }
+  }
+
   /// Keeps bytes from `sequence` on of what one end sent.
   private mutating func store(
     _ payload: RawSpan, at sequence: UInt32, _ place: Int, _ fromClient: Bool, _ step: inout TCPStep,
@@ -322,15 +325,21 @@ extension SnortInspector {
     let data = payload.extracting(0..<kept)
     let isInline = settings.isStreamInline
     let policy = flows[place].session[ofClient: fromClient].policy
+    let joins = flows[place].debts.joinsSegments
+    countSegmentWork()
     var insertion = streams.insert(
       data, at: sequence, &flows[place].session[ofClient: fromClient].stream, policy: policy, isInline: isInline,
-      owner: place)
+      joins: joins)
+    chargeSegments(place)
     if insertion.result == .noMemory || insertion.result == .tooFar {
       giveRoom(place, fromClient, sequence, insertion.result, &step.events, into: &output)
       insertion = streams.insert(
         data, at: sequence, &flows[place].session[ofClient: fromClient].stream, policy: policy, isInline: isInline,
-        owner: place)
+        joins: joins)
+      chargeSegments(place)
     }
+    flows[place].debts.paySegment(kept)
+    own(flows[place].session[ofClient: fromClient].stream, place)
     switch insertion.result {
     case .kept: break
     case .isOld:
@@ -368,27 +377,5 @@ extension SnortInspector {
       events.insert(.depthReached)
     }
     return max(0, settings.streamDepth - begin)
-  }
-
-  /// Makes room for a segment: by giving up what was inspected of other streams and what they hold behind holes, or by inspecting of this one what was
-  /// not acknowledged, and giving up what lies farther. No hole is passed for it: what comes to fill it would count as old.
-  private mutating func giveRoom(
-    _ place: Int, _ fromClient: Bool, _ sequence: UInt32, _ problem: StreamStore.Insertion.Result,
-    _ events: inout StreamEvents, into output: inout InspectionOutput
-  ) {
-    guard problem == .tooFar else {
-      counters.memoryLimitHits += 1
-      giveUpOverlaps()
-      for _ in 0..<Self.sweep where streams.lacksRoom {
-        guard let block = streams.oldestWithHole else { return }
-        giveUpFarthest(block, into: &output)
-      }
-      return
-    }
-    counters.inspectedEarly += 1
-    inspectStream(
-      place, ofClient: fromClient, .ready, Timestamp(nanoseconds: flows[place].lastSeen), .wire, &events, into: &output)
-    let track = flows[place].session[ofClient: fromClient].stream
-    if streams.isFull(track, before: sequence) { giveUpFarthest(Int(track.block) - 1, into: &output) }
   }
 }

@@ -60,7 +60,7 @@ extension SnortInspector {
     setStream(track, place, ofClient)
   }
 
-  private mutating func setStream(_ track: StreamTrack, _ place: Int, _ ofClient: Bool) {
+  mutating func setStream(_ track: StreamTrack, _ place: Int, _ ofClient: Bool) {
     flows[place].session[ofClient: ofClient].stream = track
   }
 
@@ -104,6 +104,7 @@ extension SnortInspector {
     var track = flows[place].session[ofClient: ofClient].stream
     let at = max(0, Int(sequenceDistance(sequence, track.base)))
     let stretch = streams.stretch(track, around: at)
+    chargeSegments(place)
     guard stretch.contains(at) else { return }
     let size = ofClient ? settings.chunkToServer : settings.chunkToClient
     let window = max(stretch.lowerBound, at - size)..<min(stretch.upperBound, at + length + size)
@@ -126,7 +127,7 @@ extension SnortInspector {
     setStream(track, place, ofClient)
   }
 
-  private mutating func inspectWindow(
+  mutating func inspectWindow(
     _ place: Int, _ ofClient: Bool, _ track: StreamTrack, _ window: Range<Int>, fresh: Int, _ time: Timestamp,
     _ origin: PacketOrigin, into output: inout InspectionOutput
   ) {
@@ -187,56 +188,6 @@ extension SnortInspector {
     for ofClient in [true, false] {
       inspectStream(place, ofClient: ofClient, .ready, time, .flowTimeout, &events, into: &output)
     }
-  }
-
-  // MARK: Room
-
-  /// The stream that has a block; nil: none.
-  private func stream(_ block: Int) -> (place: Int, ofClient: Bool)? {
-    let place = Int(streams.blocks[block].owner)
-    if flows[place].session.client.stream.block == Int32(block) + 1 { return (place, true) }
-    return flows[place].session.server.stream.block == Int32(block) + 1 ? (place, false) : nil
-  }
-
-  /// Gives up of some streams what was inspected already, and what of their blocks they do not need: of all in turn, a few at a time, so that no flood
-  /// makes each of its packets look at every stream.
-  mutating func giveUpOverlaps() {
-    for _ in 0..<Self.sweep where streams.lacksRoom {
-      guard let block = streams.oldestPlain else { return }
-      streams.refresh(block)
-      guard let (place, ofClient) = stream(block) else { continue }
-      var track = flows[place].session[ofClient: ofClient].stream
-      if Int(sequenceDistance(track.inspected, track.base)) >= streams.ready(track) {
-        streams.release(&track, before: track.inspected)
-        setStream(track, place, ofClient)
-      } else {
-        streams.fit(block)
-      }
-    }
-  }
-
-  /// Inspects the farthest segments that a block holds behind a hole, and forgets them, so that it becomes half as large at least, or holds nothing
-  /// behind a hole any more.
-  mutating func giveUpFarthest(_ block: Int, into output: inout InspectionOutput) {
-    streams.refresh(block)
-    guard let (place, ofClient) = stream(block) else { return }
-    counters.memoryEvictions += 1
-    let track = flows[place].session[ofClient: ofClient].stream
-    let first = streams.firstBeyondHalf(track)
-    let found = (flows[place].clientFound, flows[place].serverFound)
-    if !settings.isStreamInline, !track.marks.contains(.isOff) {
-      for index in first..<Int(streams.blocks[block].count) {
-        // Those that touch are one.
-        let range = streams.range(track, index)
-        var part = track
-        part.base = track.base &+ UInt32(truncatingIfNeeded: range.lowerBound)
-        inspectWindow(
-          place, ofClient, part, range, fresh: 0, Timestamp(nanoseconds: flows[place].lastSeen), .wire, into: &output)
-      }
-    }
-    // What was found there is not what was found in the bytes that the next window begins with.
-    (flows[place].clientFound, flows[place].serverFound) = found
-    streams.forget(&flows[place].session[ofClient: ofClient].stream, from: first)
   }
 
   // MARK: Headers for windows

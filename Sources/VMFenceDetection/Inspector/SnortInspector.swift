@@ -15,12 +15,12 @@ public struct SnortInspector: PacketInspector, ~Copyable {
   /// Work spent on the contents of one packet at the most, in steps of about 8 bytes. What was not decided by then
   /// counts as no match, and `work_limit_hits` counts the packet. One rule may take all of it.
   static let workLimit = 1 << 22
-  /// What each packet of a flow may cost without counting against the flow. What it costs more is taken from what later packets of the flow
-  /// may cost, down to this: so a flow that is made to be dear costs about this much a packet in the long run. `flow_work_limit_hits`
-  /// counts packets that would have had more in another flow.
+  /// What of a rule's debt to a flow (`WorkDebts`) each packet of that pays off. What a rule owes is taken from what it may cost there, down to this: so a
+  /// rule that a flow is made dear for costs about this much a packet in the long run. `flow_work_limit_hits` counts packets that would have
+  /// had more in another flow.
   static let workAllowance = 1 << 14
   /// What each rule may cost at each packet, whatever others took before it and the flow owes: enough for a plain rule on a large packet. So no dear
-  /// rule keeps those after it from being decided.
+  /// rule keeps those after it from being decided. Nobody owes so little.
   static let ruleAllowance = 1 << 12
 
   private let inPlace = InPlace()
@@ -130,6 +130,7 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     var bypassed: UInt64 = 0
     var dropped: UInt64 = 0
     var scanOverflows: UInt64 = 0
+    var work: UInt64 = 0
     var workLimitHits: UInt64 = 0
     var flowWorkLimitHits: UInt64 = 0
     var midstream: UInt64 = 0
@@ -177,7 +178,7 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     flows = FlowTable(
       capacity: configuration.flowCapacity, key: configuration.hashKey, timeouts: settings.timeouts)
     fragments = FragmentStore(settings, key: configuration.hashKey)
-    streams = StreamStore(memory: settings.streamMemory)
+    streams = StreamStore(memory: settings.streamMemory, key: configuration.hashKey)
     rates = RateTable(key: configuration.hashKey)
     bits = HostBits(key: configuration.hashKey)
     tags = TagTable(key: configuration.hashKey)

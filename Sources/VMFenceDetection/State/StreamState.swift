@@ -82,11 +82,6 @@ extension StreamStore {
     return true
   }
 
-  /// Says where the flow lies that has the stream.
-  mutating func setOwner(_ track: StreamTrack, _ place: Int) {
-    if track.block != 0 { blocks[Int(track.block) - 1].owner = Int32(truncatingIfNeeded: place) }
-  }
-
   /// The stretches that segments, sorted by where they begin, cover without a gap, as distances from `base`.
   private static func covered(_ records: [Record], from base: UInt32) -> [Range<Int>] {
     var ranges: [Range<Int>] = []

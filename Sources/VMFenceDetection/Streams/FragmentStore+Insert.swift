@@ -108,6 +108,8 @@ extension FragmentStore {
     _ frame: RawSpan, _ layout: Layout, _ packet: DecodedPacket, _ place: Int, _ events: inout FragmentEvents
   ) -> Bool {
     guard Int(datagrams[place].count) < fragmentLimit else { return false }
+    // Whether or not there is room for it.
+    if datagrams[place].count >= Self.bitmapThreshold, datagrams[place].bitmap == 0 { _ = makeBitmap(place) }
     let range = Int(packet.fragmentOffset)..<Int(packet.fragmentOffset) + layout.data.count
     let overlaps = overlaps(range, place)
     if overlaps {
@@ -172,10 +174,12 @@ extension FragmentStore {
     return true
   }
 
-  func overlaps(_ range: Range<Int>, _ place: Int) -> Bool {
+  mutating func overlaps(_ range: Range<Int>, _ place: Int) -> Bool {
     guard range.lowerBound < Int(datagrams[place].highest) else { return false }
+    if datagrams[place].bitmap != 0 { return unitsThere(range, place) > 0 }
     var fragment = datagrams[place].first
     while fragment != Self.none {
+      charge(1)
       if fragments[Int(fragment)].range.overlaps(range) { return true }
       fragment = fragments[Int(fragment)].next
     }
@@ -189,8 +193,17 @@ extension FragmentStore {
 
   /// Linux (4.19 and later; RFC 5722, which it follows for IPv4, too): a fragment that lies in a run of those that are there is thrown away; any
   /// other overlap takes the whole datagram with it. A run are fragments of which each came next behind the last of all. nil: it overlaps none.
-  private func fate(of range: Range<Int>, _ place: Int) -> Fate? {
+  private mutating func fate(of range: Range<Int>, _ place: Int) -> Fate? {
     guard range.lowerBound < Int(datagrams[place].highest) else { return nil }
+    if datagrams[place].bitmap != 0 {
+      let there = unitsThere(range, place)
+      if there == 0 { return nil }
+      guard datagrams[place].looks < Self.lookLimit else {
+        return there == Self.units(range).count ? .isDuplicate : .datagramIsLost
+      }
+    }
+    datagrams[place].looks += UInt32(datagrams[place].count)
+    charge(Int(datagrams[place].count))
     // The run at the end so far; those before it have ended.
     var tail = 0..<0
     var isHit = false
@@ -235,17 +248,35 @@ extension FragmentStore {
   }
 
   private mutating func mark(_ range: Range<Int>, _ place: Int) {
-    let first = Int(datagrams[place].bitmap) - 1
-    let second = Int(nextChunk[first]) - 1
-    for unit in range.lowerBound / 8..<(range.upperBound + 7) / 8 {
-      let byte = unit / 8
-      let at = byte < Self.chunk ? first * Self.chunk + byte : second * Self.chunk + byte - Self.chunk
-      let bit: UInt8 = 1 << UInt8(unit % 8)
+    for unit in Self.units(range) {
+      let (at, bit) = bitmapPlace(unit, place)
       if bytes[at] & bit == 0 {
         bytes[at] |= bit
         datagrams[place].units += 1
       }
     }
+  }
+
+  /// The units of 8 bytes that a fragment has. All begin at a multiple of 8, so two that have a byte of one both have its first.
+  private static func units(_ range: Range<Int>) -> Range<Int> { range.lowerBound / 8..<(range.upperBound + 7) / 8 }
+
+  /// How many units of a range came, by the bitmap.
+  private mutating func unitsThere(_ range: Range<Int>, _ place: Int) -> Int {
+    var count = 0
+    for unit in Self.units(range) {
+      let (at, bit) = bitmapPlace(unit, place)
+      if bytes[at] & bit != 0 { count += 1 }
+    }
+    charge(range.count / 8)
+    return count
+  }
+
+  /// Where a unit's bit is.
+  private func bitmapPlace(_ unit: Int, _ place: Int) -> (at: Int, bit: UInt8) {
+    let first = Int(datagrams[place].bitmap) - 1
+    let byte = unit / 8
+    let start = byte < Self.chunk ? first : Int(nextChunk[first]) - 1
+    return (start * Self.chunk + byte % Self.chunk, 1 << UInt8(unit % 8))
   }
 
   private func isComplete(_ place: Int) -> Bool {
@@ -308,6 +339,7 @@ extension FragmentStore {
       arrivals[number] = fragment
       number += 1
       let range = fragments[Int(fragment)].range
+      charge(range.count / 8)
       // Stretches of bytes with the same holder are decided at once.
       var position = range.lowerBound
       while position < range.upperBound {

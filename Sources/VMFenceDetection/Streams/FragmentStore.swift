@@ -13,6 +13,11 @@ struct FragmentStore: ~Copyable {
   static let chunk = 512
   static let none: Int32 = -1
   private static let bucketPlaces = 8
+  /// A datagram of more fragments has a bitmap, so that what the next costs does not depend on how many there are.
+  static let bitmapThreshold: UInt16 = 32
+  /// So many fragments of one datagram are looked at for what lies over them, all looks together. After that the bitmap alone decides: it does not know
+  /// which of them came behind each other.
+  static let lookLimit: UInt32 = 1 << 15
   /// Of datagrams that are being looked at while another is: tunnels in fragments in tunnels.
   static let depthLimit = 4
   /// A header that precedes the fragmented part, link header included, has to fit into one chunk.
@@ -39,6 +44,8 @@ struct FragmentStore: ~Copyable {
   let fragmentLimit: Int
   private let timeout: Int64
 
+  /// What putting datagrams together took since somebody asked, in steps of about 8 bytes: each look at a fragment is one, too.
+  private var work = 0
   private(set) var waiting = 0
   private(set) var counters = Counters()
 
@@ -59,7 +66,7 @@ struct FragmentStore: ~Copyable {
     var last: Int32
     /// The chunk with all that precedes the fragmented part; 0 (none yet) or index plus one.
     var header: Int32
-    /// The first of two chunks with a bit for every unit that arrived; made at the first overlap. 0 or index plus one.
+    /// The first of two chunks with a bit for every unit that arrived; made at the first overlap, or when there are many. 0 or index plus one.
     var bitmap: Int32
     var count: UInt16
     var headerLength: UInt16
@@ -75,6 +82,8 @@ struct FragmentStore: ~Copyable {
     var highest: Int32
     /// Where the datagram ends by its last fragment; 0: not known.
     var end: Int32
+    /// Fragments that were looked at to see what others lie over (`FragmentStore.lookLimit`).
+    var looks: UInt32 = 0
   }
 
   struct Fragment: BitwiseCopyable {
@@ -102,6 +111,14 @@ struct FragmentStore: ~Copyable {
     unusedChunks = chunks
     freeChunks = chunks
     hand = key.0 ^ key.1
+  }
+
+  mutating func charge(_ steps: Int) { work += steps }
+
+  /// What it took since this was asked last.
+  mutating func takeWork() -> Int {
+    defer { work = 0 }
+    return work
   }
 
   mutating func count(_ counter: WritableKeyPath<Counters, UInt64>) { counters[keyPath: counter] += 1 }

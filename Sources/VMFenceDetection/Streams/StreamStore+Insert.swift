@@ -21,42 +21,43 @@ extension StreamStore {
     var isRewritten = false
   }
 
-  /// Keeps the payload of a segment.
+  /// Keeps the payload of a segment. The stream may have another block afterwards, which is nobody's before `setOwner`.
   ///
   /// - `sequence`: of the payload's first byte.
   /// - `policy`: of the host that receives it. Inline, what came first was let through, so it stays; bytes that were inspected stay in any
   ///   case.
-  /// - `owner`: where the stream's flow lies.
+  /// - `joins`: segments that touch each other are one from here on, so that each costs little, however many there are.
   mutating func insert(
     _ payload: RawSpan, at sequence: UInt32, _ track: inout StreamTrack, policy: OverlapPolicy, isInline: Bool,
-    owner: Int
+    joins: Bool
   ) -> Insertion {
     let before = -Int(sequenceDistance(sequence, track.base))
     let skipped = max(0, before)
     guard skipped < payload.byteCount else { return Insertion(result: .isOld) }
     let start = max(0, -before)
     let end = start + payload.byteCount - skipped
-    if let problem = makeRoom(&track, end, owner) { return Insertion(result: problem) }
+    if let problem = makeRoom(&track, end) { return Insertion(result: problem) }
     let block = Int(track.block) - 1
     let record = Record(start: sequence, length: UInt32(truncatingIfNeeded: payload.byteCount))
     let position = dataStart(block) + start
     if start >= Int(blocks[block].highest) {
       bytes.write(payload.extracting(skipped..<payload.byteCount), at: position)
-      setRecord(block, Int(blocks[block].count), record)
-      blocks[block].count += 1
+      append(block, record, touches: start == Int(blocks[block].highest), joins: joins)
       blocks[block].highest = Int32(end)
       if start == Int(blocks[block].ready) { blocks[block].ready = Int32(end) } else { file(block) }
       return Insertion(result: .kept)
     }
     var result = Insertion(result: .kept)
     scratch.write(payload, at: 0)
-    resolve(block, record, track, policy, isInline, &result)
+    if joins, !blocks[block].isJoined { joinRecords(block) }
+    let first = joins ? firstTouching(block, record, track.base) : 0
+    resolve(block, record, from: first, track, policy, isInline, &result)
     // SAFETY: `scratch` and `bytes` are different memory; the span ends with the statement.
     bytes.write(unsafe scratch.bytes(skipped..<payload.byteCount).bytes, at: position)
-    addSorted(block, record, track.base)
+    if joins { join(block, record, at: first, track.base) } else { addSorted(block, record, track.base) }
     blocks[block].highest = max(blocks[block].highest, Int32(end))
     if start <= Int(blocks[block].ready), end > Int(blocks[block].ready) {
-      extendReady(block, track.base)
+      extendReady(block, track.base, from: first)
       if Int(blocks[block].list) != Self.plain { refresh(block) }
     }
     file(block)
@@ -73,11 +74,13 @@ extension StreamStore {
   // MARK: Room
 
   /// Sees to it that the stream has a block with room up to `end`, and for one more record.
-  private mutating func makeRoom(_ track: inout StreamTrack, _ end: Int, _ owner: Int) -> Insertion.Result? {
+  private mutating func makeRoom(_ track: inout StreamTrack, _ end: Int) -> Insertion.Result? {
     var records = 1
     if track.block != 0 {
       let order = Int(blocks[Int(track.block) - 1].order)
-      if Int(blocks[Int(track.block) - 1].count) == Self.recordLimit { joinRecords(Int(track.block) - 1) }
+      if Int(blocks[Int(track.block) - 1].count) == Self.recordLimit, !blocks[Int(track.block) - 1].isJoined {
+        joinRecords(Int(track.block) - 1)
+      }
       records += Int(blocks[Int(track.block) - 1].count)
       if end <= Self.dataCapacity(order), records <= min(Self.recordLimit, Self.recordCapacity(order)) { return nil }
     }
@@ -88,7 +91,6 @@ extension StreamStore {
       if order > Self.orderLimit { return .tooFar }
     }
     guard let block = take(order) else { return .noMemory }
-    blocks[block].owner = Int32(truncatingIfNeeded: owner)
     if track.block != 0 { moveBlock(Int(track.block) - 1, to: block) }
     track.block = Int32(block) + 1
     return nil
@@ -101,32 +103,37 @@ extension StreamStore {
     blocks[new].count = blocks[old].count
     blocks[new].ready = blocks[old].ready
     blocks[new].highest = blocks[old].highest
+    blocks[new].isJoined = blocks[old].isJoined
     release(old)
     file(new)
   }
 
   // MARK: Overlaps
 
-  /// Puts into `scratch`, which holds the new segment, the bytes of earlier ones that count more.
+  /// Puts into `scratch`, which holds the new segment, the bytes of earlier ones that count more. The records before `first` have none of its bytes.
   private mutating func resolve(
-    _ block: Int, _ new: Record, _ track: StreamTrack, _ policy: OverlapPolicy, _ isInline: Bool,
-    _ result: inout Insertion
+    _ block: Int, _ new: Record, from first: Int, _ track: StreamTrack, _ policy: OverlapPolicy,
+    _ isInline: Bool, _ result: inout Insertion
   ) {
-    let shared = sharedBytes(block, new, track, isInline)
+    let shared = sharedBytes(block, new, from: first, track, isInline)
     result.isOverlap = shared.isOverlap
+    charge(shared.records + Int(new.length) / 8)
     guard shared.isDifferent else { return }
     result.isDifferent = true
-    if shared.segments > Self.overlapLimit { joinRecords(block) }
+    if shared.segments > Self.overlapLimit, !blocks[block].isJoined { joinRecords(block) }
     let data = dataStart(block)
     let from = Int(sequenceDistance(new.start, track.base))
     let to = from + Int(new.length)
     let fixed = Int(sequenceDistance(track.inspected, track.base))
-    for index in 0..<Int(blocks[block].count) {
+    for index in first..<Int(blocks[block].count) {
+      charge(1)
       let old = record(block, index)
       let oldFrom = Int(sequenceDistance(old.start, track.base))
       if oldFrom >= to { break }
       let shared = max(from, oldFrom, 0)..<max(max(from, oldFrom, 0), min(to, oldFrom + Int(old.length)))
-      guard !shared.isEmpty, differs(shared, data, from) else { continue }
+      guard !shared.isEmpty else { continue }
+      charge(shared.count / 8)
+      guard differs(shared, data, from) else { continue }
       let wins =
         !isInline
         && policy.segmentReplaces(
@@ -144,18 +151,19 @@ extension StreamStore {
     !bytes.equals(data + range.lowerBound..<data + range.upperBound, scratch, at: range.lowerBound - from)
   }
 
-  /// What a new segment, which is in `scratch`, has in common with earlier ones, of which there are `segments`. Each of its bytes is compared once,
-  /// however many of them have it.
+  /// What a new segment, which is in `scratch`, has in common with earlier ones, of which there are `segments` among the `records` that were looked at.
+  /// Each of its bytes is compared once, however many of them have it.
   private func sharedBytes(
-    _ block: Int, _ new: Record, _ track: StreamTrack, _ isInline: Bool
-  ) -> (isOverlap: Bool, isDifferent: Bool, segments: Int) {
+    _ block: Int, _ new: Record, from first: Int, _ track: StreamTrack, _ isInline: Bool
+  ) -> (isOverlap: Bool, isDifferent: Bool, segments: Int, records: Int) {
     let data = dataStart(block)
     let begin = Int(sequenceDistance(new.start, track.base))
     let to = begin + Int(new.length)
     let from = max(0, begin)
     let fixed = Int(sequenceDistance(track.inspected, track.base))
-    var (isOverlap, isDifferent, segments, compared) = (false, false, 0, from)
-    for index in 0..<Int(blocks[block].count) {
+    var (isOverlap, isDifferent, segments, records, compared) = (false, false, 0, 0, from)
+    for index in first..<Int(blocks[block].count) {
+      records += 1
       let old = record(block, index)
       let oldFrom = Int(sequenceDistance(old.start, track.base))
       if oldFrom >= to { break }
@@ -167,12 +175,14 @@ extension StreamStore {
       if !isDifferent { isDifferent = differs(max(lower, compared)..<upper, data, begin) }
       compared = upper
     }
-    return (isOverlap, isDifferent, segments)
+    return (isOverlap, isDifferent, segments, records)
   }
 
   /// Makes one record of those that touch each other or overlap.
   mutating func joinRecords(_ block: Int) {
     guard blocks[block].count > 0 else { return }
+    charge(Int(blocks[block].count))
+    blocks[block].isJoined = true
     var (kept, joined) = (0, record(block, 0))
     for index in 1..<max(1, Int(blocks[block].count)) {
       let next = record(block, index)
@@ -187,8 +197,56 @@ extension StreamStore {
     blocks[block].count = Int32(kept + 1)
   }
 
+  /// Adds the record of a segment behind all others.
+  private mutating func append(_ block: Int, _ new: Record, touches: Bool, joins: Bool) {
+    let count = Int(blocks[block].count)
+    if touches, joins, blocks[block].isJoined, count > 0 {
+      var last = record(block, count - 1)
+      last.length = new.end &- last.start
+      setRecord(block, count - 1, last)
+      return
+    }
+    if touches { blocks[block].isJoined = false }
+    setRecord(block, count, new)
+    blocks[block].count += 1
+  }
+
+  /// Of records that do not touch each other, the first that a segment touches, or that comes behind it.
+  private mutating func firstTouching(_ block: Int, _ new: Record, _ base: UInt32) -> Int {
+    let start = sequenceDistance(new.start, base)
+    var (low, high) = (0, Int(blocks[block].count))
+    while low < high {
+      charge(1)
+      let middle = (low + high) / 2
+      if sequenceDistance(record(block, middle).end, base) < start { low = middle + 1 } else { high = middle }
+    }
+    return low
+  }
+
+  /// Makes one of a segment and the records from `first` on that it touches, so that none touch each other afterwards, either.
+  private mutating func join(_ block: Int, _ new: Record, at first: Int, _ base: UInt32) {
+    var (joined, next) = (new, first)
+    while next < Int(blocks[block].count) {
+      charge(1)
+      let old = record(block, next)
+      if sequenceDistance(old.start, base) > sequenceDistance(joined.end, base) { break }
+      let end = sequenceDistance(old.end, joined.end) > 0 ? old.end : joined.end
+      if sequenceDistance(old.start, joined.start) < 0 { joined.start = old.start }
+      joined.length = end &- joined.start
+      next += 1
+    }
+    if next != first + 1 { move(block, from: next, to: first + 1) }
+    setRecord(block, first, joined)
+    blocks[block].count += Int32(first + 1 - next)
+  }
+
+  private mutating func move(_ block: Int, from source: Int, to target: Int) {
+    charge((Int(blocks[block].count) - source) / 8)
+    moveRecords(block, from: source, to: target)
+  }
+
   /// Records are sorted by where they begin.
-  private mutating func addSorted(_ block: Int, _ new: Record, _ base: UInt32) {
+  mutating func addSorted(_ block: Int, _ new: Record, _ base: UInt32) {
     let count = Int(blocks[block].count)
     let key = sequenceDistance(new.start, base)
     var index = count
@@ -198,15 +256,18 @@ extension StreamStore {
       if sequenceDistance(other.start, base) <= key { break }
       index -= 1
     }
-    if index < count { moveRecords(block, from: index, to: index + 1) }
+    charge(count - index)
+    blocks[block].isJoined = false
+    if index < count { move(block, from: index, to: index + 1) }
     setRecord(block, index, new)
     blocks[block].count += 1
   }
 
-  /// How far the bytes reach without a gap.
-  private mutating func extendReady(_ block: Int, _ base: UInt32) {
+  /// How far the bytes reach without a gap. The records before `first` say nothing new of it.
+  mutating func extendReady(_ block: Int, _ base: UInt32, from first: Int = 0) {
     var ready = Int(blocks[block].ready)
-    for index in 0..<Int(blocks[block].count) {
+    for index in first..<Int(blocks[block].count) {
+      charge(1)
       let record = record(block, index)
       let start = Int(sequenceDistance(record.start, base))
       if start > ready { break }
@@ -233,11 +294,14 @@ extension StreamStore {
   }
 
   /// The stretch without gaps around a distance from the base.
-  func stretch(_ track: StreamTrack, around distance: Int) -> Range<Int> {
+  mutating func stretch(_ track: StreamTrack, around distance: Int) -> Range<Int> {
     guard track.block != 0 else { return distance..<distance }
     let block = Int(track.block) - 1
+    if distance < Int(blocks[block].ready) { return 0..<Int(blocks[block].ready) }
+    if blocks[block].isJoined { return joinedStretch(track, around: distance) }
     var (start, end) = (0, Int(blocks[block].ready))
     for index in 0..<Int(blocks[block].count) {
+      charge(1)
       let record = record(block, index)
       let from = max(0, Int(sequenceDistance(record.start, track.base)))
       if from > end {
@@ -247,6 +311,18 @@ extension StreamStore {
       end = max(end, Int(sequenceDistance(record.end, track.base)))
     }
     return start <= distance && distance < end ? start..<end : distance..<distance
+  }
+
+  /// The same, of records that do not touch each other: one of them, behind those that only touch the place.
+  private mutating func joinedStretch(_ track: StreamTrack, around distance: Int) -> Range<Int> {
+    let block = Int(track.block) - 1
+    let place = Record(start: track.base &+ UInt32(truncatingIfNeeded: distance), length: 1)
+    let first = firstTouching(block, place, track.base)
+    for index in first..<min(first + 2, Int(blocks[block].count)) {
+      let segment = range(track, index)
+      if segment.contains(distance) { return segment }
+    }
+    return distance..<distance
   }
 
   /// Where bytes at distances from the base lie in `bytes`. They do not move until the stream is next inserted into or released.

@@ -7,8 +7,11 @@ import VMFenceCore
 /// begin there). Its first eighth has a record of each segment, sorted by sequence number; the rest has the
 /// bytes, each at its distance from the first.
 ///
-/// Blocks in use are in lists, the oldest first: those that hold segments behind a hole in one for each size (by when the bytes before the hole last
-/// became more), all others in one. So those that have to give way when memory is short are found without a search.
+/// Each block counts to a share of the memory: that of the host which the guest talks to (`Flow.peer`). There are 256 shares, and a secret hash
+/// says whose is which. When memory is short, the largest gives way: so the streams of one host, however many, push out no other's.
+///
+/// Blocks in use are in lists of their share, the oldest first: those that hold segments behind a hole in one for each size (by when the bytes before the
+/// hole last became more), all others in one. So those that have to give way are found without a search.
 struct StreamStore: ~Copyable {
   static let page = 4096
   static let orderLimit = 8
@@ -20,7 +23,10 @@ struct StreamStore: ~Copyable {
   static let overlapLimit = 32
   /// The list of blocks that hold nothing behind a hole; those before are of blocks that do, by order.
   static let plain = orderLimit + 1
+  private static let lists = plain + 1
+  static let shares = 256
   private static let end: Int32 = -1
+  private static let nobody: Int32 = -1
 
   /// What is known of the block that begins at a page.
   struct Block: BitwiseCopyable {
@@ -35,9 +41,12 @@ struct StreamStore: ~Copyable {
     /// Of the list it is in; pages, or `end`.
     var previous: Int32
     var next: Int32
-    /// In use: the list it is in, and where the flow lies that has it.
+    /// In use: the list it is in, its share, and where the flow lies that has it.
     var list: UInt8 = 0
-    var owner: Int32 = 0
+    var share: UInt8 = 0
+    /// No two of its records touch each other, as far as that is known.
+    var isJoined = false
+    var owner: Int32 = nobody
   }
 
   private let inPlace = InPlace()
@@ -46,17 +55,23 @@ struct StreamStore: ~Copyable {
   /// A segment while it is decided which of its bytes count.
   var scratch = ByteStore(count: 65_536)
   private var free: InlineArray<9, Int32> = InlineArray(repeating: -1)
-  /// The oldest and the youngest block of each list.
-  private var oldest: InlineArray<10, Int32> = InlineArray(repeating: -1)
-  private var youngest: InlineArray<10, Int32> = InlineArray(repeating: -1)
+  /// The oldest and the youngest block of each list, plus one; 0 where it is empty. Those of a share lie together.
+  private var oldest = ZeroedTable<Int32>(count: shares * lists)
+  private var youngest = ZeroedTable<Int32>(count: shares * lists)
+  /// In use, of each share.
+  private var sharePages = ZeroedTable<Int32>(count: shares)
+  /// What putting segments together took since somebody asked, in steps of about 8 bytes: each look at a record is one, too.
+  private var work = 0
   /// The size of the last block that there was no room for.
   private var lacking = 0
+  private let shareHash: KeyedHash
   private let pages: Int
   private(set) var usedPages = 0
   private(set) var mostPages = 0
 
-  /// `memory`: in bytes, a mebibyte at least.
-  init(memory: Int) {
+  /// `memory`: in bytes, a mebibyte at least. `key`: secret.
+  init(memory: Int, key: (UInt64, UInt64)) {
+    shareHash = KeyedHash(key: (key.0 ^ 0x7374_7265_616D, key.1 ^ 0x7368_6172_6573))
     let large = 1 << Self.orderLimit
     pages = max(1, memory / Self.page / large) * large
     bytes = ByteStore(count: pages * Self.page)
@@ -90,7 +105,7 @@ struct StreamStore: ~Copyable {
     }
     blocks[block] = Block(
       order: UInt8(order), isFree: false, count: 0, ready: 0, highest: 0, previous: Self.end, next: Self.end)
-    usedPages += 1 << order
+    use(1 << order, share: 0)
     mostPages = max(mostPages, usedPages)
     append(block, to: Self.plain)
     return block
@@ -99,7 +114,7 @@ struct StreamStore: ~Copyable {
   mutating func release(_ block: Int) {
     unlink(block)
     var (block, order) = (block, Int(blocks[block].order))
-    usedPages -= 1 << order
+    use(-1 << order, share: Int(blocks[block].share))
     while order < Self.orderLimit {
       let buddy = block ^ 1 << order
       guard blocks[buddy].isFree, Int(blocks[buddy].order) == order else { break }
@@ -126,26 +141,39 @@ struct StreamStore: ~Copyable {
     blocks[block].isFree = false
   }
 
+  private mutating func use(_ pages: Int, share: Int) {
+    usedPages += pages
+    sharePages[share] += Int32(truncatingIfNeeded: pages)
+  }
+
   // MARK: Lists
 
+  private func place(_ block: Int) -> Int { Int(blocks[block].share) * Self.lists + Int(blocks[block].list) }
+
   private mutating func append(_ block: Int, to list: Int) {
-    let last = youngest[list]
+    blocks[block].list = UInt8(list)
+    let place = place(block)
+    let last = youngest[place] - 1
     blocks[block].previous = last
     blocks[block].next = Self.end
-    blocks[block].list = UInt8(list)
-    if last == Self.end { oldest[list] = Int32(block) } else { blocks[Int(last)].next = Int32(block) }
-    youngest[list] = Int32(block)
+    if last == Self.end { oldest[place] = Int32(block) + 1 } else { blocks[Int(last)].next = Int32(block) }
+    youngest[place] = Int32(block) + 1
   }
 
   private mutating func unlink(_ block: Int) {
-    let (previous, next, list) = (blocks[block].previous, blocks[block].next, Int(blocks[block].list))
-    if previous == Self.end { oldest[list] = next } else { blocks[Int(previous)].next = next }
-    if next == Self.end { youngest[list] = previous } else { blocks[Int(next)].previous = previous }
+    let (previous, next, place) = (blocks[block].previous, blocks[block].next, place(block))
+    if previous == Self.end { oldest[place] = next + 1 } else { blocks[Int(previous)].next = next }
+    if next == Self.end { youngest[place] = previous + 1 } else { blocks[Int(next)].previous = previous }
+  }
+
+  /// The list that a block belongs to now.
+  private func list(of block: Int) -> Int {
+    blocks[block].ready < blocks[block].highest ? Int(blocks[block].order) : Self.plain
   }
 
   /// Puts a block into the list it belongs to now, if it is in another.
   mutating func file(_ block: Int) {
-    let list = blocks[block].ready < blocks[block].highest ? Int(blocks[block].order) : Self.plain
+    let list = list(of: block)
     if list == Int(blocks[block].list) { return }
     unlink(block)
     append(block, to: list)
@@ -157,16 +185,62 @@ struct StreamStore: ~Copyable {
     append(block, to: Int(blocks[block].list))
   }
 
+  /// The share of a host or a network with this number (`Flow.peer`).
+  func share(of number: UInt64) -> Int { Int(shareHash.hash(number) >> 56) }
+
+  /// Whether a stream has a block that is not known to be its own.
+  func isNobodys(_ track: StreamTrack) -> Bool {
+    track.block != 0 && owner(Int(track.block) - 1) == nil
+  }
+
+  /// Where the flow lies that has a block; nil: nobody knows yet.
+  func owner(_ block: Int) -> Int? { blocks[block].owner == Self.nobody ? nil : Int(blocks[block].owner) }
+
+  /// Says where the flow lies that has a stream, and to whose share it counts.
+  mutating func setOwner(_ track: StreamTrack, _ place: Int, share: Int) {
+    guard track.block != 0 else { return }
+    let block = Int(track.block) - 1
+    blocks[block].owner = Int32(truncatingIfNeeded: place)
+    if share == Int(blocks[block].share) { return }
+    let pages = 1 << Int(blocks[block].order)
+    unlink(block)
+    use(-pages, share: Int(blocks[block].share))
+    blocks[block].share = UInt8(truncatingIfNeeded: share)
+    use(pages, share: share)
+    append(block, to: Int(blocks[block].list))
+  }
+
   /// Whether there is still no room for the block that was asked for last and not had.
   var lacksRoom: Bool { !(lacking...Self.orderLimit).contains { free[$0] != Self.end } }
 
-  /// The oldest of the blocks that hold nothing behind a hole.
-  var oldestPlain: Int? { oldest[Self.plain] == Self.end ? nil : Int(oldest[Self.plain]) }
+  /// The largest share: `own`, if no other is larger.
+  func largestShare(own: Int) -> Int {
+    var largest = own
+    for share in 0..<Self.shares where sharePages[share] > sharePages[largest] { largest = share }
+    return largest
+  }
 
-  /// Of the blocks that hold segments behind a hole the oldest of the largest: who takes most gives way first.
-  var oldestWithHole: Int? {
-    for order in (0...Self.orderLimit).reversed() where oldest[order] != Self.end { return Int(oldest[order]) }
+  /// The oldest of the blocks of a share that hold nothing behind a hole.
+  func oldestPlain(_ share: Int) -> Int? { first(share * Self.lists + Self.plain) }
+
+  /// Of the blocks of a share that hold segments behind a hole the oldest of the largest: what takes most gives way first.
+  func oldestWithHole(_ share: Int) -> Int? {
+    for order in (0...Self.orderLimit).reversed() {
+      if let block = first(share * Self.lists + order) { return block }
+    }
     return nil
+  }
+
+  private func first(_ place: Int) -> Int? { oldest[place] == 0 ? nil : Int(oldest[place]) - 1 }
+
+  // MARK: Work
+
+  mutating func charge(_ steps: Int) { work += steps }
+
+  /// What it took since this was asked last.
+  mutating func takeWork() -> Int {
+    defer { work = 0 }
+    return work
   }
 
   /// Gives back the part of a block that its segments do not need.
@@ -179,9 +253,9 @@ struct StreamStore: ~Copyable {
     unlink(block)
     blocks[block].order = UInt8(order)
     bytes.move(highest, from: data, to: dataStart(block))
-    usedPages -= 1 << old - 1 << order
+    use(1 << order - 1 << old, share: Int(blocks[block].share))
     for part in (order..<old).reversed() { putFree(block + 1 << part, part) }
-    append(block, to: blocks[block].ready < blocks[block].highest ? order : Self.plain)
+    append(block, to: list(of: block))
   }
 
   // MARK: Records
