@@ -192,6 +192,38 @@ import VMFenceDetection
     #expect(try found([(first, 40, 0), ("", 1, 0), (second, 0, 0)]) == [9], "to come yet")
     #expect(try found([(first, 12, 0), ("", 20, 0), (second, 0, 0)]) == [9], "another takes its place")
     #expect(try found([(first, 0, 0), ("", 65_530, 0), (second, 0, 0)]) == [9])
+    // What follows it came before anything told of it: behind the hole, and with the byte; then the byte comes alone, or again.
+    let rest: (String, UInt16, Int) = ("", 0, -second.utf8.count)
+    #expect(try found([(second, 0, -10), (first + "!", 10, 21), rest]) == [9], "behind a hole")
+    #expect(try found([("!" + second, 0, -9), (first, 10, 21), ("!", 0, 0), rest]) == [9], "with the byte")
+    #expect(try found([(second, 0, -10), (first, 10, 21), ("!", 0, 0), rest]) == [9], "the byte alone")
+    #expect(try found([("!", 0, -9), (second, 0, 0), (first, 10, 21), ("", 0, -12)]) == [9], "in a segment of its own")
+    let pieces: [(String, UInt16, Int)] = [
+      (String(second.dropFirst(5)), 0, -16), (first + "!", 10, 22), (second.prefix(5) + "?", 6, 0), ("", 0, -6),
+    ]
+    #expect(try found(pieces) == [9], "two of them")
+    // One that is announced for a byte before it was known to be another's, with what follows it there, touching what is before it or not.
+    let needle = Array(ReceiverTests.needle).map { String($0) }
+    func part(_ range: Range<Int>) -> String { needle[range].joined() }
+    let (end, left): (String, (String, UInt16, Int)) = (part(16..<20), ("", 0, -8))
+    #expect(
+      try found([
+        (first, 12, 0), (part(13..<16) + "!" + end, 0, -4), ("", 8, 12), (part(9..<13), 0, 0), left,
+      ]) == [9])
+    #expect(
+      try found([
+        (first, 12, 0), (part(13..<16), 0, -4), ("", 8, 7), (part(9..<13), 0, 0), ("!" + end, 0, -3),
+      ]) == [9])
+    #expect(
+      try found([
+        (first, 12, 0), (part(9..<11), 0, 0), (part(12..<16) + "!" + end, 0, -1), ("", 6, 10), (part(11..<12), 0, 0),
+        ("", 0, -9),
+      ]) == [9])
+    // It came, and could not be read yet.
+    #expect(
+      try found([
+        (part(5..<9), 3, -5), (part(9..<12) + "!", 4, 0), (part(12..<20), 0, 0), (part(0..<5), 0, 21), ("", 0, -16),
+      ]) == [9])
     // A pointer into what was read already does nothing.
     #expect(try found([(first, 0, 0), (first, 4, 9), (second, 0, 0)]) == [9])
   }

@@ -17,8 +17,10 @@ import VMFenceDetection
     var isProven = false
     var found: [UInt32] = []
 
-    init(knowsSides: Bool, settings: [String: String] = [:], client: Frame = Frame()) throws {
-      engine = try EngineUnderTest(ReceiverTests.rule, dialect: .suricata, settings: settings)
+    init(
+      knowsSides: Bool, settings: [String: String] = [:], client: Frame = Frame(), rule: String = ReceiverTests.rule
+    ) throws {
+      engine = try EngineUnderTest(rule, dialect: .suricata, settings: settings)
       connection = Connection(client)
       self.knowsSides = knowsSides
     }
@@ -214,6 +216,73 @@ import VMFenceDetection
     port.client(port.segment("", at: 900_000, flags: Frame.syn).with { $0.acknowledgement = 0 }.tcp)
     port.server(port.segment("", at: 900_001, flags: Frame.syn | Frame.ack, acknowledging: 70_000).reply.tcp)
     #expect(port.finish(from: 9) == [], "another connection began")
+  }
+
+  @Test("Linux takes a reset behind what it says that it has behind a hole", arguments: ["linux", "bsd"])
+  func selectiveResets(_ system: String) throws {
+    /// Options of an acknowledgement: two fillers, and blocks of the client's numbers, as distances.
+    func blocks(_ port: borrowing Port, _ ranges: [Range<Int>]) -> [UInt8] {
+      let numbers = ranges.flatMap { [$0.lowerBound, $0.upperBound] }
+      let bytes = numbers.flatMap { number in
+        (0..<4).map {
+          UInt8(
+            truncatingIfNeeded: (port.connection.clientNext &+ UInt32(truncatingIfNeeded: number))
+              >> UInt32(24 - 8 * $0))
+        }
+      }
+      return [1, 1, 5, UInt8(2 + bytes.count)] + bytes
+    }
+    /// Whether a reset is taken, after the guest acknowledged these blocks, one acknowledgement after the other.
+    func isTaken(_ acknowledged: [[Range<Int>]], at distance: Int) throws -> Bool {
+      var port = try Port(
+        knowsSides: true, settings: ["host-os-policy.default": system],
+        rule: "alert tcp any any -> any any (stream-event:rst_invalid_ack; sid:9;)")
+      port.shakeHands()
+      for range in [200..<300, 100..<120, 400..<500] {
+        port.client(port.segment(String(repeating: ".", count: range.count), at: range.lowerBound).tcp)
+      }
+      for ranges in acknowledged { port.server(port.segment("").reply.tcp.with(options: blocks(port, ranges))) }
+      port.reset(at: distance)
+      return port.found == []
+    }
+    let isLinux = system == "linux"
+    let all = [400..<500, 100..<120, 200..<300]
+    #expect(try isTaken([all], at: 500) == isLinux)
+    #expect(try isTaken([all], at: 300) == false, "not the highest")
+    #expect(try isTaken([all], at: 499) == false)
+    #expect(try isTaken([], at: 500) == false, "nothing is known of what the guest has")
+    #expect(try isTaken([[100..<120], all], at: 500) == isLinux, "the last word counts")
+    #expect(try isTaken([all, [100..<120]], at: 500) == false)
+    #expect(try isTaken([all, []], at: 500) == false, "it has nothing behind a hole any more")
+    #expect(try isTaken([[-9 ..< -2]], at: -2) == false, "what came twice is not behind a hole")
+  }
+
+  @Test(
+    "and be it that the answer to the new SYN was not seen, where connections are taken up without",
+    arguments: [true, false])
+  func reuseUnanswered(_ knowsSides: Bool) throws {
+    for (settings, expected) in [(["stream.midstream": "yes"], [9]), ([:], [])] as [([String: String], [UInt32])] {
+      var port = try port(knowsSides, settings)
+      port.client(port.connection.fromClient("the first connection"))
+      port.acknowledge()
+      port.reset(at: 0)
+      (port.connection.clientNext, port.connection.serverNext) = (7_000_000, 9_000_000)
+      let opening = port.connection.handshake()
+      port.client(opening[0])
+      port.client(opening[2])
+      port.client(port.connection.fromClient(String(Self.needle.prefix(9))))
+      port.acknowledge()
+      #expect(port.finish(from: 9) == expected)
+    }
+    // The reset did not come: the other end goes on, and so what the client says of another connection is nothing.
+    var port = try port(knowsSides, ["stream.midstream": "yes"])
+    port.client(port.connection.fromClient(String(Self.needle.prefix(9))))
+    port.acknowledge()
+    port.reset(at: 0)
+    port.client(port.segment("", at: 900_000, flags: Frame.syn).with { $0.acknowledgement = 0 }.tcp)
+    port.acknowledge()
+    port.client(port.segment("XXXX", at: 900_001, acknowledging: 70_000).tcp)
+    #expect(port.finish(from: 9) == [9])
   }
 
   @Test("after a reset the same ports may be used again, and be it with scaled windows", arguments: [true, false])

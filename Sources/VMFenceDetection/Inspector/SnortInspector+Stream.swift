@@ -176,14 +176,14 @@ extension SnortInspector {
     setClient(place, isFirst: (own > other) == isForward)
   }
 
-  /// Another connection between the same ends: its SYN, or the answer to one that was kept in mind.
+  /// Another connection between the same ends: its SYN, or of one that was kept in mind the answer, or what follows an answer that was not seen.
   private mutating func reconnect(
     _ segment: TCPSegment, _ place: Int, _ isForward: Bool, _ time: Timestamp, _ events: StreamEvents,
     into output: inout InspectionOutput
   ) -> TCPStep {
     endFlow(place, at: time, into: &output)
     let seconds = UInt32(truncatingIfNeeded: time.nanoseconds / FlowTimeouts.second)
-    let isAnswer = segment.flags.contains(.ack)
+    let isAnswer = segment.flags.contains([.syn, .ack])
     let session = flows[place].session
     let wasFirst = flows[place].marks.contains(.clientIsFirst)
     setClient(place, isFirst: isForward != isAnswer)
@@ -194,9 +194,11 @@ extension SnortInspector {
       wasFirst == (isForward != isAnswer)
       ? (session.client.policy, session.server.policy) : (session.server.policy, session.client.policy)
     flows[place].session = next
-    guard isAnswer else { return flows[place].session.follow(segment, fromClient: true, tcp, at: seconds) }
+    guard segment.flags.contains(.ack) else {
+      return flows[place].session.follow(segment, fromClient: true, tcp, at: seconds)
+    }
     var opening = segment
-    opening.sequence = segment.acknowledgement &- 1
+    opening.sequence = (isAnswer ? segment.acknowledgement : segment.sequence) &- 1
     opening.length = 0
     opening.flags = .syn
     opening.hasTimestamp = false
@@ -209,7 +211,7 @@ extension SnortInspector {
     if session.marks.contains(wasClient ? .clientByGroup : .serverByGroup) {
       flows[place].session.marks.insert(.clientByGroup)
     }
-    var step = flows[place].session.follow(segment, fromClient: false, tcp, at: seconds)
+    var step = flows[place].session.follow(segment, fromClient: !isAnswer, tcp, at: seconds)
     step.isNewConnection = true
     return step
   }
@@ -243,8 +245,9 @@ extension SnortInspector {
       if settings.isInline { _ = except(.dropPacket, place, .streamUrgent, into: &output) }
       return nil
     }
-    flows[place].session[ofClient: fromClient].marks.remove(.awaitsUrgent)
     let offset = Int(sequenceDistance(position, segment.dataStart))
+    flows[place].session[ofClient: fromClient].marks.remove(.awaitsUrgent)
+    flows[place].session[ofClient: fromClient].urgentByte = payload.u8(offset)
     let before = storeAll(
       payload.extracting(0..<offset), at: start, place, fromClient, &step, into: &output)
     let after = storeAll(
@@ -267,22 +270,49 @@ extension SnortInspector {
     return segment.dataStart &+ UInt32(offset)
   }
 
-  /// Takes the urgent byte at a number out of the stream, whether it has come or will. One that is announced before another came takes its place,
-  /// as hosts do it. More than any program sends are read as part of the stream.
+  /// Takes the urgent byte at a number out of the stream, whether it has come or will. One that is announced before another could be read takes its
+  /// place, as hosts do it (`tcp_check_urg` in Linux' net/ipv4/tcp_input.c). More than any program sends are read as part of the stream.
   private mutating func noteUrgent(_ position: UInt32, _ place: Int, _ fromClient: Bool, _ step: inout TCPStep) {
     guard settings.urgentPolicy == .outOfBand else { return }
     var end = flows[place].session[ofClient: fromClient]
     guard end.urgentCount == 0 || sequenceDistance(position, end.urgentLast) > 0 else { return }
-    if end.marks.contains(.awaitsUrgent) {
-      end.urgentLast = position
-    } else if end.urgentCount < Self.urgentLimit {
-      end.urgentCount &+= 1
-      end.urgentLast = position
-      end.marks.insert(.awaitsUrgent)
-    } else {
+    let isReplaced = end.urgentCount > 0 && sequenceDistance(end.urgentLast, end.arrived.expected) >= 0
+    // Moving about what lies behind one costs much where there is much.
+    guard !flows[place].debts.joinsSegments, isReplaced ? putBack(&end) : end.urgentCount < Self.urgentLimit else {
       step.events.insert(.urgentLimit)
+      return
     }
+    if !isReplaced { end.urgentCount &+= 1 }
+    end.urgentLast = position
+    end.marks.insert(.awaitsUrgent)
+    // What came ahead of it and behind it is nearer by one.
+    let number = end.mapped(position)
+    if streams.reaches(end.stream, number), let byte = streams.close(&end.stream, number) {
+      end.marks.remove(.awaitsUrgent)
+      end.urgentByte = byte
+    }
+    own(end.stream, place)
+    chargeSegments(place)
     flows[place].session[ofClient: fromClient] = end
+  }
+
+  /// Makes the last urgent byte a part of its stream. False: there is no room for it.
+  private mutating func putBack(_ end: inout TCPEnd) -> Bool {
+    let number = end.mapped(end.urgentLast)
+    if streams.reaches(end.stream, number), !streams.open(end.stream, number) { return false }
+    let isBelow = settings.streamDepth > 0 && Int(sequenceDistance(number, end.stream.origin)) >= settings.streamDepth
+    guard !end.marks.contains(.awaitsUrgent), end.stream.marks.isDisjoint(with: .isOff), !isBelow else { return true }
+    let byte: InlineArray<1, UInt8> = [end.urgentByte]
+    // SAFETY: the byte is there during the call.
+    let insertion = streams.insert(
+      unsafe byte.span.bytes, at: number, &end.stream, policy: end.policy, isInline: settings.isStreamInline,
+      joins: false)
+    return insertion.result == .kept
+  }
+
+  /// Says whose the block of a stream is, if it has another than it had.
+  private mutating func own(_ track: StreamTrack, _ place: Int) {
+    if streams.isNobodys(track) { streams.setOwner(track, place, share: streams.share(of: flows[place].peer)) }
   }
 
   /// Keeps bytes from `sequence` on of what one end sent, in parts if they are more than fit a packet on a wire (offloads make such).
@@ -301,11 +331,6 @@ extension SnortInspector {
       offset += limit
     }
     return result
-  }
-
-  /// Says whose the block of a stream is, if it has another than it had.
-  private mutating func own(_ track: StreamTrack, _ place: Int) {
-    if streams.isNobodys(track) { streams.setOwner(track, place, share: streams.share(of: flows[place].peer)) }
   }
 
   /// Keeps bytes from `sequence` on of what one end sent.

@@ -112,7 +112,8 @@ extension StateReader {
     end.urgentCount = try u32()
     end.urgentLast = try u32()
     end.scale = try u8()
-    end.marks = TCPEnd.Marks(rawValue: try u8())
+    // What was acknowledged selectively is not saved: the next acknowledgement says it again.
+    end.marks = TCPEnd.Marks(rawValue: try u8()).subtracting(.isSelected)
     guard end.scale <= 14, let policy = OverlapPolicy(rawValue: try u8()) else {
       throw Self.damaged("an end of a connection that cannot be")
     }

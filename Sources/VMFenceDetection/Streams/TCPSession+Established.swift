@@ -25,6 +25,7 @@ extension TCPSession {
     case .none: open(segment, fromClient: fromClient, settings, at: seconds, into: &step)
     case .synSent: followSynSent(segment, fromClient: fromClient, settings, at: seconds, into: &step)
     case .synReceived: followSynReceived(segment, fromClient: fromClient, settings, at: seconds, into: &step)
+    case .closed where opensAlternative(segment, fromClient: fromClient, settings): step.isNewConnection = true
     default: followEstablished(segment, fromClient: fromClient, at: seconds, into: &step)
     }
     if isNew { noteDelivery(segment, fromClient: fromClient != (step.serverIsSender ?? false)) }
@@ -147,6 +148,9 @@ extension TCPSession {
     }
     self[ofClient: fromClient].take(segment)
     acknowledge(segment, fromClient: fromClient)
+    if marks.contains(.hasAlternative), fromClient == marks.contains(.alternativeIsServers) {
+      marks.insert(.goesOn)
+    }
     if flags.contains(.fin) { followFin(segment, fromClient: fromClient, &step) }
     if marks.contains(.oneSided) { advanceOneSided(fromClient, upTo: segment.sequence) }
     // RFC 7323 §4.3: of a segment that is the next after what was acknowledged, or older. One from farther on says nothing yet.
@@ -293,6 +297,7 @@ extension TCPSession {
     let window = segment.window << UInt32(self[ofClient: fromClient].scale)
     self[ofClient: fromClient].announce(window)
     self[ofClient: !fromClient].takeAcknowledgement(segment.acknowledgement, window: window)
+    self[ofClient: !fromClient].takeSelection(segment)
   }
 
   /// Of a handshake, where windows are not scaled yet.
@@ -334,6 +339,18 @@ extension TCPSession {
     }
   }
 
+  /// Whether a segment is the first after a SYN that looked out of place, with an answer between that was not seen: its sender closed the connection, and
+  /// the other end said nothing since that belongs to it. As for any connection whose SYN is not seen to be answered, the settings have to allow it.
+  private func opensAlternative(_ segment: TCPSegment, fromClient: Bool, _ settings: TCPSettings) -> Bool {
+    settings.picksUpMidstream || settings.picksUpOneSide ? isAlternative(segment, fromClient: fromClient) : false
+  }
+
+  private func isAlternative(_ segment: TCPSegment, fromClient: Bool) -> Bool {
+    marks.contains(.hasAlternative) && !marks.contains(.goesOn) && fromClient != marks.contains(.alternativeIsServers)
+      && isClosedByWord(ofClient: fromClient) && segment.sequence == alternative &+ 1
+      && segment.flags.intersection([.syn, .rst, .ack]) == .ack
+  }
+
   /// Whether nothing but a reset of this end closed the connection: perhaps the other never got it, and its answer to a SYN tells. Where only
   /// one end is seen, no answer will.
   private func isClosedByWord(ofClient isClient: Bool) -> Bool {
@@ -361,85 +378,6 @@ extension TCPSession {
       step.events.insert(.establishedSynAckResend)
     }
   }
-
-  // MARK: The end
-
-  private mutating func followFin(_ segment: TCPSegment, fromClient: Bool, _ step: inout TCPStep) {
-    let number = segment.end
-    if self[ofClient: fromClient].marks.contains(.sentFin) {
-      if number != self[ofClient: fromClient].final {
-        step.events.insert(state == .finWait2 ? .finWait2FinWrongSequence : .finWait1FinWrongSequence)
-      }
-      return
-    }
-    guard sequenceDistance(number, self[ofClient: fromClient].next) >= 0 else {
-      step.events.insert(state == .closeWait ? .closeWaitFinOutOfWindow : .finOutOfWindow)
-      return
-    }
-    self[ofClient: fromClient].noteFin(segment)
-    switch state {
-    case .established: state = fromClient ? .closeWait : .finWait1
-    case .finWait1, .finWait2: state = .closing
-    case .closeWait: state = .lastAck
-    default: break
-    }
-  }
-
-  private mutating func advanceClosing() {
-    if state == .finWait1, server.marks.contains(.finAcknowledged) { state = .finWait2 }
-    guard client.marks.contains(.finAcknowledged), server.marks.contains(.finAcknowledged),
-      state != .timeWait, state != .closed
-    else { return }
-    state = .timeWait
-    marks.insert(.isOver)
-  }
-
-  /// RFC 9293 §3.10.7.4, RFC 5961 §3.2: hosts take a reset at exactly the number that they expect, and answer any other in their window with a
-  /// challenge; older ones take all of those. (Where selective acknowledgements were agreed on, present Linux takes one behind the highest
-  /// segment that came ahead, too. That it did cannot be seen: the connection stands until another begins.)
-  mutating func followReset(_ segment: TCPSegment, fromClient: Bool, _ step: inout TCPStep) {
-    let (own, other) = fromClient ? (client, server) : (server, client)
-    let isInWindow: Bool =
-      own.policy.takesResetsInWindow
-      ? sequenceDistance(segment.sequence, own.acknowledged) >= 0
-        && (!own.marks.contains(.hasEdge) || sequenceDistance(segment.sequence, own.edge) <= 0)
-      : own.expects(segment.sequence)
-    let ackIsValid =
-      !segment.flags.contains(.ack) || marks.contains(.midstream)
-      || sequenceDistance(segment.acknowledgement, other.next) <= 0
-      || other.marks.contains(.hasEdge) && sequenceDistance(segment.acknowledgement, other.edge) <= 0
-    guard isInWindow, ackIsValid else {
-      if !refusesAlternative(segment, fromClient) { step.events.insert(.resetInvalidAck) }
-      return
-    }
-    end(byServer: !fromClient, &step)
-  }
-
-  /// Whether it is the answer to a SYN for another connection, which so does not begin.
-  private mutating func refusesAlternative(_ segment: TCPSegment, _ fromClient: Bool) -> Bool {
-    guard marks.contains(.hasAlternative), fromClient == marks.contains(.alternativeIsServers),
-      segment.flags.contains(.ack), segment.acknowledgement == alternative &+ 1
-    else { return false }
-    marks.remove(.hasAlternative)
-    return true
-  }
-
-  /// Ends the connection with a reset.
-  mutating func end(byServer: Bool, _ step: inout TCPStep) {
-    if state != .closed { marks.insert(.isOver) }
-    state = .closed
-    marks.insert(byServer ? .serverReset : .clientReset)
-  }
-
-  /// Whoever sent a reset and goes on did not send it: the connection stands.
-  private mutating func reopen(_ fromClient: Bool, _ segment: TCPSegment, _ step: inout TCPStep) {
-    let mark = fromClient ? Marks.clientReset : .serverReset
-    guard state == .closed, marks.contains(mark) else { return }
-    marks.remove(mark)
-    step.events.insert(.suspectedResetInject)
-    if segment.length > 0 { step.events.insert(.dataAfterReset) }
-    if !wasReset { state = .established }
-  }
 }
 
 extension TCPEnd {
@@ -459,6 +397,16 @@ extension TCPEnd {
     if marks.contains(.sentFin), number == final &+ 1 { marks.insert(.finAcknowledged) }
   }
 
+  /// Which numbers of this one the other end says that it has beyond what it acknowledges (RFC 2018): up to where. It says so as long as it has any.
+  fileprivate mutating func takeSelection(_ segment: TCPSegment) {
+    guard let edge = segment.selectedEdge else {
+      if marks.contains(.isSelected) { marks.remove(.isSelected) }
+      return
+    }
+    selected = edge
+    marks.insert(.isSelected)
+  }
+
   fileprivate mutating func beginWindow(_ number: UInt32, _ window: UInt32) {
     if sequenceDistance(number, acknowledged) > 0 { acknowledged = number }
     edge = number &+ window
@@ -471,15 +419,6 @@ extension TCPEnd {
     arrived.add(segment.sequence, segment.end, next: next)
   }
 
-  /// Whether a reset with this number is at the one that its receiver expects, as far as that is known. A FIN takes a number, and some systems send their
-  /// reset with that of a FIN that they sent, which is forgiven to them.
-  fileprivate func expects(_ number: UInt32) -> Bool {
-    guard !arrived.isVague else { return false }
-    if number == arrived.expected { return true }
-    return marks.contains(.sentFin) && arrived.expected == final && number == final &+ 1
-      || marks.contains(.sentFin) && arrived.expected == final &+ 1 && number == final
-  }
-
   /// Remembers a segment's timestamp.
   mutating func note(_ segment: TCPSegment, at seconds: UInt32) {
     guard segment.hasTimestamp else { return }
@@ -487,12 +426,5 @@ extension TCPEnd {
     marks.insert(.stamps)
     timestamp = segment.timestamp
     timestampTime = seconds
-  }
-
-  mutating func noteFin(_ segment: TCPSegment) {
-    final = segment.end
-    next = segment.end &+ 1
-    if arrived.expected == final { arrived.advance(to: next, next: next) }
-    marks.insert(.sentFin)
   }
 }

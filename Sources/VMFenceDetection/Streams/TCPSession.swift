@@ -47,6 +47,8 @@ struct TCPSession: BitwiseCopyable {
     /// All that the client, the server sent so far went to a group address of the link (as to a cluster of servers that share an address).
     static let clientByGroup = Marks(rawValue: 4096)
     static let serverByGroup = Marks(rawValue: 8192)
+    /// The end that is to answer the SYN with `alternative` sent something that belongs to this connection instead, or before.
+    static let goesOn = Marks(rawValue: 16_384)
   }
 
   // In place: an end is longer than what is mostly asked of it. One `yield` each: with two, each use would allocate.
@@ -137,6 +139,10 @@ struct TCPEnd: BitwiseCopyable {
   /// Urgent bytes that are no part of the stream: how many there were, and the number of the last, which may be still to come.
   var urgentCount: UInt32 = 0
   var urgentLast: UInt32 = 0
+  /// That last one, if it came.
+  var urgentByte: UInt8 = 0
+  /// Behind the highest of its numbers that the other end has behind a hole, as it says itself.
+  var selected: UInt32 = 0
   /// Of the Ethernet address that its SYN came from (`TCPSegment.station`); 0: not known.
   var station: UInt32 = 0
 
@@ -150,6 +156,8 @@ struct TCPEnd: BitwiseCopyable {
     static let hasAcknowledged = Marks(rawValue: 32)
     /// The last urgent byte is announced and did not come yet.
     static let awaitsUrgent = Marks(rawValue: 64)
+    /// `selected` is known.
+    static let isSelected = Marks(rawValue: 128)
   }
 
   /// Begins with the number of a SYN.
@@ -160,7 +168,7 @@ struct TCPEnd: BitwiseCopyable {
     arrived = TCPArrivals(at: next)
     stream = StreamTrack(at: number &+ 1)
     urgentCount = 0
-    marks.remove(.awaitsUrgent)
+    marks.remove([.awaitsUrgent, .isSelected])
   }
 
   mutating func announce(_ window: UInt32) {
@@ -232,6 +240,8 @@ struct TCPSegment: BitwiseCopyable {
   /// Of a SYN; 255: not given.
   var scale: UInt8 = 255
   var hasFastOpen = false
+  /// Behind the highest number that it acknowledges selectively (RFC 2018); nil when it does none. What was got twice (RFC 2883) is none of these.
+  var selectedEdge: UInt32?
   var timeToLive: UInt8
   /// How far the urgent byte lies from the first of its payload, in which it may be or not; nil when it names none.
   var urgentOffset: UInt16?
@@ -288,6 +298,11 @@ struct TCPSegment: BitwiseCopyable {
         hasTimestamp = true
         timestamp = frame.u32(at)
         echo = frame.u32(at + 4)
+      case (5, let length):
+        for block in 0..<Int(length) / 8 {
+          let edge = frame.u32(at + block * 8 + 4)
+          if sequenceDistance(edge, selectedEdge ?? acknowledgement) > 0 { selectedEdge = edge }
+        }
       // RFC 2385, RFC 5925.
       case (19, _), (29, _): isSigned = true
       case (34, _): hasFastOpen = true
