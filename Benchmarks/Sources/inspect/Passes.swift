@@ -8,7 +8,7 @@ import VMFenceDetection
 struct Pass {
   var packets: UInt64 = 0
   var time = Duration.zero
-  /// Allocations in the second half of the file: the steady state.
+  /// Allocations in the steady state.
   var allocations: UInt64 = 0
   var fired: [UInt64] = []
   /// Seconds of this process, system included.
@@ -77,15 +77,14 @@ func readAlone(_ path: String) throws(PacketSourceError) -> Pass {
   return pass
 }
 
-/// Reads the file and inspects it; flows that are open at its end are ended, too.
+/// Reads the file and inspects it; flows that are open at its end are ended, too. Allocations are counted after the first `warming` packets.
 func inspect(
-  _ path: String, _ inspector: inout SnortInspector, _ rules: SnortRules, keepsAlerts: Bool
+  _ path: String, _ inspector: inout SnortInspector, _ rules: SnortRules, warming: UInt64, keepsAlerts: Bool
 ) throws(PacketSourceError) -> Pass {
   var file = try CaptureFile.open(path: path)
   var output = InspectionOutput()
   var pass = Pass()
   pass.fired = Array(repeating: 0, count: rules.ruleCount)
-  let half: UInt64 = 300_000
   var before: UInt64 = 0
   let processor = processorSeconds()
   let start = ContinuousClock.now
@@ -95,7 +94,7 @@ func inspect(
       inspector.inspect(frame, bytes, into: &output)
       if output.count > 0 { pass.note(output, keepsAlerts: keepsAlerts) }
       pass.packets += 1
-      if pass.packets == half { before = baseline_allocation_count() }
+      if pass.packets == warming { before = baseline_allocation_count() }
     }
     if outcome.isAtEnd { break }
   }
@@ -106,6 +105,6 @@ func inspect(
   }
   pass.time = ContinuousClock.now - start
   pass.processor = processorSeconds() - processor
-  pass.allocations = pass.packets > half ? baseline_allocation_count() - before : 0
+  pass.allocations = pass.packets > warming ? baseline_allocation_count() - before : 0
   return pass
 }

@@ -106,7 +106,9 @@ func ratio(_ part: Double, _ whole: Double, _ parts: Double) -> String {
   whole > 0 ? "\(Int(part / whole * parts))" : "-"
 }
 
-func report(_ number: Int, _ pass: Pass, _ reading: Pass, _ gzip: (wall: Double, processor: Double)?) {
+func report(
+  _ number: Int, _ pass: Pass, _ reading: Pass, warming: UInt64, _ gzip: (wall: Double, processor: Double)?
+) {
   let toGzip =
     gzip.map {
       "\(ratio(pass.seconds, $0.wall, 1000)) thousandths of gzip -1 (\(ratio(pass.processor, $0.processor, 1000)) of its CPU s);"
@@ -115,7 +117,7 @@ func report(_ number: Int, _ pass: Pass, _ reading: Pass, _ gzip: (wall: Double,
     "pass \(number): \(pass.thousandsPerSecond) thousand packets a second, \(pass.thousandsPerProcessorSecond) thousand a CPU",
     "second, \(pass.processor) CPU s, \(pass.seconds) s;", toGzip,
     "\(ratio(pass.processor, reading.processor, 100)) % of reading alone;",
-    "\(pass.allocations) allocations after the first 300,000 packets; \(pass.fired.reduce(0, +)) alerts")
+    "\(pass.allocations) allocations after the first \(warming) packets; \(pass.fired.reduce(0, +)) alerts")
 }
 
 func run() async throws -> Int32 {
@@ -139,12 +141,14 @@ func run() async throws -> Int32 {
 
   let reading = try readAlone(options.capture)
   print("reading alone: \(reading.packets) packets, \(reading.thousandsPerProcessorSecond) thousand a CPU second")
+  // In a short capture half of it is taken for warming up.
+  let warming = min(300_000, reading.packets / 2)
   for number in 1...options.passes {
     // Before each pass, because a shared machine is not always as fast.
     let gzip = options.runsGzip ? timeGzip(options.capture) : nil
     let pass = try inspect(
-      options.capture, &inspector, rules, keepsAlerts: number == 1 && options.alerts != nil)
-    report(number, pass, reading, gzip)
+      options.capture, &inspector, rules, warming: warming, keepsAlerts: number == 1 && options.alerts != nil)
+    report(number, pass, reading, warming: warming, gzip)
     guard number == 1 else { continue }
     if let path = options.alerts, !write(pass.alerts, rules, to: path) {
       complain("\(path): error: it cannot be written (name a file in a folder that is there and may be written)")
