@@ -142,6 +142,31 @@ extension EndToEnd {
       #expect(try host.run("nft list tables").isEmpty)
     }
 
+    @Test(
+      "a card that the packet filter does not shut is plugged in only where it may be open",
+      arguments: ["open", "closed"])
+    func withoutPacketFilter(fail: String) throws {
+      let (host, folder) = (try NetworkNamespace("nonft"), try TemporaryFolder())
+      try Self.write("vif-bridge", "echo plugged >>\(folder.path("calls"))", in: folder)
+      for name in ["vmfence-ref", "xenstore-write"] {
+        try Self.write("bin/\(name)", "echo \"\(name) $*\" >>\(folder.path("calls"))", in: folder)
+      }
+      try Self.write("bin/nft", "exit 1", in: folder)
+      let configuration = try folder.write(
+        "barrier.conf", "VIF_SCRIPT=\(folder.path("vif-bridge"))\nFAIL=\(fail)\n")
+      let isPluggedIn = host.succeeds(
+        "vif=vif7.0 XENBUS_PATH=backend/vif/7/0 VMFENCE_BARRIER_CONF=\(configuration) PATH=\(folder.path("bin")):$PATH "
+          + "\(Self.script) online type_if=vif")
+      #expect(isPluggedIn == (fail == "open"))
+      let calls = try String(contentsOfFile: folder.path("calls"), encoding: .utf8)
+      #expect(
+        calls
+          == (fail == "open"
+            ? "plugged\nvmfence-ref barrier --timeout 10s -- vif7.0\n"
+            : "xenstore-write backend/vif/7/0/hotplug-error vmfence: not guarded in time backend/vif/7/0/hotplug-status error\n")
+      )
+    }
+
     @Test("a daemon that is not there yet, or has no room, is asked again until the time is over")
     func asksAgain() throws {
       let folder = try TemporaryFolder()
