@@ -44,9 +44,14 @@ struct BlockScriptTests {
     STUB
     # A disk comes at once, but for one that never does.
     stub systemctl <<'STUB'
-    name=${2#vmfence-disk@} name=${name%.service}
-    if [ $1 = stop ]; then rm -f /dev/mapper/vmfence-$name; exit; fi
-    [ $name = slow-xvda ] || mknod /dev/mapper/vmfence-$name b 1 3
+    unit=${@: -1} name=${unit#vmfence-disk@} name=${name%.service}
+    case $1 in
+      is-active) [ -e /run/active-$name ]; exit ;;
+      stop) rm -f /dev/mapper/vmfence-$name /run/active-$name; exit ;;
+    esac
+    touch /run/active-$name
+    echo "$1 $name" >>/run/started
+    [ $name = slow-xvda -o -e /dev/mapper/vmfence-$name ] || mknod /dev/mapper/vmfence-$name b 1 3
     STUB
     # Somebody has each of them open.
     stub dmsetup <<'STUB'
@@ -88,6 +93,22 @@ struct BlockScriptTests {
       """)
     #expect(said.hasPrefix("/dev/nbd0 /dev/nbd1\n1\n1\n"), "\(said)")
     #expect(said.contains("web-xvda.nbd") && !said.contains("slow-xvda.nbd"), "\(said)")
+  }
+
+  @Test("a disk that is there is taken as it is, and kept again where nobody keeps it any more")
+  func leftBehind() throws {
+    let said = try run(
+      """
+      call add web
+      printf '%s\\n' /dev/web /run/vmfence-disk/web-xvda.sock /dev/nbd1 held 1 >/run/vmfence-disk/web-xvda.path
+      call add web
+      rm /run/active-web-xvda
+      call add web
+      cat /run/started
+      grep -E '^(RAW|NBD)=' /run/vmfence-disk/web-xvda.conf
+      grep -c 'web/51712/hotplug-status connected' /run/written
+      """)
+    #expect(said == "start web-xvda\nstart web-xvda\nRAW=/dev/web\nNBD=/dev/nbd1\n3\n")
   }
 
   @Test("of disks that somebody else has open, each is waited for by itself")
