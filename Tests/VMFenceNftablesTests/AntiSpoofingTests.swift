@@ -37,9 +37,11 @@ struct AntiSpoofingTests {
 
   private static let reserved: [UInt8] = [0, 0, 0, 0]
   private static let own = "fe80::77:ff:fe00:1"
-
-  private static func neighbour(_ source: String, _ to: String, _ type: UInt8, _ target: String) -> [UInt8] {
-    Frames.icmpv6(source, to, type, reserved + Frames.bytes(target) + payload)
+  /// - `flags`: of an advertisement: 0x80 for a router's, 0x20 to override what is known (RFC 4861 section 4.4).
+  private static func neighbour(
+    _ source: String, _ to: String, _ type: UInt8, _ target: String, flags: UInt8 = 0
+  ) -> [UInt8] {
+    Frames.icmpv6(source, to, type, [flags, 0, 0, 0] + Frames.bytes(target) + payload)
   }
 
   /// What vm1 sends: its MAC address is 02:77:00:00:00:01, its addresses are 10.77.0.1 and fd77::1.
@@ -98,8 +100,25 @@ struct AntiSpoofingTests {
       attempt(
         "a redirect", .router, 0x86DD,
         Frames.icmpv6(own, "fd77::99", 137, reserved + Frames.bytes("fd77::2") + Frames.bytes("fd77::99") + payload)),
-    ]
+    ] + portAttempts
   }()
+
+  /// Clients take an answer by the port that it goes to.
+  private static let portAttempts: [Attempt] = [
+    attempt("a DHCP server that answers from another port", .dhcp, 0x0800, udp4("10.77.0.1", 1067, 68)),
+    attempt("a DHCPv6 server that answers from another port", .dhcp, 0x86DD, udp6("fd77::1", 1547, 546)),
+    attempt("another port whose number has the same last byte", nil, 0x0800, udp4("10.77.0.1", 5_000, 68 + 256)),
+    attempt("a DHCPv6 client", nil, 0x86DD, udp6(own, 546, 547)),
+    // Later fragments have no ports, whatever their bytes look like; the second one's flow label ends in 546.
+    attempt(
+      "a later IPv4 fragment", nil, 0x0800,
+      Frames.ipv4("10.77.0.1", "10.77.0.99", 17, offset: 4, [0, 67, 0, 68] + payload)),
+    attempt(
+      "a later IPv6 fragment", nil, 0x86DD,
+      [0x60, 0, 0x02, 0x22]
+        + Frames.fragment6("fd77::1", "fd77::99", 17, offset: 4, hasMore: false, [0x02, 0x23, 0x02, 0x22] + payload)
+        .dropFirst(4)),
+  ]
 
   /// Whether the frame arrives. Its last bytes are a number of its own; the frame goes as it is, so that no checksum there matters.
   private func passes(_ attempt: Attempt, _ sender: PacketEndpoint, _ receiver: PacketEndpoint) throws -> Bool {
@@ -154,6 +173,30 @@ struct AntiSpoofingTests {
     try await sink.update(ports: [vm1: [unknown]], antiSpoofing: AntiSpoofing())
     #expect(try passes("another IPv4") && passes("another IPv6") && passes("ARP for a neighbour"))
     #expect(try !passes("another MAC") && !passes("ARP with a neighbour's MAC") && !passes("a DHCP server"))
+  }
+
+  @Test("busybox's client takes no lease from a guest that answers from another port")
+  func rogueServer() async throws {
+    let network = try BridgeNetwork("spoof-dhcp")
+    let sink = try network.host.inside { try NftablesSink.open() }
+    // An answer to each request (RFC 2131): its number and hardware address, an offer or an acknowledgement, this server.
+    let server = try network.vm1.start(
+      #"""
+      perl -MSocket -e 'socket(my $in, PF_INET, SOCK_DGRAM, 17); setsockopt($in, SOL_SOCKET, SO_BROADCAST, 1);
+      bind($in, sockaddr_in(67, INADDR_ANY)) or die; socket(my $out, PF_INET, SOCK_DGRAM, 17);
+      setsockopt($out, SOL_SOCKET, SO_BROADCAST, 1); bind($out, sockaddr_in(1067, inet_aton("10.77.0.1"))) or die;
+      while (recv($in, my $q, 1500, 0)) { my $type = ord(substr($q, 242, 1)) == 1 ? 2 : 5;
+      my $a = "\x02\x01\x06\x00".substr($q, 4, 4)."\0\0\x80\0"."\0" x 4 .inet_aton("10.77.0.66").("\0" x 8).substr($q, 28, 16)
+      .("\0" x 192).substr($q, 236, 4)."\x35\x01".chr($type)."\x36\x04".inet_aton("10.77.0.1")."\x33\x04\0\0\x0e\x10\xff";
+      send($out, $a, 0, sockaddr_in(68, INADDR_BROADCAST)); }'
+      """#)
+    defer { server.terminate() }
+    #expect(await eventually { network.vm1.succeeds("ss -uln | grep -q :67") })
+    func isLeased() -> Bool { network.vm2.succeeds("busybox udhcpc -q -n -f -i eth0 -t 3 -T 1 -s /bin/true") }
+    #expect(isLeased(), "the rogue server does not even work without anti-spoofing")
+    try await sink.update(ports: bridgePorts, antiSpoofing: AntiSpoofing())
+    #expect(!isLeased())
+    #expect(try await sink.trafficCounts().spoofed[.dhcp]?.packets ?? 0 >= 3)
   }
 
   @Test("when somebody empties the sets, honest traffic is not stopped for longer than until the next reading back")

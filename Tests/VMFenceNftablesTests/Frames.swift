@@ -21,8 +21,12 @@ enum Frames {
     _ type: UInt16, from source: MACAddress = vm1MAC, to destination: MACAddress = outsideMAC, _ payload: [UInt8]
   ) -> [UInt8] { bytes(destination) + bytes(source) + big(UInt64(type), 2) + payload }
 
-  static func ipv4(_ source: String, _ destination: String, _ number: UInt8, _ payload: [UInt8]) -> [UInt8] {
-    var header: [UInt8] = [0x45, 0] + big(UInt64(20 + payload.count), 2) + [0, 1, 0, 0, 64, number, 0, 0]
+  /// - `offset`: of a fragment, in units of 8 bytes.
+  static func ipv4(
+    _ source: String, _ destination: String, _ number: UInt8, offset: UInt64 = 0, _ payload: [UInt8]
+  ) -> [UInt8] {
+    var header: [UInt8] =
+      [0x45, 0] + big(UInt64(20 + payload.count), 2) + [0, 1] + big(offset, 2) + [64, number, 0, 0]
     header += bytes(source) + bytes(destination)
     header.replaceSubrange(10..<12, with: big(UInt64(checksum(header)), 2))
     return header + payload
@@ -30,6 +34,19 @@ enum Frames {
 
   static func ipv6(_ source: String, _ destination: String, _ number: UInt8, _ payload: [UInt8]) -> [UInt8] {
     [0x60, 0, 0, 0] + big(UInt64(payload.count), 2) + [number, 255] + bytes(source) + bytes(destination) + payload
+  }
+
+  /// RFC 8200 section 4.5.
+  ///
+  /// - `offset`: in units of 8 bytes.
+  static func fragmentHeader(_ number: UInt8, offset: UInt64, hasMore: Bool) -> [UInt8] {
+    [number, 0] + big(offset << 3 | (hasMore ? 1 : 0), 2) + [0, 0, 0x12, 0x34]
+  }
+
+  static func fragment6(
+    _ source: String, _ destination: String, _ number: UInt8, offset: UInt64, hasMore: Bool, _ payload: [UInt8]
+  ) -> [UInt8] {
+    ipv6(source, destination, 44, fragmentHeader(number, offset: offset, hasMore: hasMore) + payload)
   }
 
   static func udp(_ source: UInt16, _ destination: UInt16, _ payload: [UInt8]) -> [UInt8] {

@@ -11,7 +11,8 @@ public enum SpoofingKind: String, Hashable, Sendable, CaseIterable {
   case ipv6
   /// ARP (RFC 826) that names another sender. A probe (sender 0.0.0.0, RFC 5227) is honest.
   case arp
-  /// Answering as a DHCP server: UDP from port 67, or from port 547 (DHCPv6).
+  /// Answering as a DHCP server: UDP from port 67, or from port 547 (DHCPv6), and UDP to port 68 or 546: many clients take an answer by the port that
+  /// it comes to, whatever it comes from.
   case dhcp
   /// Router advertisements and redirects (RFC 4861).
   case router
@@ -108,6 +109,19 @@ enum SpoofingRules {
     [.payload(.transport, offset: offset, length: UInt32(bytes.count), Register(8)), .equal(Register(8), bytes)]
   }
 
+  /// Goes on for UDP from or to this port. The whole header is loaded: for loads of one, two and four bytes the kernel (nft_payload_fast_eval) does not look
+  /// whether this is a later fragment, and would take what is no header for one.
+  private static func udp(from source: UInt16 = 0, to destination: UInt16 = 0) -> [Expression] {
+    // Port 0 is any.
+    func mask(_ port: UInt16) -> [UInt8] { port == 0 ? [0, 0] : [0xFF, 0xFF] }
+    func bytes(_ port: UInt16) -> [UInt8] { [UInt8(port >> 8), UInt8(port & 0xFF)] }
+    return isTransport(17) + [
+      .payload(.transport, offset: 0, length: 8, Register(8)),
+      .mask(Register(8), mask(source) + mask(destination) + [0, 0, 0, 0]),
+      .equal(Register(8), bytes(source) + bytes(destination) + [0, 0, 0, 0]),
+    ]
+  }
+
   /// Goes on when the frame's protocol is this; leaves the interface's name where it is.
   private static func isProtocol(_ type: [UInt8]) -> [Expression] {
     [.meta(.protocol, Register(8)), .equal(Register(8), type)]
@@ -170,10 +184,11 @@ enum SpoofingRules {
   private static var v4Rules: [RuleSpecification] {
     let source = Expression.address(.v4, isSource: true, Register(4))
     return [
-      drop(.dhcp, "a server's answer", in: v4Chain, isTransport(17) + transport(0, is: [0, 67])),
+      drop(.dhcp, "a server's answer", in: v4Chain, udp(from: 67)),
+      drop(.dhcp, "an answer to a client", in: v4Chain, udp(to: 68)),
       pass(
         "asking for an address", in: v4Chain,
-        [source, .equal(Register(4), [0, 0, 0, 0])] + isTransport(17) + transport(0, is: [0, 68, 0, 67])),
+        [source, .equal(Register(4), [0, 0, 0, 0])] + udp(from: 68, to: 67)),
       drop(.ipv4, "another source address", in: v4Chain, [source, .lookupMissing(Register(0), set: v4Set)]),
     ]
   }
@@ -189,7 +204,8 @@ enum SpoofingRules {
       ]
     }
     return [
-      drop(.dhcp, "a DHCPv6 server's answer", in: v6Chain, isTransport(17) + transport(0, is: [0x02, 0x23])),
+      drop(.dhcp, "a DHCPv6 server's answer", in: v6Chain, udp(from: 547)),
+      drop(.dhcp, "an answer to a DHCPv6 client", in: v6Chain, udp(to: 546)),
       drop(.router, "a router advertisement", in: v6Chain, isTransport(58) + transport(0, is: [134])),
       drop(.router, "a redirect", in: v6Chain, isTransport(58) + transport(0, is: [137])),
       // Duplicate address detection (RFC 4862): only for an address that may become the domain's.
