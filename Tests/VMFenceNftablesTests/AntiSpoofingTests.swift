@@ -44,6 +44,14 @@ struct AntiSpoofingTests {
     Frames.icmpv6(source, to, type, [flags, 0, 0, 0] + Frames.bytes(target) + payload)
   }
 
+  private static func snap(_ type: UInt16, organization: [UInt8] = [0, 0, 0], _ packet: [UInt8]) -> [UInt8] {
+    [0xAA, 0xAA, 3] + organization + Frames.big(UInt64(type), 2) + packet
+  }
+
+  private static func in8023(_ name: String, _ kind: SpoofingKind?, _ packet: [UInt8]) -> Attempt {
+    attempt(name, kind, UInt16(packet.count), packet)
+  }
+
   /// What vm1 sends: its MAC address is 02:77:00:00:00:01, its addresses are 10.77.0.1 and fd77::1.
   private static let attempts: [Attempt] = {
     let vm1 = Frames.vm1MAC
@@ -100,7 +108,7 @@ struct AntiSpoofingTests {
       attempt(
         "a redirect", .router, 0x86DD,
         Frames.icmpv6(own, "fd77::99", 137, reserved + Frames.bytes("fd77::2") + Frames.bytes("fd77::99") + payload)),
-    ] + portAttempts
+    ] + portAttempts + snapAttempts
   }()
 
   /// Clients take an answer by the port that it goes to.
@@ -118,6 +126,18 @@ struct AntiSpoofingTests {
       [0x60, 0, 0x02, 0x22]
         + Frames.fragment6("fd77::1", "fd77::99", 17, offset: 4, hasMore: false, [0x02, 0x23, 0x02, 0x22] + payload)
         .dropFirst(4)),
+  ]
+
+  private static let snapAttempts: [Attempt] = [
+    in8023("IPv4 in 802.3", .mac, snap(0x0800, udp4("10.77.0.2"))),
+    in8023("IPv6 in 802.3", .mac, snap(0x86DD, udp6("fd77::2"))),
+    in8023(
+      "ARP in 802.3", .mac,
+      snap(0x0806, Frames.arp(2, sender: (Frames.vm1MAC, "10.77.0.2"), target: "10.77.0.99") + payload)),
+    in8023("IPv4 in a bridge tunnel", .mac, snap(0x0800, organization: [0, 0, 0xF8], udp4("10.77.0.2"))),
+    attempt("IPv4 in 802.3 in a VLAN", .mac, 0x8100, [0, 5, 0, 80] + snap(0x0800, udp4("10.77.0.2"))),
+    in8023("another protocol in 802.3", nil, snap(0x2000, organization: [0, 0, 0x0C], payload)),
+    in8023("LLC", nil, [0xE0, 0xE0, 3] + payload),
   ]
 
   /// Whether the frame arrives. Its last bytes are a number of its own; the frame goes as it is, so that no checksum there matters.

@@ -169,7 +169,7 @@ public struct Dispatcher: ~Copyable {
     }
   }
 
-  /// IPv4, IPv6 and ARP, behind at most eight VLAN tags. A frame that is cut off or anything else says nothing.
+  /// IPv4, IPv6 and ARP, behind at most eight VLAN tags, and in 802.3 (LLC and SNAP, RFC 1042; 00-00-F8 is bridge tunnels'). A frame that is cut off or anything else says nothing.
   @usableFromInline
   mutating func checkNetworkSource(_ bytes: RawSpan, slot: Int, port: Int) {
     var type = bytes.u16(12)
@@ -178,6 +178,12 @@ public struct Dispatcher: ~Copyable {
       guard offset < 14 + 8 * 4, bytes.byteCount - offset >= 4 else { return }
       type = bytes.u16(offset + 2)
       offset += 4
+    }
+    if type < 0x0600, bytes.byteCount - offset >= 8, bytes.u32(offset) == 0xAAAA_0300,
+      bytes.u16(offset + 4) & 0xFF07 == 0
+    {
+      type = bytes.u16(offset + 6)
+      offset += 8
     }
     let available = bytes.byteCount - offset
     switch type {

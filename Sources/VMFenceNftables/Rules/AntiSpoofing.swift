@@ -2,7 +2,8 @@ public import VMFenceCore
 
 /// A way in which a guest pretends to be somebody else.
 public enum SpoofingKind: String, Hashable, Sendable, CaseIterable {
-  /// Another Ethernet source address than the port's.
+  /// Another Ethernet source address than the port's, or a frame in which addresses cannot be checked: with a second VLAN tag, or with
+  /// IPv4, IPv6 or ARP behind a length and LLC (802.3 with SNAP, RFC 1042).
   case mac
   /// An IPv4 source address that is not the domain's. Asking for one by DHCP (from 0.0.0.0) is honest.
   case ipv4
@@ -149,6 +150,18 @@ enum SpoofingRules {
         drop(.mac, "a second VLAN tag", in: chain, isProtocol([0x81, 0x00])),
         drop(.mac, "a second VLAN tag (802.1ad)", in: chain, isProtocol([0x88, 0xA8])),
       ]
+      // Some receivers take IP and ARP in 802.3, which nobody honest sends: DSAP, SSAP and control, an organization (zeros of RFC 1042, or 00-00-F8 of
+      // bridge tunnels), type. The kernel's number of all that has LLC is ETH_P_802_2; it comes last, since nft(8) 1.0 aborts when it
+      // lists a masked header behind it.
+      + [("IPv4", Expression.ipv4EtherType), ("IPv6", Expression.ipv6EtherType), ("ARP", Expression.arpEtherType)].map {
+        drop(
+          .mac, "\($0) in 802.3", in: chain,
+          [
+            .payload(.network, offset: 0, length: 8, Register(8)),
+            .mask(Register(8), [0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x07, 0xFF, 0xFF]),
+            .equal(Register(8), [0xAA, 0xAA, 3, 0, 0, 0] + $1),
+          ] + isProtocol([0, 4]))
+      }
   }
 
   /// No rule below stops TCP that has the port's own addresses in both headers.

@@ -100,6 +100,23 @@ import VMFenceCore
     #expect(dispatcher.drainAlerts(at: .zero).isEmpty)
   }
 
+  @Test func `a source in 802_3 is judged, and only behind a whole header of IP's or ARP's`() throws {
+    var dispatcher = try dispatcher()
+    func snap(_ header: [UInt8], _ type: [UInt8], _ payload: [UInt8]) throws -> IPAddress? {
+      for length in 0..<8 { _ = send(&dispatcher, type: [0, 60], Array((header + type).prefix(length))) }
+      #expect(dispatcher.drainAlerts(at: .zero).isEmpty)
+      _ = send(&dispatcher, type: [0, 60], header + type + payload)
+      return dispatcher.drainAlerts(at: .zero).first?.source
+    }
+    let packet = Scene.v4(from: [192, 0, 2, 3])
+    #expect(try snap([0xAA, 0xAA, 3, 0, 0, 0], [8, 0], packet) == IPAddress("192.0.2.3"))
+    #expect(try snap([0xAA, 0xAA, 3, 0, 0, 0xF8], [8, 0], packet) == IPAddress("192.0.2.3"))
+    #expect(
+      try snap([0xAA, 0xAA, 3, 0, 0, 0], [8, 6], Scene.arp(Scene.mac(1), [192, 0, 2, 254])) == IPAddress("192.0.2.254"))
+    #expect(try snap([0xAA, 0xAA, 3, 0, 0, 0x0C], [8, 0], packet) == nil, "another organization's number")
+    #expect(try snap([0xE0, 0xE0, 3, 0, 0, 0], [8, 0], packet) == nil)
+  }
+
   @Test func `unknown addresses are never called forged, nor those of a family that is not configured`() throws {
     var unconfigured = try dispatcher(addresses: [])
     _ = send(&unconfigured, Scene.v4(from: [203, 0, 113, 5]))
