@@ -37,6 +37,11 @@ struct AntiSpoofingTests {
 
   private static let reserved: [UInt8] = [0, 0, 0, 0]
   private static let own = "fe80::77:ff:fe00:1"
+  /// What the MAC address of vm2 gives.
+  private static let neighbours = "fe80::77:ff:fe00:2"
+  private static let router = IPAddress("fe80::1")!
+  private static let unknown = "fe80::1234:5678:9abc:def0"
+
   /// - `flags`: of an advertisement: 0x80 for a router's, 0x20 to override what is known (RFC 4861 section 4.4).
   private static func neighbour(
     _ source: String, _ to: String, _ type: UInt8, _ target: String, flags: UInt8 = 0
@@ -108,7 +113,7 @@ struct AntiSpoofingTests {
       attempt(
         "a redirect", .router, 0x86DD,
         Frames.icmpv6(own, "fd77::99", 137, reserved + Frames.bytes("fd77::2") + Frames.bytes("fd77::99") + payload)),
-    ] + portAttempts + snapAttempts
+    ] + portAttempts + linkLocalAttempts + snapAttempts
   }()
 
   /// Clients take an answer by the port that it goes to.
@@ -126,6 +131,33 @@ struct AntiSpoofingTests {
       [0x60, 0, 0x02, 0x22]
         + Frames.fragment6("fd77::1", "fd77::99", 17, offset: 4, hasMore: false, [0x02, 0x23, 0x02, 0x22] + payload)
         .dropFirst(4)),
+  ]
+
+  private static let linkLocalAttempts: [Attempt] = [
+    attempt("a neighbour's link-local address", .ipv6, 0x86DD, udp6(neighbours)),
+    attempt("a neighbour's link-local address over TCP", .ipv6, 0x86DD, tcp6(neighbours)),
+    attempt("an advertisement for a neighbour's", .ipv6, 0x86DD, neighbour(own, "ff02::1", 136, neighbours)),
+    attempt("DAD of a neighbour's", .ipv6, 0x86DD, neighbour("::", "ff02::1:ff00:2", 135, neighbours)),
+    attempt("the router's link-local address", .ipv6, 0x86DD, udp6("fe80::1")),
+    attempt("an advertisement for the router's", .ipv6, 0x86DD, neighbour(own, "ff02::1", 136, "fe80::1", flags: 0x20)),
+    attempt("asking as the router", .ipv6, 0x86DD, neighbour("fe80::1", "ff02::1:ff00:2", 135, neighbours)),
+    attempt(
+      "looking for routers as the router", .ipv6, 0x86DD, Frames.icmpv6("fe80::1", "ff02::2", 133, reserved + payload)),
+    attempt("DAD of the router's", .ipv6, 0x86DD, neighbour("::", "ff02::1:ff00:1", 135, "fe80::1")),
+    attempt(
+      "an advertisement for the router's, as a router", .router, 0x86DD,
+      neighbour(own, "ff02::1", 136, "fe80::1", flags: 0xA0)),
+    attempt(
+      "an advertisement for another link-local", nil, 0x86DD, neighbour(unknown, "ff02::1", 136, unknown, flags: 0x20)),
+    attempt("DAD of another link-local", nil, 0x86DD, neighbour("::", "ff02::1:ff9a:def0", 135, unknown)),
+    attempt("asking for a neighbour", nil, 0x86DD, neighbour(own, "ff02::1:ff00:2", 135, neighbours)),
+    attempt(
+      "a router's advertisement of another link-local", .router, 0x86DD,
+      neighbour(own, "ff02::1", 136, unknown, flags: 0xA0)),
+    attempt("a router's advertisement of its own", nil, 0x86DD, neighbour(own, "ff02::1", 136, own, flags: 0xE0)),
+    attempt(
+      "a router's advertisement of its own address", nil, 0x86DD, neighbour(own, "ff02::1", 136, "fd77::1", flags: 0xE0)
+    ),
   ]
 
   private static let snapAttempts: [Attempt] = [
@@ -156,7 +188,7 @@ struct AntiSpoofingTests {
     for attempt in Self.attempts where attempt.kind != nil {
       #expect(try passes(attempt, sender, receiver), "\(attempt.name) does not even pass without anti-spoofing")
     }
-    try await sink.update(ports: bridgePorts, antiSpoofing: AntiSpoofing())
+    try await sink.update(ports: bridgePorts, antiSpoofing: AntiSpoofing(reserved: [Self.router]))
     for attempt in Self.attempts {
       let before = try await sink.trafficCounts().spoofed
       let passed = try passes(attempt, sender, receiver)
@@ -193,6 +225,85 @@ struct AntiSpoofingTests {
     try await sink.update(ports: [vm1: [unknown]], antiSpoofing: AntiSpoofing())
     #expect(try passes("another IPv4") && passes("another IPv6") && passes("ARP for a neighbour"))
     #expect(try !passes("another MAC") && !passes("ARP with a neighbour's MAC") && !passes("a DHCP server"))
+  }
+
+  @Test("who may use which link-local address: what was named, what nobody else is known to have, and a router any")
+  func linkLocalAddresses() async throws {
+    let network = try BridgeNetwork("spoof-local")
+    let sink = try network.host.inside { try NftablesSink.open() }
+    let sender = try PacketEndpoint(network.vm1)
+    let receiver = try PacketEndpoint(network.outside)
+    let attempts = Dictionary(uniqueKeysWithValues: Self.attempts.map { ($0.name, $0) })
+    func passes(_ name: String) throws -> Bool { try self.passes(try #require(attempts[name]), sender, receiver) }
+    let forged = [
+      "a neighbour's link-local address", "the router's link-local address", "an advertisement for the router's",
+      "asking as the router", "DAD of the router's", "DAD of a neighbour's",
+    ]
+    let others = [
+      "another link-local", "an advertisement for another link-local", "DAD of another link-local",
+    ]
+    let own = [
+      "link-local", "link-local over TCP", "DAD of a link-local address", "a router's advertisement of its own",
+    ]
+    // Nothing is known of the port's addresses.
+    var unknown = port("vif1.0", 1)
+    unknown.addresses = []
+    let policy = AntiSpoofing(reserved: [Self.router])
+    let neighbour = [vm2: [port("vif2.0", 2)]]
+    try await sink.update(ports: neighbour.merging([vm1: [unknown]]) { $1 }, antiSpoofing: policy)
+    for name in forged { #expect(try !passes(name), "\(name) passes at a port without known addresses") }
+    for name in others + own + ["another IPv6"] { #expect(try passes(name), "\(name) is stopped there") }
+    // One was named: it is the only one besides that of the MAC address.
+    var named = port("vif1.0", 1)
+    named.addresses.append(try #require(IPAddress(Self.unknown)))
+    try await sink.update(ports: neighbour.merging([vm1: [named]]) { $1 }, antiSpoofing: policy)
+    for name in others + own { #expect(try passes(name), "\(name), which was named, is stopped") }
+    named.addresses[2] = try #require(IPAddress("fe80::7"))
+    try await sink.update(ports: neighbour.merging([vm1: [named]]) { $1 }, antiSpoofing: policy)
+    for name in forged + others { #expect(try !passes(name), "\(name) passes where another one was named") }
+    for name in own { #expect(try passes(name), "\(name) is stopped where another one was named") }
+    // What was named for another port is that one's.
+    var other = port("vif2.0", 2)
+    other.addresses.append(try #require(IPAddress(Self.unknown)))
+    try await sink.update(ports: [vm1: [port("vif1.0", 1)], vm2: [other]], antiSpoofing: policy)
+    for name in forged + others { #expect(try !passes(name), "\(name), another's, passes") }
+    // What is one port's of a domain is the domain's.
+    let bond = [vm1: [port("vif1.0", 1), port("vif1.1", 2)]]
+    try await sink.update(ports: bond, antiSpoofing: policy)
+    #expect(try passes("a neighbour's link-local address") && !passes("the router's link-local address"))
+    // A router may have any, and one of the others' that was named as its own, too.
+    let router = AntiSpoofing(exceptions: [vm1: [.router]], reserved: [Self.router])
+    try await sink.update(ports: bridgePorts, antiSpoofing: router)
+    for name in forged + others + own { #expect(try passes(name), "\(name) is stopped at a router's port") }
+    named.addresses[2] = Self.router
+    try await sink.update(ports: neighbour.merging([vm1: [named]]) { $1 }, antiSpoofing: policy)
+    #expect(try passes("the router's link-local address") && passes("DAD of the router's"))
+    #expect(try !passes("a neighbour's link-local address"))
+  }
+
+  @Test("nobody takes over the router's link-local address in a neighbour's eyes")
+  func routerStays() async throws {
+    let network = try BridgeNetwork("spoof-router")
+    let sink = try network.host.inside { try NftablesSink.open() }
+    try network.outside.run("ip addr add fe80::1/64 dev eth0 nodad")
+    let sender = try PacketEndpoint(network.vm1)
+    func router() throws -> String {
+      // The entry is used again and again; what the guest says comes unasked.
+      _ = network.pings(from: network.vm2, "fe80::1%eth0")
+      try sender.send(
+        Frames.ethernet(
+          0x86DD, to: Frames.vm2MAC,
+          Frames.icmpv6(
+            "fe80::1", Self.neighbours, 135,
+            Self.reserved + Frames.bytes(Self.neighbours) + [1, 1] + Frames.bytes(Frames.vm1MAC))))
+      _ = network.pings(from: network.outside, "10.77.0.2")
+      return try network.vm2.run("ip -6 neigh show fe80::1 dev eth0")
+    }
+    #expect(try router().contains("02:77:00:00:00:01"), "the attempt does not even work without anti-spoofing")
+    try network.vm2.run("ip -6 neigh flush dev eth0")
+    try await sink.update(ports: bridgePorts, antiSpoofing: AntiSpoofing(reserved: [Self.router]))
+    let stays = try router()
+    #expect(stays.contains("02:77:00:00:00:63"), "\(stays)")
   }
 
   @Test("busybox's client takes no lease from a guest that answers from another port")

@@ -81,6 +81,10 @@ struct HostConfigurationTests {
       ),
       ("kind: nftables", "kind: iptables", ["host.yaml:4:", "`iptables` is not one of nftables, none"]),
       ("table: vmfence", "table: \"a b\"", ["host.yaml:4:", "is not a name"]),
+      (
+        "table: vmfence", "routers: [fe80::1, 10.0.0.1]",
+        ["host.yaml:4:", "`10.0.0.1` is not an IPv6 link-local address"]
+      ),
       ("udp://192.0.2.1:514", "icmp://192.0.2.1", ["host.yaml:6:", "is not `local`"]),
       ("facility: local3", "facility: local9", ["host.yaml:6:", "`local9` is not one of kern"]),
       ("syslog:", "sylog:", ["host.yaml:6:", "did you mean `syslog`?"]),

@@ -7,32 +7,43 @@ public enum SpoofingKind: String, Hashable, Sendable, CaseIterable {
   case mac
   /// An IPv4 source address that is not the domain's. Asking for one by DHCP (from 0.0.0.0) is honest.
   case ipv4
-  /// An IPv6 source address that is not the domain's, or a neighbour advertisement for one. Link-local addresses, and those that the port's
-  /// MAC address gives in the domain's networks (EUI-64, RFC 4291 appendix A), are the domain's.
+  /// An IPv6 source address that is not the domain's, or a neighbour advertisement for one. Those that the port's MAC address gives in
+  /// the domain's networks (EUI-64, RFC 4291 appendix A) are the domain's.
+  ///
+  /// Of link-local addresses, which nobody assigns, those that its ports' MAC addresses give and those that were named for its ports are the
+  /// domain's. At a port for which none was named, so is any other that is not known to be somebody else's: another domain's in the same way, or
+  /// one of `AntiSpoofing.reserved`. This is checked at ports whose addresses are not known, too, but not at a router's.
   case ipv6
   /// ARP (RFC 826) that names another sender. A probe (sender 0.0.0.0, RFC 5227) is honest.
   case arp
   /// Answering as a DHCP server: UDP from port 67, or from port 547 (DHCPv6), and UDP to port 68 or 546: many clients take an answer by the port that
   /// it comes to, whatever it comes from.
   case dhcp
-  /// Router advertisements and redirects (RFC 4861).
+  /// Router advertisements and redirects (RFC 4861), and neighbour advertisements that say that a link-local address which is not known to be the
+  /// port's is a router's.
   case router
 }
 
 /// Which pretences are stopped at the ports of which domains.
 ///
-/// What has to do with IP addresses is stopped only at ports whose addresses are known; then those are all that the domain has.
+/// What has to do with IP addresses is stopped only at ports whose addresses are known; then those are all that the domain has. Link-local addresses
+/// are an exception (`SpoofingKind.ipv6`).
 public struct AntiSpoofing: Hashable, Sendable {
   /// For every domain.
   public var kinds: Set<SpoofingKind>
   /// What a domain may do all the same: a router, a DHCP server.
   public var exceptions: [DomainUUID: Set<SpoofingKind>]
+  /// IPv6 link-local addresses that are no domain's: the host's own, and those of routers. A port for which one of them was named has it all the
+  /// same, and a domain that may be a router may use any. Addresses of other kinds say nothing here.
+  public var reserved: Set<IPAddress>
 
   public init(
-    _ kinds: Set<SpoofingKind> = Set(SpoofingKind.allCases), exceptions: [DomainUUID: Set<SpoofingKind>] = [:]
+    _ kinds: Set<SpoofingKind> = Set(SpoofingKind.allCases), exceptions: [DomainUUID: Set<SpoofingKind>] = [:],
+    reserved: Set<IPAddress> = []
   ) {
     self.kinds = kinds
     self.exceptions = exceptions
+    self.reserved = reserved
   }
 
   public static let off = AntiSpoofing([])
@@ -56,6 +67,11 @@ enum SpoofingRules {
   static func guardSet(_ kind: SpoofingKind) -> String { "guard-\(kind.rawValue)" }
   /// Ports whose addresses are known: what of ARP names IP addresses is checked there.
   static let knownSet = "guard-addresses"
+  /// Link-local addresses that are known to be somebody's, and ports that may not use them but for their own.
+  static let takenSet = "taken6"
+  static let takenGuardSet = "guard-taken6"
+  /// Ports that may use no link-local address but their own.
+  static let localGuardSet = "guard-local6"
   /// Ports at which anything is checked: the others pass at once.
   static let guardedSet = "guarded"
 
@@ -68,6 +84,9 @@ enum SpoofingRules {
       SetSpecification(name: honest6Set, kind: .plain, fields: [.interface, .mac, .v6], hasTimeouts: false),
       SetSpecification(name: guardedSet, kind: .plain, fields: [.interface], hasTimeouts: false),
       SetSpecification(name: knownSet, kind: .plain, fields: [.interface], hasTimeouts: false),
+      SetSpecification(name: takenSet, kind: .plain, fields: [.v6], hasTimeouts: false),
+      SetSpecification(name: takenGuardSet, kind: .plain, fields: [.interface], hasTimeouts: false),
+      SetSpecification(name: localGuardSet, kind: .plain, fields: [.interface], hasTimeouts: false),
     ]
     + SpoofingKind.allCases.map {
       SetSpecification(name: guardSet($0), kind: .plain, fields: [.interface], hasTimeouts: false)
@@ -78,26 +97,29 @@ enum SpoofingRules {
   /// is looked up last, for frames that would be dropped.
   private static let v4Chain = "antispoof4"
   private static let v6Chain = "antispoof6"
+  private static let icmp6Chain = "antispoof-icmp6"
   private static let arpChain = "antispoof-arp"
 
   static let chains: [ChainSpecification] =
     [ChainSpecification(name: chain, base: .init(hook: .prerouting, priority: priority))]
-    + [v4Chain, v6Chain, arpChain].map { ChainSpecification(name: $0) }
+    + [v4Chain, v6Chain, icmp6Chain, arpChain].map { ChainSpecification(name: $0) }
 
   private static let unspecified = [UInt8](repeating: 0, count: 16)
 
   /// Drops what the expressions match at ports where this kind is stopped. The comment begins with the kind that the rule counts for.
+  ///
+  /// - `ports`: the set of these ports, when it is not that of the kind.
   private static func drop(
-    _ kind: SpoofingKind, _ what: String, in chain: String, _ expressions: [Expression]
+    _ kind: SpoofingKind, _ what: String, in chain: String, at ports: String? = nil, _ expressions: [Expression]
   ) -> RuleSpecification {
     RuleSpecification(
       chain, "\(kind.rawValue): \(what)",
-      [interface] + expressions + [.lookup(Register(0), set: guardSet(kind)), .counter, .verdict(.drop)])
+      [interface] + expressions + [.lookup(Register(0), set: ports ?? guardSet(kind)), .counter, .verdict(.drop)])
   }
 
   /// Lets what the expressions match pass.
   private static func pass(_ what: String, in chain: String, _ expressions: [Expression]) -> RuleSpecification {
-    RuleSpecification(chain, what, [interface] + expressions + [.verdict(.return)])
+    RuleSpecification(chain, what, [interface] + expressions + [.verdict(.accept)])
   }
 
   private static let interface = Expression.meta(.inputInterface, Register(0))
@@ -128,7 +150,7 @@ enum SpoofingRules {
     [.meta(.protocol, Register(8)), .equal(Register(8), type)]
   }
 
-  static var rules: [RuleSpecification] { entranceRules + arpRules + v4Rules + v6Rules }
+  static var rules: [RuleSpecification] { entranceRules + arpRules + v4Rules + v6Rules + icmp6Rules }
 
   private static var entranceRules: [RuleSpecification] {
     [
@@ -206,39 +228,76 @@ enum SpoofingRules {
     ]
   }
 
+  private static let v6Source = Expression.address(.v6, isSource: true, Register(4))
+
+  /// Goes on when an address is a link-local one, or not: the source with `.network`, the target of a neighbour's advertisement or solicitation
+  /// with `.transport`.
+  private static func linkLocal(
+    _ base: Expression.Base, _ compare: (Register, [UInt8]) -> Expression = Expression.equal
+  ) -> [Expression] {
+    [
+      .payload(base, offset: 8, length: 2, Register(8)), .mask(Register(8), [0xFF, 0xC0]),
+      compare(Register(8), [0xFE, 0x80]),
+    ]
+  }
+
+  private static let isNotOwn = Expression.lookupMissing(Register(0), set: v6Set)
+  private static let isTaken = Expression.lookup(Register(4), set: takenSet)
+
   private static var v6Rules: [RuleSpecification] {
-    let source = Expression.address(.v6, isSource: true, Register(4))
-    let isUnspecified = isTransport(58) + [source, .equal(Register(4), unspecified)]
-    let target: Expression = .payload(.transport, offset: 8, length: 16, Register(4))
-    func linkLocal(_ base: Expression.Base, _ compare: (Register, [UInt8]) -> Expression) -> [Expression] {
-      [
-        .payload(base, offset: 8, length: 2, Register(8)), .mask(Register(8), [0xFF, 0xC0]),
-        compare(Register(8), [0xFE, 0x80]),
-      ]
-    }
-    return [
+    [
       drop(.dhcp, "a DHCPv6 server's answer", in: v6Chain, udp(from: 547)),
       drop(.dhcp, "an answer to a DHCPv6 client", in: v6Chain, udp(to: 546)),
-      drop(.router, "a router advertisement", in: v6Chain, isTransport(58) + transport(0, is: [134])),
-      drop(.router, "a redirect", in: v6Chain, isTransport(58) + transport(0, is: [137])),
+      RuleSpecification(v6Chain, icmp6Chain, isTransport(58) + [.verdict(.jump(icmp6Chain))]),
+      drop(
+        .ipv6, "another source address", in: v6Chain, linkLocal(.network, Expression.notEqual) + [v6Source, isNotOwn]),
+      drop(
+        .ipv6, "another's link-local source address", in: v6Chain, at: takenGuardSet,
+        linkLocal(.network) + [v6Source, isNotOwn, isTaken]),
+      drop(
+        .ipv6, "another link-local source address", in: v6Chain, at: localGuardSet,
+        linkLocal(.network) + [v6Source, isNotOwn]),
+    ]
+  }
+
+  /// What comes back from here is looked at by its source, as everything else of IPv6 is.
+  private static var icmp6Rules: [RuleSpecification] {
+    let isUnspecified = [v6Source, .equal(Register(4), unspecified)]
+    let target: Expression = .payload(.transport, offset: 8, length: 16, Register(4))
+    let isRouters: [Expression] = [
+      .payload(.transport, offset: 4, length: 1, Register(8)), .mask(Register(8), [0x80]), .equal(Register(8), [0x80]),
+    ]
+    let (solicitation, advertisement) = (transport(0, is: [135]), transport(0, is: [136]))
+    return [
+      drop(.router, "a router advertisement", in: icmp6Chain, transport(0, is: [134])),
+      drop(.router, "a redirect", in: icmp6Chain, transport(0, is: [137])),
+      // Routers are known to hosts by link-local addresses. A guest that forwards says it of its own, too.
+      drop(
+        .router, "advertising another link-local address as a router's", in: icmp6Chain,
+        advertisement + isRouters + linkLocal(.transport) + [target, isNotOwn]),
       // Duplicate address detection (RFC 4862): only for an address that may become the domain's.
       pass(
-        "probing for a link-local address", in: v6Chain,
-        isUnspecified + transport(0, is: [135]) + linkLocal(.transport, Expression.equal)),
+        "probing for an own address", in: icmp6Chain,
+        solicitation + isUnspecified + [target, .lookup(Register(0), set: v6Set)]),
+      drop(
+        .ipv6, "probing for another's link-local address", in: icmp6Chain, at: takenGuardSet,
+        solicitation + isUnspecified + [target, isTaken]),
       pass(
-        "probing for an own address", in: v6Chain,
-        isUnspecified + transport(0, is: [135]) + [target, .lookup(Register(0), set: v6Set)]),
+        "probing for a link-local address", in: icmp6Chain,
+        solicitation + isUnspecified + linkLocal(.transport) + [.lookupMissing(Register(0), set: localGuardSet)]),
       // Before a host has an address it asks for routers, and reports its groups (RFC 4861, 3810).
-      pass("asking for routers", in: v6Chain, isUnspecified + transport(0, is: [133])),
-      pass("reporting groups", in: v6Chain, isUnspecified + transport(0, is: [143])),
-      pass("reporting groups (version 1)", in: v6Chain, isUnspecified + transport(0, is: [131])),
+      pass("asking for routers", in: icmp6Chain, transport(0, is: [133]) + isUnspecified),
+      pass("reporting groups", in: icmp6Chain, transport(0, is: [143]) + isUnspecified),
+      pass("reporting groups (version 1)", in: icmp6Chain, transport(0, is: [131]) + isUnspecified),
       drop(
-        .ipv6, "advertising another address", in: v6Chain,
-        isTransport(58) + transport(0, is: [136]) + [target, .lookupMissing(Register(0), set: v6Set)]
-          + linkLocal(.transport, Expression.notEqual)),
+        .ipv6, "advertising another address", in: icmp6Chain,
+        advertisement + linkLocal(.transport, Expression.notEqual) + [target, isNotOwn]),
       drop(
-        .ipv6, "another source address", in: v6Chain,
-        linkLocal(.network, Expression.notEqual) + [source, .lookupMissing(Register(0), set: v6Set)]),
+        .ipv6, "advertising another's link-local address", in: icmp6Chain, at: takenGuardSet,
+        advertisement + [target, isNotOwn, isTaken]),
+      drop(
+        .ipv6, "advertising another link-local address", in: icmp6Chain, at: localGuardSet,
+        advertisement + linkLocal(.transport) + [target, isNotOwn]),
     ]
   }
 
@@ -251,6 +310,9 @@ enum SpoofingRules {
     for (domain, list) in ports {
       let kinds = policy.kinds(for: domain)
       guard !kinds.isEmpty else { continue }
+      let mayRoute = policy.exceptions[domain]?.contains(.router) ?? false
+      // Of a bond, say, one port sends what is the other's.
+      let locals = list.map { linkLocalAddress(of: $0.mac) } + list.flatMap(\.addresses).filter(\.isV6LinkLocal)
       for port in list {
         var name = ElementKey()
         name.append(interface: port.interface)
@@ -263,8 +325,15 @@ enum SpoofingRules {
         for kind in kinds where isKnown || (kind != .ipv4 && kind != .ipv6) { add(guardSet(kind)) }
         add(guardedSet)
         if isKnown { add(knownSet) }
+        if kinds.contains(.ipv6) {
+          if port.addresses.contains(where: \.isV6LinkLocal) {
+            add(localGuardSet)
+          } else if !mayRoute {
+            add(takenGuardSet)
+          }
+        }
         add(macSet) { $0.append(port.mac) }
-        for address in addresses(of: port) {
+        for address in addresses(of: port) + locals {
           let isV4 = address.family == .v4
           add(isV4 ? v4Set : v6Set) { $0.append(address) }
           add(isV4 ? honest4Set : honest6Set) {
@@ -274,12 +343,34 @@ enum SpoofingRules {
         }
       }
     }
+    if elements[takenGuardSet]?.isEmpty == false {
+      elements[takenSet] = Set(
+        taken(ports, policy).map { address in
+          var key = ElementKey()
+          key.append(address)
+          return (0..<key.count).map { key.bytes[$0] }
+        })
+    }
     return elements
+  }
+
+  /// Link-local addresses that are known to be somebody's.
+  private static func taken(_ ports: [DomainUUID: [NetworkPort]], _ policy: AntiSpoofing) -> Set<IPAddress> {
+    var taken = policy.reserved
+    for port in ports.values.joined() {
+      taken.formUnion(port.addresses)
+      taken.insert(linkLocalAddress(of: port.mac))
+    }
+    return taken.filter(\.isV6LinkLocal)
   }
 
   /// The addresses that a port may use, link-local ones apart: those that are known, and those that its Ethernet address gives in their networks.
   static func addresses(of port: NetworkPort) -> [IPAddress] {
     port.addresses + port.addresses.lazy.filter { $0.family == .v6 }.map { interfaceAddress(of: port.mac, in: $0) }
+  }
+
+  private static func linkLocalAddress(of mac: MACAddress) -> IPAddress {
+    interfaceAddress(of: mac, in: IPAddress(v6High: 0xFE80_0000_0000_0000, low: 0))
   }
 
   /// The address that a host makes itself in the /64 of `address` (RFC 4291, appendix A: modified EUI-64).

@@ -37,6 +37,8 @@ struct HostConfiguration: Sendable {
     var antiSpoofing = Set(SpoofingKind.allCases)
     /// By domains' names: what they may all the same.
     var antiSpoofingExceptions: [String: Set<SpoofingKind>] = [:]
+    /// Link-local addresses of the networks' IPv6 routers, besides those in this host's own routes.
+    var routers: [IPAddress] = []
   }
 
   struct Endpoint: Sendable, Equatable {

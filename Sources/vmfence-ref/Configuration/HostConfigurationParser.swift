@@ -103,6 +103,9 @@ struct HostConfigurationParser {
     if let exceptions = map.child("anti-spoofing-exceptions") {
       for (name, _) in exceptions.entries { result.antiSpoofingExceptions[name] = spoofing(exceptions, name) }
     }
+    result.routers = map.values("routers", expected: "an IPv6 link-local address such as fe80::1") { text in
+      IPAddress(text).flatMap { $0.isV6LinkLocal ? $0 : nil }
+    }
     map.finish()
     return result
   }

@@ -37,11 +37,14 @@ enum HostFirewall: Sendable {
     }
   }
 
-  /// Says which ports each domain has, and what it may not pretend there.
-  func update(_ domains: [DomainDescription], _ choice: HostConfiguration.Firewall) async throws(FirewallError) {
+  /// Says which ports each domain has, and what it may not pretend there: to be this host or one of its gateways, for one.
+  func update(
+    _ domains: [DomainDescription], _ choice: HostConfiguration.Firewall, _ host: HostAddresses
+  ) async throws(FirewallError) {
     guard case .nftables(let sink) = self else { return }
     var ports: [DomainUUID: [NetworkPort]] = [:]
-    var antiSpoofing = AntiSpoofing(choice.antiSpoofing)
+    let reserved = host.own.union(host.gateways).filter(\.isV6LinkLocal).union(choice.routers)
+    var antiSpoofing = AntiSpoofing(choice.antiSpoofing, reserved: reserved)
     for domain in domains where !domain.runState.isFinal && domain.migration != .migratedAway {
       ports[domain.incarnation.uuid, default: []] += domain.ports
       antiSpoofing.exceptions[domain.incarnation.uuid] = choice.antiSpoofingExceptions[domain.name]

@@ -76,7 +76,7 @@ extension LiveRun {
   private func tellFirewall(_ domains: [DomainDescription]) async {
     guard portsAreStale else { return }
     do throws(FirewallError) {
-      try await firewall.update(domains, host.configuration.firewall)
+      try await firewall.update(domains, host.configuration.firewall, hostAddresses)
       portsAreStale = false
     } catch { logger.error("the firewall was not told of the domains' ports: \(error.message)") }
   }
@@ -102,6 +102,8 @@ extension LiveRun {
     let addresses = HostAddresses.read()
     guard isFirst || addresses != hostAddresses else { return }
     hostAddresses = addresses
+    // No guest may speak as one of them.
+    portsAreStale = true
     do throws(PolicyError) { try await apply(host.configuration.policy, at: now) } catch {
       logger.log([error.diagnostic])
     }
@@ -231,7 +233,7 @@ extension HostConfiguration.Firewall {
   /// Whether nothing is different but what a reload takes over.
   fileprivate func isSame(as other: Self) -> Bool {
     var other = other
-    (other.antiSpoofing, other.antiSpoofingExceptions) = (antiSpoofing, antiSpoofingExceptions)
+    (other.antiSpoofing, other.antiSpoofingExceptions, other.routers) = (antiSpoofing, antiSpoofingExceptions, routers)
     return self == other
   }
 }
