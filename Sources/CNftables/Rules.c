@@ -66,6 +66,17 @@ void vmfence_nft_payload(
   nftnl_expr_set_u32(expression, NFTNL_EXPR_PAYLOAD_DREG, destination);
 }
 
+void vmfence_nft_fragment_offset(struct vmfence_nft_batch *batch, uint32_t destination) {
+  struct nftnl_expr *expression = append(batch, "exthdr");
+  if (expression == NULL) return;
+  // RFC 8200 section 4.5: the fragment header's number is 44, and bytes 2 and 3 of it are the offset, with flags in its last three bits.
+  nftnl_expr_set_u8(expression, NFTNL_EXPR_EXTHDR_TYPE, 44);
+  nftnl_expr_set_u32(expression, NFTNL_EXPR_EXTHDR_OFFSET, 2);
+  nftnl_expr_set_u32(expression, NFTNL_EXPR_EXTHDR_LEN, 2);
+  nftnl_expr_set_u32(expression, NFTNL_EXPR_EXTHDR_OP, NFT_EXTHDR_OP_IPV6);
+  nftnl_expr_set_u32(expression, NFTNL_EXPR_EXTHDR_DREG, destination);
+}
+
 void vmfence_nft_mask(
   struct vmfence_nft_batch *batch, uint32_t source, uint32_t destination, const void *mask, uint32_t length) {
   static const uint8_t zeros[16];

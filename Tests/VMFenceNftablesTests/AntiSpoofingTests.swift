@@ -49,6 +49,11 @@ struct AntiSpoofingTests {
     Frames.icmpv6(source, to, type, [flags, 0, 0, 0] + Frames.bytes(target) + payload)
   }
 
+  /// 24 of the 40 bytes of destination options, before a header of this number.
+  private static func cutOptions(before number: UInt8) -> [UInt8] {
+    [number, 4, 1, 36] + [UInt8](repeating: 0, count: 20)
+  }
+
   private static func snap(_ type: UInt16, organization: [UInt8] = [0, 0, 0], _ packet: [UInt8]) -> [UInt8] {
     [0xAA, 0xAA, 3] + organization + Frames.big(UInt64(type), 2) + packet
   }
@@ -113,7 +118,7 @@ struct AntiSpoofingTests {
       attempt(
         "a redirect", .router, 0x86DD,
         Frames.icmpv6(own, "fd77::99", 137, reserved + Frames.bytes("fd77::2") + Frames.bytes("fd77::99") + payload)),
-    ] + portAttempts + linkLocalAttempts + snapAttempts
+    ] + portAttempts + linkLocalAttempts + fragmentAttempts + snapAttempts
   }()
 
   /// Clients take an answer by the port that it goes to.
@@ -158,6 +163,39 @@ struct AntiSpoofingTests {
     attempt(
       "a router's advertisement of its own address", nil, 0x86DD, neighbour(own, "ff02::1", 136, "fd77::1", flags: 0xE0)
     ),
+  ]
+
+  private static let fragmentAttempts: [Attempt] = [
+    attempt(
+      "an advertisement behind options that end in the next fragment", .router, 0x86DD,
+      Frames.fragment6(own, "ff02::1", 60, offset: 0, hasMore: true, cutOptions(before: 58))),
+    attempt(
+      "options that end in the next fragment, before more of them", .router, 0x86DD,
+      Frames.fragment6("fd77::1", "fd77::99", 60, offset: 0, hasMore: true, cutOptions(before: 60))),
+    attempt(
+      "options before the fragment header, too", .router, 0x86DD,
+      Frames.ipv6(
+        own, "ff02::1", 60,
+        [44, 0, 1, 4, 0, 0, 0, 0] + Frames.fragmentHeader(60, offset: 0, hasMore: true) + cutOptions(before: 17))),
+    attempt(
+      "a fragment in a fragment", .router, 0x86DD,
+      Frames.fragment6(
+        own, "ff02::1", 44, offset: 0, hasMore: true, Frames.fragmentHeader(58, offset: 3, hasMore: false) + payload)),
+    attempt(
+      "a first fragment", nil, 0x86DD,
+      Frames.fragment6("fd77::1", "fd77::99", 17, offset: 0, hasMore: true, Frames.udp(5_000, 5_000, payload + [0]))),
+    attempt(
+      "a first fragment with options", nil, 0x86DD,
+      Frames.fragment6(
+        "fd77::1", "fd77::99", 60, offset: 0, hasMore: true,
+        [17, 0, 1, 4, 0, 0, 0, 0] + Frames.udp(5_000, 5_000, payload + [0]))),
+    attempt(
+      "a later fragment", nil, 0x86DD,
+      Frames.fragment6("fd77::1", "fd77::99", 17, offset: 4, hasMore: false, payload)),
+    attempt(
+      "a later fragment of a packet with options", nil, 0x86DD,
+      Frames.fragment6("fd77::1", "fd77::99", 60, offset: 4, hasMore: false, payload)),
+    attempt("nothing behind the header", nil, 0x86DD, Frames.ipv6("fd77::1", "fd77::99", 59, payload)),
   ]
 
   private static let snapAttempts: [Attempt] = [

@@ -107,6 +107,8 @@ void vmfence_nft_meta(struct vmfence_nft_batch *batch, enum vmfence_nft_meta key
 enum vmfence_nft_base { VMFENCE_NFT_LINK = 0, VMFENCE_NFT_NETWORK = 1, VMFENCE_NFT_TRANSPORT = 2 };
 void vmfence_nft_payload(
   struct vmfence_nft_batch *batch, enum vmfence_nft_base base, uint32_t offset, uint32_t length, uint32_t destination);
+// The two bytes of an IPv6 fragment header that have its offset, in network order; goes on only when there is such a header.
+void vmfence_nft_fragment_offset(struct vmfence_nft_batch *batch, uint32_t destination);
 void vmfence_nft_mask(
   struct vmfence_nft_batch *batch, uint32_t source, uint32_t destination, const void *mask, uint32_t length);
 void vmfence_nft_compare(

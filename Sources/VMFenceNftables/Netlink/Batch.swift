@@ -137,6 +137,7 @@ import VMFenceCore
       unsafe vmfence_nft_meta(raw, vmfence_nft_meta(key.rawValue), register.number)
     case .payload(let base, let offset, let length, let register):
       unsafe vmfence_nft_payload(raw, vmfence_nft_base(base.rawValue), offset, length, register.number)
+    case .fragmentOffset(let register): unsafe vmfence_nft_fragment_offset(raw, register.number)
     case .mask(let register, let mask):
       unsafe vmfence_nft_mask(raw, register.number, register.number, mask, UInt32(mask.count))
     // SAFETY: as above.

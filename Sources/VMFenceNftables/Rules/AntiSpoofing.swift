@@ -19,8 +19,8 @@ public enum SpoofingKind: String, Hashable, Sendable, CaseIterable {
   /// Answering as a DHCP server: UDP from port 67, or from port 547 (DHCPv6), and UDP to port 68 or 546: many clients take an answer by the port that
   /// it comes to, whatever it comes from.
   case dhcp
-  /// Router advertisements and redirects (RFC 4861), and neighbour advertisements that say that a link-local address which is not known to be the
-  /// port's is a router's.
+  /// Router advertisements and redirects (RFC 4861), neighbour advertisements that say that a link-local address which is not known to be the
+  /// port's is a router's, and what could be one of these, since its first fragment does not have all of its headers (RFC 7112).
   case router
 }
 
@@ -257,7 +257,20 @@ enum SpoofingRules {
       drop(
         .ipv6, "another link-local source address", in: v6Chain, at: localGuardSet,
         linkLocal(.network) + [v6Source, isNotOwn]),
+      // What follows is for first fragments that hide what they are: the headers go on in the next one.
+      pass(
+        "headers that are whole", in: v6Chain,
+        [
+          // As much as there is of any header in a first fragment.
+          .payload(.transport, offset: 0, length: 8, Register(8)), .mask(Register(8), [UInt8](repeating: 0, count: 8)),
+          .equal(Register(8), [UInt8](repeating: 0, count: 8)),
+        ]),
     ]
+      + [SpoofingKind.router, .dhcp].map { kind in
+        drop(
+          kind, "a first fragment without all headers", in: v6Chain,
+          [.fragmentOffset(Register(8)), .mask(Register(8), [0xFF, 0xF8]), .equal(Register(8), [0, 0])])
+      }
   }
 
   /// What comes back from here is looked at by its source, as everything else of IPv6 is.

@@ -103,6 +103,8 @@ enum Expression: Hashable, Sendable {
 
   case meta(MetaKey, Register)
   case payload(Base, offset: UInt32, length: UInt32, Register)
+  /// Two bytes of an IPv6 fragment header: the offset in units of eight bytes, and three bits of flags. Goes on only when there is one.
+  case fragmentOffset(Register)
   case mask(Register, [UInt8])
   case equal(Register, [UInt8])
   case notEqual(Register, [UInt8])
