@@ -274,6 +274,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     pool.close(at: now)
     await tell(at: now)
     await coordinator.advance(to: now)
+    await releaseGuards()
     channels?.close()
     domains.close()
     disks.close()
