@@ -178,6 +178,9 @@ public struct DaemonStatus: Codable, Sendable, Hashable {
   public var desired: Int
   /// Of packets that rules refused: flows that were `cut` and `not_cut`, connections `reset` and `not_reset`.
   public var flows: [String: UInt64]
+  /// Frames that the packet filter stopped since its table was made, by why: `block`, `flow`, `quarantine`, `rate_limit`, `spoofed_KIND`. Read
+  /// every ten seconds; empty where measures are recorded only.
+  public var stopped: [String: UInt64]
   public var captureDrops: UInt64
   public var eventsLost: UInt64
   /// Of these, by domain, those that found no room because too many of its own waited; without domains that lost none.
@@ -198,7 +201,7 @@ public struct DaemonStatus: Codable, Sendable, Hashable {
 
   public init(
     version: String, node: String, uptime: Double, firewall: String, isDryRun: Bool, measures: Int, pending: Int,
-    desired: Int, flows: [String: UInt64], captureDrops: UInt64, eventsLost: UInt64,
+    desired: Int, flows: [String: UInt64], stopped: [String: UInt64], captureDrops: UInt64, eventsLost: UInt64,
     eventsLostByDomain: [String: UInt64] = [:], limitHits: [String: UInt64], history: [String: UInt64],
     clockOffset: Double, problems: [String],
     needRules: [String], frozen: [String], policy: [String: UInt64]
@@ -212,6 +215,7 @@ public struct DaemonStatus: Codable, Sendable, Hashable {
     self.pending = pending
     self.desired = desired
     self.flows = flows
+    self.stopped = stopped
     self.captureDrops = captureDrops
     self.eventsLost = eventsLost
     self.eventsLostByDomain = eventsLostByDomain

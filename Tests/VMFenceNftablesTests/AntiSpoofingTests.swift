@@ -319,6 +319,33 @@ struct AntiSpoofingTests {
     #expect(try !passes("a neighbour's link-local address"))
   }
 
+  @Test("what is stopped is counted by port as long as it is guarded, whoever else comes and goes; so are blocks")
+  func counts() async throws {
+    let network = try BridgeNetwork("spoof-counts")
+    let sink = try network.host.inside { try NftablesSink.open() }
+    try await sink.update(ports: [vm1: [port("vif1.0", 1)]], antiSpoofing: AntiSpoofing())
+    #expect(try await sink.trafficCounts(ofMeasures: false).spoofedAtPorts.isEmpty)
+    let sender = try PacketEndpoint(network.vm1)
+    let dhcp = try #require(Self.attempts.first { $0.kind == .dhcp })
+    let local = try #require(Self.attempts.first { $0.name == "a neighbour's link-local address" })
+    for _ in 0..<3 { try sender.send(dhcp.frame) }
+    try await sink.update(ports: bridgePorts, antiSpoofing: AntiSpoofing())
+    for _ in 0..<2 { try sender.send(local.frame) }
+    try sender.send(dhcp.frame)
+    var counts = try await sink.trafficCounts(ofMeasures: false)
+    #expect(counts.spoofedAtPorts.mapValues { $0.mapValues(\.packets) } == ["vif1.0": [.dhcp: 4, .ipv6: 2]])
+    #expect(counts.spoofed[.dhcp]?.packets == 4 && counts.measures.isEmpty)
+    try await sink.change(add: [block("10.77.0.99", for: vm1)])
+    #expect(!network.pings(from: network.outside, "10.77.0.1", as: "10.77.0.99"))
+    counts = try await sink.trafficCounts(ofMeasures: false)
+    let names = ["block", "flow", "quarantine", "rate_limit"] + SpoofingKind.allCases.map { "spoofed_\($0.rawValue)" }
+    #expect(counts.blocked.packets >= 1 && counts.byReason.map(\.name) == names)
+    try await sink.update(ports: [vm2: [port("vif2.0", 2)]], antiSpoofing: AntiSpoofing())
+    try await sink.update(ports: bridgePorts, antiSpoofing: AntiSpoofing())
+    counts = try await sink.trafficCounts(ofMeasures: false)
+    #expect(counts.spoofedAtPorts.isEmpty && counts.spoofed[.dhcp]?.packets == 4)
+  }
+
   @Test("nobody takes over the router's link-local address in a neighbour's eyes")
   func routerStays() async throws {
     let network = try BridgeNetwork("spoof-router")

@@ -293,6 +293,8 @@ public struct PlatformAlert: Sendable, Hashable {
     /// What a detector remembered of the traffic could not be saved, or not be taken over.
     public static let stateLost = Kind("state-lost")
     public static let spoofedSource = Kind("spoofed-source")
+    /// Anti-spoofing stopped what a domain sent.
+    public static let spoofingStopped = Kind("spoofing-stopped")
     public static let unknownSource = Kind("unknown-source")
     public static let probeGap = Kind("probe-gap")
     public static let duplicateIdentity = Kind("duplicate-identity")
@@ -323,7 +325,8 @@ public struct PlatformAlert: Sendable, Hashable {
     /// Those that VMFence itself notices.
     public static let known: [Kind] = [
       .detectorDied, .detectorRestarted, .detectorViolation, .poisonPacket, .packetsDropped, .stateLost,
-      .spoofedSource, .unknownSource, .probeGap, .duplicateIdentity, .integrityGap, .enforcementFailed,
+      .spoofedSource, .spoofingStopped, .unknownSource, .probeGap, .duplicateIdentity, .integrityGap,
+      .enforcementFailed,
       .logUnwritable, .logWritable, .clockJump, .eventsLost, .firewallDrift, .domainFrozen, .domainThawed,
       .integrityLimit, .diskUnwatched, .diskWatched,
     ]

@@ -85,12 +85,12 @@ enum SpoofingRules {
       SetSpecification(name: guardedSet, kind: .plain, fields: [.interface], hasTimeouts: false),
       SetSpecification(name: knownSet, kind: .plain, fields: [.interface], hasTimeouts: false),
       SetSpecification(name: takenSet, kind: .plain, fields: [.v6], hasTimeouts: false),
-      SetSpecification(name: takenGuardSet, kind: .plain, fields: [.interface], hasTimeouts: false),
-      SetSpecification(name: localGuardSet, kind: .plain, fields: [.interface], hasTimeouts: false),
     ]
-    + SpoofingKind.allCases.map {
-      SetSpecification(name: guardSet($0), kind: .plain, fields: [.interface], hasTimeouts: false)
-    }
+    + countingSets.map { SetSpecification(name: $0.set, kind: .counted, fields: [.interface], hasTimeouts: false) }
+
+  /// Sets of ports at which a kind is stopped. A rule that drops looks in one of them last, so each element counts what was dropped at its port.
+  static let countingSets: [(set: String, kind: SpoofingKind)] =
+    SpoofingKind.allCases.map { (guardSet($0), $0) } + [(takenGuardSet, .ipv6), (localGuardSet, .ipv6)]
 
   /// What an honest frame costs is what counts here: each has to pass all of this. So TCP whose addresses are both the port's passes at once, by one
   /// look-up; any other frame goes to the rules of its protocol only, a port's addresses are looked up once, and whether a kind is stopped at the port

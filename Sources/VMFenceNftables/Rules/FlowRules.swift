@@ -38,7 +38,7 @@ enum FlowRules {
       let noPorts: [Expression] =
         withPorts.map { .notEqual(number, [$0]) }
         + [.meta(.transportProtocol, ownPort), .load(otherPort, [0, 0, 0, 0])]
-      let cut: [Expression] = [.lookup(Register(0), set: set(family)), .verdict(.drop)]
+      let cut: [Expression] = [.lookup(Register(0), set: set(family)), .counter, .verdict(.drop)]
       let direction = isFromGuest ? "from" : "to"
       return [
         RuleSpecification(set(family), "flow with ports \(direction)", ends + ports + cut),

@@ -94,6 +94,28 @@ struct ReadElement {
     }
   }
 
+  /// Interfaces that keys begin with, and what was counted for them, of a set whose elements count.
+  static func forEachCount(
+    in message: NetlinkMessage, _ bytes: RawSpan, _ body: (_ interface: String, TrafficCount) -> Void
+  ) throws(NetlinkError) {
+    try forEachItem(in: message, bytes) { (item) throws(NetlinkError) in
+      var (interface, count) = ("", TrafficCount())
+      try NetlinkAttribute.forEach(in: bytes, item) { (part) throws(NetlinkError) in
+        switch part.type {
+        case 1:
+          try NetlinkAttribute.forEach(in: bytes, part.value) { value in
+            guard value.type == 1 else { return }
+            interface = String(decoding: value.copiedBytes(bytes).prefix(16).prefix { $0 != 0 }, as: UTF8.self)
+          }
+        case 7: count = try TrafficCount(expression: part.value, bytes) ?? count
+        case 11: count = try TrafficCount.find(in: bytes, part.value) ?? count
+        default: break
+        }
+      }
+      body(interface, count)
+    }
+  }
+
   /// Attribute 3 is the list of elements.
   private static func forEachItem(
     in message: NetlinkMessage, _ bytes: RawSpan, _ body: (Range<Int>) throws(NetlinkError) -> Void

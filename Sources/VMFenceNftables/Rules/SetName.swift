@@ -103,7 +103,7 @@ struct BlockSet: Hashable, Sendable {
       if !isHost { expressions.append(.meta(isSource ? .outputInterface : .inputInterface, Register(0))) }
       expressions.append(address)
       if !isSingle { expressions.append(.mask(addressRegister, mask)) }
-      expressions += [.lookup(Register(0), set: name), .verdict(.drop)]
+      expressions += [.lookup(Register(0), set: name), .counter, .verdict(.drop)]
       return RuleSpecification(chain, "\(name) \(isSource ? "from" : "to")", expressions)
     }
     let rules = [true, false].map { rule(chain, isSource: $0, .address(family, isSource: $0, addressRegister)) }

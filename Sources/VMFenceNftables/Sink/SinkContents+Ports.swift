@@ -48,7 +48,11 @@ extension SinkContents {
       }
       batch.endElements()
     }
-    if newGuards != guards { write(guards: newGuards, flushes: true) }
+    if let guards, newGuards != guards {
+      write(changesOf: guards, to: newGuards)
+    } else if guards == nil {
+      write(guards: newGuards, flushes: true)
+    }
     do throws(NetlinkError) {
       if !batch.isEmpty { try commit() }
       guards = newGuards
@@ -66,6 +70,20 @@ extension SinkContents {
       batch.beginElements(of: set)
       for key in keys { batch.element(ElementKey(key)) }
       batch.endElements()
+    }
+  }
+
+  /// Writes what changes in the sets against spoofing. What stays keeps its counters.
+  private mutating func write(changesOf old: [String: Set<[UInt8]>], to new: [String: Set<[UInt8]>]) {
+    writeTick()
+    for (set, keys) in new {
+      let gone = old[set, default: []].subtracting(keys)
+      // Deleting what somebody else has deleted would fail, so what goes is added first.
+      for (keys, deletes) in [(keys.subtracting(old[set, default: []]).union(gone), false), (gone, true)] {
+        batch.beginElements(of: set, deletes: deletes)
+        for key in keys { batch.element(ElementKey(key)) }
+        batch.endElements()
+      }
     }
   }
 

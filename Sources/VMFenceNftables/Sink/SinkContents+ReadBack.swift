@@ -53,15 +53,18 @@ extension SinkContents {
     return broken
   }
 
-  mutating func readCounts() throws(FirewallError) -> TrafficCounts {
+  mutating func readCounts(ofMeasures: Bool) throws(FirewallError) -> TrafficCounts {
     do throws(NetlinkError) {
       var counts = TrafficCounts()
       guard let image = try readTable() else { return counts }
-      counts.measures = read(try readElements(of: image)).measures.mapValues(\.count)
+      if ofMeasures { counts.measures = read(try readElements(of: image)).measures.mapValues(\.count) }
+      counts.spoofedAtPorts = try readPortCounts()
       for (chain, comment, count) in image.counts {
         switch chain {
         case "quarantine": counts.quarantined += count
         case "prerouting": counts.limited += count
+        case "block4", "block6", BlockSet.arpChain: counts.blocked += count
+        case _ where FlowRules.chains.contains { $0.name == chain }: counts.cut += count
         case _ where SpoofingRules.chains.contains { $0.name == chain }:
           guard let kind = SpoofingKind(rawValue: String(comment.prefix { $0 != ":" })) else { continue }
           counts.spoofed[kind, default: TrafficCount()] += count

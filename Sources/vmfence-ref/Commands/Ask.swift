@@ -80,11 +80,13 @@ struct Status: ParsableCommand {
         status.eventsLostByDomain.map { ($0.key.escapedForDisplay, $0.value) }, uniquingKeysWith: &+)
       let ofDomains =
         lostByDomain.isEmpty ? "" : ", of which of domains with too many of their own: \(Self.listed(lostByDomain))"
+      let stopped = status.stopped.filter { $0.value > 0 }
       var lines: [String] = [
         "vmfence \(status.version) on \(status.node), up \(Duration.seconds(status.uptime).display)",
         "measures: \(status.measures) in force by \(status.firewall)\(status.isDryRun ? " (dry run)" : ""), "
           + "\(status.pending) pending, \(status.desired) not taken yet",
         "flows of packets that rules refused: \(Self.listed(status.flows))",
+        "stopped by the packet filter: \(stopped.isEmpty ? "nothing" : Self.listed(stopped))",
         "lost: \(status.captureDrops) frames by captures, \(status.eventsLost) events\(ofDomains)",
         "limits of the inspection reached: \(status.limitHits.isEmpty ? "none" : Self.listed(status.limitHits))",
         "history: \(Self.listed(status.history))",

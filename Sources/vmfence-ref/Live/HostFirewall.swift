@@ -52,6 +52,12 @@ enum HostFirewall: Sendable {
     try await sink.update(ports: ports, antiSpoofing: antiSpoofing)
   }
 
+  /// What the kernel has stopped, without single measures; nil where nothing is carried out.
+  func trafficCounts() async throws(FirewallError) -> TrafficCounts? {
+    guard case .nftables(let sink) = self else { return nil }
+    return try await sink.trafficCounts(ofMeasures: false)
+  }
+
   /// Calls `body` for each change that somebody else makes to what is ours, with a sentence about it.
   func watch(_ body: @escaping @Sendable (String) -> Void) {
     guard case .nftables(let sink) = self else { return }

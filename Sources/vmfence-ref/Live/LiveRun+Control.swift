@@ -32,7 +32,10 @@ extension LiveRun {
       flows: [
         "cut": flowCuts.counters.cut, "reset": flowCuts.counters.reset, "not_cut": flowCuts.counters.notCut,
         "not_reset": flowCuts.counters.notReset,
-      ], captureDrops: captures.drops, eventsLost: outputs.lost, eventsLostByDomain: eventsLostByName,
+      ],
+      stopped: Dictionary(
+        drops.counts?.byReason.map { ($0.name, $0.count.packets) } ?? [], uniquingKeysWith: { $1 }),
+      captureDrops: captures.drops, eventsLost: outputs.lost, eventsLostByDomain: eventsLostByName,
       limitHits: pool.reports.reduce(into: [:]) { sum, report in
         for (name, count) in report.limits { sum[name, default: 0] &+= count }
       },
@@ -42,7 +45,8 @@ extension LiveRun {
       ],
       clockOffset: Double(clock.offset.wholeNanoseconds) / 1e9,
       problems: toldProblems.map(\.description) + outputs.problems + disks.problems
-        + (history.problem.map { ["the history is not written: \($0)"] } ?? []),
+        + (history.problem.map { ["the history is not written: \($0)"] } ?? [])
+        + (drops.problem.map { ["the packet filter's counters are not read: \($0)"] } ?? []),
       needRules: unguarded.filter { rules.selection.rules(for: $0) == nil }.map(\.name),
       frozen: await disks.paused.sorted().map { directory.entry(for: $0)?.description.name ?? "\($0)" },
       policy: [

@@ -115,6 +115,12 @@ extension LiveRun {
       "vmfence_disk_statuses_outdated_total", .counter,
       "What disks' processes said of how they stand that something newer took the place of.")
     metrics.sample(disks.statusesOutdated)
+    if let counts = drops.counts {
+      metrics.metric(
+        "vmfence_firewall_dropped_total", .counter,
+        "Frames that the packet filter stopped, by why, since its table was made; as read in the last ten seconds.")
+      for reason in counts.byReason { metrics.sample(reason.count.packets, [("reason", reason.name)]) }
+    }
     let flows = flowCuts.counters
     metrics.metric(
       "vmfence_flows_cut_total", .counter, "Flows that were cut because a rule refused a packet of theirs.")

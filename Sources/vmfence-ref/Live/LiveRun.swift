@@ -7,6 +7,7 @@ import VMFenceConfiguration
 import VMFenceControl
 import VMFenceCore
 import VMFenceDetection
+import VMFenceNftables
 import VMFencePackets
 import VMFenceProcess
 
@@ -65,6 +66,8 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   let guestPolicies: GuestPolicies
   let firewall: HostFirewall
   let flowCuts: FlowCuts
+  let drops = DropWatch()
+  var spoofingAlerts = SpoofingAlerts()
   let channels: GuestChannels?
   let policyRefresh = PolicyRefresh()
   var declarations: Declarations
@@ -195,6 +198,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
         await refreshInventory(at: now)
         try openCaptures()
         noteDrops(at: now)
+        noteStopped(at: now)
         await refreshNeverBlock(at: now)
         advance(to: now)
         refreshPolicies()

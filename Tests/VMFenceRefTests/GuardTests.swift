@@ -1,0 +1,86 @@
+#if Daemon
+import Foundation
+import NetworkTestSupport
+import Testing
+import VMFenceControl
+
+extension EndToEnd {
+  /// What guests may not pretend.
+  @Suite("Guards at guests' ports", .serialized)
+  struct GuardTests {
+    /// Sends an answer of a DHCP server from the first guest, in the guest's name or from another MAC address.
+    private func answer(_ host: ProtectedHost, mac: String = "02:77:00:00:00:01") throws {
+      let sender = try PacketEndpoint(host.network.vm1)
+      let bytes = mac.split(separator: ":").map { UInt8($0, radix: 16)! }
+      // UDP without a checksum, from 10.77.0.1 and port 67 to 10.77.0.99 and port 68.
+      var header: [UInt8] = [
+        0x45, 0, 0, 46, 0, 1, 0, 0, 64, 17, 0, 0, 10, 77, 0, 1, 10, 77, 0, 99,
+      ]
+      var sum = stride(from: 0, to: 20, by: 2).reduce(0) {
+        $0 + Int(header[$1]) << 8 + Int(header[$1 + 1])
+      }
+      while sum > 0xFFFF { sum = sum & 0xFFFF + sum >> 16 }
+      header.replaceSubrange(10..<12, with: [UInt8(~sum >> 8 & 0xFF), UInt8(~sum & 0xFF)])
+      try sender.send(
+        [0x02, 0x77, 0, 0, 0, 0x63] + bytes + [8, 0] + header + [0, 67, 0, 68, 0, 26, 0, 0]
+          + Array("a payload to know".utf8)
+          + [0])
+    }
+
+    private func arrives(_ host: ProtectedHost, mac: String) throws -> Bool {
+      let receiver = try PacketEndpoint(host.network.outside)
+      try answer(host, mac: mac)
+      return receiver.receives(within: 500) {
+        Array($0.dropFirst(42).prefix(17)) == Array("a payload to know".utf8)
+      }
+    }
+
+    @Test(
+      "what they stop is counted, shown and told with the guest's name; when the daemon stops, they go and blocks stay"
+    )
+    func guards() throws {
+      let longBlocks = ProtectedHost.policy.replacingOccurrences(of: "6s", with: "5m")
+      let host = try ProtectedHost("guards", policy: longBlocks, host: "metrics: {}")
+      try host.start()
+      func metric(_ reason: String) throws -> Int? {
+        let text = try host.network.host.run("curl -s http://127.0.0.1:9477/metrics || true")
+        let line = text.split(separator: "\n").first {
+          $0.hasPrefix("vmfence_firewall_dropped_total{reason=\"\(reason)\"}")
+        }
+        return line?.split(separator: " ").last.flatMap { Int($0) }
+      }
+      func told() throws -> [EVELine] {
+        try EVELine.read(host.folder.path("eve.json")).filter {
+          $0.vmfence?.platform?.kind == "spoofing-stopped"
+        }
+      }
+      try LiveRunTests.wait("the counters are read") { try metric("spoofed_dhcp") == 0 }
+      try answer(host)
+      try LiveRunTests.wait("the answer is counted") { try metric("spoofed_dhcp") == 1 }
+      let status = try host.ask(ControlRequest(.status), DaemonStatus.self)
+      #expect(
+        status.stopped["spoofed_dhcp"] == 1 && status.stopped["quarantine"] == 0,
+        "\(status.stopped)")
+      #expect(try host.cli("status").contains("stopped by the packet filter: spoofed_dhcp 1"))
+      try LiveRunTests.wait("it is told") { try !told().isEmpty }
+      host.attack(from: "10.77.0.98")
+      try LiveRunTests.wait("a block") { host.bans.count == 1 }
+      #expect(!host.fetches(1, from: "10.77.0.98"))
+      for _ in 0..<3 { try answer(host) }
+      try LiveRunTests.wait("all are counted") {
+        try metric("spoofed_dhcp") == 4 && metric("block") ?? 0 > 0
+      }
+      #expect(try told().map { $0.vmfence?.vm?.name } == ["web"], "one a minute at the most")
+      // The guest comes back with another address, say, while nobody is there to learn of it.
+      let other = "02:77:00:00:00:77"
+      #expect(try !arrives(host, mac: other))
+      host.stop()
+      #expect(try arrives(host, mac: other), "a guard stays without the daemon")
+      #expect(!host.fetches(1, from: "10.77.0.98") && host.fetches(1), "the block does not stay")
+      try host.start()
+      #expect(try !arrives(host, mac: other), "the guards do not come back")
+      #expect(!host.fetches(1, from: "10.77.0.98"))
+    }
+  }
+}
+#endif
