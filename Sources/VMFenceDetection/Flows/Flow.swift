@@ -3,7 +3,7 @@ import VMFencePackets
 
 /// What is kept of one flow. All zeros is "no flow".
 ///
-/// Some 400 bytes: what reads it is inlined where it is called, so that it stays where it is.
+/// Some 350 bytes: what reads it is inlined where it is called, so that it stays where it is.
 struct Flow: BitwiseCopyable {
   var key: FlowKey
   var hash: UInt64
@@ -17,7 +17,6 @@ struct Flow: BitwiseCopyable {
   var marks: Marks
   /// Where the table names it, plus one; 0: there is no flow at this place.
   var entry: UInt32 = 0
-  var debts = WorkDebts()
   /// Of TCP.
   var session = TCPSession()
   /// Of what the client sent, and the server.
@@ -57,6 +56,8 @@ struct Flow: BitwiseCopyable {
     static let isPassed = Marks(rawValue: 64)
     static let isDropped = Marks(rawValue: 128)
     static let isBypassed = Marks(rawValue: 256)
+    /// It owes work (`SnortInspector.debts`).
+    static let owes = Marks(rawValue: 16_384)
     /// A packet of this direction was compared with the rules about addresses alone.
     static let clientAddressesSeen = Marks(rawValue: 512)
     static let serverAddressesSeen = Marks(rawValue: 1024)

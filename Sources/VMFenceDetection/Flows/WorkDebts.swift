@@ -21,8 +21,7 @@ struct WorkDebts: BitwiseCopyable {
   /// Of the rule set that `rules` are indices into.
   private var generation: UInt32 = 0
 
-  /// Whether no rule owes anything.
-  var isEmpty: Bool { owed[0] | owed[1] | owed[2] | owed[3] | owedByOthers == 0 }
+  var isEmpty: Bool { owed[0] | owed[1] | owed[2] | owed[3] | owedByOthers | owedBySegments == 0 }
 
   /// Forgets what rules of another set than `generation` owe: which of the present ones those are nobody knows.
   @inline(__always)
@@ -33,10 +32,7 @@ struct WorkDebts: BitwiseCopyable {
     (owedBySegments, self.generation) = (segments, generation)
   }
 
-  @inline(__always)
-  func debt(of rule: Int) -> Int { isEmpty ? 0 : ownDebt(of: rule) }
-
-  private func ownDebt(of rule: Int) -> Int {
+  func debt(of rule: Int) -> Int {
     for index in 0..<Self.capacity where owed[index] > 0 && rules[index] == rule { return Int(owed[index]) }
     return Int(owedByOthers)
   }
@@ -81,9 +77,7 @@ struct WorkDebts: BitwiseCopyable {
     owedBySegments = UInt32(truncatingIfNeeded: min(Int(owedBySegments) + work, 2 * Self.segmentLimit))
   }
 
-  @inline(__always)
   mutating func paySegment(_ byteCount: Int) {
-    if owedBySegments == 0 { return }
     owedBySegments -= min(owedBySegments, UInt32(truncatingIfNeeded: Self.segmentAllowance + byteCount / 4))
   }
 }

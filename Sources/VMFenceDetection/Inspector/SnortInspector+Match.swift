@@ -125,9 +125,10 @@ extension SnortInspector {
     into output: inout InspectionOutput
   ) {
     if matching.candidates.isEmpty { return }
-    var debts = match.flow.map { flows[$0.place].debts } ?? WorkDebts()
-    debts.begin(generation)
-    let owed = !debts.isEmpty
+    var owes = match.flow.map { flows[$0.place].marks.contains(.owes) } ?? false
+    var owed = WorkDebts()
+    if owes, let flow = match.flow { owed = debts[flow.place] }
+    owed.begin(generation)
     var (budget, work) = (Self.workLimit, 0)
     var (isLimited, isLimitedByFlow) = (false, false)
     matching.payloads.packet = match.packet
@@ -145,7 +146,7 @@ extension SnortInspector {
       let header = Int(image.u32le(record + RuleRecord.header))
       guard matching.header.matches(header, key, image) else { continue }
       let left = max(budget, Self.ruleAllowance)
-      let own = min(left, max(Self.workLimit - debts.debt(of: rule), Self.ruleAllowance))
+      let own = owes ? min(left, max(Self.workLimit - owed.debt(of: rule), Self.ruleAllowance)) : left
       matching.payloads.budget = own
       let start = matching.profile.start()
       let isMatch = windowMatches(record, match, payload, frame, image)
@@ -157,7 +158,10 @@ extension SnortInspector {
       let spent = own - max(matching.payloads.budget, 0)
       work += spent
       budget -= spent
-      if spent > Self.ruleAllowance { debts.charge(spent, to: rule) }
+      if spent > Self.ruleAllowance {
+        owed.charge(spent, to: rule)
+        owes = true
+      }
       guard isMatch else { continue }
       find(rule, record, applyEffects(record, match, image), match, payload, frame, image, into: &output)
     }
@@ -166,9 +170,9 @@ extension SnortInspector {
       counters.workLimitHits += 1
       if isLimitedByFlow { counters.flowWorkLimitHits += 1 }
     }
-    guard let flow = match.flow, owed || !debts.isEmpty else { return }
-    debts.pay()
-    flows[flow.place].debts = debts
+    guard owes, let flow = match.flow else { return }
+    owed.pay()
+    setDebts(owed, of: flow.place)
   }
 
   private func asksForVariables(_ record: Int, _ image: RawSpan) -> Bool {

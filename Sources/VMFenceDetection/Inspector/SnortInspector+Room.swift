@@ -102,13 +102,39 @@ extension SnortInspector {
 
   // MARK: Work
 
-  /// Has a flow owe what putting its segments together took.
-  mutating func chargeSegments(_ place: Int) {
-    let work = countSegmentWork()
-    if work > 0 { flows[place].debts.chargeSegments(work) }
+  mutating func setDebts(_ owed: WorkDebts, of place: Int) {
+    debts[place] = owed
+    if owed.isEmpty { flows[place].marks.remove(.owes) } else { flows[place].marks.insert(.owes) }
   }
 
+  /// Has a flow owe what putting its segments together took.
+  @inline(__always)
+  mutating func chargeSegments(_ place: Int) {
+    let work = countSegmentWork()
+    if work > 0 { chargeSegments(work, place) }
+  }
+
+  private mutating func chargeSegments(_ work: Int, _ place: Int) {
+    var owed = flows[place].marks.contains(.owes) ? debts[place] : WorkDebts()
+    owed.chargeSegments(work)
+    setDebts(owed, of: place)
+  }
+
+  /// Has a flow pay off what a segment with so many bytes does.
+  @inline(__always)
+  mutating func paySegment(_ byteCount: Int, _ place: Int) {
+    guard flows[place].marks.contains(.owes) else { return }
+    var owed = debts[place]
+    owed.paySegment(byteCount)
+    setDebts(owed, of: place)
+  }
+
+  /// Whether a flow owes so much for its segments that those that touch are joined.
+  @inline(__always)
+  func joinsSegments(_ place: Int) -> Bool { flows[place].marks.contains(.owes) && debts[place].joinsSegments }
+
   /// Counts what it took, and what making room for others did.
+  @inline(__always)
   @discardableResult
   mutating func countSegmentWork() -> Int {
     let work = streams.takeWork()

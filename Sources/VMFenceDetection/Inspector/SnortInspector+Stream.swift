@@ -278,7 +278,7 @@ extension SnortInspector {
     guard end.urgentCount == 0 || sequenceDistance(position, end.urgentLast) > 0 else { return }
     let isReplaced = end.urgentCount > 0 && sequenceDistance(end.urgentLast, end.arrived.expected) >= 0
     // Moving about what lies behind one costs much where there is much.
-    guard !flows[place].debts.joinsSegments, isReplaced ? putBack(&end) : end.urgentCount < Self.urgentLimit else {
+    guard !joinsSegments(place), isReplaced ? putBack(&end) : end.urgentCount < Self.urgentLimit else {
       step.events.insert(.urgentLimit)
       return
     }
@@ -350,7 +350,7 @@ extension SnortInspector {
     let data = payload.extracting(0..<kept)
     let isInline = settings.isStreamInline
     let policy = flows[place].session[ofClient: fromClient].policy
-    let joins = flows[place].debts.joinsSegments
+    let joins = joinsSegments(place)
     countSegmentWork()
     var insertion = streams.insert(
       data, at: sequence, &flows[place].session[ofClient: fromClient].stream, policy: policy, isInline: isInline,
@@ -363,7 +363,7 @@ extension SnortInspector {
         joins: joins)
       chargeSegments(place)
     }
-    flows[place].debts.paySegment(kept)
+    paySegment(kept, place)
     own(flows[place].session[ofClient: fromClient].stream, place)
     switch insertion.result {
     case .kept: break

@@ -31,6 +31,8 @@ public struct SnortInspector: PacketInspector, ~Copyable {
   let settings: EngineSettings
   let tcp: TCPSettings
   var flows: FlowTable
+  /// By the places of flows, of those that have the mark.
+  var debts: ZeroedTable<WorkDebts>
   var fragments: FragmentStore
   var streams: StreamStore
   /// Headers for windows of streams that no packet stands for.
@@ -177,6 +179,7 @@ public struct SnortInspector: PacketInspector, ~Copyable {
     tcp = TCPSettings(settings)
     flows = FlowTable(
       capacity: configuration.flowCapacity, key: configuration.hashKey, timeouts: settings.timeouts)
+    debts = ZeroedTable(count: flows.places)
     fragments = FragmentStore(settings, key: configuration.hashKey)
     streams = StreamStore(memory: settings.streamMemory, key: configuration.hashKey)
     rates = RateTable(key: configuration.hashKey)

@@ -136,7 +136,8 @@ extension Flow {
   /// from: the first end's from the guest (16) or not (32), the second's (2048, 4096).
   fileprivate mutating func takeMarks(_ saved: UInt16) {
     let sides = saved & (16 | 32 | 2048 | 4096)
-    marks = Marks(rawValue: saved & ~sides)
+    // What it owes is not saved.
+    marks = Marks(rawValue: saved & ~sides).subtracting(.owes)
     guard key.guestIsFirst == nil, sides != 0 else { return }
     let (firstIsGuest, secondIsGuest) = (sides & (16 | 4096) != 0, sides & (32 | 2048) != 0)
     guard firstIsGuest != secondIsGuest else { return }

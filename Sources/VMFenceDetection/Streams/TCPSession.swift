@@ -136,11 +136,11 @@ struct TCPEnd: BitwiseCopyable {
   /// Segments over bytes that waited; small segments behind each other.
   var overlaps: UInt8 = 0
   var smallSegments: UInt8 = 0
+  /// The last urgent byte (`urgentLast`), if it came.
+  var urgentByte: UInt8 = 0
   /// Urgent bytes that are no part of the stream: how many there were, and the number of the last, which may be still to come.
   var urgentCount: UInt32 = 0
   var urgentLast: UInt32 = 0
-  /// That last one, if it came.
-  var urgentByte: UInt8 = 0
   /// Behind the highest of its numbers that the other end has behind a hole, as it says itself.
   var selected: UInt32 = 0
   /// Of the Ethernet address that its SYN came from (`TCPSegment.station`); 0: not known.
