@@ -240,6 +240,14 @@ void vmfence_nft_add_chain(
   nftnl_chain_free(chain);
 }
 
+void vmfence_nft_delete_chain(struct vmfence_nft_batch *batch, const char *name) {
+  struct nlmsghdr *message = vmfence_put_message(batch, NFT_MSG_DELCHAIN, 0);
+  if (message == NULL) return;
+  mnl_attr_put_strz(message, NFTA_CHAIN_TABLE, batch->table);
+  mnl_attr_put_strz(message, NFTA_CHAIN_NAME, name);
+  vmfence_finish_message(batch, message);
+}
+
 void vmfence_nft_add_set(
   struct vmfence_nft_batch *batch, const char *name, enum vmfence_nft_set_kind kind, int has_timeouts,
   uint32_t key_type, const uint8_t *fields, uint32_t field_count) {

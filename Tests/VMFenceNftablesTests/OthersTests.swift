@@ -81,8 +81,11 @@ struct OthersTests {
       + (0..<100).map { block("fd78:0:0:\($0)::/64", seconds: nil, decision: $0 + 600) }
     try await sink.change(add: measures)
     try network.inside {
+      let features = KernelFeatures(
+        canOwnTables: false, canRejectInBridge: false, knowsBridgeNames: false, canRejectInNetdev: false,
+        hasIngressHook: false)
       var contents = try SinkContents(
-        .init(holdsTable: false), socket: NetlinkSocket.open(), batch: Batch.make(), isOwned: false)
+        .init(holdsTable: false), socket: NetlinkSocket.open(), batch: Batch.make(), features)
       var image = try #require(try contents.readTable())
       let counts = image.elementCounts
       #expect(counts.isEmpty || counts["block4"] == 500 && counts["hostnet6-64"] == 100)

@@ -139,6 +139,7 @@ extension EndToEnd {
         try String(contentsOfFile: folder.path("asked"), encoding: .utf8) == "barrier --timeout 10s -- \(asked)\n")
       let rules = try String(contentsOfFile: folder.path("rules"), encoding: .utf8)
       #expect(rules.contains("iif \"\(asked)\" drop") && rules.contains("oif \"\(asked)\" drop"), "\(rules)")
+      #expect(rules.contains("hook ingress device \"\(asked)\" priority"), "\(rules)")
       #expect(try host.run("nft list tables").isEmpty)
     }
 

@@ -46,6 +46,8 @@ void vmfence_nft_delete_table(struct vmfence_nft_batch *batch);
 // `hook` is -1 for a chain that is only jumped to. `device` is NULL but for the netdev family.
 void vmfence_nft_add_chain(
   struct vmfence_nft_batch *batch, const char *name, int hook, int priority, int drops, const char *device);
+// With its rules. Fails when it is not there (ENOENT).
+void vmfence_nft_delete_chain(struct vmfence_nft_batch *batch, const char *name);
 
 // What a set holds besides its keys.
 enum vmfence_nft_set_kind {

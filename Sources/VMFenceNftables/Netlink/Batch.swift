@@ -45,10 +45,16 @@ import VMFenceCore
     unsafe vmfence_nft_delete_table(raw)
   }
 
-  mutating func add(_ chain: ChainSpecification) {
+  /// - `device`: the interface that a base chain of the netdev family is at.
+  mutating func add(_ chain: ChainSpecification, device: String? = nil) {
     // SAFETY: see above.
     guard let base = chain.base else { return unsafe vmfence_nft_add_chain(raw, chain.name, -1, 0, 0, nil) }
-    unsafe vmfence_nft_add_chain(raw, chain.name, base.hook.rawValue, base.priority, 0, nil)
+    unsafe vmfence_nft_add_chain(raw, chain.name, base.hook.rawValue, base.priority, 0, device)
+  }
+
+  mutating func deleteChain(named name: String) {
+    // SAFETY: see above.
+    unsafe vmfence_nft_delete_chain(raw, name)
   }
 
   mutating func add(_ set: SetSpecification) {

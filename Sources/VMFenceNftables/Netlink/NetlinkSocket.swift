@@ -40,6 +40,12 @@ struct NetlinkSocket: ~Copyable, Sendable {
   /// Joins or leaves those who are told of changes. A failure shows when changes are missed: who reads back then sees them.
   func listens(_ listens: Bool) { _ = vmfence_nft_listen(descriptor, listens ? 1 : 0) }
 
+  /// The number of an interface in this socket's network namespace; 0 when there is none.
+  func interfaceNumber(of name: String) -> UInt32 {
+    // SAFETY: the name is read up to its NUL.
+    UInt32(bitPattern: unsafe vmfence_nft_interface_index(descriptor, name))
+  }
+
   mutating func takeSequence(_ count: UInt32) -> UInt32 {
     // 0 is left out: it is what messages have that nobody asked for.
     if sequence > UInt32.max - count { sequence = 1 }

@@ -2,8 +2,10 @@ public import VMFenceCore
 
 /// A way in which a guest pretends to be somebody else.
 public enum SpoofingKind: String, Hashable, Sendable, CaseIterable {
-  /// Another Ethernet source address than the port's, or a frame in which addresses cannot be checked: with a second VLAN tag, or with
-  /// IPv4, IPv6 or ARP behind a length and LLC (802.3 with SNAP, RFC 1042).
+  /// Another Ethernet source address than the port's; a frame in which addresses cannot be checked: with a second VLAN tag, or with
+  /// IPv4, IPv6 or ARP behind a length and LLC (802.3 with SNAP, RFC 1042); and anything to the bridge's own group addresses (01:80:C2:00:00:00 to 0F:
+  /// spanning tree, LACP, 802.1X, LLDP), by which a bridge learns where its sender is before any other rule is asked. The latter needs
+  /// `KernelFeatures.hasIngressHook`.
   case mac
   /// An IPv4 source address that is not the domain's. Asking for one by DHCP (from 0.0.0.0) is honest.
   case ipv4
@@ -52,7 +54,7 @@ public struct AntiSpoofing: Hashable, Sendable {
 }
 
 /// The rules and sets against spoofing. They sit in the bridge's prerouting hook, so the host is protected too, and a forged frame teaches
-/// the bridge nothing.
+/// the bridge nothing. What does not come to that hook is stopped before it (`PortRules`).
 enum SpoofingRules {
   /// Before everything else in the table.
   static let priority: Int32 = -300

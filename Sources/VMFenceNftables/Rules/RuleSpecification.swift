@@ -2,7 +2,8 @@ import VMFenceCore
 
 /// A chain of the table. With a base, the kernel calls it; without, rules jump to it.
 struct ChainSpecification: Hashable, Sendable {
-  /// The hooks of linux/netfilter.h, which are the same in the bridge and inet families.
+  /// The hooks of linux/netfilter.h, which are the same in the bridge and inet families. The first is the ingress hook in the netdev family
+  /// (NF_NETDEV_INGRESS).
   enum Hook: Int32, Sendable {
     case prerouting = 0
     case input, forward, output

@@ -60,7 +60,9 @@ struct ForeignChangeReader {
         }
         return report(change)
       }
-      guard family == self.family.rawValue else { return }
+      // Of the chains at ports the kernel itself deletes those whose interfaces are gone.
+      let isAtPorts = family == Family.netdev.rawValue && number == Message.deleteTable
+      guard family == self.family.rawValue || isAtPorts else { return }
       try NetlinkAttribute.forEach(in: bytes, range) { part in
         // The table's name is attribute 1 in every kind of message.
         guard part.type == 1, part.text(bytes) == table else { return }

@@ -13,6 +13,9 @@ public struct KernelFeatures: Hashable, Sendable {
   public var knowsBridgeNames: Bool
   /// `reject` in the netdev family (NFT_REJECT_NETDEV).
   public var canRejectInNetdev: Bool
+  /// Chains at an interface's ingress (NETFILTER_INGRESS). Without them, a guest's frames to the bridge's own group addresses are not stopped
+  /// (`SpoofingKind.mac`).
+  public var hasIngressHook: Bool
 
   private static let table = "vmfence-probe"
   private static let ownerAndPersist: UInt32 = 6
@@ -33,16 +36,19 @@ public struct KernelFeatures: Hashable, Sendable {
       canOwnTables: can(&socket, &batch, .bridge, flags: ownerAndPersist, nil),
       canRejectInBridge: can(&socket, &batch, .bridge, flags: 0, reset),
       knowsBridgeNames: can(&socket, &batch, .bridge, flags: 0, bridge),
-      canRejectInNetdev: can(&socket, &batch, .netdev, flags: 0, reset))
+      canRejectInNetdev: can(&socket, &batch, .netdev, flags: 0, reset),
+      // Every network namespace has this interface.
+      hasIngressHook: can(&socket, &batch, .netdev, flags: 0, PortRules.rule(in: "probe"), device: "lo"))
   }
 
   private static var tcp: [Expression] { [.meta(.transportProtocol, Register(0)), .equal(Register(0), [6])] }
 
   private static func can(
-    _ socket: inout NetlinkSocket, _ batch: inout Batch, _ family: Family, flags: UInt32, _ rule: RuleSpecification?
+    _ socket: inout NetlinkSocket, _ batch: inout Batch, _ family: Family, flags: UInt32, _ rule: RuleSpecification?,
+    device: String? = nil
   ) -> Bool {
     do throws(NetlinkError) {
-      try check(&socket, &batch, family, flags: flags, rule)
+      try check(&socket, &batch, family, flags: flags, rule, device: device)
       return true
     } catch {
       return false
@@ -50,11 +56,13 @@ public struct KernelFeatures: Hashable, Sendable {
   }
 
   private static func check(
-    _ socket: inout NetlinkSocket, _ batch: inout Batch, _ family: Family, flags: UInt32, _ rule: RuleSpecification?
+    _ socket: inout NetlinkSocket, _ batch: inout Batch, _ family: Family, flags: UInt32, _ rule: RuleSpecification?,
+    device: String? = nil
   ) throws(NetlinkError) {
     batch.begin(family, table: table, sequence: socket.takeSequence(16))
     batch.addTable(flags: flags, comment: "")
-    batch.add(ChainSpecification(name: "probe"))
+    let base = device.map { _ in PortRules.base }
+    batch.add(ChainSpecification(name: "probe", base: base), device: device)
     if let rule {
       batch.add(rule)
     } else if family == .bridge {

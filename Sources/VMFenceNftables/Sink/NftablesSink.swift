@@ -2,7 +2,7 @@ public import VMFenceCore
 internal import Synchronization
 
 /// Dom0's packet filter: measures as elements of sets in a table of our own, `table bridge vmfence`, on the bridges that the
-/// guests' ports are plugged into.
+/// guests' ports are plugged into. A second one, `table netdev vmfence`, has a chain at each port (`SpoofingKind.mac`, and ports in quarantine).
 ///
 /// What it promises:
 /// - A change is one transaction of the kernel: whole or not at all, and in force when the call returns.
@@ -76,8 +76,9 @@ public final class NftablesSink: FirewallSink {
       var socket = try NetlinkSocket.open()
       var batch = try Batch.make()
       let features = try KernelFeatures.probe(&socket, &batch)
-      var contents = SinkContents(configuration, socket: socket, batch: batch, isOwned: features.canOwnTables)
+      var contents = SinkContents(configuration, socket: socket, batch: batch, features)
       try contents.openTable()
+      try contents.openPortChains()
       let streams = ForeignChangeStreams()
       let listener = try ChangeListener.start(
         family: .bridge, table: configuration.table, own: contents.socket.port, streams.report)
@@ -138,6 +139,8 @@ public final class NftablesSink: FirewallSink {
   /// time. A port named for two domains counts for the one with the lower UUID; names that no interface can have are left out.
   ///
   /// - `antiSpoofing`: what is stopped at these ports from now on, by their MAC addresses and IP addresses.
+  ///
+  /// What is done at a port by itself needs its interface: one that comes later, or is made anew under its old name, wants another call.
   public func update(
     ports: [DomainUUID: [NetworkPort]], antiSpoofing: AntiSpoofing = .off
   ) async throws(FirewallError) {

@@ -58,12 +58,26 @@ extension SinkContents {
       changes[Self.set(of: measure.key, slot: addition.slot), default: SetChange()].added.append(addition)
       placed.append(addition)
     }
+    try guardPorts(ofQuarantined: placed)
     try write(changes, flushes: replacesAll)
     if replacesAll { standing.removeAll() }
     for key in removals { standing[key] = nil }
     for addition in placed { stand(addition.measure, deadline: addition.deadline, slot: addition.slot) }
     rise(at: time)
     return generation
+  }
+
+  private mutating func guardPorts(ofQuarantined placed: [Addition]) throws(FirewallError) {
+    var quarantined: Set<DomainUUID> = []
+    for addition in placed {
+      if case (.domain(let domain), .quarantine) = (addition.measure.key.scope, addition.measure.key.kind) {
+        quarantined.insert(domain)
+      }
+    }
+    guard !quarantined.isEmpty else { return }
+    do throws(NetlinkError) { try guardPorts(alsoOf: quarantined) } catch {
+      throw FirewallError(error, during: "guard the domains' ports", table: configuration.table)
+    }
   }
 
   private func set(of key: FirewallMeasure.Key) -> SetName { Self.set(of: key, slot: standing[key]?.slot ?? 0) }

@@ -25,8 +25,18 @@ extension SinkContents {
     let assigned = Self.assign(described)
     let new = assigned.mapValues { $0.map(\.interface) }
     self.described = assigned
+    self.antiSpoofing = antiSpoofing
     let newGuards = SpoofingRules.elements(assigned, antiSpoofing)
-    guard new != ports || newGuards != guards else { return }
+    if new != ports || newGuards != guards { try move(to: new, newGuards) }
+    do throws(NetlinkError) { try guardPorts() } catch {
+      throw FirewallError(error, during: "guard the domains' ports", table: configuration.table)
+    }
+  }
+
+  /// Moves measures along with their domains, and writes what belongs into the sets against spoofing.
+  private mutating func move(
+    to new: [DomainUUID: [String]], _ newGuards: [String: Set<[UInt8]>]
+  ) throws(FirewallError) {
     let now = Self.now
     purge(at: now)
     var moved: [SetName: [FirewallMeasure.Key]] = [:]

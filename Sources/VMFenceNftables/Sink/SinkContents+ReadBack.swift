@@ -48,6 +48,7 @@ extension SinkContents {
     let reading = read(try readElements(of: image))
     try remove(reading.strays)
     try mendGuards()
+    try mendPortChains()
     let broken = take(reading)
     if !broken.isEmpty { knownGeneration = nil }
     return broken
@@ -71,6 +72,7 @@ extension SinkContents {
         default: break
         }
       }
+      counts.spoofed[.mac, default: TrafficCount()] += try countAtPorts()
       return counts
     } catch {
       throw FirewallError(error, during: "read the packet filter's counters", table: configuration.table)

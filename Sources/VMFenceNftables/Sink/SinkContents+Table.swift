@@ -46,7 +46,7 @@ extension SinkContents {
 
   var skeleton: Skeleton { Skeleton(configuration, groups: groups) }
 
-  private var tableFlags: UInt32 { isOwned ? TableImage.ownerFlag | TableImage.persistFlag : 0 }
+  var tableFlags: UInt32 { isOwned ? TableImage.ownerFlag | TableImage.persistFlag : 0 }
 
   // MARK: Opening
 
@@ -70,7 +70,7 @@ extension SinkContents {
     try makeTable(keepsMeasures: true)
   }
 
-  private static let comment = "VMFence: measures that protect guests"
+  static let comment = "VMFence: measures that protect guests"
 
   /// Makes the table anew, in one transaction, empty or with the measures that stand.
   mutating func makeTable(keepsMeasures: Bool) throws(NetlinkError) {
@@ -93,6 +93,7 @@ extension SinkContents {
     self.groups = groups
     cutFlows.removeAll()
     if !keepsMeasures { standing.removeAll() }
+    try mendPortChains()
   }
 
   /// The groups without whose rules what stands would not be in force, each once.
@@ -161,12 +162,7 @@ extension SinkContents {
   private mutating func readTableOnce() throws(NetlinkError) -> TableImage {
     var image = TableImage()
     let table = configuration.table
-    try socket.ask(.table, family: .bridge, table: table) { (message, bytes) throws(NetlinkError) in
-      try NetlinkAttribute.forEach(in: bytes, try message.attributes(of: bytes).range) { (part) throws(NetlinkError) in
-        if part.type == 2 { image.flags = try part.u32(bytes) }
-        if part.type == 7 { image.owner = try part.u32(bytes) }
-      }
-    }
+    (image.flags, image.owner) = try readTableFlags(.bridge)
     // Only the owner may look further: for others the kernel has no such chains, rules and sets.
     try socket.ask(.chains, family: .bridge, table: table) { (message, bytes) throws(NetlinkError) in
       if let chain = try ChainSpecification(message, bytes, table: table) { image.chains.append(chain) }
@@ -183,6 +179,18 @@ extension SinkContents {
     }
     try readNames(.limits) { name, _ in image.limits.insert(name) }
     return image
+  }
+
+  /// The flags of our table of this family, and the netlink port of its owner.
+  mutating func readTableFlags(_ family: Family) throws(NetlinkError) -> (flags: UInt32, owner: UInt32?) {
+    var (flags, owner) = (UInt32(0), UInt32?.none)
+    try socket.ask(.table, family: family, table: configuration.table) { (message, bytes) throws(NetlinkError) in
+      try NetlinkAttribute.forEach(in: bytes, try message.attributes(of: bytes).range) { (part) throws(NetlinkError) in
+        if part.type == 2 { flags = try part.u32(bytes) }
+        if part.type == 7 { owner = try part.u32(bytes) }
+      }
+    }
+    return (flags, owner)
   }
 
   /// The names of the table's sets or limits. In both kinds of messages, attribute 1 is the table's name and 2 is the object's own; 20 is how many

@@ -21,6 +21,8 @@ struct SinkContents: ~Copyable, Sendable {
 
   let configuration: NftablesSink.Configuration
   let isOwned: Bool
+  /// Whether there can be chains at ports.
+  let hasIngressHook: Bool
   var socket: NetlinkSocket
   var batch: Batch
   var generation: UInt64 = 1
@@ -42,6 +44,10 @@ struct SinkContents: ~Copyable, Sendable {
   var described: [DomainUUID: [NetworkPort]] = [:]
   /// What belongs into the sets against spoofing; nil before it was said, when those of an earlier run stay.
   var guards: [String: Set<[UInt8]>]?
+  /// What was said of pretences last.
+  var antiSpoofing = AntiSpoofing.off
+  /// The chains at ports that are there.
+  var portChains: Set<String> = []
   var cutFlows = CutFlows()
   /// The rules that came when they were needed, in the order in which they came.
   var groups: [RuleGroup] = []
@@ -51,12 +57,14 @@ struct SinkContents: ~Copyable, Sendable {
   private var scratch: [UInt8] = []
 
   init(
-    _ configuration: NftablesSink.Configuration, socket: consuming NetlinkSocket, batch: consuming Batch, isOwned: Bool
+    _ configuration: NftablesSink.Configuration, socket: consuming NetlinkSocket, batch: consuming Batch,
+    _ features: KernelFeatures
   ) {
     self.configuration = configuration
     self.socket = socket
     self.batch = batch
-    self.isOwned = isOwned && configuration.holdsTable
+    isOwned = features.canOwnTables && configuration.holdsTable
+    hasIngressHook = features.hasIngressHook
   }
 
   /// Nanoseconds of the clock by which the kernel ends elements: it stands still while the host sleeps, and does not jump.

@@ -30,6 +30,8 @@ extension LiveRun {
       BarrierWait(port: port, deadline: now + min(wish, BarrierWait.longest), question: question))
     // What the toolstack has just written need not wait for a hint.
     await refreshInventory(at: now)
+    noteInterfaces()
+    if portsAreStale { await refreshInventory(at: now) }
   }
 
   /// Answers those who need not wait any more.
@@ -63,6 +65,9 @@ extension LiveRun {
   /// What is not in force at a port yet; nil when all is. A guest without rules is waited for no longer than for the firewall.
   private func missing(at port: String) -> String? {
     guard let domain = domain(at: port) else { return "no domain has it" }
+    guard let interface = interfaces[port], interface != 0, interface == Self.number(ofInterface: port) else {
+      return "its interface is not there, or has just come"
+    }
     guard !portsAreStale else { return "the packet filter has not taken its measures and what it may pretend" }
     guard rules.selection.rules(for: domain) != nil else { return isPreparing ? "its rules are being compiled" : nil }
     guard membership == pool.membershipGeneration else { return "its packets are not led to a detector yet" }

@@ -73,6 +73,21 @@ extension LiveRun {
     logger.debug("there are \(look.domains.count) domains")
   }
 
+  /// Has the firewall told of the ports again when an interface of theirs came, went, or was made anew: what is done at a port by itself went with it.
+  func noteInterfaces() {
+    let ports = snapshot?.domains.flatMap(\.ports) ?? []
+    let seen = Dictionary(ports.map { ($0.interface, Self.number(ofInterface: $0.interface)) }) { $1 }
+    guard seen != interfaces else { return }
+    interfaces = seen
+    portsAreStale = true
+  }
+
+  /// 0 when there is none of this name.
+  static func number(ofInterface name: String) -> UInt32 {
+    // SAFETY: the function reads the name up to its NUL.
+    unsafe if_nametoindex(name)
+  }
+
   private func tellFirewall(_ domains: [DomainDescription]) async {
     guard portsAreStale else { return }
     do throws(FirewallError) {

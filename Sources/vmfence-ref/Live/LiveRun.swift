@@ -96,6 +96,8 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   var snapshot: InventorySnapshot?
   /// The firewall is to be told of the domains' ports.
   var portsAreStale = true
+  /// The numbers of the domains' interfaces when they were looked at last; 0: it is not there.
+  var interfaces: [String: UInt32] = [:]
   private var metrics: MetricsServer?
   var latency = LatencyHistogram()
   var isReconcileWanted = false
@@ -195,6 +197,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
       let now = clock.now
       if now >= nextSlow {
         nextSlow = now + Self.slowInterval
+        noteInterfaces()
         await refreshInventory(at: now)
         try openCaptures()
         noteDrops(at: now)
