@@ -12,9 +12,15 @@ public protocol DiskReader: AnyObject, Sendable {
   ///
   /// - Throws: `truncated` when the disk ends before, `inputOutput` when it cannot be read.
   func read(at offset: UInt64, into buffer: inout [UInt8]) throws(IntegrityError)
+
+  /// Called again and again by whoever works on what it has read, so that a reader whose owner has others wait (`NBDServer.reader`) can
+  /// show them that it lives. Does nothing where a reader has nobody who waits.
+  func attend()
 }
 
 extension DiskReader {
+  public func attend() {}
+
   /// - Throws: `truncated` unless `count` bytes from `offset` on lie inside the disk.
   public func checkBounds(at offset: UInt64, count: Int) throws(IntegrityError) {
     guard count >= 0, offset <= byteCount, UInt64(count) <= byteCount - offset else {

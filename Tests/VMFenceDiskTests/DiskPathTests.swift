@@ -30,12 +30,16 @@ struct DiskPathTests {
     return tree
   }
 
-  private static let workload = """
+  private static let prologue = """
     export PATH=/bin:/usr/bin:/usr/sbin VMFENCE_STATE=/run/vmfence-disk
     insmod /lib/nbd.ko; insmod /lib/dm-mod.ko
     mkdir -p /run/vmfence-disk /mnt/d /tmp
     mode() { sed -n 4p /run/vmfence-disk/web.path; }
     until_mode() { until [ "$(mode)" = $1 ]; do sleep 1; done 2>/dev/null; echo "result mode: $(mode)"; }
+
+    """
+
+  private static let workload = """
     keep() {
       # An emulated machine on a busy host takes many seconds to start a process.
       disk-path run web /dev/vda /run/vmfence-disk/web.sock /dev/nbd0 --patience 200 -- vmfence-disk --disk /dev/vda \\
@@ -81,7 +85,8 @@ struct DiskPathTests {
   @Test func aDeathIsAStallAndADiskGoesPastAndBackWithoutAFailure() throws {
     let disk = try ServedDisk(format: "-t ext4")
     let tree = try Self.makeTree(disk.folder)
-    let results = try Guest([.image(disk.image)], workload: Self.workload, tree: tree).finish()
+    let results = try Guest([.image(disk.image)], workload: Self.prologue + Self.workload, tree: tree)
+      .finish()
     #expect(results["mode"] == ["through", "held", "through", "past", "through"], "\(results)")
     #expect(results["told"] == ["1", "2", "3"], "\(results)")
     #expect(results["failed"] == nil && results["mounted"] == ["1"], "no request failed: \(results)")
@@ -89,6 +94,57 @@ struct DiskPathTests {
     #expect(try disk.inconsistencies() == "")
     let passwd = try shell("debugfs -R 'cat /etc/passwd' \(disk.image) 2>/dev/null").output
     #expect(passwd == "root:x:0:0\nkilled\nrestarted\npast\nrestored\n")
+  }
+
+  /// Greets clients, as a process does that reads a large file system, and never answers a request. Who answers in its place is the real one.
+  private static let busy = """
+    #!/usr/bin/python3
+    import os, socket, struct, sys
+    options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+    if options["--socket"].endswith(".past"):
+        os.execv("/bin/vmfence-disk", ["vmfence-disk"] + sys.argv[1:])
+    size = os.lseek(os.open(options["--disk"], os.O_RDONLY), 0, os.SEEK_END)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(options["--socket"])
+    listener.listen()
+    peers = []
+    while True:
+        peer = listener.accept()[0]
+        peers.append(peer)
+        peer.sendall(b"NBDMAGICIHAVEOPT" + struct.pack(">H", 3))
+        peer.recv(4 + 16 + 6, socket.MSG_WAITALL)
+        magic = 0x3E889045565A9
+        peer.sendall(struct.pack(">QLLLHQH", magic, 7, 3, 12, 0, size, 5) + struct.pack(">QLLL", magic, 7, 1, 0))
+
+    """
+
+  private static let unserved = """
+    keep() {
+      limits=$1; shift
+      disk-path run web /dev/vda /run/vmfence-disk/web.sock /dev/nbd0 $limits -- "$@" --disk /dev/vda --socket /run/vmfence-disk/web.sock &
+      keeper=$!
+      until_mode through
+    }
+    part_ways() { kill -TERM $keeper; wait $keeper; try detach 'disk-path detach web'; rm -f /run/vmfence-disk/web.sock; }
+    read_on() { dd if=/dev/mapper/vmfence-web of=/dev/null bs=4k count=1 2>/dev/null; echo "result read: $?"; }
+    # The disk is there while its process is busy, and is read when that has taken too long.
+    keep '--patience 200 --start-limit 20' busy; read_on; until_mode past; part_ways
+    # A process that hangs answers no handshake, and hears no signal but one.
+    keep '--patience 60' vmfence-disk --eve /eve.json --protect '/etc/**'; kill -STOP $(pidof vmfence-disk); echo 3 > /proc/sys/vm/drop_caches
+    read_on; until_mode past; part_ways
+    pidof vmfence-disk | tell left
+
+    """
+
+  @Test func aDiskIsLedPastAProcessThatIsBusyForTooLongOrHangs() throws {
+    let disk = try ServedDisk(format: "-t ext4")
+    let tree = try Self.makeTree(disk.folder)
+    try Self.busy.write(toFile: "\(tree)/bin/busy", atomically: false, encoding: .utf8)
+    try shell("chmod 755 \(tree)/bin/busy")
+    let results = try Guest([.image(disk.image)], workload: Self.prologue + Self.unserved, tree: tree).finish()
+    #expect(results["mode"] == ["through", "past", "through", "past"], "\(results)")
+    #expect(results["read"] == ["0", "0"], "no request fails: \(results)")
+    #expect(results["detach"] == ["0", "0"] && results["left"] == nil, "\(results)")
   }
 }
 #endif

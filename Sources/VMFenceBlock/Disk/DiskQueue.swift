@@ -233,15 +233,24 @@ internal import VMFenceIntegrity
   }
 }
 
-/// The disk as a monitor reads it: with all that was allowed before. Used by the thread that submits.
-final class JudgedDisk: DiskReader {
+/// The disk as a monitor reads it: with all that was allowed before. Clients that come while it reads are greeted. Used by the thread that
+/// submits, which is why it may be said to be sendable.
+final class JudgedDisk: DiskReader, @unchecked Sendable {
   private let queue: DiskQueue
+  /// Nil when its owner has given it up: then nobody waits.
+  private weak var engine: NBDEngine?
 
-  init(_ queue: DiskQueue) { self.queue = queue }
+  init(_ engine: NBDEngine) {
+    queue = engine.queue
+    self.engine = engine
+  }
 
   var byteCount: UInt64 { queue.disk.byteCount }
 
+  func attend() { engine?.attend() }
+
   func read(at offset: UInt64, into buffer: inout [UInt8]) throws(IntegrityError) {
+    attend()
     try checkBounds(at: offset, count: buffer.count)
     queue.waitForConflicts(offset, UInt64(buffer.count), changes: false)
     try queue.disk.read(at: offset, into: &buffer)

@@ -99,6 +99,14 @@ final class NBDConnection {
     return errno == EAGAIN || errno == EINTR ? .nothing : .end
   }
 
+  /// Whether its client has gone, and nothing that it sent is left to be taken.
+  var hasGone: Bool {
+    var next: UInt8 = 0
+    // SAFETY: room for the one byte that is asked for; it stays in the socket.
+    let result = unsafe recv(socket, &next, 1, Int32(MSG_PEEK) | Int32(MSG_DONTWAIT))
+    return result == 0 && input.count == 0
+  }
+
   /// The header of the next request, if it has come, or the next part of one; nil in `request` when it is none.
   func peek() -> (isThere: Bool, request: NBDRequest?) {
     if let nextPart { return (true, nextPart) }

@@ -41,11 +41,12 @@ extension NBDEngine {
   }
 
   /// The request that was handed out waits for a decision, and so does every client. What was under way before is answered
-  /// meanwhile. Ends at the deadline (without one, at once), and after 100 ms at the most.
+  /// meanwhile, and so are handshakes. Ends at the deadline (without one, at once), and after 100 ms at the most.
   @usableFromInline
   func hold(until deadline: Timestamp?) {
     if queue.hasDone { finishJobs() }
     flushAll()
+    attend()
     guard let deadline, queue.willWait() else { return }
     var waited = [
       pollfd(fd: stopEvent, events: Int16(POLLIN), revents: 0),

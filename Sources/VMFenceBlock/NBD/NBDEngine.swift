@@ -57,6 +57,8 @@ final class NBDEngine {
   var writeStreams = WriteStreams()
   /// Waits in the only client's socket since the poller was asked last.
   var briefWaits = 0
+  /// On the monotonic clock, in nanoseconds: when clients are greeted next while there is no time for their requests.
+  var nextGreeting: UInt64 = 0
   /// What the poller found.
   var tokens = [UInt64](repeating: 0, count: Int(VMFENCE_EPOLL_EVENTS))
 
@@ -135,11 +137,9 @@ final class NBDEngine {
     return true
   }
 
-  private func shakeHands(_ connection: NBDConnection) {
+  func shakeHands(_ connection: NBDConnection) {
     switch connection.shakeHands() {
-    case .incomplete:
-      connection.flush()
-      leave(connection)
+    case .incomplete: leave(connection)
     case .transmission:
       statistics.clients += 1
       hadClient = true

@@ -28,8 +28,8 @@ public import VMFenceIntegrity
 /// that stalls.
 /// A client that breaks the protocol is hung up on, and counted.
 ///
-/// While the observer holds a request, no other is taken from any client, and nobody notices that one hangs up: what is decided is
-/// done all the same.
+/// While the observer holds a request, no other is taken from any client; handshakes are answered. That the client hangs up of which a
+/// request is held is not noticed: what is decided is done all the same.
 ///
 /// Used by one thread at a time; that thread serves the clients only within `deliver`.
 public struct NBDServer: BlockSource, ~Copyable {
@@ -69,8 +69,9 @@ public struct NBDServer: BlockSource, ~Copyable {
   }
 
   /// The disk with every request that was allowed before: what an `IntegrityMonitor` of this source must read. Used on
-  /// the thread that calls `deliver`.
-  public var reader: any DiskReader { JudgedDisk(engine.queue) }
+  /// the thread that calls `deliver`. While it reads, and while `attend` is called, clients that come are greeted, and their requests wait: a
+  /// handshake that is answered tells a server that is busy from one that hangs.
+  public var reader: any DiskReader { JudgedDisk(engine) }
 
   public var statistics: NBDStatistics { engine.statistics }
 

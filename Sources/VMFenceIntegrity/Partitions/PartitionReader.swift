@@ -21,4 +21,6 @@ public final class PartitionReader: DiskReader {
     try checkBounds(at: offset, count: buffer.count)
     try disk.read(at: start + offset, into: &buffer)
   }
+
+  public func attend() { disk.attend() }
 }

@@ -30,6 +30,8 @@ extension FileSystemView {
   /// Takes up a name in a followed directory: follows what it stands for if the policy asks for it.
   mutating func addName(_ name: [UInt8], inode number: UInt32, in directory: UInt32) -> NameResult {
     guard let parent = directories[directory] else { return .other }
+    // Of a name that leads to nothing protected nothing is read.
+    fileSystem.reader.attend()
     guard nameCount < limits.entries else {
       damage.report(inode: directory, path: path(of: [], in: directory), "more than \(limits.entries) names to follow")
       return .overLimit
