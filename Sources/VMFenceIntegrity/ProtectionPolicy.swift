@@ -81,8 +81,7 @@ public struct ProtectionPolicy: Sendable {
   public static let patternBytesLimit = 4096
 
   public let rules: [Rule]
-  private let components: [[[UInt8]]]
-  private let excludes: [Bool]
+  private let tree: PatternTree
 
   /// - Throws: `badPattern`, naming the pattern.
   public init(_ rules: [Rule]) throws(IntegrityError) {
@@ -91,7 +90,7 @@ public struct ProtectionPolicy: Sendable {
       throw IntegrityError(
         .badPattern, "\(rules.count) protected paths; at most \(Self.patternLimit) are taken", remedy: "use patterns")
     }
-    var components: [[[UInt8]]] = []
+    var paths: [(rule: Rule, components: [[UInt8]], isExcluding: Bool)] = []
     for rule in rules {
       let bytes = Array((rule.pattern.hasPrefix("!") ? rule.pattern.dropFirst() : rule.pattern[...]).utf8)
       func bad(_ why: String) -> IntegrityError {
@@ -109,10 +108,9 @@ public struct ProtectionPolicy: Sendable {
         throw bad("empty components, . and .. cannot be matched")
       }
       guard parts.count <= 128 else { throw bad("it has more than 128 components") }
-      components.append(bytes.count == 1 ? [] : parts)
+      paths.append((rule, bytes.count == 1 ? [] : parts, rule.pattern.hasPrefix("!")))
     }
-    self.components = components
-    excludes = rules.map { $0.pattern.hasPrefix("!") }
+    tree = PatternTree(paths)
   }
 
   /// What is to be done for a path from the root; nil when it is not protected.
@@ -129,21 +127,17 @@ public struct ProtectionPolicy: Sendable {
   /// What is said of a path from the root; nil when it is not protected.
   public func protection(forPath path: [UInt8]) -> Protection? {
     var frontier = rootFrontier
-    for name in path.split(separator: 0x2F) { frontier = advance(frontier, by: Array(name)) }
+    for name in path.split(separator: 0x2F) where !frontier.isEmpty { frontier = advance(frontier, by: Array(name)) }
+    return protection(at: frontier)
+  }
+
+  private func protection(at frontier: Frontier) -> Protection? {
     var result: Protection?
-    for state in frontier.states where isComplete(state) {
-      let rule = rules[Int(state >> 8)]
-      let old = result
-      result = Protection(
-        action: max(old?.action ?? .alert, rule.action),
-        attributes: (old?.attributes ?? []).union(rule.attributes),
-        severity: min(old?.severity ?? .max, rule.severity),
-        followsObject: old?.followsObject ?? false || rule.followsObject)
+    for place in frontier.places {
+      if let own = tree.places[Int(place)].protection { result = result.with(own) }
     }
     return result
   }
-
-  private func isComplete(_ state: UInt32) -> Bool { Int(state & 0xFF) == components[Int(state >> 8)].count }
 
   /// Whether some rule asks for reads.
   var tellsReads: Bool { rules.contains { $0.attributes.contains(.reads) } }
@@ -164,89 +158,25 @@ public struct ProtectionPolicy: Sendable {
   var keepsContents: Bool { rules.contains { $0.action.keepsContents } }
 
   /// Which patterns are how far matched by a path: all that must be known of a directory to go on to its names.
-  struct Frontier: Hashable, Sendable {
-    /// Pattern number times 256 plus the number of components matched, sorted.
-    var states: [UInt32]
-    var isEmpty: Bool { states.isEmpty }
+  package struct Frontier: Hashable, Sendable {
+    /// Of the tree of patterns, sorted.
+    var places: [UInt32]
+    package var isEmpty: Bool { places.isEmpty }
   }
 
   /// The frontier at the root directory.
-  var rootFrontier: Frontier {
-    var states: Set<UInt32> = []
-    for index in components.indices { add(pattern: index, matched: 0, to: &states) }
-    return Frontier(states: states.sorted())
-  }
+  package var rootFrontier: Frontier { Frontier(places: tree.root) }
 
   /// The frontier one name further; empty when neither that path nor anything below it can match.
-  func advance(_ frontier: Frontier, by name: [UInt8]) -> Frontier {
-    var states: Set<UInt32> = []
-    for state in frontier.states {
-      let pattern = Int(state >> 8)
-      let matched = Int(state & 0xFF)
-      guard matched < components[pattern].count else { continue }
-      let component = components[pattern][matched]
-      if component == [0x2A, 0x2A] {
-        // Stays in the `**`, which has now taken one component at least.
-        add(pattern: pattern, matched: matched, to: &states)
-        if matched + 1 == components[pattern].count { states.insert(UInt32(pattern << 8 | matched + 1)) }
-      } else if Self.matches(component, name) {
-        add(pattern: pattern, matched: matched + 1, to: &states)
-      }
-    }
-    // What is excluded, and all that is below, nobody looks at.
-    let isExcluded = states.contains { excludes[Int($0 >> 8)] && isComplete($0) }
-    if isExcluded || states.allSatisfy({ excludes[Int($0 >> 8)] }) { return Frontier(states: []) }
-    return Frontier(states: states.sorted())
+  package func advance(_ frontier: Frontier, by name: [UInt8]) -> Frontier {
+    Frontier(places: tree.advance(frontier.places, by: name))
   }
 
   /// What is to be done for a path with this frontier; nil when it is not protected itself.
-  func action(at frontier: Frontier) -> Action? {
-    var result: Action?
-    for state in frontier.states where isComplete(state) {
-      result = max(result ?? .alert, rules[Int(state >> 8)].action)
-    }
-    return result
-  }
+  func action(at frontier: Frontier) -> Action? { protection(at: frontier)?.action }
 
   /// Whether something below a directory with this frontier can match.
-  func reachesBelow(_ frontier: Frontier) -> Bool {
-    frontier.states.contains { !excludes[Int($0 >> 8)] && !isComplete($0) }
-  }
-
-  /// A `**` that is not the last component may also stand for nothing.
-  private func add(pattern: Int, matched: Int, to states: inout Set<UInt32>) {
-    states.insert(UInt32(pattern << 8 | matched))
-    var matched = matched
-    while matched + 1 < components[pattern].count, components[pattern][matched] == [0x2A, 0x2A] {
-      matched += 1
-      states.insert(UInt32(pattern << 8 | matched))
-    }
-  }
-
-  /// Compares in time proportional to the product of both lengths at the worst: on a mismatch only the last star is
-  /// tried again.
-  static func matches(_ pattern: [UInt8], _ name: [UInt8]) -> Bool {
-    var p = 0
-    var n = 0
-    var star = -1
-    var starName = 0
-    while n < name.count {
-      if p < pattern.count, pattern[p] == 0x2A {
-        star = p
-        starName = n
-        p += 1
-      } else if p < pattern.count, pattern[p] == 0x3F || pattern[p] == name[n] {
-        p += 1
-        n += 1
-      } else if star >= 0 {
-        p = star + 1
-        starName += 1
-        n = starName
-      } else {
-        return false
-      }
-    }
-    while p < pattern.count, pattern[p] == 0x2A { p += 1 }
-    return p == pattern.count
+  package func reachesBelow(_ frontier: Frontier) -> Bool {
+    frontier.places.contains { tree.places[Int($0)].leadsOn }
   }
 }

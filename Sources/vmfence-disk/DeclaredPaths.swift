@@ -10,6 +10,10 @@ struct DeclaredPaths {
   static let limit = 64
   /// Of the file, in bytes; what lies behind is not read.
   static let byteLimit = 64 << 10
+  /// Of a path, in bytes: as long as the policy channel takes one.
+  static let pathLimit = 255
+  /// Of the components of a path, so many may have `*` or `?` in them, `**` among them: each of them can cost a comparison with every name on the disk.
+  static let wildcardLimit = 8
 
   private(set) var rules: [ProtectionPolicy.Rule] = []
   /// What was left out, and why, with its place. Escaped.
@@ -32,6 +36,10 @@ struct DeclaredPaths {
       let problem: String
       if rules.count >= min(Self.limit, room) {
         problem = "more paths than there is room for: \(rules.count) are taken"
+      } else if line.count > Self.pathLimit {
+        problem = "a path of \(line.count) bytes; at most \(Self.pathLimit) are taken"
+      } else if line.split(separator: 0x2F).count(where: NamePattern.isOne) > Self.wildcardLimit {
+        problem = "more than \(Self.wildcardLimit) components with * or ?"
       } else if let pattern = String(validating: line, as: UTF8.self), pattern.utf8.first == UInt8(ascii: "/") {
         let rule = ProtectionPolicy.Rule(pattern, attributes: attributes)
         do throws(IntegrityError) {

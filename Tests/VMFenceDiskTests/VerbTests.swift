@@ -27,8 +27,12 @@ struct VerbTests {
     let file = "\(disk.folder)/declared"
     let lines = ["/etc/", "!/boot/**", "etc", "/a/../b", "/x\u{FFFE} \"y", "/etc/passwd"].map { Array($0.utf8) }
     try Data((lines + [[0x2F, 0xFF]]).joined(separator: [0x0A])).write(to: URL(filePath: file))
+    let (long, wild) = ("\(disk.folder)/long", "\(disk.folder)/wild")
+    try "/\(String(repeating: "x", count: 255))".write(toFile: long, atomically: false, encoding: .utf8)
+    try "/**\(String(repeating: "/a*/b?", count: 4))".write(toFile: wild, atomically: false, encoding: .utf8)
     for (file, told) in [
       (file, "\(file):1: protected path"), ("\(disk.folder)/none", "\(disk.folder)/none: it cannot be read"),
+      (long, "\(long):1: a path of 256 bytes"), (wild, "\(wild):1: more than 8 components with * or ?"),
     ] {
       try disk.begin(["--deny", "/boot/**", "--declared", file])
       #expect(try disk.io("write -P 0x41 \(kernel) 1k", "flush").contains(Self.overwrite))
@@ -38,7 +42,8 @@ struct VerbTests {
       #expect(text.contains("integrity-limit") && text.contains(told), "\(text)")
     }
     #expect(
-      try disk.verdicts() == ["write /boot/kernel deny", "write /etc/passwd allow", "write /boot/kernel deny"])
+      try disk.verdicts() == ["write /boot/kernel deny", "write /etc/passwd allow"]
+        + Array(repeating: "write /boot/kernel deny", count: 3))
   }
 
   /// A guest can make as many events as it likes: their file stops growing, and goes on when it was cut as `copytruncate` cuts it.
