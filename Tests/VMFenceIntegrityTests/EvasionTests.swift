@@ -44,17 +44,27 @@ import VMFenceIntegrity
       ])
   }
 
-  /// The place had other bytes before the block became the file's: with the copy, they go from sight; a revocation brings them back.
-  @Test(arguments: [ProtectionPolicy.Action.alert, .denyData]) func whatARevocationUncoversIsJudged(
-    action: ProtectionPolicy.Action
-  ) throws {
-    var test = try JournalLiveTests.Journalled(Self.rules(action))
+  /// The inodes with the protected file in block 40.
+  private static func moved(_ image: TinyDisk) -> [UInt8] {
+    changed(image, 6) { $0.putInode(13, .init(size: 100, blocks: [40])) }
+  }
+
+  /// A place that had other bytes before its block became the file's: with the copy in the journal, they went from sight.
+  private static func covered(_ action: ProtectionPolicy.Action) throws -> JournalLiveTests.Journalled {
+    var test = try JournalLiveTests.Journalled(rules(action))
     test.guest.image.putText(40, "EVIL" + String(repeating: "p", count: 1020))
     test.guest.write(40)
     let good = test.guest.image.block(20)
-    let inode = changed(test.guest.image, 6) { $0.putInode(13, .init(size: 100, blocks: [40])) }
-    #expect(test.commit([(40, good), (6, inode)]) == .allow)
+    #expect(test.commit([(40, good), (6, moved(test.guest.image))]) == .allow)
     _ = test.guest.wait(.seconds(2))
+    return test
+  }
+
+  /// A revocation brings them back.
+  @Test(arguments: [ProtectionPolicy.Action.alert, .denyData]) func whatARevocationUncoversIsJudged(
+    action: ProtectionPolicy.Action
+  ) throws {
+    var test = try Self.covered(action)
     #expect(test.commit([], revoking: [40]) == (action == .alert ? .allow : .deny))
     let told = test.guest.wait(.seconds(2))
     try #require(told.count == 1 && told[0].contains(" write /etc/passwd ino 13 0+4"), "\(told)")
@@ -65,14 +75,8 @@ import VMFenceIntegrity
   @Test(arguments: [ProtectionPolicy.Action.alert, .denyData]) func whatAnEmptiedJournalUncoversIsJudged(
     action: ProtectionPolicy.Action
   ) throws {
-    var test = try JournalLiveTests.Journalled(Self.rules(action))
-    test.guest.image.putText(40, "EVIL" + String(repeating: "p", count: 1020))
-    test.guest.write(40)
-    let good = test.guest.image.block(20)
-    let inode = changed(test.guest.image, 6) { $0.putInode(13, .init(size: 100, blocks: [40])) }
-    #expect(test.commit([(40, good), (6, inode)]) == .allow)
-    _ = test.guest.wait(.seconds(2))
-    test.guest.image.bytes.replaceSubrange(6 * 1024..<7 * 1024, with: inode)
+    var test = try Self.covered(action)
+    test.guest.image.bytes.replaceSubrange(6 * 1024..<7 * 1024, with: Self.moved(test.guest.image))
     test.guest.write(6)
     test.journal.putSuperblock(on: &test.guest.image, start: 0, sequence: 6)
     #expect(test.guest.write(TinyJournal.first) == (action == .alert ? .allow : .deny))

@@ -255,6 +255,29 @@ import VMFenceIntegrity
     guest.image.putInode(13, .init(mode: 0o100666, size: 100, links: 42, blocks: [20]))
     guest.write(6)
     #expect(guest.flush().count == 16 + 11 + 1)
+    // So it is when all is read anew, with what waited then, and while nothing can be followed.
+    guest.image.putInode(13, .init(mode: 0o100600, size: 100, links: 43, blocks: [20]))
+    guest.image.putNames(15, [(".", 15), ("..", 2), ("app.log", 16), ("pw", 13), ("new", 13)])
+    guest.image.putText(20, "y")
+    guest.write(6, 15, 20)
+    guest.disk.observeGap(at: guest.time, reason: "a test")
+    let anew = guest.flush()
+    for (operation, count) in [
+      (" gap ", 1), (" write ", 28), (" chmod ", 28), (" link ", 28), (" create /var/new ", 1),
+    ] {
+      #expect(anew.count { $0.contains(operation) } == count, "\(operation): \(anew)")
+    }
+    // The names that a file has had for long are those that are told.
+    #expect(
+      anew.count { $0.contains("/etc/passwd") && $0.contains("names:  -> 30, of which 16 are told") } == 3, "\(anew)")
+    #expect(anew.count == 86 && !anew.contains { $0.contains("/etc/n32 ") }, "\(anew)")
+    guest.image.put32(0x3, at: 1024 + 96)
+    guest.write(1)
+    _ = guest.wait(.seconds(2))
+    guest.image.putText(20, "z")
+    guest.write(20)
+    let blind = guest.wait(.seconds(2))
+    #expect(guest.disk.observer.blindness != nil && blind.count == 16 + 11 + 2, "\(blind)")
   }
 
   @Test func aLinkWhereNothingIsFollowedShowsInTheCount() throws {

@@ -43,15 +43,15 @@ extension IntegrityMonitor {
       }
       let parts = item.contents.clamped(to: 0..<node.inode.size)
       guard let first = parts.first, let last = parts.last else { continue }
-      for link in node.links {
+      for name in toldNames(of: node, in: former) {
         report(
-          .write, at: item.changed ?? Moment(sequence: 0, time: .zero), path: former?.path(of: link) ?? [],
-          inode: number, offset: first.lowerBound, length: last.upperBound - first.lowerBound,
+          .write, at: item.changed ?? Moment(sequence: 0, time: .zero), path: name.path, inode: number,
+          offset: first.lowerBound, length: last.upperBound - first.lowerBound,
           changes: [
             .init(
               attribute: "data", old: "",
               new: "where its contents were when the file system could be followed; told once until it can be again")
-          ])
+          ] + name.notes)
       }
     }
     news.removeAll()

@@ -82,7 +82,7 @@ extension IntegrityMonitor {
 
   private static let namesNote = "names"
   /// Of names of which the same is said, so many are told.
-  private static let toldNames = 16
+  static let toldNames = 16
 
   /// What decides how an event is told: names that have it in common need one event.
   private struct NameClass: Hashable {
@@ -93,7 +93,12 @@ extension IntegrityMonitor {
 
   /// The names under which changes of a file are told: of those of which policy and announced windows say the same, the oldest ones. A guest can give a
   /// file as many names as it likes, and each event would be told as often.
-  func toldNames(of node: FileSystemView.Node, except: Set<[UInt8]> = []) -> [ToldName] {
+  ///
+  /// - `former`: the view that was lost, while there is none.
+  func toldNames(
+    of node: FileSystemView.Node, except: Set<[UInt8]> = [], in former: FileSystemView? = nil
+  ) -> [ToldName] {
+    let view = former ?? view
     let paths = node.links.map { view?.path(of: $0) ?? [] }.filter { !except.contains($0) }
     guard paths.count > 1 else { return paths.map { ToldName(path: $0, notes: []) } }
     var places: [NameClass: Int] = [:]
@@ -115,6 +120,11 @@ extension IntegrityMonitor {
         ToldName(path: path, notes: index == 0 && group.count > group.paths.count ? [note] : [])
       }
     }
+  }
+
+  /// Notes what a name stands for in what was told under it since the batch had `first` events.
+  mutating func add(_ notes: [FileEvent.AttributeChange], from first: Int) {
+    for index in first..<batch.count { batch[index].changes += notes }
   }
 
   private func nameClass(of path: [UInt8]) -> NameClass {

@@ -38,6 +38,7 @@ extension IntegrityMonitor {
       former?.fileSystem.overlay = JournalOverlay()
       return flushBatch()
     }
+    keepOrderOfNames()
     tellSight(at: moment)
     let known = former.map(Self.settledFiles) ?? []
     tellDifferences(from: known, grown, at: moment)
@@ -61,8 +62,10 @@ extension IntegrityMonitor {
       }
       // The inode as it is now is compared with the one that the disk turns out to have.
       item.written = nil
-      for link in node.links {
-        tellContents(number, view?.path(of: link) ?? [], node.settled, node.settled, item)
+      for name in toldNames(of: node) {
+        let first = batch.count
+        tellContents(number, name.path, node.settled, node.settled, item)
+        add(name.notes, from: first)
       }
     }
     return grown
@@ -85,10 +88,14 @@ extension IntegrityMonitor {
     let newPaths = Set(files.map(\.path))
     var gone: [UInt32: [FileSystemView.ProtectedFile]] = [:]
     for file in known.reversed() where !newPaths.contains(file.path) { gone[file.number, default: []].append(file) }
+    let some = someNames(old)
     for file in files {
       if let before = old[file.path] {
         if before.number == file.number {
+          guard let notes = some[file.number, default: [file.path: []]][file.path] else { continue }
+          let first = batch.count
           tellInode(before, file, grown[file.number], at: moment)
+          add(notes, from: first)
         } else {
           report(
             .replace, at: moment, path: file.path, inode: file.number,
@@ -105,6 +112,32 @@ extension IntegrityMonitor {
     for file in gone.values.joined().sorted(by: { $0.path.lexicographicallyPrecedes($1.path) }) {
       report(file.inode.kind == .directory ? .rmdir : .unlink, at: moment, path: file.path, inode: file.number)
     }
+  }
+
+  /// Puts the names that a file had before first, as they were: of many, the oldest ones are told.
+  private mutating func keepOrderOfNames() {
+    for (number, node) in view?.nodes ?? [:] where node.links.count > Self.toldNames {
+      guard let before = former?.nodes[number] else { continue }
+      let known = before.links.enumerated().map { (former?.path(of: $0.element) ?? [], $0.offset) }
+      let age = Dictionary(known) { first, _ in first }
+      let links = node.links.map { ($0, age[view?.path(of: $0) ?? []] ?? .max) }.enumerated()
+      view?.nodes[number]?.links = links.sorted { ($0.element.1, $0.offset) < ($1.element.1, $1.offset) }
+        .map(\.element.0)
+    }
+  }
+
+  /// Of files that have more names than changes are told under: those under which they are, with their notes. A name that is new to the file
+  /// is told as such.
+  private func someNames(
+    _ old: [[UInt8]: FileSystemView.ProtectedFile]
+  ) -> [UInt32: [[UInt8]: [FileEvent.AttributeChange]]] {
+    var result: [UInt32: [[UInt8]: [FileEvent.AttributeChange]]] = [:]
+    for (number, node) in view?.nodes ?? [:] where node.links.count > Self.toldNames {
+      let paths = node.links.map { view?.path(of: $0) ?? [] }
+      let told = toldNames(of: node, except: Set(paths.filter { old[$0]?.number != number }))
+      result[number] = Dictionary(told.map { ($0.path, $0.notes) }) { first, _ in first }
+    }
+    return result
   }
 
   /// Goes on following files that are protected as objects: those that had no protected name any more, and those that lost theirs
@@ -186,13 +219,14 @@ extension IntegrityMonitor {
         hashes[number] = hash
         continue
       }
-      for link in node.links where !link.isFormer {
+      let lost = node.links.filter(\.isFormer).map { view?.path(of: $0) ?? [] }
+      for name in toldNames(of: node, except: Set(lost)) {
         report(
-          .write, at: moment, path: view?.path(of: link) ?? [], inode: number,
+          .write, at: moment, path: name.path, inode: number,
           changes: [
             .init(attribute: "data", old: "", new: "other contents; what changed was not seen"),
             .init(attribute: "sha256", old: Self.hexadecimal(hash), new: Self.hexadecimal(hashes[number])),
-          ])
+          ] + name.notes)
       }
     }
     flushBatch()

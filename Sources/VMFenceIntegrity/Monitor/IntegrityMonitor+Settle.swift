@@ -70,7 +70,7 @@ extension IntegrityMonitor {
         for name in toldNames(of: node, except: names.fresh) {
           let first = batch.count
           tell(number, name.path, node, item, isNamed: names.told.contains(number))
-          for index in first..<batch.count { batch[index].changes += name.notes }
+          add(name.notes, from: first)
         }
         if item.written != nil { awaitsTimes.remove(number) }
         if node.settled.kind != node.inode.kind { requestResync("inode \(number) changed its type", at: time) }

@@ -83,6 +83,7 @@ extension IntegrityMonitor {
   mutating func refuse(_ changes: [ContentChange], _ moment: Moment) -> BlockVerdict {
     var refused: [FileEvent] = []
     var verdict = BlockVerdict.allow
+    var names: [UInt32: [ToldName]] = [:]
     for change in changes {
       guard let node = view?.nodes[change.inode], let action = node.links.map(\.action).max(), action >= .denyData
       else { continue }
@@ -90,7 +91,9 @@ extension IntegrityMonitor {
       let own = range.isEmpty ? .allow : refusal(action, isMetadata: false)
       guard own != .allow else { continue }
       verdict = max(verdict, own)
-      for name in toldNames(of: node) {
+      let told = names[change.inode] ?? toldNames(of: node)
+      names[change.inode] = told
+      for name in told {
         refused.append(
           event(
             .write, at: moment, path: name.path, inode: change.inode, offset: range.lowerBound,
