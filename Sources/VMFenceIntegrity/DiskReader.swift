@@ -31,6 +31,18 @@ extension DiskReader {
   }
 }
 
+extension DiskReader {
+  /// Sorts by paths, of which there can be a million that are alike for long, and attends meanwhile.
+  func sorted<Element>(_ elements: some Sequence<Element>, by path: (Element) -> [UInt8]) -> [Element] {
+    var count = 0
+    return elements.sorted {
+      count += 1
+      if count.isMultiple(of: 1024) { attend() }
+      return path($0).lexicographicallyPrecedes(path($1))
+    }
+  }
+}
+
 /// A disk in memory, for tests, fuzzing and small images.
 public final class MemoryDisk: DiskReader {
   private let bytes: Mutex<[UInt8]>

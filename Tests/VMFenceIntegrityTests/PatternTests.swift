@@ -1,5 +1,6 @@
 import Synchronization
 import Testing
+import VMFenceCore
 import VMFenceIntegrity
 
 /// Patterns as their documentation says what they mean, and no quicker than that: each for itself, a state for each of its components.
@@ -213,5 +214,25 @@ private struct Said: Equatable {
     let reader = try PartitionReader(disk, start: partition * 1024, byteCount: disk.byteCount - partition * 1024)
     let monitor = try MonitorSupport.monitor(reader, ["/etc/passwd"])
     #expect(monitor.protectedFiles.isEmpty && disk.calls.load(ordering: .relaxed) >= 50)
+  }
+
+  /// One block of a directory can take a million names away.
+  @Test func whoWaitsIsSeenToWithEachNameThatGoes() throws {
+    var image = TinyDisk()
+    image.putNames(14, [(".", 12), ("..", 2)] + (0..<50).map { ("n\($0)", UInt32(13)) })
+    let disk = AttentiveDisk(image.bytes)
+    var monitor = try MonitorSupport.monitor(disk, ["/etc/**"])
+    #expect(monitor.protectedFiles.count == 50)
+    let before = disk.calls.load(ordering: .relaxed)
+    image.putNames(14, [(".", 12), ("..", 2)])
+    let request = BlockRequest(
+      sequence: 1, timestamp: Timestamp(seconds: 1), operation: .write, offset: 14 * 1024, length: 1024)
+    #expect(image.block(14).withRawSpan { monitor.observe(request, data: $0) } == .allow)
+    disk.memory.write(image.block(14), at: 14 * 1024)
+    monitor.finish(at: Timestamp(seconds: 9))
+    let told = monitor.drainEvents()
+    #expect(told.count { $0.operation == .unlink } == 50, "\(told)")
+    // When it is found to have gone, when it is given up, and when it is told.
+    #expect(disk.calls.load(ordering: .relaxed) - before >= 150)
   }
 }

@@ -72,10 +72,10 @@ extension IntegrityMonitor {
         continue
       }
       changes.names[directory] = current
-      for name in Self.sorted(old.keys) where current[name] != old[name] {
+      for name in reader.sorted(old.keys, by: { $0 }) where current[name] != old[name] {
         changes.vanished.append(vanishedItem(name, old[name] ?? 0, directory, moment))
       }
-      for name in Self.sorted(current.keys) where current[name] != old[name] {
+      for name in reader.sorted(current.keys, by: { $0 }) where current[name] != old[name] {
         changes.appeared.append(
           NameItem(
             directory: directory, name: name, inode: current[name] ?? 0, moment: moment,
@@ -89,6 +89,7 @@ extension IntegrityMonitor {
   private func vanishedItem(_ name: [UInt8], _ inode: UInt32, _ directory: UInt32, _ moment: Moment) -> NameItem {
     var item = NameItem(directory: directory, name: name, inode: inode, moment: moment)
     guard let view else { return item }
+    reader.attend()
     let node = view.nodes[inode]
     item.action = node?.links.first { $0.directory == directory && $0.name == name }?.action
     if let child = view.directories[inode] { item.isDirectory = child.parent == directory && child.name == name }
@@ -138,9 +139,8 @@ extension IntegrityMonitor {
     changes.appeared.removeAll { held.contains(NameKey(directory: $0.directory, name: $0.name)) }
     changes.vanished.removeAll { held.contains(NameKey(directory: $0.directory, name: $0.name)) }
     for key in held { changes.names[key.directory]?[key.name] = view?.directories[key.directory]?.names[key.name] }
-    for directory in changes.names.keys where !held.contains(where: { $0.directory == directory }) {
-      nameNews[directory] = nil
-    }
+    let holding = Set(held.map(\.directory))
+    for directory in changes.names.keys where !holding.contains(directory) { nameNews[directory] = nil }
     if held.isEmpty { forgetRewritten() }
   }
 
@@ -210,7 +210,7 @@ extension IntegrityMonitor {
     var known: Set<NameKey> = []
     for item in changes.vanished { known.insert(NameKey(directory: item.directory, name: item.name)) }
     for directory in below {
-      for name in Self.sorted(view?.directories[directory]?.names.keys ?? [:].keys)
+      for name in reader.sorted(view?.directories[directory]?.names.keys ?? [:].keys, by: { $0 })
       where !known.contains(NameKey(directory: directory, name: name)) {
         var item = vanishedItem(name, view?.directories[directory]?.names[name] ?? 0, directory, top.moment)
         if let target { item.movedWith = (target, Array(item.path.dropFirst(top.path.count))) }
@@ -224,6 +224,7 @@ extension IntegrityMonitor {
   }
 
   private mutating func addNames(_ changes: inout NameChanges, _ outcome: inout NameOutcome, at time: Timestamp) {
+    var awaited = Set(changes.appeared.filter { !$0.isDone }.map { NameKey(directory: $0.directory, name: $0.name) })
     var index = 0
     while index < changes.appeared.count {
       defer { index += 1 }
@@ -231,45 +232,47 @@ extension IntegrityMonitor {
       if item.isDone { continue }
       guard view?.directories[item.directory] != nil else {
         changes.appeared[index].isDone = true
+        awaited.remove(NameKey(directory: item.directory, name: item.name))
         continue
       }
       let isNew = view?.nodes[item.inode] == nil
       let result = view?.addName(item.name, inode: item.inode, in: item.directory)
       if isNew, view?.nodes[item.inode] != nil { outcome.created.insert(item.inode) }
       changes.appeared[index].action =
-        view?.nodes[item.inode]?.links.first { $0.directory == item.directory && $0.name == item.name }?.action
+        view?.nodes[item.inode]?.links.last { $0.directory == item.directory && $0.name == item.name }?.action
       switch result {
       case .overLimit:
         changes.names[item.directory]?[item.name] = nil
         changes.appeared[index].isDone = true
-      case .newDirectory: takeNames(of: item, &changes, at: time)
+        awaited.remove(NameKey(directory: item.directory, name: item.name))
+      case .newDirectory: takeNames(of: item, &changes, &awaited, at: time)
       case .other, nil: break
       }
     }
   }
 
   /// The names in a directory that is followed from now on.
-  private mutating func takeNames(of directory: NameItem, _ changes: inout NameChanges, at time: Timestamp) {
+  ///
+  /// - `awaited`: those that are known to have appeared.
+  private mutating func takeNames(
+    of directory: NameItem, _ changes: inout NameChanges, _ awaited: inout Set<NameKey>, at time: Timestamp
+  ) {
     guard var names = view?.currentNames(of: directory.inode) else { return }
-    for name in Self.sorted(names.keys) {
+    for name in reader.sorted(names.keys, by: { $0 }) {
       let item = NameItem(
         directory: directory.inode, name: name, inode: names[name] ?? 0, moment: directory.moment)
-      if changes.appeared.contains(where: { $0.directory == item.directory && $0.name == name && !$0.isDone }) {
-        // Its turn comes.
-        continue
-      }
+      let key = NameKey(directory: item.directory, name: name)
+      // Its turn comes.
+      if awaited.contains(key) { continue }
       if mustWait(item) {
         names[name] = nil
         nameNews[directory.inode] = NameNews(changed: directory.moment, heldSince: time)
       } else {
         changes.appeared.append(item)
+        awaited.insert(key)
       }
     }
     changes.names[directory.inode] = names
-  }
-
-  private static func sorted(_ names: some Sequence<[UInt8]>) -> [[UInt8]] {
-    names.sorted { $0.lexicographicallyPrecedes($1) }
   }
 
   // MARK: Telling it
@@ -320,7 +323,7 @@ extension IntegrityMonitor {
     }
     // What was in a directory before the directory.
     let gone = changes.vanished.filter { !$0.isDone && ($0.action != nil || $0.isDirectory) }
-    for item in gone.sorted(by: { $1.path.lexicographicallyPrecedes($0.path) }) {
+    for item in reader.sorted(gone, by: \.path).reversed() {
       outcome.told.insert(item.inode)
       tellGone(item, changes)
     }

@@ -214,10 +214,11 @@ extension IntegrityMonitor {
   /// Goes on following files that lose a protected name where the policy protects the object, too.
   mutating func keepObjects(_ changes: NameChanges) {
     guard configuration.policy.rules.contains(where: \.followsObject) else { return }
+    let named = Set(changes.appeared.filter { $0.action != nil }.map(\.inode))
     for item in changes.vanished where !item.isDone {
       guard let action = item.action, let new = item.current, new.isInUse, new.generation == item.settled?.generation,
         configuration.policy.protection(forPath: item.path)?.followsObject == true,
-        !changes.appeared.contains(where: { $0.inode == item.inode && $0.action != nil })
+        !named.contains(item.inode)
       else { continue }
       let link = FileSystemView.Link(
         directory: FileSystemView.Link.formerDirectory, name: Array(item.path.dropFirst()), action: action)

@@ -109,7 +109,7 @@ extension IntegrityMonitor {
         report(.create, at: moment, path: file.path, inode: file.number, changes: Self.description(file.inode))
       }
     }
-    for file in gone.values.joined().sorted(by: { $0.path.lexicographicallyPrecedes($1.path) }) {
+    for file in reader.sorted(gone.values.joined(), by: \.path) {
       report(file.inode.kind == .directory ? .rmdir : .unlink, at: moment, path: file.path, inode: file.number)
     }
   }

@@ -315,7 +315,10 @@ public struct IntegrityMonitor: BlockObserver, ~Copyable {
   /// Hands the batch over in the order of the requests.
   mutating func flushBatch() {
     if isTrial { return }
-    let told = batch.compactMap { judged($0) }
+    let told = batch.compactMap { event in
+      reader.attend()
+      return judged(event)
+    }
     let ordered = told.enumerated().sorted { ($0.element.sequence, $0.offset) < ($1.element.sequence, $1.offset) }
     for (_, event) in ordered { queue.append(event) }
     batch.removeAll(keepingCapacity: true)

@@ -41,12 +41,13 @@ extension FileSystemView {
     guard !frontier.isEmpty else { return .other }
     let action = policy.action(at: frontier)
     guard action != nil || policy.reachesBelow(frontier) else { return .other }
-    guard follow(number), let node = nodes[number] else { return .other }
+    guard follow(number), let inode = nodes[number]?.inode else { return .other }
     defer { unfollowIfUnused(number) }
-    let inode = node.inode
     if let action {
+      let isFirst = nodes[number]?.links.isEmpty == true
+      // Nothing else may hold these names: each of them would be copied for each that comes.
       nodes[number]?.links.append(Link(directory: directory, name: name, action: action))
-      if node.links.isEmpty { beginContents(of: number) }
+      if isFirst { beginContents(of: number) }
     }
     for message in fileSystem.faults(of: inode) {
       damage.report(inode: number, path: path(of: name, in: directory), mayMend: inode.kind != .unknown, message)
@@ -68,6 +69,7 @@ extension FileSystemView {
 
   /// Gives up a name. A directory that is followed under it must have been detached or moved.
   mutating func removeName(_ name: [UInt8], inode number: UInt32, in directory: UInt32) {
+    fileSystem.reader.attend()
     nameCount -= 1
     nodes[number]?.links.removeAll { $0.directory == directory && $0.name == name }
     unfollowIfUnused(number)

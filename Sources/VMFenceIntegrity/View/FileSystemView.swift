@@ -94,7 +94,7 @@ public struct FileSystemView: Sendable {
     var queue: [UInt32] = [2]
     while let number = queue.popLast() {
       var names = currentNames(of: number)
-      for name in names.keys.sorted(by: { $0.lexicographicallyPrecedes($1) }) {
+      for name in reader.sorted(names.keys, by: { $0 }) {
         guard let inode = names[name] else { continue }
         switch addName(name, inode: inode, in: number) {
         case .newDirectory: queue.append(inode)
@@ -114,7 +114,7 @@ public struct FileSystemView: Sendable {
         result.append(ProtectedFile(path: path(of: link), number: number, inode: node.inode, action: link.action))
       }
     }
-    return result.sorted { $0.path.lexicographicallyPrecedes($1.path) }
+    return fileSystem.reader.sorted(result, by: \.path)
   }
 
   /// How many (block, use) pairs the table holds, and the bytes of memory it takes.
