@@ -32,6 +32,7 @@ let package = Package(
     .executable(name: "vmfence-detector", targets: ["vmfence-detector"]),
     .executable(name: "vmfence-channel", targets: ["vmfence-channel"]),
     .executable(name: "vmfence-hypervisor", targets: ["vmfence-hypervisor"]),
+    .executable(name: "vmfence-firewall", targets: ["vmfence-firewall"]),
     .executable(name: "vmfence-disk", targets: ["vmfence-disk"]),
     .executable(name: "vmfence-guest", targets: ["vmfence-guest"]),
   ],
@@ -90,6 +91,9 @@ let package = Package(
       swiftSettings: strict),
     .executableTarget(
       name: "vmfence-hypervisor", dependencies: ["VMFenceCore", "VMFenceProcess", "VMFenceXen"],
+      swiftSettings: strict),
+    .executableTarget(
+      name: "vmfence-firewall", dependencies: ["VMFenceCore", "VMFenceProcess", "VMFenceNftables"],
       swiftSettings: strict),
     .executableTarget(
       name: "vmfence-guest", dependencies: ["VMFenceCore", "VMFenceGuest", "VMFenceChannel"], swiftSettings: strict),
@@ -157,7 +161,10 @@ let package = Package(
       swiftSettings: strict),
     .testTarget(
       name: "VMFenceNftablesTests",
-      dependencies: ["VMFenceCore", "VMFenceNftables", "VMFenceConformance", "VMFenceTestKit", "NetworkTestSupport"],
+      dependencies: [
+        "VMFenceCore", "VMFenceNftables", "VMFenceProcess", "VMFenceConformance", "VMFenceTestKit",
+        "NetworkTestSupport", "vmfence-firewall",
+      ],
       swiftSettings: strict),
     .testTarget(
       name: "VMFenceChannelTests",
@@ -193,7 +200,8 @@ let package = Package(
       name: "VMFenceRefTests",
       dependencies: [
         "VMFenceCore",
-        "vmfence-ref", "vmfence-detector", "VMFenceProcess", "VMFenceControl", "NetworkTestSupport",
+        "vmfence-ref", "vmfence-detector", "vmfence-firewall", "VMFenceProcess", "VMFenceControl",
+        "NetworkTestSupport",
       ],
       swiftSettings: strict),
     .testTarget(

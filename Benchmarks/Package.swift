@@ -66,6 +66,7 @@ let package = Package(
       name: "firewall",
       dependencies: [
         .product(name: "VMFenceCore", package: "vmfence"), .product(name: "VMFenceNftables", package: "vmfence"),
+        .product(name: "VMFenceProcess", package: "vmfence"),
       ], swiftSettings: strict),
   ]
 )

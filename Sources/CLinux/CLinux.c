@@ -136,10 +136,46 @@ int vmfence_raise_open_files(void) {
   return setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-int vmfence_become(uint32_t user, uint32_t group) {
+int vmfence_become(uint32_t user, uint32_t group, int keeps_capabilities) {
+  if (prctl(PR_SET_KEEPCAPS, keeps_capabilities, 0, 0, 0) == -1) return -1;
   if (setgroups(0, NULL) == -1) return -1;
   if (setresgid(group, group, group) == -1) return -1;
   return setresuid(user, user, user);
+}
+
+// capset(2): two words of each set.
+static int hold(uint64_t kept, int raises) {
+  struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+  struct __user_cap_data_struct sets[_LINUX_CAPABILITY_U32S_3];
+  if (syscall(SYS_capget, &header, sets) == -1) return -1;
+  for (int word = 0; word < _LINUX_CAPABILITY_U32S_3; word++) {
+    uint32_t mask = (uint32_t)(kept >> 32 * word);
+    sets[word].permitted &= mask;
+    sets[word].effective = raises ? sets[word].permitted : sets[word].effective & mask;
+    sets[word].inheritable &= mask;
+  }
+  if (syscall(SYS_capset, &header, sets) == -1) return -1;
+  return prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+}
+
+int vmfence_hold_capabilities(uint64_t kept) { return hold(kept, 1); }
+
+int vmfence_pass_capabilities(uint64_t passed) {
+  struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+  struct __user_cap_data_struct sets[_LINUX_CAPABILITY_U32S_3];
+  if (geteuid() == 0) return 0;
+  if (syscall(SYS_capget, &header, sets) == -1) return -1;
+  for (int word = 0; word < _LINUX_CAPABILITY_U32S_3; word++) {
+    uint32_t mask = (uint32_t)(passed >> 32 * word) & sets[word].permitted;
+    sets[word].inheritable |= mask;
+    passed = (passed & ~((uint64_t)UINT32_MAX << 32 * word)) | (uint64_t)mask << 32 * word;
+  }
+  if (syscall(SYS_capset, &header, sets) == -1) return -1;
+  for (int capability = 0; capability < 64; capability++) {
+    if ((passed >> capability & 1) == 0) continue;
+    if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0) == -1) return -1;
+  }
+  return 0;
 }
 
 int vmfence_keep_capabilities(uint64_t kept) {
@@ -148,18 +184,7 @@ int vmfence_keep_capabilities(uint64_t kept) {
     // Whoever has no CAP_SETPCAP has no root to start programs as, either.
     if (prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) == -1 && errno != EPERM) return -1;
   }
-  // capset(2): two words of each set.
-  struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
-  struct __user_cap_data_struct sets[_LINUX_CAPABILITY_U32S_3];
-  if (syscall(SYS_capget, &header, sets) == -1) return -1;
-  for (int word = 0; word < _LINUX_CAPABILITY_U32S_3; word++) {
-    uint32_t mask = (uint32_t)(kept >> 32 * word);
-    sets[word].effective &= mask;
-    sets[word].permitted &= mask;
-    sets[word].inheritable &= mask;
-  }
-  if (syscall(SYS_capset, &header, sets) == -1) return -1;
-  return prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+  return hold(kept, 0);
 }
 
 int vmfence_die_with_parent(void) { return prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0); }

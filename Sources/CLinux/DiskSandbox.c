@@ -2,7 +2,6 @@
 #include "CLinux.h"
 #include "SandboxFilter.h"
 
-#include <errno.h>
 #include <linux/fs.h>
 #include <sys/mman.h>
 
@@ -53,9 +52,5 @@ int vmfence_seccomp_disk(void) {
       // Nothing sound here comes near these.
       FILTER_TAIL,
   };
-  struct sock_fprog filter = {(unsigned short)(sizeof program / sizeof *program), program};
-  // The number of a thread that could not be brought along is an error, too.
-  long result = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &filter);
-  if (result > 0) errno = EAGAIN;
-  return result == 0 ? 0 : -1;
+  return filter_all_threads(program, sizeof program / sizeof *program);
 }

@@ -3,8 +3,11 @@
 #include "SandboxFilter.h"
 
 #include <errno.h>
+#include <linux/netlink.h>
+#include <linux/sockios.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -116,4 +119,43 @@ int vmfence_seccomp_hypervisor(void) {
       FILTER_TAIL,
   };
   return install(program, sizeof program / sizeof *program);
+}
+
+// SYS_rseq, newer than some headers.
+#if defined(__x86_64__)
+#define RSEQ 334
+#else
+#define RSEQ 293
+#endif
+#define WHEN_OPTION(option) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (option), 0, 1), RETURN(SECCOMP_RET_ALLOW)
+
+int vmfence_seccomp_firewall(void) {
+  const uint32_t forbidden = PROT_EXEC;
+  struct sock_filter program[] = {
+      FILTER_HEAD,
+      FILTER_MESSAGES,
+      // The numbers of a socket's and of a netlink socket's options overlap; what else these are at the other level is harmless.
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_setsockopt, 0, 10),
+      LOAD(ARGUMENT_LOW(2)),
+      WHEN_OPTION(SO_SNDBUF),
+      WHEN_OPTION(SO_SNDBUFFORCE),
+      WHEN_OPTION(NETLINK_ADD_MEMBERSHIP),
+      WHEN_OPTION(NETLINK_DROP_MEMBERSHIP),
+      RETURN(DENY),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 0, 4),
+      LOAD(ARGUMENT_LOW(1)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SIOCGIFINDEX, 0, 1),
+      RETURN(SECCOMP_RET_ALLOW),
+      RETURN(DENY),
+      // For an error that says which power is missing.
+      ALLOW(capget),
+      // A thread that has been made and has not run yet asks for these first; without rseq(2) glibc would abort.
+      ALLOW(set_robust_list),
+      WHEN(RSEQ, SECCOMP_RET_ALLOW),
+      FILTER_MEMORY_AND_TIME,
+      FILTER_END,
+      // Nothing sound here comes near these.
+      FILTER_TAIL,
+  };
+  return filter_all_threads(program, sizeof program / sizeof *program);
 }

@@ -2,6 +2,7 @@
 #ifndef VMFENCE_SANDBOX_FILTER_H
 #define VMFENCE_SANDBOX_FILTER_H
 
+#include <errno.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -74,5 +75,13 @@
 #define FILTER_TAIL                                                       \
   KILL(execve), KILL(execveat), KILL(clone) KILL_CLONE3 KILL_FORK, KILL(ptrace), KILL(process_vm_readv), \
       KILL(process_vm_writev), RETURN(DENY)
+
+// Puts it in force for all threads of the process. The number of a thread that could not be brought along is an error, too.
+static inline int filter_all_threads(struct sock_filter *program, size_t count) {
+  struct sock_fprog filter = {(unsigned short)count, program};
+  long result = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &filter);
+  if (result > 0) errno = EAGAIN;
+  return result == 0 ? 0 : -1;
+}
 
 #endif

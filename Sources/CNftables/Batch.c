@@ -2,12 +2,14 @@
 #include "Batch.h"
 
 #include <errno.h>
+#include <linux/capability.h>
 #include <linux/filter.h>
 #include <net/if.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <libnftnl/chain.h>
@@ -67,6 +69,13 @@ int vmfence_nft_send_buffer(int fd, size_t bytes) {
   int size = bytes > (size_t)(1 << 29) ? 1 << 29 : (int)bytes;
   if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof size) == 0) return 0;
   return setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+}
+
+int vmfence_nft_may_administer(void) {
+  struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+  struct __user_cap_data_struct sets[_LINUX_CAPABILITY_U32S_3] = {0};
+  if (syscall(SYS_capget, &header, sets) != 0) return 0;
+  return (sets[0].effective >> CAP_NET_ADMIN) & 1;
 }
 
 int vmfence_nft_interface_index(int fd, const char *name) {

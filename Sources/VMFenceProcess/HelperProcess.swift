@@ -2,7 +2,7 @@ internal import CLinux
 internal import Glibc
 public import VMFenceCore
 
-/// A process that was started to hold one power, or to read what one guest writes, and nothing else: `vmfence-hypervisor`, `vmfence-channel`. It gets a socket that
+/// A process that was started to hold one power, or to read what one guest writes, and nothing else: `vmfence-hypervisor`, `vmfence-firewall`, `vmfence-channel`. It gets a socket that
 /// keeps messages apart, and gives up everything that it does not need before it handles the first byte (`Sandbox`). It ends with the process that started it.
 ///
 /// Used by one thread at a time. It ends with its last reference.

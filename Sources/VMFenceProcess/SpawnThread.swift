@@ -31,6 +31,13 @@ final class SpawnThread: Sendable {
     return result.value.withLock { $0 }
   }
 
+  /// Calls `body` on the thread.
+  ///
+  /// - Returns: what it returns.
+  static func run(_ body: @escaping @Sendable () -> Int32) -> Int32 {
+    spawn { _ in body() }.error
+  }
+
   /// Runs `body` on the thread, and returns when it has.
   func run(_ body: @escaping @Sendable () -> Void) {
     callers.withLock { _ in exchangePoint.hand(body) }

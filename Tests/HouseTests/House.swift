@@ -55,6 +55,7 @@ enum House {
     "vmfence-detector": rooms.union(["VMFenceDetection", "VMFenceProcess"]),
     "vmfence-channel": rooms.union(["VMFenceChannel", "VMFenceProcess", "VMFenceXen"]),
     "vmfence-hypervisor": rooms.union(["VMFenceProcess", "VMFenceXen"]),
+    "vmfence-firewall": rooms.union(["VMFenceProcess", "VMFenceNftables"]),
     "vmfence-guest": rooms.union(["VMFenceGuest", "VMFenceChannel"]),
     "vmfence-disk": rooms.union([
       "VMFenceBlock", "VMFenceDetection", "VMFenceProcess", "VMFenceControl", "CLinux", "ArgumentParser", "Foundation",

@@ -49,6 +49,16 @@ struct HouseTests {
   @Test("the package has no unsafe flags")
   func flags() throws { expectNone(House.manifest(try Self.manifest())) }
 
+  @Test("every program of the package is in the host's Debian package; the one of guests is in theirs")
+  func packed() throws {
+    let products = try Self.manifest().lines.compactMap { line in
+      line.firstMatch(of: /\.executable\(name: "([^"]+)"/).map { String($0.1) }
+    }
+    let script = try String(contentsOf: Self.root.appending(path: "scripts/build-deb"), encoding: .utf8)
+    let packed = try #require(script.firstMatch(of: /\nprograms=\(([^)]*)\)/)).1.split(separator: " ").map(String.init)
+    #expect(products.count > 5 && Set(products) == Set(packed).union(["vmfence-guest"]))
+  }
+
   @Test("every unsafe has its reason")
   func reasons() throws { expectNone(try Self.files(in: "Sources").flatMap(House.safetyReasons)) }
 

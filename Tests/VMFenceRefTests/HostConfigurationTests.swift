@@ -156,5 +156,26 @@ struct HostConfigurationTests {
     let failure = #expect(throws: NetworkNamespace.CommandFailed.self) { try namespace.run("timeout 10 \(command)") }
     #expect(failure?.status == 77 && failure?.output.contains(name) == true, "\(String(describing: failure))")
   }
+
+  @Test(
+    "who is not root and has the capabilities as ambient ones leaves the packet filter to its process all the same",
+    .enabled(if: NetworkNamespace.isPossible, "needs root, to make a namespace"))
+  func ambientCapabilities() throws {
+    let folder = try TemporaryFolder()
+    let namespace = try NetworkNamespace("ambient")
+    try namespace.run("ip link add vif1.0 type veth peer name eth0; ip link set vif1.0 up")
+    let inventory = try folder.write("inventory.yaml", Self.inventory)
+    let host = try folder.write("host.yaml", "version: 1\ninventory: inventory.yaml\n")
+    let powers = "+net_admin,+net_raw"
+    let output = try namespace.run(
+      """
+      chmod 755 "$(dirname '\(host)')"; chmod 644 '\(inventory)' '\(host)'
+      timeout 4 setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps \(powers) --ambient-caps \(powers) \
+        '\(Program.path("vmfence-ref"))' run --config '\(host)' 2>&1 || true
+      nft list table bridge vmfence >/dev/null && echo the table is there
+      """)
+    #expect(output.contains("measures are carried out by nftables table vmfence"), "\(output)")
+    #expect(output.contains("the table is there") && !output.contains("for resets"), "\(output)")
+  }
 }
 #endif

@@ -1,12 +1,15 @@
 // What measures cost at the kernel's packet filter: many at once, one more, single ones at the same time, reading back, and taking over after a
 // restart. Of what takes long, the time on the clock, and the processor's time: on a busy machine only the latter says something.
 //
-//   swift build -c release --product firewall && sudo unshare -n .build/release/firewall [MEASURES]
+//   swift build -c release --product firewall && sudo unshare -n .build/release/firewall [MEASURES [PROGRAM]]
+//
+// With the program `vmfence-firewall`, the same through a process of its own follows.
 //
 // Run it in a network namespace of its own: it makes and removes a table `bridge vmfence-benchmark`.
 
 import VMFenceCore
 import VMFenceNftables
+import VMFenceProcess
 
 #if canImport(Glibc)
 import Glibc
@@ -132,8 +135,42 @@ func restart(_ ports: [DomainUUID: [NetworkPort]]) async throws {
   _ = try await sink.replace(with: [], at: start)
 }
 
+/// What the same costs through `vmfence-firewall`.
+func through(_ program: String, _ ports: [DomainUUID: [NetworkPort]]) async throws {
+  let launch: ProcessFirewallSink.Start = { () throws(DetectorError) in try HelperProcess(executable: program) }
+  do {
+    let sink = try ProcessFirewallSink.open(configuration, launch)
+    try await sink.update(ports: ports)
+    let measures = (0..<count).map(measure)
+    var generation = try await timed({ _ in "through a process: \(count) measures in one change" }) {
+      try await sink.replace(with: measures, at: start)
+    }
+    var durations: [Duration] = []
+    for number in count..<count + 2_000 {
+      let change = FirewallChange(from: generation, time: start, add: [measure(number)])
+      let begin = clock.now
+      generation = try await sink.apply(change)
+      durations.append(clock.now - begin)
+    }
+    report("one more, with \(count) standing", each: durations)
+    _ = try await timed({ "\($0.measures.count) measures read back" }) {
+      try await sink.readBack(at: start)
+    }
+  }
+  let sink = try await timed({ _ in "taken over by another process" }) {
+    try ProcessFirewallSink.open(configuration, launch)
+  }
+  try await sink.update(ports: ports)
+  _ = try await timed({ "\($0.measures.count) measures read back" }) {
+    try await sink.readBack(at: start)
+  }
+  _ = try await sink.replace(with: [], at: start)
+}
+
 do {
-  try await restart(run())
+  let ports = try await run()
+  try await restart(ports)
+  if let program = CommandLine.arguments.dropFirst(2).first { try await through(program, ports) }
 } catch {
   print("\(error)")
 }

@@ -74,6 +74,13 @@ int vmfence_seccomp_channel(void);
 // The same for a process that holds the hypervisor's handle: of ioctl(2), the one that makes a hypercall (IOCTL_PRIVCMD_HYPERCALL).
 int vmfence_seccomp_hypervisor(void);
 
+// The system calls of a process that holds the packet filter, for all of its threads (SECCOMP_FILTER_FLAG_TSYNC): messages on its sockets, how much room these have and who
+// is told of changes (setsockopt), the number of an interface (SIOCGIFINDEX), memory, time. No socket can be opened any more.
+int vmfence_seccomp_firewall(void);
+
+// Programs that the calling thread starts get these of the capabilities that it has: root's do anyway, others' as ambient ones (capabilities(7)). 0, or -1 with errno.
+int vmfence_pass_capabilities(uint64_t passed);
+
 // setrlimit(2) of both limits; `resource` is one of these.
 enum vmfence_limit {
   VMFENCE_LIMIT_CORE = 0,
@@ -89,7 +96,11 @@ int vmfence_raise_open_files(void);
 // no program that is started gets them back. Of the calling thread and of those that it starts, so it is to be the only one. 0, or -1 with errno.
 int vmfence_keep_capabilities(uint64_t kept);
 
-// Gives up root: no supplementary groups, this user and group in all three places. 0, or -1 with errno.
-int vmfence_become(uint32_t user, uint32_t group);
+// Gives up root: no supplementary groups, this user and group in all three places. What is permitted (capabilities(7)) goes with that unless it
+// `keeps_capabilities` (PR_SET_KEEPCAPS), which then `vmfence_hold_capabilities` sorts. 0, or -1 with errno.
+int vmfence_become(uint32_t user, uint32_t group, int keeps_capabilities);
+
+// The calling thread holds those capabilities that are permitted and whose bits are set in `kept`, and no others; no program gets them from it unasked. 0, or -1 with errno.
+int vmfence_hold_capabilities(uint64_t kept);
 
 #endif

@@ -22,6 +22,9 @@ int vmfence_nft_listen(int fd, int listens);
 // Makes room for messages of `bytes` (SO_SNDBUFFORCE needs CAP_NET_ADMIN in the first user namespace).
 int vmfence_nft_send_buffer(int fd, size_t bytes);
 
+// Whether CAP_NET_ADMIN is among the calling thread's effective capabilities (capget(2)): 1 or 0.
+int vmfence_nft_may_administer(void);
+
 // The number of an interface in the socket's own network namespace (SIOCGIFINDEX, netdevice(7)); 0 when there is none.
 int vmfence_nft_interface_index(int fd, const char *name);
 

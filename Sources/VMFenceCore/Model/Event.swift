@@ -311,6 +311,8 @@ public struct PlatformAlert: Sendable, Hashable {
     public static let eventsLost = Kind("events-lost")
     /// What a firewall holds is not what it should.
     public static let firewallDrift = Kind("firewall-drift")
+    /// Whoever holds the firewall cannot be reached: what stands stays in force, and what is decided waits.
+    public static let firewallGap = Kind("firewall-gap")
     /// A domain was paused because a request to its disk is held (the verb `freeze`).
     public static let domainFrozen = Kind("domain-frozen")
     /// It runs again.
@@ -326,9 +328,8 @@ public struct PlatformAlert: Sendable, Hashable {
     public static let known: [Kind] = [
       .detectorDied, .detectorRestarted, .detectorViolation, .poisonPacket, .packetsDropped, .stateLost,
       .spoofedSource, .spoofingStopped, .unknownSource, .probeGap, .duplicateIdentity, .integrityGap,
-      .enforcementFailed,
-      .logUnwritable, .logWritable, .clockJump, .eventsLost, .firewallDrift, .domainFrozen, .domainThawed,
-      .integrityLimit, .diskUnwatched, .diskWatched,
+      .enforcementFailed, .logUnwritable, .logWritable, .clockJump, .eventsLost, .firewallDrift, .firewallGap,
+      .domainFrozen, .domainThawed, .integrityLimit, .diskUnwatched, .diskWatched,
     ]
   }
 

@@ -27,8 +27,7 @@ public struct FlowRefusals: Sendable {
   static let followed = 256
   static let followingTime = Duration.seconds(1)
 
-  private let sink: NftablesSink
-  private let resets: ResetSender?
+  private let firewall: any FlowFirewall
   private let duration: Duration
   /// Rejected connections with the times of the packets that were rejected last.
   private var rejected: [FlowCut: Timestamp] = [:]
@@ -36,14 +35,21 @@ public struct FlowRefusals: Sendable {
   /// - `resets`: nil sends none.
   /// - `duration`: how long a flow is cut.
   public init(_ sink: NftablesSink, resets: ResetSender?, for duration: Duration = .seconds(60)) {
-    self.sink = sink
-    self.resets = resets
+    firewall = SinkWithResets(sink: sink, resets: resets)
+    self.duration = duration
+  }
+
+  /// The process that holds the packet filter sends the resets, too, if it can.
+  ///
+  /// - `duration`: how long a flow is cut.
+  public init(_ sink: ProcessFirewallSink, for duration: Duration = .seconds(60)) {
+    firewall = sink
     self.duration = duration
   }
 
   /// All flows for which there is room are cut in one transaction of the kernel; then resets are sent.
   ///
-  /// - Throws: what `NftablesSink.cut` throws; then no flow of these is cut, and nothing was sent.
+  /// - Throws: what cutting them throws; then no flow of these is cut, and nothing was sent.
   public mutating func act(on packets: [RefusedPacket]) async throws(FirewallError) -> Outcome {
     var outcome = Outcome()
     var cuts: [FlowCut: FlowCut] = [:]
@@ -68,12 +74,12 @@ public struct FlowRefusals: Sendable {
       }
       if isKnown || packet.verdict == .reject { connections.append((identity, packet)) }
     }
-    let done = try await sink.cut(Array(cuts.values), for: duration)
+    let done = try await firewall.cut(Array(cuts.values), for: duration)
     outcome.cut = done.cut
     outcome.notCut = done.left.count
     for flow in done.left { names[flow.identity] = nil }
     outcome.packets = Set(names.values.joined())
-    send(connections, new, &outcome)
+    await send(connections, new, &outcome)
     return outcome
   }
 
@@ -92,23 +98,50 @@ public struct FlowRefusals: Sendable {
 
   private func send(
     _ connections: [(flow: FlowCut, packet: RefusedPacket)], _ new: Set<FlowCut>, _ outcome: inout Outcome
-  ) {
-    guard let resets else { return }
-    var sent: Set<FlowCut> = []
-    var failed: Set<FlowCut> = []
+  ) async {
+    var flows: [FlowCut] = []
+    var resets: [AddressedReset] = []
     for (flow, packet) in connections {
       guard let reset = TCPReset(packet) else { continue }
-      guard sink.isOwn(reset, of: packet) else {
-        failed.insert(flow)
-        continue
-      }
-      do throws(FirewallError) {
-        try resets.send(reset, bridge: sink.bridge(of: packet.incarnation.uuid) ?? "")
-        sent.insert(flow)
-      } catch { failed.insert(flow) }
+      flows.append(flow)
+      resets.append(
+        AddressedReset(domain: packet.incarnation.uuid, direction: packet.frame.direction, reset: reset))
+    }
+    guard !resets.isEmpty, let results = await firewall.send(resets) else { return }
+    var sent: Set<FlowCut> = []
+    var failed: Set<FlowCut> = []
+    for (flow, isSent) in zip(flows, results) {
+      if isSent { sent.insert(flow) } else { failed.insert(flow) }
     }
     outcome.reset = sent.intersection(new).count
     outcome.notReset = failed.subtracting(sent).intersection(new).count
+  }
+}
+
+/// What cuts flows and resets connections: in this process, or through another.
+protocol FlowFirewall: Sendable {
+  func cut(_ flows: [FlowCut], for duration: Duration) async throws(FirewallError) -> NftablesSink.CutOutcome
+  /// - Returns: for each whether it was sent; nil where none are.
+  func send(_ resets: [AddressedReset]) async -> [Bool]?
+}
+
+struct SinkWithResets: FlowFirewall {
+  let sink: NftablesSink
+  let resets: ResetSender?
+
+  func cut(_ flows: [FlowCut], for duration: Duration) async throws(FirewallError) -> NftablesSink.CutOutcome {
+    try await sink.cut(flows, for: duration)
+  }
+
+  func send(_ resets: [AddressedReset]) -> [Bool]? {
+    guard let sender = self.resets else { return nil }
+    return resets.map { reset in
+      guard sink.isOwn(reset) else { return false }
+      do throws(FirewallError) {
+        try sender.send(reset.reset, bridge: sink.bridge(of: reset.domain) ?? "")
+        return true
+      } catch { return false }
+    }
   }
 }
 
@@ -120,10 +153,11 @@ extension NftablesSink {
 
   /// Whether the packet that a reset was made from was the domain's, by all that is known of its ports: sent by it with addresses of its own, or sent to
   /// these.
-  func isOwn(_ reset: TCPReset, of packet: RefusedPacket) -> Bool {
-    let ports = contents.withLock { $0.described[packet.incarnation.uuid] ?? [] }
+  func isOwn(_ addressed: AddressedReset) -> Bool {
+    let ports = contents.withLock { $0.described[addressed.domain] ?? [] }
+    let reset = addressed.reset
     let (isSent, isReceived) = (ports.contains { $0.has(reset.source) }, ports.contains { $0.has(reset.destination) })
-    return switch packet.frame.direction {
+    return switch addressed.direction {
     case .fromGuest: isSent
     case .toGuest: isReceived
     case .unknown: isSent || isReceived

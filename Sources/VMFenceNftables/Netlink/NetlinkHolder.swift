@@ -8,14 +8,24 @@ enum NetlinkHolder {
   private static let processLimit = 1 << 16
   private static let descriptorLimit = 4_096
 
-  /// `vmfence-ref (process 1234)`, escaped for display; nil when it is not found: in another container, or without the permission to look.
+  /// `vmfence-firewall (process 1234)`, escaped for display; nil when it is not found, in another container, say. `probably`, where nobody may look what the process of this number
+  /// has open: such a process is one that nobody may trace.
   static func describe(port: UInt32) -> String? {
     guard let inode = inode(ofPort: port) else { return nil }
     let link = "socket:[\(inode)]"
     // Most have their process's number.
-    guard let process = has(port, link) ? port : processes().first(where: { has($0, link) }) else { return nil }
-    let name = read("/proc/\(process)/comm").split(separator: "\n").first ?? "?"
-    return "\(String(name).escapedForDisplay) (process \(process))"
+    if let process = has(port, link) ? port : processes().first(where: { has($0, link) }) { return name(of: process) }
+    return canLook(into: port) ? nil : name(of: port).map { "probably \($0)" }
+  }
+
+  private static func name(of process: UInt32) -> String? {
+    let name = read("/proc/\(process)/comm").split(separator: "\n").first
+    return name.map { "\(String($0).escapedForDisplay) (process \(process))" }
+  }
+
+  private static func canLook(into process: UInt32) -> Bool {
+    let folder = "/proc/\(process)/fd"
+    return names(in: folder, limit: descriptorLimit).contains { target(of: "\(folder)/\($0)") != nil }
   }
 
   /// Fields of /proc/net/netlink: address, protocol, port, …, inode last.
@@ -78,17 +88,5 @@ enum NetlinkHolder {
       text += buffer[..<count]
     }
     return String(decoding: text, as: UTF8.self)
-  }
-}
-
-/// What the calling thread may do.
-enum Capabilities {
-  /// CAP_NET_ADMIN of linux/capability.h, among the effective ones in proc(5).
-  static var hasNetworkAdministration: Bool {
-    for line in NetlinkHolder.read("/proc/thread-self/status").split(separator: "\n") where line.hasPrefix("CapEff:") {
-      let digits = line.dropFirst(7).filter { $0.isHexDigit }
-      return UInt64(digits, radix: 16).map { $0 & 1 << 12 != 0 } ?? false
-    }
-    return false
   }
 }

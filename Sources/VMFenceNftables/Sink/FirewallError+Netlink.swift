@@ -1,3 +1,4 @@
+internal import CNftables
 internal import Glibc
 import VMFenceCore
 
@@ -34,7 +35,7 @@ extension FirewallError {
   }
 
   private static func notPermitted(_ action: String, _ place: String) -> FirewallError {
-    if Capabilities.hasNetworkAdministration {
+    if vmfence_nft_may_administer() == 1 {
       return FirewallError(
         .permissionDenied,
         "cannot \(action): another process owns \(place), or the network namespace belongs to a user namespace in "

@@ -72,18 +72,18 @@ struct ForeignChangeReader {
   }
 }
 
-/// Who wants to hear of changes by others.
-final class ForeignChangeStreams: Sendable {
+/// Who wants to hear of something. Who reads too slowly gets the newest ones.
+final class NewsStreams<News: Sendable>: Sendable {
   private struct Contents {
-    var streams: [UInt64: AsyncStream<ForeignChange>.Continuation] = [:]
+    var streams: [UInt64: AsyncStream<News>.Continuation] = [:]
     var next: UInt64 = 0
     var isFinished = false
   }
 
   private let contents = Mutex(Contents())
 
-  func add() -> AsyncStream<ForeignChange> {
-    let (stream, continuation) = AsyncStream.makeStream(of: ForeignChange.self, bufferingPolicy: .bufferingNewest(16))
+  func add() -> AsyncStream<News> {
+    let (stream, continuation) = AsyncStream.makeStream(of: News.self, bufferingPolicy: .bufferingNewest(16))
     let number = contents.withLock { contents -> UInt64? in
       if contents.isFinished { return nil }
       contents.next += 1
@@ -100,9 +100,9 @@ final class ForeignChangeStreams: Sendable {
     return stream
   }
 
-  @Sendable func report(_ change: ForeignChange) {
+  @Sendable func report(_ news: News) {
     let streams = contents.withLock { Array($0.streams.values) }
-    for stream in streams { stream.yield(change) }
+    for stream in streams { stream.yield(news) }
   }
 
   func finish() {

@@ -52,11 +52,11 @@ public final class NftablesSink: FirewallSink {
   let contents: Mutex<SinkContents>
   let additions = CommitQueue<AdditionRequest, AdditionOutcome>()
   private let listener: ChangeListener
-  private let foreignChanges: ForeignChangeStreams
+  private let foreignChanges: NewsStreams<ForeignChange>
 
   private init(
     _ configuration: Configuration, _ features: KernelFeatures, _ contents: consuming SinkContents,
-    _ listener: ChangeListener, _ foreignChanges: ForeignChangeStreams
+    _ listener: ChangeListener, _ foreignChanges: NewsStreams<ForeignChange>
   ) {
     self.configuration = configuration
     self.listener = listener
@@ -72,35 +72,39 @@ public final class NftablesSink: FirewallSink {
   /// - Throws: `permissionDenied` without CAP_NET_ADMIN, or when another process owns the table; `unsupported` when the kernel has no nftables
   ///   for bridges.
   public static func open(_ configuration: Configuration = Configuration()) throws(FirewallError) -> NftablesSink {
-    do throws(NetlinkError) {
-      var socket = try NetlinkSocket.open()
-      var batch = try Batch.make()
-      let features = try KernelFeatures.probe(&socket, &batch)
-      var contents = SinkContents(configuration, socket: socket, batch: batch, features)
-      try contents.openTable()
-      try contents.openPortChains()
-      let streams = ForeignChangeStreams()
-      let listener = try ChangeListener.start(
-        family: .bridge, table: configuration.table, own: contents.socket.port, streams.report)
-      contents.listener = listener
-      return NftablesSink(configuration, features, contents, listener, streams)
-    } catch {
-      throw FirewallError(error, during: "open the packet filter", table: configuration.table)
+    do throws(NetlinkError) { return try opening(configuration) } catch {
+      throw FirewallError(error, during: openingAction, table: configuration.table)
     }
+  }
+
+  static let openingAction = "open the packet filter"
+
+  /// - `heard`: called besides, on the listener's thread, for each change by others.
+  static func opening(
+    _ configuration: Configuration, _ heard: @escaping @Sendable (ForeignChange) -> Void = { _ in }
+  ) throws(NetlinkError) -> NftablesSink {
+    var socket = try NetlinkSocket.open()
+    var batch = try Batch.make()
+    let features = try KernelFeatures.probe(&socket, &batch)
+    var contents = SinkContents(configuration, socket: socket, batch: batch, features)
+    try contents.openTable()
+    try contents.openPortChains()
+    let streams = NewsStreams<ForeignChange>()
+    let listener = try ChangeListener.start(
+      family: .bridge, table: configuration.table, own: contents.socket.port
+    ) { change in
+      streams.report(change)
+      heard(change)
+    }
+    contents.listener = listener
+    return NftablesSink(configuration, features, contents, listener, streams)
   }
 
   // MARK: FirewallSink
 
   /// What is removed goes first, then what is added comes: a key in both stands afterwards.
   public func apply(_ change: FirewallChange) async throws(FirewallError) -> UInt64 {
-    try locked { contents throws(FirewallError) in
-      guard change.from == contents.generation else {
-        throw FirewallError(
-          .conflict, "a change from generation \(change.from), and the packet filter is at \(contents.generation)",
-          remedy: "read back what is in force, and decide again")
-      }
-      return try contents.change(adding: change.add, removing: change.remove, at: change.time)
-    }
+    try locked { contents throws(FirewallError) in try contents.apply(change) }
   }
 
   public func replace(with measures: [FirewallMeasure], at time: Timestamp) async throws(FirewallError) -> UInt64 {

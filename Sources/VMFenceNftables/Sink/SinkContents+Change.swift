@@ -20,6 +20,16 @@ extension SinkContents {
     var slot: Int
   }
 
+  /// Makes a change, if it is one of the generation in force.
+  mutating func apply(_ change: FirewallChange) throws(FirewallError) -> UInt64 {
+    guard change.from == generation else {
+      throw FirewallError(
+        .conflict, "a change from generation \(change.from), and the packet filter is at \(generation)",
+        remedy: "read back what is in force, and decide again")
+    }
+    return try self.change(adding: change.add, removing: change.remove, at: change.time)
+  }
+
   /// Makes a change in one transaction.
   ///
   /// - Returns: the generation after it.

@@ -13,7 +13,7 @@ struct Run: AsyncParsableCommand {
     abstract: "Run as a daemon: capture live, inspect, decide, enforce.",
     discussion: """
       The domains come from Xen (`hypervisor: xen` in the configuration), or from an inventory that it names, a file that is watched. Needs
-      CAP_NET_RAW, and CAP_NET_ADMIN for the packet filter; for Xen, root in Dom0.
+      CAP_NET_RAW, and for the packet filter CAP_NET_ADMIN, which it leaves to a process of its own (vmfence-firewall); for Xen, root in Dom0.
 
       SIGTERM and SIGINT stop it. SIGHUP reads everything again (configuration, rules, policy, inventory), puts it in force whole or not at
       all, and reopens the event file.

@@ -50,17 +50,19 @@ extension VMFenceRef {
   /// What a daemon holds, of all that root may do. Outside of its unit, which says the same, it gives up the rest before anything else happens: each remaining one is needed
   /// again and again, and capabilities belong to threads, so none can be given up later.
   ///
-  /// - The packet filter, and packet sockets at cards that come.
+  /// - Packet sockets at cards that come.
   /// - What it starts becomes nobody, and is stopped, resumed and killed then.
   /// - Files of others: configuration that is read again, and, outside of the unit, events and state in folders of theirs.
   private static let daemonsPowers: Set<Capability> = [
-    .administersNetwork, .opensPacketSockets, .changesUser, .changesGroup, .signalsEveryProcess, .readsEveryFile,
-    .overridesFileAccess,
+    .opensPacketSockets, .changesUser, .changesGroup, .signalsEveryProcess, .readsEveryFile, .overridesFileAccess,
   ]
+
+  /// What only programs that it starts hold: the packet filter (`vmfence-firewall`).
+  private static let othersPowers: Set<Capability> = [.administersNetwork, .opensPacketSockets]
 
   static func main() async {
     if CommandLine.arguments.dropFirst().first == "run" {
-      do throws(DetectorError) { try Capability.keep(only: daemonsPowers) } catch {
+      do throws(DetectorError) { try Capability.keep(only: daemonsPowers, toStart: othersPowers) } catch {
         Terminal.error.print([error.diagnostic])
         exit(withError: Exit.internalError)
       }

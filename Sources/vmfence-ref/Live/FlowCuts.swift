@@ -29,12 +29,10 @@ final class FlowCuts {
   /// Cuts nothing where nothing carries measures out.
   init(_ firewall: HostFirewall, logger: Logger) {
     guard case .nftables(let sink) = firewall else { return }
-    let resets: ResetSender?
-    do throws(FirewallError) { resets = try ResetSender.open() } catch {
-      resets = nil
-      logger.warning("\(error.message): flows of rules that reject are cut, and their ends not told")
+    if let problem = sink.resetProblem {
+      logger.warning("\(problem): flows of rules that reject are cut, and their ends not told")
     }
-    refusals = FlowRefusals(sink, resets: resets)
+    refusals = FlowRefusals(sink)
   }
 
   /// Acts on refused packets, unless measures are only imagined.

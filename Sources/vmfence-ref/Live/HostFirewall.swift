@@ -1,11 +1,12 @@
 #if Daemon
 import VMFenceCore
 import VMFenceNftables
+import VMFenceProcess
 import VMFenceTestKit
 
 /// What carries measures out on this host.
 enum HostFirewall: Sendable {
-  case nftables(NftablesSink)
+  case nftables(ProcessFirewallSink)
   /// Measures are recorded, and nothing is changed.
   case recorder(RecordingFirewallSink)
 
@@ -14,11 +15,12 @@ enum HostFirewall: Sendable {
     case .none: return .recorder(RecordingFirewallSink())
     case .nftables:
       return .nftables(
-        try NftablesSink.open(
+        try ProcessFirewallSink.open(
           .init(
             table: choice.table,
             quarantineExceptions: choice.exceptionsFromQuarantine,
-            protectsHost: choice.protectsHost, holdsTable: choice.ownsTable)))
+            protectsHost: choice.protectsHost, holdsTable: choice.ownsTable)
+        ) { () throws(DetectorError) in try HelperProcess("vmfence-firewall") })
     }
   }
 
@@ -55,14 +57,22 @@ enum HostFirewall: Sendable {
   /// What the kernel has stopped, without single measures; nil where nothing is carried out.
   func trafficCounts() async throws(FirewallError) -> TrafficCounts? {
     guard case .nftables(let sink) = self else { return nil }
-    return try await sink.trafficCounts(ofMeasures: false)
+    return try await sink.trafficCounts()
   }
 
-  /// Calls `body` for each change that somebody else makes to what is ours, with a sentence about it.
-  func watch(_ body: @escaping @Sendable (String) -> Void) {
+  /// Why nothing can be changed now; nil when it can.
+  var problem: String? {
+    guard case .nftables(let sink) = self else { return nil }
+    return sink.problem.map {
+      "the packet filter cannot be changed: vmfence-firewall is gone (\($0)) and is started again; what stands stays in force"
+    }
+  }
+
+  /// Calls `body` for each thing that happens to what carries measures out.
+  func watch(_ body: @escaping @Sendable (ProcessFirewallSink.News) -> Void) {
     guard case .nftables(let sink) = self else { return }
-    let changes = sink.changesByOthers()
-    Task { for await change in changes { body(change.description) } }
+    let news = sink.news()
+    Task { for await item in news { body(item) } }
   }
 }
 #endif

@@ -46,7 +46,8 @@ extension LiveRun {
       clockOffset: Double(clock.offset.wholeNanoseconds) / 1e9,
       problems: toldProblems.map(\.description) + outputs.problems + disks.problems
         + (history.problem.map { ["the history is not written: \($0)"] } ?? [])
-        + (drops.problem.map { ["the packet filter's counters are not read: \($0)"] } ?? []),
+        + (drops.problem.map { ["the packet filter's counters are not read: \($0)"] } ?? [])
+        + (firewall.problem.map { [$0] } ?? []),
       needRules: unguarded.filter { rules.selection.rules(for: $0) == nil }.map(\.name),
       frozen: await disks.paused.sorted().map { directory.entry(for: $0)?.description.name ?? "\($0)" },
       policy: [

@@ -2,6 +2,7 @@
 import Foundation
 import VMFenceControl
 import VMFenceCore
+import VMFenceNftables
 
 /// What other threads hand in.
 enum LiveMessage: Sendable {
@@ -9,8 +10,8 @@ enum LiveMessage: Sendable {
   case inventory(InventoryChange)
   /// The policy channels have something new.
   case channels
-  /// Somebody else changed the packet filter: who and how, in a sentence.
-  case foreignChange(String)
+  /// Of the packet filter.
+  case firewall(ProcessFirewallSink.News)
   /// A reload was prepared, or what stands against it.
   case prepared(PreparedHost?, [Diagnostic])
   /// Rules were compiled for domains that came, with the assignments that they were compiled for.
@@ -34,7 +35,7 @@ extension LiveRun {
     Task {
       for await change in await domains.hints() { mailbox.post(.inventory(change)) }
     }
-    firewall.watch { mailbox.post(.foreignChange($0)) }
+    firewall.watch { mailbox.post(.firewall($0)) }
   }
 
   func refreshInventory(at now: Timestamp) async {
@@ -177,9 +178,7 @@ extension LiveRun {
     // Looked at once for all of them. What was missed is an event; everything else is in the snapshot.
     case .inventory(let change): if case .gap = change { pool.update(change, at: now) }
     case .channels: await takeChannelNews(at: now)
-    case .foreignChange(let sentence):
-      if !isReconcileWanted { logger.warning("the packet filter: \(sentence); it is read back") }
-      isReconcileWanted = true
+    case .firewall(let news): take(news, at: now)
     case .prepared(let prepared, let diagnostics):
       isPreparing = false
       logger.log(diagnostics)
@@ -201,6 +200,23 @@ extension LiveRun {
     }
     if !isPreparing, let domains = snapshot?.domains, domains.contains(where: rules.selection.lacks) {
       compileAgain(for: domains)
+    }
+  }
+
+  private func take(_ news: ProcessFirewallSink.News, at now: Timestamp) {
+    switch news {
+    case .changedByOthers(let change):
+      if !isReconcileWanted { logger.warning("the packet filter: \(change); it is read back") }
+      isReconcileWanted = true
+    case .gone(let reason):
+      let message =
+        "vmfence-firewall is gone (\(reason.escapedForDisplay)) and is started again; what stands in the packet filter "
+        + "stays in force, and what is decided waits"
+      logger.error("\(message)")
+      note(.platform(PlatformAlert(time: now, incarnation: nil, kind: .firewallGap, message: message, severity: 2)))
+    case .back:
+      logger.notice("vmfence-firewall runs again; the packet filter is read back")
+      isReconcileWanted = true
     }
   }
 

@@ -43,8 +43,12 @@ is_active "vmfence-disk@$name.service" && ok "its disk is a unit of its own" || 
 [ "$(property "vmfence-disk@$name.service" Slice)" = vmfence-disk.slice ] && ok "outside of the daemon's" || fail "in the daemon's group"
 
 daemon=$(property vmfence.service MainPID)
-# CAP_NET_ADMIN, CAP_NET_RAW, CAP_SETUID, CAP_SETGID, CAP_KILL, CAP_DAC_READ_SEARCH
-[ $(($(holds "$daemon"))) -eq $((1 << 12 | 1 << 13 | 1 << 7 | 1 << 6 | 1 << 5 | 1 << 2)) ] && ok "the daemon has the capabilities that it needs, and no other" || fail "the daemon has $(holds "$daemon")"
+# CAP_NET_RAW, CAP_SETUID, CAP_SETGID, CAP_KILL, CAP_DAC_READ_SEARCH
+[ $(($(holds "$daemon"))) -eq $((1 << 13 | 1 << 7 | 1 << 6 | 1 << 5 | 1 << 2)) ] && ok "the daemon has the capabilities that it needs, and no other" || fail "the daemon has $(holds "$daemon")"
+
+process=$(pgrep -x vmfence-firewal | head -1)
+[ -n "$process" ] && [ $(($(holds "$process"))) -eq $((1 << 12)) ] && [ "$(awk '/^Uid:/ { print $2 }' /proc/$process/status)" = 65534 ] && grep -q '^Seccomp:.2' /proc/$process/status &&
+  ok "vmfence-firewall holds CAP_NET_ADMIN and nothing else" || fail "vmfence-firewall: $(grep -E '^(Uid|CapEff|Seccomp):' /proc/$process/status | tr '\n' ' ')"
 
 holds_handle "$(holder)" && ! holds_handle "$daemon" && ok "the hypervisor's handle is in a process of its own" || fail "the daemon holds the hypervisor's handle, or nobody does"
 

@@ -1,0 +1,196 @@
+internal import Glibc
+internal import Synchronization
+package import VMFenceCore
+
+/// The process's side: the packet filter, and the answers. It decides nothing, and reads nothing that a guest wrote. Used by one thread.
+package struct FirewallServer {
+  /// Bytes of a message to it.
+  package static let messageLimit = FirewallMessage.byteLimit
+  /// How long a table that another process owns is waited for: the process before this one may end only now.
+  private static let holderPatience = Duration.seconds(3)
+
+  private var sink: NftablesSink?
+  private let sender: ResetSender?
+  private let senderProblem: FirewallError?
+  private let heard = HeardChanges()
+  private var lastSequence: UInt64?
+  /// The parts of a question that goes on.
+  private var begun: FirewallQuestion?
+  /// An answer of which only a part was asked for, and the record that comes next.
+  private var rest: (answer: FirewallAnswer, next: Int)?
+
+  /// - `sender`: sends resets, or why nothing does.
+  package init(sender: Result<ResetSender, FirewallError>) {
+    switch sender {
+    case .success(let sender): (self.sender, senderProblem) = (sender, nil)
+    case .failure(let problem): (self.sender, senderProblem) = (nil, problem)
+    }
+  }
+
+  /// - `isolate`: called when the packet filter is open, before that is answered.
+  /// - Returns: the answer; nil when the owner asked what no sound one asks: then this is to end.
+  package mutating func answer(_ message: [UInt8], isolate: () -> Void) -> [UInt8]? {
+    guard let question = FirewallQuestion(message), lastSequence.map({ question.sequence > $0 }) ?? true,
+      begun == nil || begun?.verb == question.verb, (question.verb == .open) == (sink == nil)
+    else { return nil }
+    lastSequence = question.sequence
+    if question.verb == .more { return more(question) }
+    rest = nil
+    if begun == nil { begun = question } else { begun?.records += question.records }
+    guard let whole = begun, whole.records.count <= FirewallMessage.recordLimit else { return nil }
+    if question.hasMore { return say(FirewallAnswer(question.verb), question) }
+    begun = nil
+    if let sink { return say(obey(whole, sink), question) }
+    let answer = open(whole)
+    isolate()
+    return say(answer, question)
+  }
+
+  private mutating func say(_ answer: FirewallAnswer, from start: Int = 0, _ question: FirewallQuestion) -> [UInt8] {
+    let part = answer.part(from: start, sequence: question.sequence)
+    rest = part.next < answer.records.count ? (answer, part.next) : nil
+    return part.bytes
+  }
+
+  private mutating func more(_ question: FirewallQuestion) -> [UInt8]? {
+    guard let rest else { return nil }
+    return say(rest.answer, from: rest.next, question)
+  }
+
+  // MARK: What is asked
+
+  private mutating func open(_ question: FirewallQuestion) -> FirewallAnswer {
+    var configuration = NftablesSink.Configuration(
+      protectsHost: question.number & FirewallQuestion.Option.protectsHost != 0,
+      holdsTable: question.number & FirewallQuestion.Option.holdsTable != 0,
+      capacity: Int(clamping: min(max(question.time, 0), Int64(FirewallMessage.recordLimit))))
+    configuration.quarantineExceptions.allowsDHCP = question.number & FirewallQuestion.Option.allowsDHCP != 0
+    for record in question.records {
+      if case .network(let network) = record { configuration.quarantineExceptions.networks.append(network) }
+      if case .text(let text) = record { configuration.table = text }
+    }
+    do throws(NetlinkError) {
+      let sink = try openFree(configuration)
+      self.sink = sink
+      var answer = FirewallAnswer(.open)
+      answer.generation = sink.contents.withLock { $0.generation }
+      answer.number = UInt64(sink.adoptedMeasures)
+      if let senderProblem { answer.records = [.text(senderProblem.message)] }
+      return answer
+    } catch .held(let port) {
+      var answer = FirewallAnswer(.open)
+      (answer.failure, answer.number) = (.held, UInt64(port))
+      return answer
+    } catch {
+      return FirewallAnswer(
+        .open, FirewallError(error, during: NftablesSink.openingAction, table: configuration.table))
+    }
+  }
+
+  private func openFree(_ configuration: NftablesSink.Configuration) throws(NetlinkError) -> NftablesSink {
+    let (heard, deadline) = (heard, ContinuousClock.now + Self.holderPatience)
+    while true {
+      do throws(NetlinkError) {
+        return try NftablesSink.opening(configuration) { heard.put($0) }
+      } catch .held(let port) {
+        guard ContinuousClock.now < deadline else { throw .held(port) }
+        usleep(20_000)
+      }
+    }
+  }
+
+  private func obey(_ question: FirewallQuestion, _ sink: NftablesSink) -> FirewallAnswer {
+    var answer: FirewallAnswer
+    do throws(FirewallError) {
+      answer = try carryOut(question, sink)
+    } catch { answer = FirewallAnswer(question.verb, error) }
+    answer.generation = sink.contents.withLock { $0.generation }
+    return answer
+  }
+
+  private func carryOut(_ question: FirewallQuestion, _ sink: NftablesSink) throws(FirewallError) -> FirewallAnswer {
+    var answer = FirewallAnswer(question.verb)
+    let time = Timestamp(nanoseconds: question.time)
+    switch question.verb {
+    case .apply:
+      let change = FirewallChange(
+        from: question.number, time: time, add: question.records.compactMap(\.measure),
+        remove: question.records.compactMap(\.removed))
+      _ = try sink.locked { contents throws(FirewallError) in try contents.apply(change) }
+    case .replace:
+      let measures = question.records.compactMap(\.measure)
+      _ = try sink.locked { contents throws(FirewallError) in
+        try contents.change(adding: measures, removing: [], at: time, replacesAll: true)
+      }
+    case .read:
+      let state = try sink.locked { contents throws(FirewallError) in try contents.readBack(at: time) }
+      answer.records = state.measures.map { .measure($0) }
+    case .ports:
+      let (ports, antiSpoofing) = Self.ports(question)
+      try sink.locked { contents throws(FirewallError) in try contents.update(ports, antiSpoofing) }
+    case .cut:
+      let flows = question.records.compactMap(\.flow)
+      let outcome = try sink.locked { contents throws(FirewallError) in
+        try contents.cut(flows, for: .nanoseconds(question.time))
+      }
+      answer.number = UInt64(outcome.cut)
+      answer.records = outcome.left.map { .flow($0) }
+    case .reset:
+      let results = SinkWithResets(sink: sink, resets: sender).send(question.records.compactMap(\.reset))
+      answer.records = results?.map { .isSent($0) } ?? []
+    case .counts:
+      let counts = try sink.locked { contents throws(FirewallError) in try contents.readCounts(ofMeasures: false) }
+      answer.records = FirewallCount.list(counts).map { .count($0) }
+    case .look: answer.records = heard.take().map { .change($0) }
+    case .open, .more: break
+    }
+    return answer
+  }
+
+  private static func ports(_ question: FirewallQuestion) -> ([DomainUUID: [NetworkPort]], AntiSpoofing) {
+    var ports: [DomainUUID: [NetworkPort]] = [:]
+    var antiSpoofing = AntiSpoofing(SpoofingKind.set(of: UInt8(truncatingIfNeeded: question.number)) ?? [])
+    for record in question.records {
+      switch record {
+      case .port(let domain, let port):
+        if let last = ports[domain]?.last, last.interface == port.interface {
+          ports[domain]![ports[domain]!.count - 1].addresses += port.addresses
+        } else {
+          ports[domain, default: []].append(port)
+        }
+      case .exception(let domain, let kinds): antiSpoofing.exceptions[domain] = kinds
+      case .network(let network): antiSpoofing.reserved.insert(network.base)
+      default: break
+      }
+    }
+    return (ports, antiSpoofing)
+  }
+}
+
+/// What others did, until it is asked for. The newest are kept.
+private final class HeardChanges: Sendable {
+  private let changes = Mutex<[ForeignChange]>([])
+
+  func put(_ change: ForeignChange) {
+    changes.withLock { changes in
+      if changes.count == ProcessFirewallSink.changeLimit { changes.removeFirst() }
+      changes.append(change)
+    }
+  }
+
+  func take() -> [ForeignChange] {
+    changes.withLock { changes in
+      defer { changes = [] }
+      return changes
+    }
+  }
+}
+
+extension FirewallRecord {
+  var measure: FirewallMeasure? { if case .measure(let measure) = self { measure } else { nil } }
+  var removed: FirewallMeasure.Key? { if case .removed(let key) = self { key } else { nil } }
+  var flow: FlowCut? { if case .flow(let flow) = self { flow } else { nil } }
+  var reset: AddressedReset? { if case .reset(let reset) = self { reset } else { nil } }
+  var isSent: Bool? { if case .isSent(let isSent) = self { isSent } else { nil } }
+  var change: ForeignChange? { if case .change(let change) = self { change } else { nil } }
+}

@@ -1,0 +1,81 @@
+#if Daemon
+import Foundation
+import NetworkTestSupport
+import Testing
+import VMFenceControl
+
+extension EndToEnd {
+  /// The process that holds the packet filter, when it does not do what it should.
+  @Suite("The packet filter's process", .serialized)
+  struct FirewallTests {
+    private static let longBlocks = ProtectedHost.policy.replacingOccurrences(of: "6s", with: "5m")
+
+    /// The number of the daemon's vmfence-firewall; nil when there is none.
+    private func holder(_ host: ProtectedHost) throws -> Int32? {
+      let daemon = try #require(host.daemon?.processIdentifier)
+      let text = try NetworkNamespace.shell("pgrep -P \(daemon) -x vmfence-firewal || true")
+      return Int32(text.trimmingCharacters(in: .whitespacesAndNewlines))
+    }
+
+    @Test(
+      "killed, or stuck, while blocks stand: they stand, it is told, and what is decided meanwhile stands once another runs",
+      arguments: [SIGKILL, SIGSTOP])
+    func ends(signal: Int32) throws {
+      let host = try ProtectedHost("holder", policy: Self.longBlocks)
+      try host.start()
+      host.attack()
+      try LiveRunTests.wait("a block") { host.bans.count == 1 && !host.fetches(1) }
+      let first = try #require(try holder(host))
+      kill(first, signal)
+      #expect(!host.fetches(1) && host.fetches(2), "what stands does not stand any more")
+      host.attack(2, from: "10.77.0.98")
+      try LiveRunTests.wait("it is told") { try host.platformKinds().contains("firewall-gap") }
+      #expect(host.said.contains("vmfence-firewall is gone ("))
+      try LiveRunTests.wait("another runs") { try holder(host).map { $0 != first } ?? false }
+      try LiveRunTests.wait("what was decided stands") {
+        host.bans.contains { $0.network == "10.77.0.98" } && !host.fetches(2, from: "10.77.0.98")
+      }
+      #expect(!host.fetches(1) && host.fetches(1, from: "10.77.0.98"))
+      #expect(kill(first, 0) == -1, "the first one lives")
+      let said = host.said
+      #expect(said.contains("vmfence-firewall runs again"))
+      let status = try host.ask(ControlRequest(.status), DaemonStatus.self)
+      #expect(status.problems.allSatisfy { !$0.contains("cannot be changed") }, "\(status)")
+      #expect(status.desired == 0 && status.measures == 2, "\(status)")
+    }
+
+    @Test("while none can be started, status says why, and nothing that stands is lost")
+    func unavailable() throws {
+      let host = try ProtectedHost("noholder", policy: Self.longBlocks, host: "firewall: {own-table: false}")
+      try host.start()
+      host.attack()
+      try LiveRunTests.wait("a block") { host.bans.count == 1 && !host.fetches(1) }
+      // One that stops as soon as it is there stands for a kernel that does not answer.
+      let daemon = try #require(host.daemon?.processIdentifier)
+      let stopper = Process()
+      stopper.executableURL = URL(filePath: "/bin/sh")
+      stopper.arguments = ["-c", "while :; do pkill -STOP -P \(daemon) -x vmfence-firewal; sleep 0.02; done"]
+      try stopper.run()
+      defer { stopper.terminate() }
+      try LiveRunTests.wait("status says it") {
+        try host.ask(ControlRequest(.status), DaemonStatus.self).problems.contains {
+          $0.contains("vmfence-firewall is gone (it did not answer")
+        }
+      }
+      #expect(!host.fetches(1) && host.fetches(2))
+      #expect(try host.cli("status").contains("problem: the packet filter cannot be changed"))
+      host.attack(2, from: "10.77.0.98")
+      try LiveRunTests.wait("a decision waits") {
+        try host.ask(ControlRequest(.status), DaemonStatus.self).desired == 1
+      }
+      stopper.terminate()
+      try LiveRunTests.wait("what waited stands") { !host.fetches(2, from: "10.77.0.98") }
+      #expect(!host.fetches(1))
+      try LiveRunTests.wait("nothing is wrong any more") {
+        let status = try host.ask(ControlRequest(.status), DaemonStatus.self)
+        return status.problems.isEmpty && status.desired == 0
+      }
+    }
+  }
+}
+#endif
