@@ -33,6 +33,7 @@ let package = Package(
     .executable(name: "vmfence-channel", targets: ["vmfence-channel"]),
     .executable(name: "vmfence-hypervisor", targets: ["vmfence-hypervisor"]),
     .executable(name: "vmfence-firewall", targets: ["vmfence-firewall"]),
+    .executable(name: "vmfence-capture", targets: ["vmfence-capture"]),
     .executable(name: "vmfence-disk", targets: ["vmfence-disk"]),
     .executable(name: "vmfence-guest", targets: ["vmfence-guest"]),
   ],
@@ -96,6 +97,9 @@ let package = Package(
       name: "vmfence-firewall", dependencies: ["VMFenceCore", "VMFenceProcess", "VMFenceNftables"],
       swiftSettings: strict),
     .executableTarget(
+      name: "vmfence-capture", dependencies: ["VMFenceCore", "VMFenceProcess", "VMFenceCapture"],
+      swiftSettings: strict),
+    .executableTarget(
       name: "vmfence-guest", dependencies: ["VMFenceCore", "VMFenceGuest", "VMFenceChannel"], swiftSettings: strict),
     .executableTarget(
       name: "vmfence-disk",
@@ -157,6 +161,7 @@ let package = Package(
       // libpcap is the judge of the capture reader; nothing in Sources needs it.
       dependencies: [
         "VMFenceCore", "VMFenceCapture", "VMFenceConformance", "VMFenceTestKit", "CPcap", "NetworkTestSupport",
+        "VMFenceProcess", "vmfence-capture",
       ],
       swiftSettings: strict),
     .testTarget(
@@ -200,7 +205,7 @@ let package = Package(
       name: "VMFenceRefTests",
       dependencies: [
         "VMFenceCore",
-        "vmfence-ref", "vmfence-detector", "vmfence-firewall", "VMFenceProcess", "VMFenceControl",
+        "vmfence-ref", "vmfence-detector", "vmfence-firewall", "vmfence-capture", "VMFenceProcess", "VMFenceControl",
         "NetworkTestSupport",
       ],
       swiftSettings: strict),

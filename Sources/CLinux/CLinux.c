@@ -109,10 +109,23 @@ ptrdiff_t vmfence_receive_descriptor(int socket, void *bytes, size_t count, int 
   *fd = -1;
   ptrdiff_t result = recvmsg(socket, &message, MSG_CMSG_CLOEXEC | (waits ? 0 : MSG_DONTWAIT));
   if (result < 0) return result;
-  struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-  if (header != NULL && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS &&
-      header->cmsg_len == CMSG_LEN(sizeof(int)))
-    memcpy(fd, CMSG_DATA(header), sizeof(int));
+  // The room that one takes may be enough for two. Whoever sends several has none of them taken, and all are closed.
+  int number = 0;
+  for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header != NULL; header = CMSG_NXTHDR(&message, header)) {
+    if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
+    for (size_t at = CMSG_LEN(0); at + sizeof(int) <= header->cmsg_len; at += sizeof(int)) {
+      int each;
+      memcpy(&each, (const char *)header + at, sizeof each);
+      if (number++ == 0)
+        *fd = each;
+      else
+        close(each);
+    }
+  }
+  if (*fd >= 0 && (number > 1 || message.msg_flags & MSG_CTRUNC)) {
+    close(*fd);
+    *fd = -1;
+  }
   return result;
 }
 
@@ -137,28 +150,28 @@ int vmfence_raise_open_files(void) {
 }
 
 int vmfence_become(uint32_t user, uint32_t group, int keeps_capabilities) {
-  if (prctl(PR_SET_KEEPCAPS, keeps_capabilities, 0, 0, 0) == -1) return -1;
+  if (prctl(PR_SET_KEEPCAPS, keeps_capabilities ? 1 : 0, 0, 0, 0) == -1) return -1;
   if (setgroups(0, NULL) == -1) return -1;
   if (setresgid(group, group, group) == -1) return -1;
   return setresuid(user, user, user);
 }
 
 // capset(2): two words of each set.
-static int hold(uint64_t kept, int raises) {
+static int hold(uint64_t kept, uint64_t effective) {
   struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
   struct __user_cap_data_struct sets[_LINUX_CAPABILITY_U32S_3];
   if (syscall(SYS_capget, &header, sets) == -1) return -1;
   for (int word = 0; word < _LINUX_CAPABILITY_U32S_3; word++) {
     uint32_t mask = (uint32_t)(kept >> 32 * word);
     sets[word].permitted &= mask;
-    sets[word].effective = raises ? sets[word].permitted : sets[word].effective & mask;
+    sets[word].effective = sets[word].permitted & (uint32_t)(effective >> 32 * word);
     sets[word].inheritable &= mask;
   }
   if (syscall(SYS_capset, &header, sets) == -1) return -1;
   return prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
 }
 
-int vmfence_hold_capabilities(uint64_t kept) { return hold(kept, 1); }
+int vmfence_hold_capabilities(uint64_t kept) { return hold(kept, kept); }
 
 int vmfence_pass_capabilities(uint64_t passed) {
   struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
@@ -178,13 +191,13 @@ int vmfence_pass_capabilities(uint64_t passed) {
   return 0;
 }
 
-int vmfence_keep_capabilities(uint64_t kept) {
+int vmfence_keep_capabilities(uint64_t kept, uint64_t effective) {
   for (int capability = 0; capability < 64 && prctl(PR_CAPBSET_READ, capability, 0, 0, 0) >= 0; capability++) {
     if (kept >> capability & 1 || prctl(PR_CAPBSET_READ, capability, 0, 0, 0) == 0) continue;
-    // Whoever has no CAP_SETPCAP has no root to start programs as, either.
+    // Without CAP_SETPCAP that set stays. Then what the caller lacks is kept from programs only by no_new_privs(2), or because it is not root.
     if (prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) == -1 && errno != EPERM) return -1;
   }
-  return hold(kept, 0);
+  return hold(kept, effective);
 }
 
 int vmfence_die_with_parent(void) { return prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0); }

@@ -34,11 +34,7 @@ int vmfence_seccomp_disk(void) {
       ALLOW(ftruncate),
       ALLOW(lseek),
       ALLOW(fadvise64),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 0, 4),
-      LOAD(ARGUMENT_LOW(1)),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)BLKDISCARD, 0, 1),
-      RETURN(SECCOMP_RET_ALLOW),
-      RETURN(DENY),
+      ALLOW_WHEN(ioctl, 1, BLKDISCARD),
       // Clients come and go on the socket that is open already; events go to files that are.
       ALLOW(accept4),
       ALLOW(setsockopt),

@@ -108,9 +108,32 @@ int vmfence_seccomp_hypervisor(void) {
       FILTER_HEAD,
       FILTER_MESSAGES,
       // Its buffers libxenctrl maps from /dev/xen/hypercall (mmap).
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 0, 4),
+      ALLOW_WHEN(ioctl, 1, PRIVCMD_HYPERCALL),
+      FILTER_MEMORY_AND_TIME,
+      FILTER_END,
+      // Nothing sound here comes near these.
+      FILTER_TAIL,
+  };
+  return install(program, sizeof program / sizeof *program);
+}
+
+int vmfence_seccomp_capture(int owner) {
+  const uint32_t forbidden = PROT_EXEC;
+  struct sock_filter program[] = {
+      FILTER_HEAD,
+      ALLOW_WHEN(recvfrom, 0, owner),
+      ALLOW_WHEN(sendmsg, 0, owner),
+      ALLOW_POLL,
+      ALLOW(futex),
+      ALLOW(close),
+      // What PacketSocket.open asks for, with the protocol 0, of which no frame is. There is no bind, no setsockopt and no recvmsg.
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_socket, 0, 8),
+      LOAD(ARGUMENT_LOW(0)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AF_PACKET, 0, 5),
       LOAD(ARGUMENT_LOW(1)),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, PRIVCMD_HYPERCALL, 0, 1),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SOCK_RAW | SOCK_CLOEXEC, 0, 3),
+      LOAD(ARGUMENT_LOW(2)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 0, 1),
       RETURN(SECCOMP_RET_ALLOW),
       RETURN(DENY),
       FILTER_MEMORY_AND_TIME,

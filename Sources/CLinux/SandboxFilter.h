@@ -28,6 +28,13 @@
 #define ALLOW(name) WHEN(SYS_##name, SECCOMP_RET_ALLOW)
 #define KILL(name) WHEN(SYS_##name, SECCOMP_RET_KILL_PROCESS)
 #define DENY SECCOMP_RET_ERRNO | EPERM
+// Allowed when argument `n` is `value`.
+#define ALLOW_WHEN(name, n, value)                                \
+  BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_##name, 0, 4),          \
+      LOAD(ARGUMENT_LOW(n)),                                      \
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)(value), 0, 1), \
+      RETURN(SECCOMP_RET_ALLOW),                                  \
+      RETURN(DENY)
 // Allowed unless the third argument (protection) asks for execution, or `executable` says that it may.
 #define ALLOW_MEMORY(name)                                        \
   BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_##name, 0, 4),          \
@@ -56,11 +63,7 @@
 // The end of a process: `exit`, and `abort`, which signals the own process and nobody else.
 #define FILTER_END                                                        \
   ALLOW(exit), ALLOW(exit_group), ALLOW(rt_sigreturn), ALLOW(rt_sigprocmask), ALLOW(rt_sigaction), \
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_tgkill, 0, 4),              \
-      LOAD(ARGUMENT_LOW(0)),                                              \
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)getpid(), 0, 1),      \
-      RETURN(SECCOMP_RET_ALLOW),                                          \
-      RETURN(DENY)
+      ALLOW_WHEN(tgkill, 0, getpid())
 #if defined(SYS_fork)
 #define KILL_FORK , KILL(fork), KILL(vfork)
 #else

@@ -16,7 +16,7 @@ import VMFenceCore
 /// - **VLAN**: a tag that the kernel took out of the frame is in the metadata.
 /// - **Losses**: frames that did not fit into the ring are counted as `droppedByKernel`, brought up to date with every block and every wait.
 ///
-/// Needs CAP_NET_RAW while it is opened, and nothing afterwards. Used by one thread at a time. Allocates nothing per frame. An interface
+/// Needs CAP_NET_RAW while it is opened, or a process that has it (`PacketSocketOpener`), and nothing afterwards. Used by one thread at a time. Allocates nothing per frame. An interface
 /// that goes down is waited for; one that is gone is an error of code `interfaceGone`, after its last frames were delivered.
 public struct LiveCapture: ~Copyable, Sendable, PacketSource {
   /// What the interface is.
@@ -89,10 +89,13 @@ public struct LiveCapture: ~Copyable, Sendable, PacketSource {
 
   /// Opens an interface of the calling thread's network namespace. Frames are captured from this moment on.
   ///
+  /// - `opener`: what opens the packet socket in the place of this process, in the same network namespace; nil: this process does, with CAP_NET_RAW.
   /// - Throws: `noSuchInterface` (the message lists those that there are), `permissionDenied`, `unsupported` for interfaces whose frames are
-  ///   not Ethernet or IP, `inputOutput` when the kernel refuses (a ring that is too large, say).
+  ///   not Ethernet or IP, `inputOutput` when the kernel refuses (a ring that is too large, say), `unavailable` when `opener` has no socket now: to be tried again when its
+  ///   `tend` says so.
   public static func open(
-    interface: String, port: PortID, kind: Kind = .guestPort, configuration: Configuration = Configuration()
+    interface: String, port: PortID, kind: Kind = .guestPort, configuration: Configuration = Configuration(),
+    through opener: PacketSocketOpener? = nil
   ) throws(PacketSourceError) -> LiveCapture {
     // SAFETY: the function reads the name up to its NUL, which Swift's bridging to a C string adds.
     let index = unsafe if_nametoindex(interface)
@@ -101,7 +104,7 @@ public struct LiveCapture: ~Copyable, Sendable, PacketSource {
         .noSuchInterface, "there is no interface \(interface.escapedForDisplay) here; there are: \(interfaceNames())",
         remedy: "name one of these, or start the guest whose port it is")
     }
-    let socket = try PacketSocket.open(interface: interface)
+    let socket = try socket(for: interface, opener)
     let ring = try socket.makeRing(configuration, interface)
     let hardware = try socket.bind(index: index, interface)
     let linkType: LinkType
@@ -118,6 +121,15 @@ public struct LiveCapture: ~Copyable, Sendable, PacketSource {
     return LiveCapture(
       interface: interface, socket: socket, ring: ring, index: index, port: port, kind: kind, linkType: linkType,
       isLoopback: hardware == PacketSocket.Hardware.loopback, latency: configuration.latency)
+  }
+
+  private static func socket(
+    for interface: String, _ opener: PacketSocketOpener?
+  ) throws(PacketSourceError) -> PacketSocket {
+    if let opener { return try opener.socket(for: interface) }
+    do throws(SystemFailure) { return try PacketSocket.open() } catch {
+      throw PacketSocket.openingFailure(error.number, interface)
+    }
   }
 
   @inlinable

@@ -32,16 +32,37 @@ struct PacketSocket: ~Copyable, Sendable {
   deinit { _ = close(descriptor) }
 
   /// Opens a socket that receives nothing yet. The corresponding C function is `socket(2)`.
-  static func open(interface: String) throws(PacketSourceError) -> PacketSocket {
+  static func open() throws(SystemFailure) -> PacketSocket {
     let descriptor = socket(AF_PACKET, Int32(SOCK_RAW.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
-    guard descriptor >= 0 else {
-      let number = errno
-      guard number == EPERM || number == EACCES else { throw failure("open a packet socket", interface, number) }
-      throw PacketSourceError(
-        .permissionDenied, "cannot capture on \(interface.escapedForDisplay): this process lacks CAP_NET_RAW",
-        remedy: "run as root, or give the program the capability: setcap cap_net_raw+ep PROGRAM")
-    }
+    guard descriptor >= 0 else { throw SystemFailure(call: "socket", number: errno) }
     return PacketSocket(descriptor: descriptor)
+  }
+
+  /// Takes over a socket that another process has opened; nil, and it is closed, when it is not one that receives nothing yet.
+  ///
+  /// What else may have been set on it is not to be seen; a ring that it has already makes `makeRing` fail.
+  static func adopt(_ descriptor: Int32) -> PacketSocket? {
+    let socket = PacketSocket(descriptor: descriptor)
+    let (index, _, packetProtocol) = socket.boundAddress()
+    guard socket.option(SO_DOMAIN) == AF_PACKET, socket.option(SO_TYPE) == Int32(SOCK_RAW.rawValue), index == 0,
+      packetProtocol == 0
+    else { return nil }
+    return socket
+  }
+
+  /// The descriptor, which is the caller's to close from here on.
+  consuming func release() -> Int32 {
+    let descriptor = descriptor
+    discard self
+    return descriptor
+  }
+
+  /// What it means for a capture that there is no socket.
+  static func openingFailure(_ number: Int32, _ interface: String) -> PacketSourceError {
+    guard number == EPERM || number == EACCES else { return failure("open a packet socket", interface, number) }
+    return PacketSourceError(
+      .permissionDenied, "cannot capture on \(interface.escapedForDisplay): there is no CAP_NET_RAW",
+      remedy: "run as root, or give it to the program that opens packet sockets: setcap cap_net_raw+ep PROGRAM")
   }
 
   /// Gives the socket its ring and maps it.
@@ -83,14 +104,14 @@ struct PacketSocket: ~Copyable, Sendable {
 
   /// What the kernel says the socket is bound to; the index is -1 once the interface is gone. Of the socket's own network
   /// namespace, wherever the calling thread is. The corresponding C function is `getsockname(2)`.
-  func boundAddress() -> (index: Int32, hardwareType: UInt16) {
+  func boundAddress() -> (index: Int32, hardwareType: UInt16, protocol: UInt16) {
     var address = [UInt8](repeating: 0, count: 20)
     var count = socklen_t(address.count)
     // SAFETY: `getsockname` writes at most `count` bytes, which the array has.
     _ = unsafe address.withUnsafeMutableBytes { bytes in
       unsafe getsockname(descriptor, bytes.baseAddress!.assumingMemoryBound(to: sockaddr.self), &count)
     }
-    return address.withRawSpan { (Int32(bitPattern: $0.u32le(4)), $0.u16le(8)) }
+    return address.withRawSpan { (Int32(bitPattern: $0.u32le(4)), $0.u16le(8), $0.u16(2)) }
   }
 
   /// Makes the interface hand over frames that are meant for others, as long as the socket is open.
@@ -112,12 +133,14 @@ struct PacketSocket: ~Copyable, Sendable {
   }
 
   /// Takes the pending error off the socket; 0 when there is none.
-  func takeError() -> Int32 {
-    var number: Int32 = 0
+  func takeError() -> Int32 { option(SO_ERROR) ?? 0 }
+
+  /// An option of any socket; nil when it is none.
+  private func option(_ name: Int32) -> Int32? {
+    var value: Int32 = 0
     var count = socklen_t(4)
     // SAFETY: the kernel writes an int.
-    _ = unsafe getsockopt(descriptor, SOL_SOCKET, SO_ERROR, &number, &count)
-    return number
+    return unsafe getsockopt(descriptor, SOL_SOCKET, name, &value, &count) == 0 ? value : nil
   }
 
   enum Wait { case ready, nothing, error }
@@ -152,7 +175,7 @@ struct PacketSocket: ~Copyable, Sendable {
 }
 
 /// Stores a number in the host's byte order.
-private func store<Number: FixedWidthInteger>(_ number: Number, in bytes: inout [UInt8], at offset: Int) {
+func store<Number: FixedWidthInteger>(_ number: Number, in bytes: inout [UInt8], at offset: Int) {
   for index in 0..<MemoryLayout<Number>.size {
     bytes[offset + index] = UInt8(truncatingIfNeeded: number.littleEndian >> Number(8 * index))
   }

@@ -2,11 +2,11 @@ internal import CLinux
 internal import Glibc
 public import VMFenceCore
 
-/// A process that was started to hold one power, or to read what one guest writes, and nothing else: `vmfence-hypervisor`, `vmfence-firewall`, `vmfence-channel`. It gets a socket that
+/// A process that was started to hold one power, or to read what one guest writes, and nothing else: `vmfence-hypervisor`, `vmfence-firewall`, `vmfence-capture`, `vmfence-channel`. It gets a socket that
 /// keeps messages apart, and gives up everything that it does not need before it handles the first byte (`Sandbox`). It ends with the process that started it.
 ///
 /// Used by one thread at a time. It ends with its last reference.
-public final class HelperProcess: MessageProcess, @unchecked Sendable {
+public final class HelperProcess: DescriptorProcess, @unchecked Sendable {
   // Used by one thread, as is said.
 
   /// Bytes of a message to such a process: a guest's policy is the longest.
@@ -82,12 +82,25 @@ public final class HelperProcess: MessageProcess, @unchecked Sendable {
   }
 
   public func receive(within patience: Duration) -> ReceivedMessage {
+    // SAFETY: at most as many bytes as there is room for are written. A descriptor that comes along is not taken.
+    unsafe receive(within: patience) { unsafe vmfence_receive(socket.rawValue, $0.baseAddress, $0.count, 0) }
+  }
+
+  public func receive(within patience: Duration, descriptor: inout Int32?) -> ReceivedMessage {
+    var received: Int32 = -1
+    // SAFETY: as above, and one number.
+    let message = unsafe receive(within: patience) {
+      unsafe vmfence_receive_descriptor(socket.rawValue, $0.baseAddress, $0.count, &received, 0)
+    }
+    descriptor = received < 0 ? nil : received
+    return message
+  }
+
+  private func receive(within patience: Duration, _ take: (UnsafeMutableRawBufferPointer) -> Int) -> ReceivedMessage {
     if isGone { return .ended }
     if patience > .zero { _ = Self.isReadable(socket.rawValue, within: patience) }
-    // SAFETY: at most as many bytes as there is room for are written.
-    let count = unsafe buffer.withUnsafeMutableBytes { bytes in
-      unsafe vmfence_receive(socket.rawValue, bytes.baseAddress, bytes.count, 0)
-    }
+    // SAFETY: valid during the call.
+    let count = unsafe buffer.withUnsafeMutableBytes { unsafe take($0) }
     if count > 0 { return .message(Array(buffer[..<count])) }
     return count < 0 && (errno == EAGAIN || errno == EINTR) ? .nothing : .ended
   }
@@ -139,8 +152,11 @@ public final class HelperProcess: MessageProcess, @unchecked Sendable {
 /// The other end, in the process itself. Used by one thread.
 package struct HelperProcessEnd {
   /// The descriptors that a `HelperProcess` passes.
-  private static let socket: Int32 = 3
+  static let socket: Int32 = 3
   package static let descriptor: Int32 = 4
+
+  /// Whether there is an owner at all.
+  package static var isThere: Bool { fcntl(socket, F_GETFD) >= 0 }
 
   private let messageLimit: Int
 
@@ -170,6 +186,14 @@ package struct HelperProcessEnd {
   package func send(_ bytes: [UInt8]) -> Bool {
     // SAFETY: the array's bytes are read.
     unsafe bytes.withUnsafeBytes { unsafe vmfence_send(Self.socket, $0.baseAddress, $0.count, 1) } == bytes.count
+  }
+
+  /// The same, and a descriptor with it if there is one. Does not wait: the owner has room for the answer to the one question that it has asked.
+  package func send(_ bytes: [UInt8], descriptor: Int32?) -> Bool {
+    // SAFETY: the array's bytes are read.
+    unsafe bytes.withUnsafeBytes {
+      unsafe vmfence_send_descriptor(Self.socket, $0.baseAddress, $0.count, descriptor ?? -1)
+    } == bytes.count
   }
 
   /// The process's end, with a line for people. Before it has entered its sandbox.

@@ -104,3 +104,14 @@ package enum FirewallSandbox {
     try Sandbox.need("filter system calls", vmfence_seccomp_firewall())
   }
 }
+
+/// What the process that opens packet sockets gives up at its start. What is left are its memory, its owner's socket, time, and sockets of that kind, which receive nothing: it cannot
+/// bind one, and reads from none but its owner's.
+package enum CaptureSandbox {
+  /// - Throws: `failed`: without these nothing must be served.
+  package static func enter() throws(DetectorError) {
+    _ = try Sandbox(capabilities: [.opensPacketSockets], openFiles: 16, memory: 64 << 20).enter {
+      vmfence_seccomp_capture(HelperProcessEnd.socket)
+    }
+  }
+}

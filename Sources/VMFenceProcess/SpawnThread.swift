@@ -2,10 +2,10 @@ internal import Glibc
 import Synchronization
 internal import VMFenceCore
 
-/// The one thread that starts detector processes, for as long as this process lives.
+/// The one thread that starts processes of this project, for as long as this process lives.
 ///
-/// A detector asks to be killed when its parent dies (PR_SET_PDEATHSIG), and the kernel means the *thread* that created it. Were
-/// detectors started from a thread of a pool, they would die when that thread is retired.
+/// Such a process asks to be killed when its parent dies (PR_SET_PDEATHSIG), and the kernel means the *thread* that created it. Were
+/// it started from a thread of a pool, it would die when that thread is retired. It also has in reserve what such processes need and this one does not (`Capability.keep`).
 final class SpawnThread: Sendable {
   static let shared = SpawnThread()
 
@@ -18,9 +18,9 @@ final class SpawnThread: Sendable {
     precondition(error == 0, "cannot start a thread")
   }
 
-  /// Starts a process on the thread.
+  /// Starts a process on the thread, or changes what processes get that it starts later.
   ///
-  /// - `body`: sets the process's number, and returns an error number or 0.
+  /// - `body`: sets the number of the process that it starts, and returns an error number or 0.
   static func spawn(_ body: @escaping @Sendable (inout Int32) -> Int32) -> (pid: Int32, error: Int32) {
     let result = SpawnResult()
     shared.run {

@@ -56,6 +56,7 @@ enum House {
     "vmfence-channel": rooms.union(["VMFenceChannel", "VMFenceProcess", "VMFenceXen"]),
     "vmfence-hypervisor": rooms.union(["VMFenceProcess", "VMFenceXen"]),
     "vmfence-firewall": rooms.union(["VMFenceProcess", "VMFenceNftables"]),
+    "vmfence-capture": rooms.union(["VMFenceProcess", "VMFenceCapture"]),
     "vmfence-guest": rooms.union(["VMFenceGuest", "VMFenceChannel"]),
     "vmfence-disk": rooms.union([
       "VMFenceBlock", "VMFenceDetection", "VMFenceProcess", "VMFenceControl", "CLinux", "ArgumentParser", "Foundation",

@@ -48,6 +48,16 @@ struct Program {
     return process
   }
 
+  /// What a process has started that lives, by the first 15 characters of the program's name.
+  static func children(of parent: Int32, named name: String) throws -> [Int32] {
+    // `ip netns exec` replaces itself by the program, so the process that was started is the daemon.
+    let tasks = try FileManager.default.contentsOfDirectory(atPath: "/proc/\(parent)/task")
+    return tasks.flatMap { task -> [Int32] in
+      let children = (try? String(contentsOfFile: "/proc/\(parent)/task/\(task)/children", encoding: .utf8)) ?? ""
+      return children.split(separator: " ").compactMap { Int32($0) }
+    }.filter { (try? String(contentsOfFile: "/proc/\($0)/comm", encoding: .utf8)) == name + "\n" }
+  }
+
   /// Runs to the end. Outputs are small here: a pipe holds them.
   static func run(_ arguments: String...) throws -> Result { try run(arguments) }
 

@@ -142,6 +142,19 @@ struct HostConfigurationTests {
     #expect(result.status == 73 && result.errors.contains("the state directory"), "\(result.errors)")
   }
 
+  @Test("without the program that opens packet sockets nothing is run, and the message names it")
+  func noOpener() throws {
+    let folder = try TemporaryFolder()
+    _ = try folder.write("inventory.yaml", Self.inventory)
+    let host = try folder.write("host.yaml", "version: 1\ninventory: inventory.yaml\nfirewall: {kind: none}\n")
+    try FileManager.default.copyItem(atPath: try Program.path("vmfence-ref"), toPath: folder.path("vmfence-ref"))
+    let failure = #expect(throws: NetworkNamespace.CommandFailed.self) {
+      try NetworkNamespace.shell("timeout 10 '\(folder.path("vmfence-ref"))' run --config '\(host)' 2>&1")
+    }
+    #expect(
+      failure?.status == 69 && failure?.output.contains("vmfence-capture") == true, "\(String(describing: failure))")
+  }
+
   @Test(
     "a missing capability is named", .enabled(if: NetworkNamespace.isPossible, "needs root, to make a namespace"),
     arguments: [("net_admin", "CAP_NET_ADMIN"), ("net_raw", "CAP_NET_RAW")])

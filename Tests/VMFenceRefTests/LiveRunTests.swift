@@ -70,7 +70,7 @@ struct LiveRunTests {
     }
     try Self.sh("ip netns exec \(guest) ping -q -c 200 -i 0.005 -p deadbeef 10.9.9.1")
     try Self.wait("200 alerts") { try alerts() >= 200 }
-    let detectors = try detectorsOf(daemon.processIdentifier)
+    let detectors = try Program.children(of: daemon.processIdentifier, named: "vmfence-detecto")
     try #require(detectors.count == 1)
     // Stopped first, so that packets are waiting in its ring when it dies.
     kill(detectors[0], SIGSTOP)
@@ -189,16 +189,6 @@ struct LiveRunTests {
     #expect(daemon.terminationStatus == 0)
     let alerts = try EVELine.read(eve).count { $0.alert?.signatureID == 1 }
     #expect(alerts == 1)
-  }
-
-  /// The detectors that a process has started.
-  private func detectorsOf(_ parent: Int32) throws -> [Int32] {
-    // `ip netns exec` replaces itself by the program, so the process that was started is the daemon.
-    let tasks = try FileManager.default.contentsOfDirectory(atPath: "/proc/\(parent)/task")
-    return tasks.flatMap { task -> [Int32] in
-      let children = (try? String(contentsOfFile: "/proc/\(parent)/task/\(task)/children", encoding: .utf8)) ?? ""
-      return children.split(separator: " ").compactMap { Int32($0) }
-    }.filter { (try? String(contentsOfFile: "/proc/\($0)/comm", encoding: .utf8)) == "vmfence-detecto\n" }
   }
 }
 #endif

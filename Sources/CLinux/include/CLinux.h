@@ -52,7 +52,7 @@ int vmfence_spawn(const char *path, const int *descriptors, int number, int *pid
 // socketpair(2) of unix sockets that keep messages apart (SOCK_SEQPACKET), close-on-exec; the first does not wait.
 int vmfence_message_pair(int *ends);
 
-// sendmsg(2) and recvmsg(2) with one descriptor (SCM_RIGHTS); -1 for none. Received descriptors are close-on-exec.
+// sendmsg(2) and recvmsg(2) with one descriptor (SCM_RIGHTS); -1 for none. Received descriptors are close-on-exec; where more than one comes, they are closed.
 ptrdiff_t vmfence_send_descriptor(int socket, const void *bytes, size_t count, int fd);
 ptrdiff_t vmfence_receive_descriptor(int socket, void *bytes, size_t count, int *fd, int waits);
 
@@ -78,6 +78,9 @@ int vmfence_seccomp_hypervisor(void);
 // is told of changes (setsockopt), the number of an interface (SIOCGIFINDEX), memory, time. No socket can be opened any more.
 int vmfence_seccomp_firewall(void);
 
+// The system calls of a process that opens packet sockets: messages with descriptors on the socket `owner`, sockets of packet(7) that receive nothing, memory, time.
+int vmfence_seccomp_capture(int owner);
+
 // Programs that the calling thread starts get these of the capabilities that it has: root's do anyway, others' as ambient ones (capabilities(7)). 0, or -1 with errno.
 int vmfence_pass_capabilities(uint64_t passed);
 
@@ -92,9 +95,10 @@ int vmfence_limit(enum vmfence_limit resource, uint64_t value);
 // Raises the soft limit of open files to the hard one.
 int vmfence_raise_open_files(void);
 
-// Gives up every capability but those whose bits are set in `kept` (capabilities(7)): effective, permitted, inheritable and ambient ones, and in the bounding set, so that
-// no program that is started gets them back. Of the calling thread and of those that it starts, so it is to be the only one. 0, or -1 with errno.
-int vmfence_keep_capabilities(uint64_t kept);
+// Gives up every capability but those whose bits are set in `kept` (capabilities(7)): permitted, inheritable and ambient ones, and in the bounding set, so that no program
+// that is started gets them back. Of those that are left, those of `effective` are in force; the others can be put in force again, and go to programs that root starts. Of the
+// calling thread and of those that it starts. 0, or -1 with errno.
+int vmfence_keep_capabilities(uint64_t kept, uint64_t effective);
 
 // Gives up root: no supplementary groups, this user and group in all three places. What is permitted (capabilities(7)) goes with that unless it
 // `keeps_capabilities` (PR_SET_KEEPCAPS), which then `vmfence_hold_capabilities` sorts. 0, or -1 with errno.

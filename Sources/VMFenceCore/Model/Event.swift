@@ -297,6 +297,8 @@ public struct PlatformAlert: Sendable, Hashable {
     public static let spoofingStopped = Kind("spoofing-stopped")
     public static let unknownSource = Kind("unknown-source")
     public static let probeGap = Kind("probe-gap")
+    /// No interface can be captured that comes now.
+    public static let captureGap = Kind("capture-gap")
     public static let duplicateIdentity = Kind("duplicate-identity")
     public static let integrityGap = Kind("integrity-gap")
     /// A firewall did not take a measure; it is tried again.
@@ -327,7 +329,7 @@ public struct PlatformAlert: Sendable, Hashable {
     /// Those that VMFence itself notices.
     public static let known: [Kind] = [
       .detectorDied, .detectorRestarted, .detectorViolation, .poisonPacket, .packetsDropped, .stateLost,
-      .spoofedSource, .spoofingStopped, .unknownSource, .probeGap, .duplicateIdentity, .integrityGap,
+      .spoofedSource, .spoofingStopped, .unknownSource, .probeGap, .captureGap, .duplicateIdentity, .integrityGap,
       .enforcementFailed, .logUnwritable, .logWritable, .clockJump, .eventsLost, .firewallDrift, .firewallGap,
       .domainFrozen, .domainThawed, .integrityLimit, .diskUnwatched, .diskWatched,
     ]

@@ -133,6 +133,8 @@ public struct PacketSourceError: DescribedError, Hashable {
     /// A record contradicts itself or exceeds a bound.
     public static let corrupt = Code("corrupt")
     public static let permissionDenied = Code("permission-denied")
+    /// A process that the source needs does not live, or does not answer.
+    public static let unavailable = Code("unavailable")
     public static let noSuchInterface = Code("no-such-interface")
     /// The interface went away during the capture.
     public static let interfaceGone = Code("interface-gone")

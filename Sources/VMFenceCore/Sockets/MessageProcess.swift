@@ -15,6 +15,14 @@ public protocol MessageProcess: AnyObject, Sendable {
   var status: DetectorStatus { get }
 }
 
+/// One whose messages may bring an open descriptor each (SCM_RIGHTS, unix(7)).
+public protocol DescriptorProcess: MessageProcess {
+  /// Takes one message, as `receive(within:)` does.
+  ///
+  /// - `descriptor`: set to the descriptor that has come, close-on-exec and the caller's to close, whatever is returned; nil when none has, or more than one.
+  func receive(within patience: Duration, descriptor: inout Int32?) -> ReceivedMessage
+}
+
 /// What came of waiting for a message.
 public enum ReceivedMessage: Hashable, Sendable {
   case message([UInt8])

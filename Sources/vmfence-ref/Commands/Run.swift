@@ -2,6 +2,7 @@
 import ArgumentParser
 import Foundation
 import Logging
+import VMFenceCapture
 import VMFenceConfiguration
 import VMFenceCore
 import VMFenceDetection
@@ -13,7 +14,8 @@ struct Run: AsyncParsableCommand {
     abstract: "Run as a daemon: capture live, inspect, decide, enforce.",
     discussion: """
       The domains come from Xen (`hypervisor: xen` in the configuration), or from an inventory that it names, a file that is watched. Needs
-      CAP_NET_RAW, and for the packet filter CAP_NET_ADMIN, which it leaves to a process of its own (vmfence-firewall); for Xen, root in Dom0.
+      CAP_NET_RAW, and for the packet filter CAP_NET_ADMIN, which it leaves to processes of their own (vmfence-capture, vmfence-firewall); for Xen, root
+      in Dom0.
 
       SIGTERM and SIGINT stop it. SIGHUP reads everything again (configuration, rules, policy, inventory), puts it in force whole or not at
       all, and reopens the event file.
@@ -122,6 +124,14 @@ struct Run: AsyncParsableCommand {
       default: throw Exit.badData
       }
     }
+    let opener: PacketSocketOpener
+    do throws(PacketSourceError) {
+      // This process reads frames, so the right to open packet sockets is another's.
+      opener = try PacketSocketOpener { () throws(DetectorError) in try HelperProcess("vmfence-capture") }
+    } catch {
+      logger.log([error.diagnostic])
+      throw Exit.unavailable
+    }
     let mailbox = try Mailbox<LiveMessage>()
     let declarations: Declarations
     do { declarations = try Declarations.read(stateDirectory: configuration.stateDirectory) } catch {
@@ -180,7 +190,7 @@ struct Run: AsyncParsableCommand {
         file: file, encoder: encoder, others: [history, LogEventSink(logger: logger, directory: directory), desk],
         stateDirectory: configuration.stateDirectory, logger: logger),
       mailbox: mailbox, desk: desk, history: history, guestPolicies: guestPolicies, firewall: firewall,
-      channels: channels, declarations: declarations, disks: disks, logger: logger)
+      channels: channels, declarations: declarations, disks: disks, opener: opener, logger: logger)
   }
 
   /// A host whose guests cannot be sent policies guards them all the same.

@@ -50,15 +50,16 @@ extension VMFenceRef {
   /// What a daemon holds, of all that root may do. Outside of its unit, which says the same, it gives up the rest before anything else happens: each remaining one is needed
   /// again and again, and capabilities belong to threads, so none can be given up later.
   ///
-  /// - Packet sockets at cards that come.
-  /// - What it starts becomes nobody, and is stopped, resumed and killed then.
+  /// - What it starts is stopped, resumed and killed when it is nobody.
   /// - Files of others: configuration that is read again, and, outside of the unit, events and state in folders of theirs.
   private static let daemonsPowers: Set<Capability> = [
-    .opensPacketSockets, .changesUser, .changesGroup, .signalsEveryProcess, .readsEveryFile, .overridesFileAccess,
+    .signalsEveryProcess, .readsEveryFile, .overridesFileAccess,
   ]
 
-  /// What only programs that it starts hold: the packet filter (`vmfence-firewall`).
-  private static let othersPowers: Set<Capability> = [.administersNetwork, .opensPacketSockets]
+  /// What only programs that it starts hold: they become nobody; `vmfence-firewall` has the packet filter, and `vmfence-capture` packet sockets.
+  private static let othersPowers: Set<Capability> = [
+    .changesUser, .changesGroup, .administersNetwork, .opensPacketSockets,
+  ]
 
   static func main() async {
     if CommandLine.arguments.dropFirst().first == "run" {

@@ -25,18 +25,34 @@ final class Captures {
   /// How old a frame may be when it is read; older or younger times are not believed, since the system's clock may have been set meanwhile.
   private static var ageMaximum: Duration { .seconds(5) }
 
+  /// How often it is told that no packet socket is to be had.
+  private static var troublePace: Duration { .seconds(10) }
+
   private let logger: Logger
+  private let opener: PacketSocketOpener
   private var open: [Open] = []
+  private var hasOpened = false
   private var missing: Set<Wanted> = []
   /// Frames that the kernel dropped, of captures that are closed.
   private var pastDrops: UInt64 = 0
   private(set) var ports = HostPorts()
+  private var toldTroubles: UInt64 = 0
+  private var lastTold: Timestamp?
 
-  init(logger: Logger) { self.logger = logger }
+  /// - `opener`: what opens packet sockets: this process has not the right to.
+  init(_ opener: PacketSocketOpener, logger: Logger) {
+    self.opener = opener
+    self.logger = logger
+  }
+
+  /// Looks after what opens packet sockets, without waiting.
+  ///
+  /// - Returns: whether something can be opened now that could not before.
+  func tend() -> Bool { opener.tend() }
 
   /// Opens what is wanted and there, and closes what is not wanted any more.
   ///
-  /// - Throws: when permission is missing.
+  /// - Throws: at the start, when permission is missing. Later, when something has been captured already, that is waited for as everything else is.
   func update(_ wanted: [Wanted]) throws(PacketSourceError) {
     let set = Set(wanted)
     for capture in open where !set.contains(capture.wanted) { close(capture, because: "nobody has it any more") }
@@ -46,12 +62,13 @@ final class Captures {
       do throws(PacketSourceError) {
         let capture = try LiveCapture.open(
           interface: item.interface, port: port, kind: item.isBridge ? .bridge : .guestPort,
-          configuration: Self.configuration(captures: set.count))
+          configuration: Self.configuration(captures: set.count), through: opener)
         open.append(Open(item, capture))
+        hasOpened = true
         missing.remove(item)
         logger.notice("capturing on \(item.interface)")
       } catch {
-        if error.code == .permissionDenied { throw error }
+        if error.code == .permissionDenied, !hasOpened { throw error }
         if missing.insert(item).inserted { logger.warning("waiting for \(item.interface): \(error.message)") }
       }
     }
@@ -104,6 +121,20 @@ final class Captures {
       defer { capture.toldDrops = dropped }
       return (capture.wanted.interface, dropped - capture.toldDrops)
     }
+  }
+
+  /// Why no interface can be captured that comes now; nil when nothing is known to stand against it.
+  var problem: String? { opener.problem.map { "cards that come cannot be captured: \($0)" } }
+
+  /// What is to be told of that, not too often.
+  func newTrouble(at now: Timestamp) -> PlatformAlert? {
+    let troubles = opener.troubles
+    guard troubles.count > toldTroubles, lastTold.map({ now - $0 >= Self.troublePace }) ?? true else { return nil }
+    defer { (toldTroubles, lastTold) = (troubles.count, now) }
+    return PlatformAlert(
+      time: now, incarnation: nil, kind: .captureGap,
+      message: "cards that come cannot be captured: \(troubles.last.escapedForDisplay)", severity: 2,
+      count: troubles.count - toldTroubles)
   }
 
   /// Frames that the kernel dropped since the start.

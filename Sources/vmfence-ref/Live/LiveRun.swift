@@ -31,6 +31,7 @@ struct LiveParts {
   var channels: GuestChannels?
   var declarations: Declarations
   var disks: LiveDisks
+  var opener: PacketSocketOpener
   var logger: Logger
 }
 
@@ -127,7 +128,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     flowCuts = FlowCuts(parts.firewall, logger: parts.logger)
     channels = parts.channels
     declarations = parts.declarations
-    captures = Captures(logger: parts.logger)
+    captures = Captures(parts.opener, logger: parts.logger)
     let configuration = parts.host.configuration
     var random = SystemRandomNumberGenerator()
     hashKey = (random.next(), random.next())
@@ -327,7 +328,8 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   }
 
   private func refreshTable(at now: Timestamp) throws(ReplayFailure) {
-    guard membership != pool.membershipGeneration else { return }
+    // There may be a socket now for a card that has waited for one.
+    guard captures.tend() || membership != pool.membershipGeneration else { return }
     try openCaptures()
     membership = pool.membershipGeneration
     do throws(DispatchError) {
@@ -365,6 +367,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
             count: count)))
     }
     if let failure = flowCuts.newFailures(at: now) { note(.platform(failure)) }
+    if let trouble = captures.newTrouble(at: now) { note(.platform(trouble)) }
     for loss in outputs.newLosses() {
       note(
         .platform(

@@ -68,6 +68,13 @@ xl unpause shop
 until_true 60 "and another takes its place" has shop state inspecting
 ! kill -0 "$before" 2>/dev/null && ok "it is ended" || fail "the one that said nothing is there still"
 
+# What opens packet sockets is killed: another takes its place, and the guest's packets go on.
+before=$(pgrep -x vmfence-capture)
+kill -9 "$before"
+until_true 30 "the death of what opens packet sockets is told" grep -q '"kind":"capture-gap"' /var/log/vmfence/eve.json
+until_true 30 "another takes its place" eval '[ -n "$(pgrep -x vmfence-capture)" ] && [ "$(pgrep -x vmfence-capture)" != "$before" ]'
+has shop state inspecting && ok "and the guest is inspected" || fail "the guest is not inspected"
+
 vmfence-ref domains
 daemon_stop
 finish
