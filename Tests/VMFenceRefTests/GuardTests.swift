@@ -27,6 +27,16 @@ extension EndToEnd {
           + [0])
     }
 
+    /// Sends UDP from the first guest with an IPv6 source address that ends in these bytes, in fe80::/64.
+    private func speak(_ host: ProtectedHost, as identifier: [UInt8]) throws {
+      let sender = try PacketEndpoint(host.network.vm1)
+      let source: [UInt8] = [0xFE, 0x80] + [UInt8](repeating: 0, count: 14 - identifier.count) + identifier
+      let destination: [UInt8] = [0xFD, 0x77] + [UInt8](repeating: 0, count: 13) + [0x99]
+      try sender.send(
+        [0x02, 0x77, 0, 0, 0, 0x63, 0x02, 0x77, 0, 0, 0, 1, 0x86, 0xDD, 0x60, 0, 0, 0, 0, 12, 17, 64] + source
+          + destination + [0x13, 0x88, 0x13, 0x88, 0, 12, 0, 1, 1, 2, 3, 4])
+    }
+
     private func arrives(_ host: ProtectedHost, mac: String) throws -> Bool {
       let receiver = try PacketEndpoint(host.network.outside)
       try answer(host, mac: mac)
@@ -40,7 +50,8 @@ extension EndToEnd {
     )
     func guards() throws {
       let longBlocks = ProtectedHost.policy.replacingOccurrences(of: "6s", with: "5m")
-      let host = try ProtectedHost("guards", policy: longBlocks, host: "metrics: {}")
+      let host = try ProtectedHost(
+        "guards", policy: longBlocks, host: "metrics: {}\nfirewall: {routers: [\"fe80::1\"]}")
       try host.start()
       func metric(_ reason: String) throws -> Int? {
         let text = try host.network.host.run("curl -s http://127.0.0.1:9477/metrics || true")
@@ -63,6 +74,12 @@ extension EndToEnd {
         "\(status.stopped)")
       #expect(try host.cli("status").contains("stopped by the packet filter: spoofed_dhcp 1"))
       try LiveRunTests.wait("it is told") { try !told().isEmpty }
+      // The router that was named, and the host by the address that its bridge's MAC address gives.
+      #expect(try metric("spoofed_ipv6") == 0)
+      try speak(host, as: [1])
+      try speak(host, as: [0x77, 0, 0xFF, 0xFE, 0, 0, 0xFE])
+      try speak(host, as: [0x12, 0x34])
+      try LiveRunTests.wait("they are counted") { try metric("spoofed_ipv6") == 2 }
       host.attack(from: "10.77.0.98")
       try LiveRunTests.wait("a block") { host.bans.count == 1 }
       #expect(!host.fetches(1, from: "10.77.0.98"))
@@ -70,7 +87,8 @@ extension EndToEnd {
       try LiveRunTests.wait("all are counted") {
         try metric("spoofed_dhcp") == 4 && metric("block") ?? 0 > 0
       }
-      #expect(try told().map { $0.vmfence?.vm?.name } == ["web"], "one a minute at the most")
+      #expect(try metric("spoofed_ipv6") == 2, "an address of which nothing is known is stopped")
+      #expect(try told().map { $0.vmfence?.vm?.name } == ["web", "web"], "one a minute of each kind at the most")
       // The guest comes back with another address, say, while nobody is there to learn of it.
       let other = "02:77:00:00:00:77"
       #expect(try !arrives(host, mac: other))
