@@ -12,6 +12,8 @@ struct FirewallLink: Sendable {
   var started = ContinuousClock.now
   /// Why resets cannot be sent.
   private(set) var resetProblem: String?
+  /// What is not stopped at ports on this kernel, and what helps.
+  private(set) var portProblem: String?
   /// What was said of ports last.
   var ports: FirewallQuestion?
   /// The process does not know them yet.
@@ -37,10 +39,11 @@ struct FirewallLink: Sendable {
     base = generation
     generation = base &+ answer.generation
     standing = Int(clamping: min(answer.number, UInt64(FirewallMessage.recordLimit)))
-    resetProblem =
-      answer.records.lazy.compactMap { record -> String? in
-        if case .text(let text) = record { text.escapedForDisplay } else { nil }
-      }.first
+    let problems = answer.records.map { record in
+      if case .text(let text) = record, !text.isEmpty { text.escapedForDisplay } else { String?.none }
+    }
+    resetProblem = problems.first ?? nil
+    portProblem = problems.dropFirst().first ?? nil
     hasUnsaidPorts = ports != nil
   }
 

@@ -48,7 +48,7 @@ enum FirewallMessage {
 
 enum FirewallVerb: UInt32, Sendable, CaseIterable {
   /// The first question, asked once: opens the packet filter. Before it is answered the process gives up what it does not need any more. `time`: how many measures fit;
-  /// `number`: what of `FirewallQuestion.Option` is wanted. The answer's number: how many measures stood already.
+  /// `number`: what of `FirewallQuestion.Option` is wanted. The answer's number: how many measures stood already; its texts: why resets cannot be sent, what is not stopped at ports (empty: nothing).
   case open = 1
   /// A change, from the generation `number`.
   case apply

@@ -75,7 +75,7 @@ package struct FirewallServer {
       var answer = FirewallAnswer(.open)
       answer.generation = sink.contents.withLock { $0.generation }
       answer.number = UInt64(sink.adoptedMeasures)
-      if let senderProblem { answer.records = [.text(senderProblem.message)] }
+      answer.records = [.text(senderProblem?.message ?? ""), .text(sink.features.portProblem ?? "")]
       return answer
     } catch .held(let port) {
       var answer = FirewallAnswer(.open)

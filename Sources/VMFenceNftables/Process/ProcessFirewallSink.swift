@@ -93,6 +93,9 @@ public final class ProcessFirewallSink: FirewallSink, FlowFirewall {
   /// Why resets cannot be sent; nil when they can.
   public var resetProblem: String? { link.withLock { $0.resetProblem } }
 
+  /// What of `SpoofingKind.mac` is not stopped on this kernel, and what helps; nil when all of it is.
+  public var portProblem: String? { link.withLock { $0.portProblem } }
+
   /// What happens to the process, and what others do to the table. Who reads too slowly gets the newest. Ends with the sink.
   public func news() -> AsyncStream<News> { streams.add() }
 
@@ -235,7 +238,7 @@ public final class ProcessFirewallSink: FirewallSink, FlowFirewall {
     question.records = [.text(configuration.table)] + exceptions.networks.map { .network($0) }
     let answer: FirewallAnswer
     do throws(FirewallSessionEnd) {
-      answer = try session.ask(question, limit: 1, within: patience.open)
+      answer = try session.ask(question, limit: 2, within: patience.open)
     } catch {
       throw FirewallError(
         .failed, "the process that holds the packet filter cannot be used: \(error.reason)",

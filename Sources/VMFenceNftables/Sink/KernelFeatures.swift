@@ -17,6 +17,14 @@ public struct KernelFeatures: Hashable, Sendable {
   /// (`SpoofingKind.mac`).
   public var hasIngressHook: Bool
 
+  /// What is not stopped at guests' ports, and what helps; nil when all of it is.
+  public var portProblem: String? {
+    if hasIngressHook { return nil }
+    return "this kernel has no ingress hook for interfaces: guests' frames to their bridge's own addresses are not "
+      + "stopped (`ip link set BRIDGE type bridge no_linklocal_learn 1` keeps a guest from taking over another's "
+      + "address by them)"
+  }
+
   private static let table = "vmfence-probe"
   private static let ownerAndPersist: UInt32 = 6
 

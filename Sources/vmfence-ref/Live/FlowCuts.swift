@@ -32,6 +32,7 @@ final class FlowCuts {
     if let problem = sink.resetProblem {
       logger.warning("\(problem): flows of rules that reject are cut, and their ends not told")
     }
+    if let problem = sink.portProblem { logger.warning("\(problem)") }
     refusals = FlowRefusals(sink)
   }
 
