@@ -70,7 +70,12 @@ public struct LiveCapture: ~Copyable, Sendable, PacketSource {
   @usableFromInline var place = RingFrame(
     start: 0, length: 0, next: 0, timestamp: .zero, original: 0, status: 0, vlan: 0, packetType: 0)
 
-  private enum Gone { case no, drainOnce, drained }
+  private enum Gone {
+    case no
+    /// Its last block is handed over by a timer, before then.
+    case draining(until: ContinuousClock.Instant)
+    case drained
+  }
 
   private init(
     interface: String, socket: consuming PacketSocket, ring: consuming PacketRing, index: UInt32, port: PortID,
@@ -213,10 +218,14 @@ public struct LiveCapture: ~Copyable, Sendable, PacketSource {
         remedy: "open it again when the guest is back")
       failure = error
       throw error
-    case .drainOnce:
-      // The last block is handed over by its timer.
+    case .draining(let end):
+      // Nobody waits longer than was asked: others' frames would wait, too.
+      let left = ContinuousClock.now.duration(to: end)
+      if left > .zero {
+        _ = socket.wait(min(patience, left))
+        return ring.isReady(block)
+      }
       gone = .drained
-      _ = socket.wait(latency * 2 + .milliseconds(20))
       return true
     case .no: break
     }
@@ -227,8 +236,8 @@ public struct LiveCapture: ~Copyable, Sendable, PacketSource {
       // ENETDOWN for an interface that went down, which may come up again, and for one that is gone.
       _ = socket.takeError()
       guard socket.boundAddress().index != index else { return ring.isReady(block) }
-      gone = .drainOnce
-      return true
+      gone = .draining(until: .now + latency * 2 + .milliseconds(20))
+      return ring.isReady(block)
     }
   }
 

@@ -11,14 +11,16 @@ final class Captures {
     var isBridge: Bool
   }
 
-  private final class Open {
+  /// Used by the loop alone, and after that by the queue that closes it.
+  private final class Open: @unchecked Sendable {
     let wanted: Wanted
-    var source: LiveCapture
+    /// nil: it is closed.
+    var source: LiveCapture?
     /// Of the kernel's drops, those that were told of.
     var toldDrops: UInt64 = 0
     init(_ wanted: Wanted, _ source: consuming LiveCapture) {
       self.wanted = wanted
-      self.source = source
+      self.source = consume source
     }
   }
 
@@ -30,6 +32,7 @@ final class Captures {
 
   private let logger: Logger
   private let opener: PacketSocketOpener
+  private let closing = DispatchQueue(label: "vmfence-closing")
   private var open: [Open] = []
   private var hasOpened = false
   private var missing: Set<Wanted> = []
@@ -84,8 +87,10 @@ final class Captures {
 
   private func close(_ capture: Open, because reason: String) {
     logger.notice("the capture on \(capture.wanted.interface) ended: \(reason)")
-    pastDrops &+= capture.source.counters.droppedByKernel
+    pastDrops &+= capture.source?.counters.droppedByKernel ?? 0
     open.removeAll { $0 === capture }
+    // For tens of milliseconds the kernel waits for its own readers of each, and frames of others would wait with it.
+    closing.async { capture.source = nil }
   }
 
   /// Whether frames of a port are captured: there, or on the bridge that it is plugged into.
@@ -102,12 +107,13 @@ final class Captures {
     let (offset, earliest) = (clock.offset, now + (.zero - Self.ageMaximum))
     for capture in open {
       do throws(PacketSourceError) {
-        frames += try capture.source.nextBatch(limit: limit, patience: .zero) { frame, bytes in
-          var frame = frame
-          frame.timestamp = frame.timestamp + (.zero - offset)
-          if frame.timestamp > now || frame.timestamp < earliest { frame.timestamp = now }
-          body(frame, bytes)
-        }.frames
+        frames +=
+          try capture.source?.nextBatch(limit: limit, patience: .zero) { frame, bytes in
+            var frame = frame
+            frame.timestamp = frame.timestamp + (.zero - offset)
+            if frame.timestamp > now || frame.timestamp < earliest { frame.timestamp = now }
+            body(frame, bytes)
+          }.frames ?? 0
       } catch { close(capture, because: error.message) }
     }
     return frames
@@ -116,7 +122,7 @@ final class Captures {
   /// Captures that lost frames since the last call, and how many.
   func newDrops() -> [(interface: String, count: UInt64)] {
     open.compactMap { capture in
-      let dropped = capture.source.counters.droppedByKernel
+      let dropped = capture.source?.counters.droppedByKernel ?? 0
       guard dropped > capture.toldDrops else { return nil }
       defer { capture.toldDrops = dropped }
       return (capture.wanted.interface, dropped - capture.toldDrops)
@@ -138,8 +144,8 @@ final class Captures {
   }
 
   /// Frames that the kernel dropped since the start.
-  var drops: UInt64 { open.reduce(pastDrops) { $0 &+ $1.source.counters.droppedByKernel } }
-  var received: UInt64 { open.reduce(0) { $0 &+ $1.source.counters.received } }
-  var descriptors: [Int32] { open.map { $0.source.pollDescriptor } }
+  var drops: UInt64 { open.reduce(pastDrops) { $0 &+ ($1.source?.counters.droppedByKernel ?? 0) } }
+  var received: UInt64 { open.reduce(0) { $0 &+ ($1.source?.counters.received ?? 0) } }
+  var descriptors: [Int32] { open.compactMap { $0.source?.pollDescriptor } }
 }
 #endif
