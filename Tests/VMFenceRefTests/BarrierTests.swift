@@ -100,6 +100,44 @@ extension EndToEnd {
       #expect(status == BarrierStatus(port: "vif2.0", domain: "files", isInspected: true))
     }
 
+    @Test(
+      "a guest with a card that no interface can be costs nobody else anything, and is said not to be guarded there")
+    func wrongCard() throws {
+      let host = try ProtectedHost("wrongcard")
+      let inventory = try String(contentsOfFile: host.folder.path("inventory.yaml"), encoding: .utf8)
+      let line = try #require(inventory.split(separator: "\n").first { $0.contains("vif1.0") })
+      try host.network.host.run("ip link add vif9.0 type veth peer name far9; ip link set vif9.0 up")
+      let wrong = """
+          - name: wrong
+            uuid: 6e1b4d0a-93c5-4c54-8d0e-5a0c7a1f0009
+            domid: 9
+            ports: [{interface: vif9.0, bridge: xenbr0, mac: "00:00:00:00:00:00"}]
+
+        """
+      _ = try host.folder.write("inventory.yaml", inventory.replacingOccurrences(of: line + "\n", with: ""))
+      try host.start(captures: 2)
+      func barrier(_ port: String, _ seconds: Double) throws -> BarrierStatus {
+        try host.ask(ControlRequest(.barrier, duration: seconds, port: port), BarrierStatus.self)
+      }
+      // The wrong one first, and only then a card that is plugged.
+      _ = try host.folder.write(
+        "inventory.yaml", inventory.replacingOccurrences(of: line + "\n", with: "") + wrong)
+      try LiveRunTests.wait("the wrong card is told") { try host.platformKinds().contains("bad-mac") }
+      _ = try host.folder.write("inventory.yaml", inventory + wrong)
+      #expect(try barrier("vif1.0", 30) == BarrierStatus(port: "vif1.0", domain: "web", isInspected: true))
+      let failure = #expect(throws: ControlFailure.self) { try barrier("vif9.0", 1) }
+      #expect(failure?.message.contains("wrong (9) has the MAC address 00:00:00:00:00:00") == true, "\(failure as Any)")
+      host.attack(1)
+      try LiveRunTests.wait("the attack on the guest that was plugged is found") { host.bans.count == 1 }
+      let status = try host.ask(ControlRequest(.status), DaemonStatus.self)
+      #expect(status.problems.contains { $0.contains("wrong (9)") }, "\(status.problems)")
+      // Mended, it is guarded.
+      _ = try host.folder.write(
+        "inventory.yaml", inventory + wrong.replacingOccurrences(of: "00:00:00:00:00:00", with: "02:77:00:00:00:09"))
+      #expect(try barrier("vif9.0", 30).domain == "wrong")
+      #expect(try host.ask(ControlRequest(.status), DaemonStatus.self).problems.isEmpty)
+    }
+
     @Test("without a daemon, the card opens or stays shut as was chosen")
     func fails() throws {
       let host = try ProtectedHost("nodaemon")

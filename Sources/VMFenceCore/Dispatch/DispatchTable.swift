@@ -29,7 +29,7 @@ public struct DispatchPort: Hashable, Sendable {
   }
 }
 
-/// Why no dispatch table could be made of domains and ports. Nothing that is in force changes.
+/// What is wrong with domains and ports of which a dispatch table is made.
 public struct DispatchError: DescribedError, Hashable {
   public struct Code: Hashable, Sendable {
     public let name: String
@@ -49,11 +49,14 @@ public struct DispatchError: DescribedError, Hashable {
   public var message: String
   public var place: SourcePlace? { nil }
   public var remedy: String
+  /// The domains that lose something by it: frames at one of their ports are not theirs, or not found to be.
+  public var concerned: [Incarnation]
 
-  public init(_ code: Code, _ message: String, remedy: String) {
+  public init(_ code: Code, _ message: String, remedy: String, concerned: [Incarnation] = []) {
     self.code = code
     self.message = message
     self.remedy = remedy
+    self.concerned = concerned
   }
 }
 
@@ -109,7 +112,23 @@ public struct DispatchTable: Sendable {
   public init(
     members domains: [DispatchMember], ports: [DispatchPort], key: (UInt64, UInt64)
   ) throws(DispatchError) {
-    let builder = try DispatchTableBuilder(domains: domains, ports: ports)
+    var mistakes: [DispatchError] = []
+    self.init(members: domains, ports: ports, key: key, leavingOut: &mistakes)
+    if let first = mistakes.first { throw first }
+  }
+
+  /// The same for a live host, where whoever names one domain's card must not cost all others their inspection: what is wrong is left out, and nothing else.
+  ///
+  /// Of two domains that name one interface, or on a captured bridge have one address, the one with the lower number keeps it. Who is over, or was migrated away,
+  /// leaves both to any other, which is no mistake.
+  ///
+  /// - `mistakes`: gets what is wrong, the same for the same domains.
+  public init(
+    members domains: [DispatchMember], ports: [DispatchPort], key: (UInt64, UInt64),
+    leavingOut mistakes: inout [DispatchError]
+  ) {
+    let builder = DispatchTableBuilder(domains: domains, ports: ports)
+    mistakes += builder.mistakes
     hash = KeyedHash(key: key)
     identities = builder.identities
     portIDs = builder.ports.map(\.id.rawValue)
@@ -150,6 +169,14 @@ public struct DispatchTable: Sendable {
       index = (index &+ 1) & mask
     }
     return -1
+  }
+
+  /// Whether what is captured at `port` and sent from or to `mac` is a domain's.
+  public func leads(_ mac: MACAddress, at port: PortID, to domain: Incarnation) -> Bool {
+    let index = portIndex(port)
+    guard index >= 0 else { return false }
+    let slot = slot(port: index, mac: mac)
+    return slot >= 0 && identities[slot]?.incarnation == domain && (owners[index] < 0 || owners[index] == Int32(slot))
   }
 
   /// The index of a port, or -1.

@@ -299,7 +299,10 @@ public struct PlatformAlert: Sendable, Hashable {
     public static let probeGap = Kind("probe-gap")
     /// No interface can be captured that comes now.
     public static let captureGap = Kind("capture-gap")
+    /// Two domains have an address, an interface or a UUID that only one can have: which of the two goes without is said.
     public static let duplicateIdentity = Kind("duplicate-identity")
+    /// A domain's card has a MAC address that no interface can have.
+    public static let badAddress = Kind("bad-mac")
     public static let integrityGap = Kind("integrity-gap")
     /// A firewall did not take a measure; it is tried again.
     public static let enforcementFailed = Kind("enforcement-failed")
@@ -329,7 +332,8 @@ public struct PlatformAlert: Sendable, Hashable {
     /// Those that VMFence itself notices.
     public static let known: [Kind] = [
       .detectorDied, .detectorRestarted, .detectorViolation, .poisonPacket, .packetsDropped, .stateLost,
-      .spoofedSource, .spoofingStopped, .unknownSource, .probeGap, .captureGap, .duplicateIdentity, .integrityGap,
+      .spoofedSource, .spoofingStopped, .unknownSource, .probeGap, .captureGap, .duplicateIdentity, .badAddress,
+      .integrityGap,
       .enforcementFailed, .logUnwritable, .logWritable, .clockJump, .eventsLost, .firewallDrift, .firewallGap,
       .domainFrozen, .domainThawed, .integrityLimit, .diskUnwatched, .diskWatched,
     ]

@@ -174,10 +174,14 @@ public final class DetectorPool<Backend: DetectorBackend> {
 
   // MARK: Frames
 
-  /// The domains that have a slot, for the dispatch table.
+  /// The domains that have a slot, for the dispatch table. One that is gone, and whose detector finishes, is `dying`, whatever it was seen to be last: its interfaces'
+  /// names and addresses may be another's already.
   public var members: [DispatchMember] {
     slots.enumerated().compactMap { slot, entry in
-      entry.map { DispatchMember(slot: slot, domain: $0.description) }
+      guard let entry else { return nil }
+      var domain = entry.description
+      if tracker.state(of: entry.incarnation) == .orphaned, !domain.runState.isFinal { domain.runState = .dying }
+      return DispatchMember(slot: slot, domain: domain)
     }
   }
 
@@ -290,6 +294,9 @@ public final class DetectorPool<Backend: DetectorBackend> {
     _ = unsafe poll(&polled, nfds_t(polled.count), milliseconds)
   }
 
+  /// The state of a domain's automaton; nil when its history was forgotten.
+  public func state(of incarnation: Incarnation) -> LifecycleState? { tracker.state(of: incarnation) }
+
   /// One report for each incarnation, those that have ended included (the last `endedReportCapacity` of them).
   public var reports: [DomainReport] {
     (ended + slots.compactMap { $0.map(report) }).sorted { $0.description.incarnation < $1.description.incarnation }
@@ -332,7 +339,9 @@ public final class DetectorPool<Backend: DetectorBackend> {
       }
       if let slot = slotOf[incarnation], let entry = slots[slot] {
         let before = entry.description
-        if before.ports != description.ports { membershipGeneration &+= 1 }
+        if before.ports != description.ports || before.dispatchRank != description.dispatchRank {
+          membershipGeneration &+= 1
+        }
         if before.name != description.name || before.serviceType != description.serviceType
           || before.tenant != description.tenant
         {

@@ -15,7 +15,8 @@ struct HostPorts {
     return number
   }
 
-  func table(_ members: [DispatchMember], key: (UInt64, UInt64)) throws(DispatchError) -> DispatchTable {
+  /// Where frames of these domains are captured.
+  func dispatchPorts(_ members: [DispatchMember]) -> [DispatchPort] {
     var ports: [DispatchPort] = []
     for member in members {
       for port in member.domain.ports {
@@ -26,7 +27,7 @@ struct HostPorts {
     for bridge in bridges.sorted() {
       if let number = numbers[bridge] { ports.append(DispatchPort(id: number, kind: .bridge(bridge))) }
     }
-    return try DispatchTable(members: members, ports: ports, key: key)
+    return ports
   }
 }
 #endif

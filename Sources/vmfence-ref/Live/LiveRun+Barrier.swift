@@ -71,10 +71,15 @@ extension LiveRun {
     guard !portsAreStale else { return "the packet filter has not taken its measures and what it may pretend" }
     guard rules.selection.rules(for: domain) != nil else { return isPreparing ? "its rules are being compiled" : nil }
     guard membership == pool.membershipGeneration else { return "its packets are not led to a detector yet" }
-    guard captures.isOpen(at: port, bridge: domain.ports.first { $0.interface == port }?.bridge) else {
-      return "it cannot be captured"
+    guard let card = domain.ports.first(where: { $0.interface == port }),
+      captures.isOpen(at: port, bridge: card.bridge)
+    else { return "it cannot be captured" }
+    let places = [port, card.bridge].compactMap { name in name.flatMap { captures.ports.numbers[$0] } }
+    guard places.contains(where: { publisher.table.leads(card.mac, at: $0, to: domain.incarnation) }) else {
+      let mistake = dispatchMistakes.first { $0.concerned.contains(domain.incarnation) }
+      return "its packets are not led to its detector: \(mistake?.message ?? "nobody knows why")"
     }
-    let state = pool.reports.first { $0.description.incarnation == domain.incarnation }?.automaton?.state
+    let state = pool.state(of: domain.incarnation)
     return state == .inspecting || state == .suspended ? nil : "its detector has not started"
   }
 }

@@ -44,7 +44,7 @@ extension LiveRun {
         "skipped": recorded.skipped,
       ],
       clockOffset: Double(clock.offset.wholeNanoseconds) / 1e9,
-      problems: toldProblems.map(\.description) + outputs.problems + disks.problems
+      problems: toldProblems.map(\.description) + dispatchProblems + outputs.problems + disks.problems
         + (captures.problem.map { [$0] } ?? [])
         + (history.problem.map { ["the history is not written: \($0)"] } ?? [])
         + (drops.problem.map { ["the packet filter's counters are not read: \($0)"] } ?? [])

@@ -84,12 +84,14 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   private let decisions: EventQueue
   private let detectorStates: DetectorStates?
   let service = ServiceManager()
-  private let publisher = DispatchTablePublisher()
-  private let hashKey: (UInt64, UInt64)
+  let publisher = DispatchTablePublisher()
+  let hashKey: (UInt64, UInt64)
   private let decoding: DecodeSettings
   var dispatcher: Dispatcher
-  private(set) var membership: UInt64?
-  private var extra: [Event] = []
+  var membership: UInt64?
+  /// What the dispatch table leaves out.
+  var dispatchMistakes: [DispatchError] = []
+  var extra: [Event] = []
   private var isHistoryBroken = false
   private var sourceAlerts = SourceAlertPace()
   var hostAddresses = HostAddresses()
@@ -210,12 +212,11 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
         logHistoryProblem()
         if let metrics { metrics.publish(await metricsText(at: now)) }
       }
-      if now >= nextTick {
+      let isTick = now >= nextTick
+      if isTick {
         nextTick = now + Self.tickInterval
         pool.tick(at: now)
-        try refreshTable(at: now)
         await reconcile(at: now)
-        openBarriers(at: now)
       }
       if !isReady {
         isReady = true
@@ -234,6 +235,9 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
       let messages = mailbox.take()
       if messages.contains(where: \.isOfInventory) { await refreshInventory(at: now) }
       for message in messages { await take(message, at: now) }
+      // Right before frames are read: a slot may be another domain's since they were read last.
+      try refreshTable(at: now)
+      if isTick { openBarriers(at: now) }
       let frames = readCaptures()
       pool.collect(at: now)
       await tell(at: now)
@@ -314,7 +318,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     return frames
   }
 
-  private func openCaptures() throws(ReplayFailure) {
+  func openCaptures() throws(ReplayFailure) {
     let known = captures.ports.numbers.count
     var wanted = host.configuration.captures.map { Captures.Wanted(interface: $0.interface, isBridge: $0.isBridge) }
     if wanted.isEmpty {
@@ -326,20 +330,6 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     // A port that was not known yet is in no table yet.
     if captures.ports.numbers.count != known { forgetTable() }
   }
-
-  private func refreshTable(at now: Timestamp) throws(ReplayFailure) {
-    // There may be a socket now for a card that has waited for one.
-    guard captures.tend() || membership != pool.membershipGeneration else { return }
-    try openCaptures()
-    membership = pool.membershipGeneration
-    do throws(DispatchError) {
-      publisher.publish(try captures.ports.table(pool.members, key: hashKey))
-    } catch { logger.log([error.diagnostic]) }
-    extra += dispatcher.refresh(at: now).map { Event.platform($0) }
-  }
-
-  /// The dispatch table is to be built anew at the next tick.
-  func forgetTable() { membership = nil }
 
   /// Tells the log once when the history is not written, and once when it is again.
   private func logHistoryProblem() {

@@ -180,7 +180,8 @@ final class ReplayRun<Backend: DetectorBackend> where Backend.Rules == SnortRule
     let members = pool.members
     slotOwners = Dictionary(members.map { ($0.slot, $0.domain.incarnation) }, uniquingKeysWith: { $1 })
     do throws(DispatchError) {
-      publisher.publish(try ports.table(members, key: (0, 0)))
+      publisher.publish(
+        try DispatchTable(members: members, ports: ports.dispatchPorts(members), key: (0, 0)))
     } catch { throw ReplayFailure(error.diagnostic) }
     pending += dispatcher.refresh(at: time).map { Event.platform($0) }
   }

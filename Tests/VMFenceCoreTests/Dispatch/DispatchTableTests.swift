@@ -101,6 +101,89 @@ import VMFenceCore
     }
   }
 
+  // MARK: What is left out on a live host
+
+  /// A table of what is not wrong, with a port of its own for each domain (numbers from 1) and the bridge as port 9.
+  private func rest(
+    _ domains: [DomainDescription], ports: [DispatchPort]? = nil
+  ) -> (table: DispatchTable, mistakes: [DispatchError]) {
+    var mistakes: [DispatchError] = []
+    let own = domains.enumerated().map { DispatchPort(id: PortID(UInt32($0 + 1)), kind: .vif(owner: $1.incarnation)) }
+    let table = DispatchTable(
+      members: domains.enumerated().map { DispatchMember(slot: $0, domain: $1) }, ports: ports ?? own + [bridge],
+      key: (1, 2), leavingOut: &mistakes)
+    return (table, mistakes)
+  }
+
+  @Test(
+    arguments: [
+      (Scene.domain(2, mac: Scene.mac(1)), .overlappingMAC),
+      (Scene.domain(2, bridge: nil, mac: Scene.mac(1)), .overlappingMAC),
+      (Scene.domain(2, mac: MACAddress(rawValue: 0)), .badMAC), (Scene.domain(2, mac: .broadcast), .badMAC),
+      (Scene.domain(1, domainID: 2, mac: Scene.mac(2)), .duplicateIdentity),
+    ] as [(DomainDescription, DispatchError.Code)])
+  func `one domain with a wrong card takes nothing from the others, nor from itself at its own port`(
+    wrong: DomainDescription, code: DispatchError.Code
+  ) {
+    let (table, mistakes) = rest([Scene.domain(1), wrong, Scene.domain(3)])
+    var dispatcher = Dispatcher(DispatchTablePublisher(table))
+    #expect(mistakes.map(\.code) == [code] && mistakes.map(\.concerned) == [[wrong.incarnation]])
+    for (slot, number) in [(0, 1), (2, 3)] as [(Int, UInt64)] {
+      for port in [UInt32(number), 9] {
+        let from = Scene.ethernet(from: Scene.mac(number), to: outside)
+        #expect(dispatcher.targets(Scene.frame(port), from) == [Delivery(slot: slot, direction: .fromGuest)])
+      }
+      #expect(table.leads(Scene.mac(number), at: PortID(9), to: Scene.incarnation(number)))
+      #expect(table.leads(Scene.mac(number), at: PortID(UInt32(number)), to: Scene.incarnation(number)))
+    }
+    let own = Scene.ethernet(from: Scene.mac(77), to: outside)
+    #expect(dispatcher.targets(Scene.frame(2, .fromGuest), own) == [Delivery(slot: 1, direction: .fromGuest)])
+    let mac = wrong.ports[0].mac
+    #expect(table.leads(mac, at: PortID(9), to: wrong.incarnation) == (code == .duplicateIdentity))
+    #expect(table.leads(mac, at: PortID(2), to: wrong.incarnation) == (code != .badMAC))
+    #expect(!table.leads(mac, at: PortID(1), to: wrong.incarnation))
+    #expect(!table.leads(mac, at: PortID(8), to: wrong.incarnation))
+  }
+
+  @Test func `of two domains with one interface or one address, who was here first keeps it, whatever its slot`() {
+    let (late, early) = (Scene.domain(5, mac: Scene.mac(1)), Scene.domain(1))
+    let ports = [late, early].map { DispatchPort(id: PortID(4), kind: .vif(owner: $0.incarnation)) }
+    let (table, mistakes) = rest([late, early], ports: ports + [bridge])
+    var dispatcher = Dispatcher(DispatchTablePublisher(table))
+    #expect(mistakes.map(\.code) == [.duplicateIdentity, .overlappingMAC])
+    #expect(mistakes.allSatisfy { $0.concerned == [late.incarnation] && $0.message.contains("guest5") })
+    for port in [4, 9] as [UInt32] {
+      let frame = Scene.ethernet(from: Scene.mac(1), to: outside)
+      #expect(dispatcher.targets(Scene.frame(port), frame) == [Delivery(slot: 1, direction: .fromGuest)])
+      #expect(table.leads(Scene.mac(1), at: PortID(port), to: early.incarnation))
+      #expect(!table.leads(Scene.mac(1), at: PortID(port), to: late.incarnation))
+    }
+  }
+
+  @Test func `who is over leaves its interface and its address to another domain, and that is no mistake`() {
+    var old = Scene.domain(1)
+    old.runState = .dying
+    let new = Scene.domain(5, mac: Scene.mac(1))
+    let ports = [old, new].map { DispatchPort(id: PortID(4), kind: .vif(owner: $0.incarnation)) }
+    let (table, mistakes) = rest([old, new], ports: ports + [bridge])
+    var dispatcher = Dispatcher(DispatchTablePublisher(table))
+    #expect(mistakes.isEmpty)
+    for port in [4, 9] as [UInt32] {
+      let frame = Scene.ethernet(from: Scene.mac(1), to: outside)
+      #expect(dispatcher.targets(Scene.frame(port), frame) == [Delivery(slot: 1, direction: .fromGuest)])
+      #expect(table.leads(Scene.mac(1), at: PortID(port), to: new.incarnation))
+    }
+  }
+
+  @Test func `a thousand domains with one address are one mistake each, and the first is inspected`() {
+    let domains = (0..<1_000).map { Scene.domain(UInt64($0), domainID: UInt32($0 + 1), mac: Scene.mac(1)) }
+    let (table, mistakes) = rest(domains, ports: [bridge])
+    var dispatcher = Dispatcher(DispatchTablePublisher(table))
+    #expect(mistakes.count == 999)
+    let frame = Scene.ethernet(from: Scene.mac(1), to: outside)
+    #expect(dispatcher.targets(Scene.frame(9), frame) == [Delivery(slot: 0, direction: .fromGuest)])
+  }
+
   @Test func `an address that is not known at one port of a domain leaves all of its sources unjudged`() throws {
     var guest = Scene.domain(1, addresses: ["192.0.2.1"])
     guest.ports.append(NetworkPort(interface: "vif1.1", bridge: "other", mac: Scene.mac(50)))

@@ -49,6 +49,24 @@ struct DetectorPoolEndTests {
     #expect(rig.backend.launches == 2 && rig.state(db) == .inspecting)
   }
 
+  @Test("what a domain that is gone was called is its successor's, although its detector has not finished")
+  func leavesItsNames() throws {
+    let rig = try rig(.init(endingPatience: .seconds(60)))
+    try rig.happen(.create(db), at: 1)
+    func states() -> [RunState] { rig.pool.members.map(\.domain.runState) }
+    #expect(states() == [.running, .running])
+    try rig.happen(.destroy(web.incarnation), at: 2)
+    #expect(rig.state(web) == .orphaned && states() == [.dying, .running])
+  }
+
+  @Test("a domain whose role in a migration changes is told apart anew")
+  func rolesChange() throws {
+    let rig = try rig(.init())
+    let before = rig.pool.membershipGeneration
+    try rig.happen(.suspend(web.incarnation), at: 1)
+    #expect(rig.pool.membershipGeneration > before)
+  }
+
   @Test("a detector that has something left when its domain ends inspects it first")
   func inspectsTheRest() throws {
     let rig = PoolRig(Self.rules, .init(endingPatience: .seconds(60)))
