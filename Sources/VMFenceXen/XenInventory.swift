@@ -1,7 +1,7 @@
 package import VMFenceCore
 
-/// What is known of a host's domains: the probe without its threads, its subscribers and its connection to xenstored. The hypervisor is asked here, which
-/// answers at once; what a `XenStoreFollower` has read is handed in.
+/// What is known of a host's domains: the probe without its threads, its subscribers and its connections. What the hypervisor listed and what a `XenStoreFollower` has
+/// read is handed in.
 package struct XenInventory {
   /// What a look found.
   package struct News: Hashable, Sendable {
@@ -46,7 +46,6 @@ package struct XenInventory {
   private static let goneLimit = 1024
   private static let problemLimit = 64
 
-  private let hypervisor: any XenHypervisor
   private let refreshInterval: Duration
 
   /// How the connection to xenstored stood last; nil: nothing is known yet.
@@ -60,10 +59,7 @@ package struct XenInventory {
   private var refreshed: Duration?
   private var refreshPosition = 0
 
-  package init(hypervisor: any XenHypervisor, refreshInterval: Duration) {
-    self.hypervisor = hypervisor
-    self.refreshInterval = refreshInterval
-  }
+  package init(refreshInterval: Duration) { self.refreshInterval = refreshInterval }
 
   /// By rising numbers.
   package var domains: [DomainDescription] {
@@ -83,17 +79,15 @@ package struct XenInventory {
 
   // MARK: A look
 
-  /// Asks the hypervisor.
+  /// Takes over what the hypervisor listed.
   ///
   /// - `now`: of a clock that does not jump.
   /// - `hints`: of xenstore, that had come before.
-  /// - Throws: when the hypervisor cannot be asked; what is known stays as it was.
-  package mutating func look(at now: Duration, after hints: XenHints = XenHints()) throws(SystemFailure) {
+  package mutating func look(at now: Duration, finding listed: [XenDomain], after hints: XenHints = XenHints()) {
     // Once for all hints, however many there are.
     if !hints.isEmpty {
       for incarnation in order where hints.concern(incarnation) { entries[incarnation]?.isStale = true }
     }
-    let listed = try hypervisor.domains()
     take(listed, at: now)
     noteShortLives(hints.numbers, listed)
     makeStale(at: now)

@@ -9,8 +9,8 @@ public import VMFenceCore
 /// event anywhere. What the toolstack wrote in xenstore (names, vifs, disks) is kept, and read again when a watch hints at a
 /// change, and besides now and then, for hints that were lost. Only paths that Dom0 alone writes are read.
 ///
-/// One thread looks at the hypervisor's list, another asks xenstored, which may be slow or not there at all: nothing else waits for it but a snapshot, and that
-/// for `storePatience` at the most. `snapshot` looks at the list at once, on the caller's thread. Safe to use from any thread.
+/// One thread looks at the hypervisor's list, another asks xenstored, which may be slow or not there at all: nothing else waits for it but `snapshot`, and that
+/// for `storePatience` at the most. `snapshot` looks at the list at once, on the caller's thread; `latestSnapshot` waits for nobody. Safe to use from any thread.
 ///
 /// A domain is told of once its name is known, or after three seconds without one. A xenstored that is gone, or says nothing for five seconds, is told as a
 /// gap and among the `problems`; what was read before stays.
@@ -80,8 +80,11 @@ public final class XenProbe: HypervisorProbe {
   private let clock: any TimeSource
   /// Intervals go by a clock that does not jump.
   private let started = ContinuousClock.now
-  /// Never held while xenstored is asked: that is for a thread of its own.
+  /// Never held while the hypervisor or xenstored is asked.
   private let contents: Mutex<Contents>
+  /// Held while the hypervisor is asked, so that what it lists is taken over in order; before `contents`.
+  private let looking = Mutex(())
+  private let hypervisor: any XenHypervisor
   /// Held by that thread alone.
   private let follower: Mutex<XenStoreFollower>
   private let wakeUp: WakeUp
@@ -90,10 +93,11 @@ public final class XenProbe: HypervisorProbe {
   private let firstRound: WakeUp
 
   private init(
-    _ configuration: Configuration, _ clock: any TimeSource, _ inventory: consuming XenInventory,
-    _ follower: consuming XenStoreFollower
+    _ configuration: Configuration, _ clock: any TimeSource, _ hypervisor: any XenHypervisor,
+    _ inventory: consuming XenInventory, _ follower: consuming XenStoreFollower
   ) throws(ProbeError) {
     self.configuration = configuration
+    self.hypervisor = hypervisor
     self.clock = clock
     contents = Mutex(Contents(inventory: inventory))
     self.follower = Mutex(follower)
@@ -135,8 +139,7 @@ public final class XenProbe: HypervisorProbe {
     connect: @escaping XenStoreFollower.Connect, interfaceExists: @escaping @Sendable (String) -> Bool
   ) throws(ProbeError) -> XenProbe {
     let probe = try XenProbe(
-      configuration, clock,
-      XenInventory(hypervisor: hypervisor, refreshInterval: configuration.refreshInterval),
+      configuration, clock, hypervisor, XenInventory(refreshInterval: configuration.refreshInterval),
       XenStoreFollower(connect: connect, interfaceExists: interfaceExists))
     probe.look()
     try probe.startThread("vmfence-probe") { $0.lookAndPrepareToWait() }
@@ -190,8 +193,21 @@ public final class XenProbe: HypervisorProbe {
   public func snapshot() async throws(ProbeError) -> InventorySnapshot {
     look()
     await askStore()
+    return try latestSnapshot()
+  }
+
+  /// What the last looks found, at once: for whoever has something else to do meanwhile. `changes` says when there is more, and `lookSoon` makes it come.
+  ///
+  /// - Throws: `failed` when the hypervisor could not be asked the last time.
+  public func latestSnapshot() throws(ProbeError) -> InventorySnapshot {
     if let failure = contents.withLock({ $0.failure }) { throw failure }
     return takeSnapshot()
+  }
+
+  /// Has the hypervisor and xenstored asked now, and waits for neither.
+  public func lookSoon() {
+    wakeUp.ring()
+    storeWakeUp.ring()
   }
 
   /// Has xenstore asked where something may be new there, and waits for that, but not for long: a xenstored that does not answer keeps nobody waiting twice.
@@ -246,14 +262,28 @@ public final class XenProbe: HypervisorProbe {
 
   /// Asks the hypervisor once, and tells the subscribers what is different.
   private func look(after hints: XenHints = XenHints()) {
-    let now = started.duration(to: .now)
-    let (isAnyDue, late) = contents.withLock { contents in
-      guard !contents.isClosed else { return (false, [] as [Waiter]) }
+    let (isAnyDue, late) = looking.withLock { _ -> (isAnyDue: Bool, late: [Waiter]) in
+      guard !contents.withLock({ $0.isClosed }) else { return (false, []) }
+      let now = started.duration(to: .now)
       do throws(SystemFailure) {
-        try contents.inventory.look(at: now, after: hints)
+        return take(.success(try hypervisor.domains()), at: now, after: hints)
+      } catch { return take(.failure(error), at: now, after: hints) }
+    }
+    for waiter in late { waiter.continuation.resume() }
+    if isAnyDue { storeWakeUp.ring() }
+  }
+
+  /// - Returns: whether xenstore is to be asked about something, and who has waited long enough for that.
+  private func take(
+    _ listed: Result<[XenDomain], SystemFailure>, at now: Duration, after hints: XenHints
+  ) -> (isAnyDue: Bool, late: [Waiter]) {
+    contents.withLock { contents in
+      switch listed {
+      case .success(let domains):
+        contents.inventory.look(at: now, finding: domains, after: hints)
         contents.failure = nil
         contents.tellNews()
-      } catch {
+      case .failure(let error):
         if contents.failure == nil {
           contents.feeds.lose(reason: "the hypervisor could not be asked: \(error.description)")
         }
@@ -269,8 +299,6 @@ public final class XenProbe: HypervisorProbe {
       contents.waiters.removeAll { $0.deadline <= now }
       return (contents.inventory.isAnyDue, late)
     }
-    for waiter in late { waiter.continuation.resume() }
-    if isAnyDue { storeWakeUp.ring() }
   }
 
   /// Asks xenstored whatever there is to ask. It may keep this thread waiting for ever.

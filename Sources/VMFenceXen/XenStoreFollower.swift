@@ -29,7 +29,8 @@ package enum XenStoreState: Hashable, Sendable {
 package struct XenStoreFollower {
   package typealias Connect = @Sendable () throws(ProbeError) -> any XenStoreAccess
 
-  /// What is watched. Only Dom0 writes below these paths; a guest cannot make hints.
+  /// What is watched. Only Dom0 writes below these paths, so a guest chooses nothing that is read. It can make hints, though: a backend writes its state there whenever
+  /// the guest's frontend changes its own. Of any number of hints comes one look, and no more than one in `XenProbe.hintPause`.
   package static let watchedPaths =
     ["@introduceDomain", "@releaseDomain", "/vm", "/local/domain/0/backend/vif"]
     + DomainDetails.diskBackends.map { "/local/domain/0/backend/\($0)" }

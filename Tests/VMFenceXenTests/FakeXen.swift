@@ -14,6 +14,7 @@ final class FakeXen: XenHypervisor, XenStoreAccess {
     var isStoreDown = false
     var isStoreSilent = false
     var isHypervisorDown = false
+    var delay = Duration.zero
     var losesHints = false
     var connections = 0
     /// Questions that xenstored was asked.
@@ -100,6 +101,12 @@ final class FakeXen: XenHypervisor, XenStoreAccess {
     set { contents.withLock { $0.isHypervisorDown = newValue } }
   }
 
+  /// How long the hypervisor and xenstored take for each answer.
+  var delay: Duration {
+    get { contents.withLock { $0.delay } }
+    set { contents.withLock { $0.delay = newValue } }
+  }
+
   var losesHints: Bool {
     get { contents.withLock { $0.losesHints } }
     set { contents.withLock { $0.losesHints = newValue } }
@@ -115,9 +122,12 @@ final class FakeXen: XenHypervisor, XenStoreAccess {
     return self
   }
 
+  private func takeTime() { usleep(UInt32(clamping: delay.wholeNanoseconds / 1_000)) }
+
   // MARK: XenHypervisor
 
   func domains(from first: DomainID, limit: Int) throws(SystemFailure) -> [XenDomain] {
+    takeTime()
     guard !isHypervisorDown else { throw SystemFailure(call: "list the domains", number: EIO) }
     let found = contents.withLock { $0.domains.values.filter { $0.incarnation.domainID >= first } }
     return Array(found.sorted { $0.incarnation.domainID < $1.incarnation.domainID }.prefix(limit))
@@ -163,6 +173,7 @@ final class FakeXen: XenHypervisor, XenStoreAccess {
 
   private func failIfDown() throws(SystemFailure) {
     while isStoreSilent { usleep(1000) }
+    takeTime()
     if isStoreDown { throw SystemFailure(call: "ask xenstored", number: EPIPE) }
   }
 

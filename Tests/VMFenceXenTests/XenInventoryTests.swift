@@ -9,12 +9,13 @@ import VMFenceCore
 
   /// A host's domains, looked at as the probe does with its two threads, one step after the other.
   struct Looker {
+    let xen: FakeXen
     var inventory: XenInventory
     var follower: XenStoreFollower
 
     mutating func look(at now: Duration) throws(SystemFailure) -> XenInventory.News {
       let hints = follower.takeHints(at: now)
-      try inventory.look(at: now, after: hints)
+      inventory.look(at: now, finding: try xen.domains(), after: hints)
       inventory.note(follower.state)
       inventory.take(follower.read(inventory.due), at: now)
       inventory.note(follower.state)
@@ -30,7 +31,7 @@ import VMFenceCore
   ) -> Looker {
     let xen = xen
     return Looker(
-      inventory: XenInventory(hypervisor: xen, refreshInterval: refreshInterval),
+      xen: xen, inventory: XenInventory(refreshInterval: refreshInterval),
       follower: XenStoreFollower(
         connect: { () throws(ProbeError) in try xen.connect() }, interfaceExists: { interfaces.contains($0) }))
   }

@@ -156,6 +156,37 @@ final class FakeXenDriver: HypervisorDriver {
     #expect(probe.problems.isEmpty)
   }
 
+  @Test func whoMayNotWaitGetsWhatIsKnownHoweverSlowTheHypervisorAndXenstoredAre() async throws {
+    let driver = try FakeXenDriver(storePatience: .milliseconds(250))
+    let (xen, probe) = (driver.xen, driver.xenProbe)
+    let domain = try await driver.create(0)
+    try await wait { try await probe.snapshot().domains.map(\.name) == [domain.name] }
+    let changes = await probe.changes()
+    let news = Task {
+      for await change in changes {
+        if case .changed(let domain) = change, domain.runState == .paused { return true }
+      }
+      return false
+    }
+    // Below what is taken for silence; and a guest's frontend has its backend write on and on.
+    xen.delay = .milliseconds(100)
+    let path = "/local/domain/0/backend/vif/\(domain.incarnation.domainID)/0/state"
+    let began = ContinuousClock.now
+    for turn in 0..<100 {
+      xen.set(path, "\(turn % 6)")
+      probe.lookSoon()
+      #expect(try probe.latestSnapshot().domains.map(\.name) == [domain.name])
+    }
+    // One that waited would have taken 100 ms each time.
+    #expect(ContinuousClock.now - began < .seconds(5))
+    _ = try await driver.bring(domain.incarnation, to: .paused)
+    #expect(await news.value, "what is found later is told")
+    #expect(try probe.latestSnapshot().domains.map(\.runState) == [.paused])
+    xen.delay = .zero
+    xen.isHypervisorDown = true
+    try await wait { (try? probe.latestSnapshot()) == nil }
+  }
+
   @Test func aHostWithoutXenIsToldSo() {
     do throws(ProbeError) {
       _ = try XenProbe.open(clock: VirtualClock())

@@ -46,11 +46,12 @@ final class LiveDomains: Sendable {
       hypervisor: xen.hypervisor, connect: XenStoreConnection.connect, executable: executable)
   }
 
+  /// What is known of the domains. Waits neither for the hypervisor nor for xenstored: `hints` has what they say later.
   func snapshot() async throws(ProbeError) -> InventorySnapshot {
     var snapshot: InventorySnapshot
     switch source {
     case .inventory(let inventory): snapshot = try await inventory.snapshot()
-    case .xen(let probe, _): snapshot = try await probe.snapshot()
+    case .xen(let probe, _): snapshot = try probe.latestSnapshot()
     }
     let (guests, declared) = (guests.withLock { $0 }, declared.withLock { $0 })
     snapshot.domains = snapshot.domains.map { domain in
@@ -68,6 +69,9 @@ final class LiveDomains: Sendable {
     case .xen(let probe, _): await probe.changes()
     }
   }
+
+  /// Has whoever knows of the domains asked again, and waits for nobody.
+  func lookSoon() { if case .xen(let probe, _) = source { probe.lookSoon() } }
 
   var problems: [Diagnostic] {
     switch source {

@@ -28,7 +28,8 @@ extension LiveRun {
     let wish = question.request.duration.map { Duration.seconds(min(max(0, $0), 3600)) } ?? BarrierWait.usual
     barriers.append(
       BarrierWait(port: port, deadline: now + min(wish, BarrierWait.longest), question: question))
-    // What the toolstack has just written need not wait for a hint.
+    // What the toolstack has just written need not wait for a hint. Packets do not wait for it either.
+    domains.lookSoon()
     await refreshInventory(at: now)
     noteInterfaces()
     if portsAreStale { await refreshInventory(at: now) }
