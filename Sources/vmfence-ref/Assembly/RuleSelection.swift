@@ -103,6 +103,19 @@ struct RuleSelection: Sendable {
     own(RuleSubject(domain)).map { byDomain[$0] == nil && !without.contains($0) } ?? false
   }
 
+  /// Has domains that `lack` theirs go on without: each keeps its own of before it served something else, or has the rules of its service and those for all, until there is
+  /// another selection.
+  ///
+  /// - Returns: the names and UUIDs for which these are configured.
+  mutating func leaveWithout(_ domains: [DomainDescription]) -> [String] {
+    let lacking = Set(domains.filter(lacks).compactMap { own(RuleSubject($0)) })
+    for own in lacking {
+      let kept = byDomain.first { $0.key.key == own.key && $0.key.isAssigned == own.isAssigned }?.value
+      if let kept { byDomain[own] = kept } else { without.insert(own) }
+    }
+    return Set(lacking.map(\.key)).sorted()
+  }
+
   /// All rule sets, each once.
   var all: [SnortRules] { Array(byDomain.values) + byService.values + (fallback.map { [$0] } ?? []) }
 

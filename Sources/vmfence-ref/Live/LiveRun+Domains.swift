@@ -148,10 +148,11 @@ extension LiveRun {
   /// Reads everything again, in another thread; `take` puts it in force, whole or not at all.
   func startReload() {
     guard !isPreparing else {
-      logger.notice("a reload is under way already; another follows it")
-      Signals.requestReload()
+      if !isReloadWanted { logger.notice("rules are being compiled already; the reload follows") }
+      isReloadWanted = true
       return
     }
+    isReloadWanted = false
     isPreparing = true
     service.reloading()
     outputs.reopen()
@@ -191,13 +192,14 @@ extension LiveRun {
     case .compiled(let selection, let diagnostics):
       isPreparing = false
       logger.log(diagnostics)
-      if let selection { putInForce(selection, at: now) }
+      if let selection { putInForce(selection, at: now) } else { goOnWithout(at: now) }
     case .question(let question): await answer(question, at: now)
     // `tell` takes it; this has woken the loop.
     case .disks: break
     case .assigned(let wanted, let selection, let diagnostics, let question):
       take(assigned: wanted, selection, diagnostics, for: question, at: now)
     }
+    if !isPreparing, isReloadWanted { startReload() }
     if !isPreparing, let domains = snapshot?.domains, domains.contains(where: rules.selection.lacks) {
       compileAgain(for: domains)
     }
@@ -218,6 +220,18 @@ extension LiveRun {
       logger.notice("vmfence-firewall runs again; the packet filter is read back")
       isReconcileWanted = true
     }
+  }
+
+  /// Something that is common to all rules is wrong since they were compiled last. Domains that came since then have what is in force for their like, and nothing is
+  /// compiled again and again until somebody mends it.
+  private func goOnWithout(at now: Timestamp) {
+    let keys = rules.selection.leaveWithout(snapshot?.domains ?? [])
+    guard !keys.isEmpty else { return }
+    let guests = keys.map { "`\($0.escapedForDisplay)`" }.joined(separator: ", ")
+    logger.error(
+      "the rules of the guests \(guests) could not be compiled: each keeps those that it has, or has those of its service and those for all (mend what is named, and reload)"
+    )
+    pool.rulesChanged(at: now)
   }
 
   private func takeOver(_ prepared: PreparedHost, at now: Timestamp) async {

@@ -79,6 +79,8 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   var assigned: RuleAssignments
   /// A reload or a compilation that is under way.
   var isPreparing = false
+  /// Another reload was asked for meanwhile.
+  var isReloadWanted = false
   let jobs = DispatchQueue(label: "vmfence-jobs")
 
   private let decisions: EventQueue

@@ -16,8 +16,6 @@ enum Signals {
 
   static var isStopRequested: Bool { stopRequested.load(ordering: .acquiring) }
 
-  static func requestReload() { reloadRequested.store(true, ordering: .releasing) }
-
   /// Whether a reload was asked for since the last call.
   static func takeReload() -> Bool { reloadRequested.exchange(false, ordering: .acquiringAndReleasing) }
 }
