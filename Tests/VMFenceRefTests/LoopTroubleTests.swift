@@ -72,6 +72,22 @@ extension EndToEnd {
       #expect(count("the reload follows", in: host) == 1, "\(host.said.suffix(4000))")
       #expect(try domain("web", of: host)?.rules == 5_005)
     }
+
+    @Test(
+      "damaged files of the state directory are moved away and told, and the daemon guards all guests",
+      arguments: ["", "{\"byName\":", "\u{0}\u{0}"])
+    func damagedState(content: String) throws {
+      let host = try ProtectedHost("damaged")
+      try FileManager.default.createDirectory(atPath: host.folder.path("state"), withIntermediateDirectories: true)
+      let names = ["rules.json", "declarations.json"]
+      for name in names { _ = try host.folder.write("state/\(name)", content) }
+      try host.start()
+      for name in names {
+        #expect(host.said.contains("state/\(name) cannot be read") && host.said.contains("\(name).damaged now"))
+        #expect(try String(contentsOfFile: host.folder.path("state/\(name).damaged"), encoding: .utf8) == content)
+        #expect(!FileManager.default.fileExists(atPath: host.folder.path("state/\(name)")))
+      }
+    }
   }
 }
 #endif

@@ -80,17 +80,32 @@ struct Run: AsyncParsableCommand {
       return try await assemble(host, RuleAssignments(), logger)
     }
     try Self.checkStateDirectory(directory, logger)
-    let assigned: RuleAssignments
-    do { assigned = try RuleAssignments.read(stateDirectory: directory) } catch {
-      logger.error(
-        "\(directory)/\(RuleAssignments.fileName) cannot be read: \(error.localizedDescription) (mend it, or move it away)"
-      )
-      throw Exit.badData
-    }
+    let assigned = Self.kept(
+      RuleAssignments.fileName, in: directory, otherwise: RuleAssignments(),
+      "guests have the rules of the configuration",
+      logger
+    ) { try RuleAssignments.read(stateDirectory: directory) }
     let prepared = assigned == RuleAssignments() ? first : PreparedHost.load(path: config, assigned: assigned)
     logger.log(prepared.diagnostics)
     guard let host = prepared.host else { throw Exit.badData }
     return try await assemble(host, assigned, logger)
+  }
+
+  /// A file of the state directory. One that is damaged is moved away, for whoever looks into it: no guest of this host would be guarded as long as it stood in the way.
+  ///
+  /// - `loss`: what that costs.
+  private static func kept<Value>(
+    _ name: String, in directory: String?, otherwise: Value, _ loss: String, _ logger: Logger,
+    _ read: () throws -> Value
+  ) -> Value {
+    do { return try read() } catch {
+      let path = (directory ?? ".") + "/" + name
+      // SAFETY: both paths are handed over as strings that end in zero and live during the call.
+      let isMoved = unsafe rename(path, path + ".damaged") == 0
+      let rest = isMoved ? "the file is \(name).damaged now" : "look into it, or remove it"
+      logger.error("\(path) cannot be read: \(error.localizedDescription): \(loss) (\(rest))")
+      return otherwise
+    }
   }
 
   private static func checkStateDirectory(_ path: String, _ logger: Logger) throws {
@@ -133,13 +148,10 @@ struct Run: AsyncParsableCommand {
       throw Exit.unavailable
     }
     let mailbox = try Mailbox<LiveMessage>()
-    let declarations: Declarations
-    do { declarations = try Declarations.read(stateDirectory: configuration.stateDirectory) } catch {
-      logger.error(
-        "\(Declarations.fileName) in the state directory cannot be read: \(error.localizedDescription) (mend it, or move it away)"
-      )
-      throw Exit.badData
-    }
+    let declarations = Self.kept(
+      Declarations.fileName, in: configuration.stateDirectory, otherwise: Declarations(),
+      "what guests declared is forgotten until they declare it again", logger
+    ) { try Declarations.read(stateDirectory: configuration.stateDirectory) }
     let channels = try openChannels(domains, declarations, clock, mailbox, logger)
     let queue = EventQueue()
     let (log, restored) = try openLog(configuration, logger)

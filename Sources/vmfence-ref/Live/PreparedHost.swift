@@ -90,7 +90,6 @@ struct RuleAssignments: Sendable, Codable, Equatable {
   private enum CodingKeys: String, CodingKey { case files = "byName" }
 
   static let fileName = "rules.json"
-  static let byteLimit = 1 << 20
 
   /// None, when there is no such file.
   static func read(stateDirectory: String?) throws -> RuleAssignments {
