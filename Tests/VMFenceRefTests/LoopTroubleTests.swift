@@ -88,6 +88,48 @@ extension EndToEnd {
         #expect(!FileManager.default.fileExists(atPath: host.folder.path("state/\(name)")))
       }
     }
+
+    private static let canFreeze = ["/usr/sbin/fsfreeze", "/usr/sbin/mkfs.ext4", "/usr/sbin/losetup"]
+      .allSatisfy(FileManager.default.isExecutableFile)
+
+    @Test(
+      "a disk that hangs while what a detector remembers is kept holds no other guest up",
+      .enabled(if: canFreeze, "needs fsfreeze, mkfs.ext4 and losetup"))
+    func slowDisk() throws {
+      let host = try ProtectedHost("slowdisk")
+      let (state, frozen) = (host.folder.path("state"), host.folder.path("frozen"))
+      try NetworkNamespace.shell(
+        """
+        mkdir -p \(state) \(frozen); truncate -s 16M \(frozen).image; mkfs.ext4 -q \(frozen).image
+        mount -o loop \(frozen).image \(frozen); ln -s \(frozen) \(state)/detectors
+        """)
+      // What hangs there ends with this, and the daemon with the host.
+      defer {
+        _ = try? NetworkNamespace.shell("fsfreeze -u \(host.folder.path("frozen")) || true; umount -l \(frozen)")
+      }
+      try host.start()
+      #expect(host.fetches(1, seconds: 10))
+      try NetworkNamespace.shell("fsfreeze -f \(frozen)")
+      let inventory = try String(contentsOfFile: host.folder.path("inventory.yaml"), encoding: .utf8)
+      _ = try host.folder.write(
+        "inventory.yaml",
+        inventory.replacingOccurrences(of: "domid: 1\n", with: "domid: 1\n    state: suspended\n"))
+      let program = try Program.path("vmfence-ref")
+      func domains() -> String {
+        let socket = host.folder.path("control.sock")
+        return (try? NetworkNamespace.shell("timeout -s KILL 20 \(program) domains --socket \(socket)")) ?? ""
+      }
+      try LiveRunTests.wait("the guest is suspended") { domains().contains("suspended") }
+      // Time enough for the detector's answer.
+      usleep(1_000_000)
+      host.attack(2)
+      try LiveRunTests.wait("other guests' attackers are found") { host.bans.count == 1 && !domains().isEmpty }
+      #expect(try FileManager.default.contentsOfDirectory(atPath: frozen).allSatisfy { !$0.hasSuffix(".state") })
+      try NetworkNamespace.shell("fsfreeze -u \(frozen)")
+      try LiveRunTests.wait("it is kept when the disk answers") {
+        try FileManager.default.contentsOfDirectory(atPath: frozen).contains { $0.hasSuffix("0001.state") }
+      }
+    }
   }
 }
 #endif

@@ -1,5 +1,7 @@
 #if Daemon
 import Foundation
+import Logging
+import Synchronization
 import VMFenceChannel
 import VMFenceCore
 
@@ -54,5 +56,39 @@ struct Declarations: Sendable, Equatable {
       })
     try encoder.encode(kept).write(to: URL(filePath: stateDirectory + "/" + Self.fileName), options: .atomic)
   }
+}
+
+/// Writes them beside the loop: guests cause it, and a disk can be slow. When several came meanwhile, the last counts. Safe to use from any thread.
+final class DeclarationWriter: Sendable {
+  private let directory: String
+  private let logger: Logger
+  private let queue = DispatchQueue(label: "vmfence-declarations")
+  private let waiting = Mutex<Declarations?>(nil)
+
+  init(stateDirectory: String, logger: Logger) {
+    directory = stateDirectory
+    self.logger = logger
+  }
+
+  func write(_ declarations: Declarations) {
+    let isAlone = waiting.withLock { waiting in
+      defer { waiting = declarations }
+      return waiting == nil
+    }
+    guard isAlone else { return }
+    queue.async { [self] in
+      let newest = waiting.withLock { waiting in
+        defer { waiting = nil }
+        return waiting
+      }
+      do { try newest?.write(stateDirectory: directory) } catch {
+        logger.error(
+          "what guests declared cannot be kept in \(directory): \(error.localizedDescription) (free space there)")
+      }
+    }
+  }
+
+  /// Returns when the last of it is written.
+  func finish() { queue.sync {} }
 }
 #endif

@@ -1,5 +1,7 @@
 #if Daemon
 import Foundation
+import Logging
+import Synchronization
 import VMFenceCore
 
 /// What detectors remembered of their domains' traffic when the daemon stopped, or when the domain was saved or migrated, in files of its state
@@ -25,11 +27,6 @@ struct DetectorStates: Sendable {
   init(stateDirectory: String) { folder = stateDirectory + "/detectors" }
 
   private func path(_ domain: DomainUUID) -> String { "\(folder)/\(domain).state" }
-
-  /// Writes one file for each domain. What cannot be written is told in the result.
-  func write(_ states: [(domain: DomainDescription, bytes: [UInt8])]) -> [Diagnostic] {
-    states.flatMap { write($0.bytes, of: $0.domain.incarnation.uuid) }
-  }
 
   /// Writes the file of one domain. What cannot be written is told in the result.
   func write(_ bytes: [UInt8], of domain: DomainUUID) -> [Diagnostic] {
@@ -103,6 +100,53 @@ struct DetectorStates: Sendable {
       .error,
       "what a detector remembers cannot be saved in \(path.escapedForDisplay): \(error.localizedDescription)",
       remedy: "check the state directory")
+  }
+}
+
+/// The same beside the loop: a disk can be slow, and packets do not wait for it. What is to be kept is there for `take` at once. Safe to use from any thread.
+final class DetectorStateKeeper: Sendable {
+  private struct Wish {
+    /// nil: the file is to go.
+    var bytes: [UInt8]?
+    var number: UInt64
+  }
+
+  private let states: DetectorStates
+  private let logger: Logger
+  private let queue = DispatchQueue(label: "vmfence-states")
+  /// What the files are not yet, and how many wishes there were.
+  private let wishes = Mutex((byDomain: [DomainUUID: Wish](), count: UInt64(0)))
+
+  init(_ states: DetectorStates, logger: Logger) {
+    self.states = states
+    self.logger = logger
+  }
+
+  /// - `bytes`: nil: what was kept of the domain is out of date.
+  func keep(_ bytes: [UInt8]?, of domain: DomainUUID) {
+    wishes.withLock { wishes in
+      wishes.count += 1
+      wishes.byDomain[domain] = Wish(bytes: bytes, number: wishes.count)
+    }
+    queue.async { [self] in settle(domain) }
+  }
+
+  /// A domain's state, which is kept no more; nil when there is none. Only one of an earlier process is read from the disk here.
+  func take(_ domain: DomainUUID, limit: Int) throws(DetectorStateProblem) -> [UInt8]? {
+    guard let wish = wishes.withLock({ $0.byDomain[domain] }) else { return try states.take(domain, limit: limit) }
+    keep(nil, of: domain)
+    return wish.bytes
+  }
+
+  /// Returns when all of it is kept.
+  func finish() { queue.sync {} }
+
+  private func settle(_ domain: DomainUUID) {
+    guard let wish = wishes.withLock({ $0.byDomain[domain] }) else { return }
+    if let bytes = wish.bytes { logger.log(states.write(bytes, of: domain)) } else { states.remove(domain) }
+    wishes.withLock { wishes in
+      if wishes.byDomain[domain]?.number == wish.number { wishes.byDomain[domain] = nil }
+    }
   }
 }
 

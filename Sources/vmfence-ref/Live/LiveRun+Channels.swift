@@ -35,12 +35,7 @@ extension LiveRun {
 
   private func declared(at now: Timestamp) async {
     declarations.shrink(keeping: Set(snapshot?.domains.map(\.incarnation.uuid) ?? []))
-    if let directory = host.configuration.stateDirectory {
-      do { try declarations.write(stateDirectory: directory) } catch {
-        logger.error(
-          "what guests declared cannot be kept in \(directory): \(error.localizedDescription) (free space there)")
-      }
-    }
+    declarationWriter?.write(declarations)
     useDeclarations()
     await refreshInventory(at: now)
   }

@@ -37,8 +37,8 @@ struct LiveParts {
 
 /// The daemon's loop: live capture, the domains of this host, detectors, decisions.
 ///
-/// One task turns it. Everything that takes its time (compiling rules, answering people, disks that are slow) happens in other threads, which
-/// hand in their results through the mailbox.
+/// One task turns it. What takes its time (compiling rules, answering people, writing to disks that are slow, closing captures) happens in other threads, which
+/// hand in their results through the mailbox. Two things are waited for: a captured interface's opening, and what an earlier process kept of a domain.
 final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules {
   /// How long the loop waits when nothing comes.
   private static var patience: Duration { .milliseconds(10) }
@@ -84,7 +84,8 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   let jobs = DispatchQueue(label: "vmfence-jobs")
 
   private let decisions: EventQueue
-  private let detectorStates: DetectorStates?
+  private let detectorStates: DetectorStateKeeper?
+  let declarationWriter: DeclarationWriter?
   let service = ServiceManager()
   let publisher = DispatchTablePublisher()
   let hashKey: (UInt64, UInt64)
@@ -141,10 +142,13 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     decoding = inspector.decoding
     let rules = RulesInForce(parts.host.rules)
     self.rules = rules
-    let states = configuration.stateDirectory.map { DetectorStates(stateDirectory: $0) }
-    detectorStates = states
     let channel = DetectorChannelConfiguration()
     let logger = parts.logger
+    let states = configuration.stateDirectory.map {
+      DetectorStateKeeper(DetectorStates(stateDirectory: $0), logger: logger)
+    }
+    detectorStates = states
+    declarationWriter = configuration.stateDirectory.map { DeclarationWriter(stateDirectory: $0, logger: logger) }
     pool = DetectorPool(
       backend: backend,
       configuration: .init(
@@ -165,14 +169,8 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
           return nil
         }
       },
-      keepState: { domain, bytes in
-        guard let states else { return }
-        if let bytes {
-          logger.log(states.write(bytes, of: domain.incarnation.uuid))
-        } else {
-          states.remove(domain.incarnation.uuid)
-        }
-      }, rules: { rules.selection.rules(for: $0) })
+      keepState: { domain, bytes in states?.keep(bytes, of: domain.incarnation.uuid) },
+      rules: { rules.selection.rules(for: $0) })
     dispatcher = Dispatcher(publisher)
   }
 
@@ -284,7 +282,13 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
       question.answer(.failure(ControlFailure("the daemon stops", cause: .busy)))
     }
     let now = clock.now
-    if let detectorStates { logger.log(detectorStates.write(pool.saveStates(at: now, patience: Self.savePatience))) }
+    if let detectorStates {
+      for (domain, bytes) in pool.saveStates(at: now, patience: Self.savePatience) {
+        detectorStates.keep(bytes, of: domain.incarnation.uuid)
+      }
+      detectorStates.finish()
+    }
+    declarationWriter?.finish()
     pool.close(at: now)
     await tell(at: now)
     await coordinator.advance(to: now)
