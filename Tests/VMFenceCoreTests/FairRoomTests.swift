@@ -90,6 +90,29 @@ struct EventRoomTests {
     #expect(room.lost.isEmpty && room.lostInAll == 1)
   }
 
+  @Test("a domain that is started anew has no other share; what it lost is counted as this start's")
+  func anew() {
+    var room = EventRoom(traffic: 100, files: 0, others: 0, assured: 0)
+    let again = Incarnation(uuid: noisy.uuid, domainID: DomainID(7))
+    #expect(fill(51) { room.enter(.traffic, of: noisy) } == 50)
+    #expect(fill(1) { room.enter(.traffic, of: again) } == 0 && room.lost == [noisy: 1, again: 1])
+    room.leave(.traffic, of: noisy)
+    #expect(fill(1) { room.enter(.traffic, of: again) } == 1)
+  }
+
+  @Test("what is taken by nobody who is known takes the room of what comes anyway first, and no more than there is")
+  func occupied() {
+    var room = EventRoom(statistics: 30, traffic: 100, files: 50, others: 50, assured: 0)
+    room.occupy(150)
+    #expect(room.used(.statistics) == 30)
+    #expect(room.used(.traffic) == 100 && room.used(.files) == 20 && room.used(.others) == 0)
+    #expect(fill(1) { room.enter(.traffic, of: quiet) } == 0 && fill(50) { room.enter(.others, of: nil) } == 25)
+    room.occupy(1000)
+    #expect(room.used(.files) == 50 && room.used(.others) == 50)
+    for kind in EventRoom.Kind.allCases { room.leaveAll(kind) }
+    #expect(fill(100) { room.enter(.traffic, of: quiet) } == 50)
+  }
+
   @Test("a kind is that of whoever can make as many of it as they like")
   func kinds() {
     let platform = PlatformAlert(time: .zero, incarnation: noisy, kind: .probeGap, message: "")

@@ -224,6 +224,23 @@ struct FileDeliveryTests {
     sink.close()
   }
 
+  @Test("a file that has grown to its limit takes no more; what comes waits, and is in the next one")
+  func limit() async throws {
+    let path = NSTemporaryDirectory() + "vmfence-\(UUID().uuidString).json"
+    defer { for name in [path, path + ".1"] { remove(name) } }
+    let sink = sink(FileDelivery(path: path, limit: 1 << 16))
+    for number in 1...2000 { sink.receive(alert(UInt32(number))) }
+    try wait("it is told") { sink.problem?.contains("takes no more until it is rotated") == true }
+    let first = Int(sink.counters.delivered)
+    #expect(first > 10 && first < 1000 && sink.counters.lost == 0)
+    #expect(try #require(FileManager.default.contents(atPath: path)).count <= 1 << 16)
+    try FileManager.default.moveItem(atPath: path, toPath: path + ".1")
+    try wait("more is written") { sink.counters.delivered > first }
+    let line = try String(contentsOfFile: path, encoding: .utf8).split(separator: "\n")[0]
+    #expect(sid(String(line)) == first + 1)
+    sink.close()
+  }
+
   @Test("a folder that is not there is told, and the lines wait for it")
   func missing() async throws {
     let folder = NSTemporaryDirectory() + "vmfence-\(UUID().uuidString)"

@@ -14,11 +14,12 @@ struct FloodTests {
       + [0x03, 0xE8, 0x00, 0x09, 0x00, 0x09, 0x00, 0x00, 0x78]
   }
 
-  @Test("a place where nobody is keeps all that is told of the other guest, and what is lost is counted by guest")
-  func shared() throws {
-    let host = try NetworkNamespace("host")
-    let guests = try (1...2).map { try NetworkNamespace("guest\($0)") }
-    try host.run("ip link set lo up")
+  /// Each guest at a port of the host, and a rule that its frames match.
+  ///
+  /// - Returns: the path of the configuration.
+  private static func configure(
+    _ folder: TemporaryFolder, _ host: NetworkNamespace, _ guests: [NetworkNamespace], _ more: String
+  ) throws -> String {
     var domains = ""
     for (index, guest) in guests.enumerated() {
       let number = index + 1
@@ -33,10 +34,9 @@ struct FloodTests {
             ports: [{interface: vif\(number).0, mac: "00:16:3e:00:00:0\(number)"}]
         """
     }
-    let folder = try TemporaryFolder()
     _ = try folder.write("inventory.yaml", "version: 1\ndomains:" + domains)
     _ = try folder.write("live.rules", "alert udp any any -> any 9 (msg:\"m\"; content:\"x\"; sid:1;)\n")
-    let config = try folder.write(
+    return try folder.write(
       "live.yaml",
       """
       version: 1
@@ -44,10 +44,19 @@ struct FloodTests {
       inventory: inventory.yaml
       inspection: {verify-checksums: no}
       firewall: {kind: none}
-      control-socket: control.sock
-      metrics: {}
-      notifications: [{eve-socket: nobody.sock, queue: 200}]
+      \(more)
       """)
+  }
+
+  @Test("a place where nobody is keeps all that is told of the other guest, and what is lost is counted by guest")
+  func shared() throws {
+    let host = try NetworkNamespace("host")
+    let guests = try (1...2).map { try NetworkNamespace("guest\($0)") }
+    try host.run("ip link set lo up")
+    let folder = try TemporaryFolder()
+    let config = try Self.configure(
+      folder, host, guests,
+      "control-socket: control.sock\nmetrics: {}\nnotifications: [{eve-socket: nobody.sock, queue: 200}]\n")
     let eve = folder.path("eve.json")
     let daemon = try Program.start(
       ["run", "--config", config, "--eve", eve], in: host.name, errors: Pipe(), output: Pipe())
@@ -77,6 +86,62 @@ struct FloodTests {
     daemon.waitUntilExit()
     #expect(daemon.terminationStatus == 0)
     #expect(try EVELine.read(eve).count { $0.alert != nil && $0.vmfence?.vm?.name == "guest2" } == 50)
+  }
+
+  @Test(
+    "one guest's alerts fill its share of the event file and no more; the other's are there; after a rename a new file takes them, without a signal"
+  )
+  func eventFile() throws {
+    let host = try NetworkNamespace("ehost")
+    let guests = try (1...2).map { try NetworkNamespace("eguest\($0)") }
+    try host.run("ip link set lo up")
+    let folder = try TemporaryFolder()
+    let config = try Self.configure(
+      folder, host, guests, "control-socket: control.sock\nnotifications: [{fast-file: fast.log, limit: 1}]\n")
+    let eve = folder.path("eve.json")
+    let daemon = try Program.start(
+      ["run", "--config", config, "--eve", eve, "--eve-limit", "2"], in: host.name, errors: Pipe(), output: Pipe())
+    defer { if daemon.isRunning { daemon.terminate() } }
+    try LiveRunTests.wait("the first event") { (try? EVELine.read(eve))?.isEmpty == false }
+    func status() throws -> DaemonStatus {
+      try ControlClient(path: folder.path("control.sock")).ask(ControlRequest(.status), DaemonStatus.self)
+    }
+    let (noisy, quiet) = (try PacketEndpoint(guests[0]), try PacketEndpoint(guests[1]))
+    func alerts(_ file: String, of name: String) throws -> Int {
+      try EVELine.read(file).count { $0.alert != nil && $0.vmfence?.vm?.name == name }
+    }
+    let begun = Date()
+    var sent = 0
+    try LiveRunTests.wait("the file is full for this guest") {
+      for _ in 0..<500 { try noisy.send(Self.frame(from: 1)) }
+      sent += 500
+      usleep(100_000)
+      return try status().eventsLostByDomain["guest1"] ?? 0 > 1000
+    }
+    let told = try alerts(eve, of: "guest1")
+    #expect(told > 50 && told < sent - 1000)
+    let size = try #require(try FileManager.default.attributesOfItem(atPath: eve)[.size] as? Int)
+    // A quarter of it is for alerts, and half of that for one guest alone; and what else there is to tell.
+    #expect(size < 400_000 && size > 200_000, "\(size)")
+    for _ in 0..<50 { try quiet.send(Self.frame(from: 2)) }
+    try LiveRunTests.wait("the other guest's alerts") { try alerts(eve, of: "guest2") == 50 }
+    try LiveRunTests.wait("the loss is told, as this guest's") {
+      try EVELine.read(eve).contains { $0.vmfence?.platform?.kind == "events-lost" && $0.vmfence?.vm?.name == "guest1" }
+    }
+    // Once a minute, and not at each look.
+    usleep(2_500_000)
+    let losses = try EVELine.read(eve).count { $0.vmfence?.platform?.kind == "events-lost" }
+    #expect(losses >= 1 && losses <= 1 + Int(Date().timeIntervalSince(begun) / 60))
+    let problems = try status().problems
+    #expect(problems.contains { $0.contains("eve.json may become 2 MiB large") }, "\(problems)")
+    #expect(try alerts(eve, of: "guest1") == told)
+    try FileManager.default.moveItem(atPath: eve, toPath: eve + ".1")
+    for _ in 0..<50 { try noisy.send(Self.frame(from: 1)) }
+    try LiveRunTests.wait("its alerts in the new file") { (try? alerts(eve, of: "guest1")) == 50 }
+    #expect(try alerts(eve + ".1", of: "guest1") == told)
+    kill(daemon.processIdentifier, SIGTERM)
+    daemon.waitUntilExit()
+    #expect(daemon.terminationStatus == 0)
   }
 }
 #endif

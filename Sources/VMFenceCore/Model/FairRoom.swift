@@ -40,6 +40,8 @@ package struct FairRoom: Sendable {
 package struct EventRoom: Sendable {
   /// Which room an event takes.
   package enum Kind: Int, Sendable, CaseIterable {
+    /// A few lines in a time that is set, however much a guest does.
+    case statistics
     case traffic, files, others
 
     package init(_ event: Event) {
@@ -52,16 +54,16 @@ package struct EventRoom: Sendable {
   }
 
   private var rooms: [FairRoom]
-  /// By kind and domain, nil for the host; without those that hold nothing.
-  private var held = [[Incarnation?: Int]](repeating: [:], count: Kind.allCases.count)
+  /// By kind and domain, nil for the host; without those that hold nothing. A domain that is started anew is the same: it gets no other share.
+  private var held = [[DomainUUID?: Int]](repeating: [:], count: Kind.allCases.count)
   /// What found no room since the start, of domains that were not forgotten.
   package private(set) var lost: [Incarnation?: UInt64] = [:]
   /// All of it.
   package private(set) var lostInAll: UInt64 = 0
 
   /// What each kind gets; one domain gets half of it.
-  package init(traffic: Int, files: Int, others: Int, assured: Int = 16) {
-    rooms = [traffic, files, others].map { FairRoom(capacity: $0, assured: assured) }
+  package init(statistics: Int = 0, traffic: Int, files: Int, others: Int, assured: Int = 16) {
+    rooms = [statistics, traffic, files, others].map { FairRoom(capacity: $0, assured: assured) }
   }
 
   /// What a kind has taken.
@@ -72,13 +74,24 @@ package struct EventRoom: Sendable {
   /// - `domain`: nil for what concerns the host.
   /// - `amount`: what it takes, in whatever the room was given in.
   package mutating func enter(_ kind: Kind, of domain: Incarnation?, _ amount: Int = 1) -> Bool {
-    var mine = held[kind.rawValue][domain] ?? 0
+    var mine = held[kind.rawValue][domain?.uuid] ?? 0
     guard rooms[kind.rawValue].enter(&mine, amount) else {
       lose(of: domain)
       return false
     }
-    held[kind.rawValue][domain] = mine
+    held[kind.rawValue][domain?.uuid] = mine
     return true
+  }
+
+  /// Takes room of which nobody knows whose it is, until all is given back: of statistics first, then of traffic, of files, of all else.
+  package mutating func occupy(_ amount: Int) {
+    var rest = amount
+    for kind in Kind.allCases {
+      var nobody = 0
+      let part = min(rest, rooms[kind.rawValue].capacity - used(kind))
+      guard part > 0, rooms[kind.rawValue].enter(&nobody, part) else { continue }
+      rest -= part
+    }
   }
 
   /// Counts one that the queue does not take for other reasons.
@@ -89,9 +102,9 @@ package struct EventRoom: Sendable {
 
   /// Gives back what `enter` took.
   package mutating func leave(_ kind: Kind, of domain: Incarnation?, _ amount: Int = 1) {
-    guard var mine = held[kind.rawValue][domain] else { return }
+    guard var mine = held[kind.rawValue][domain?.uuid] else { return }
     rooms[kind.rawValue].leave(&mine, amount)
-    held[kind.rawValue][domain] = mine > 0 ? mine : nil
+    held[kind.rawValue][domain?.uuid] = mine > 0 ? mine : nil
   }
 
   /// Gives back all of a kind.

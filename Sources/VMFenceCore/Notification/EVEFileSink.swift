@@ -2,7 +2,10 @@ internal import Glibc
 internal import Synchronization
 
 /// Appends events to a file as EVE JSON, each line with one write(2) in append mode, so that a line is never torn by a
-/// rotation or by another writer. Safe to use from any thread.
+/// rotation or by another writer. When the file was renamed away, removed or cut, the next line begins it anew: no signal is needed. Safe to use from any thread.
+///
+/// A guest can make as many events as it likes, so the file has a limit. Half of it is for statistics, a quarter for alerts, anomalies and tagged packets, an
+/// eighth for file events, an eighth for decisions and all else; of each, one guest has as much as there is room left. What finds no room is lost until the file is begun anew, and counted.
 public final class EVEFileSink: EventSink {
   public struct Counters: Sendable, Hashable {
     public var linesWritten: UInt64 = 0
@@ -10,107 +13,124 @@ public final class EVEFileSink: EventSink {
     public var linesLost: UInt64 = 0
   }
 
-  private struct State {
-    var descriptor: CInt
-    /// The last write was cut short: the next line begins with a line feed, so that only one line is lost.
-    var isInsideLine = false
-  }
+  /// What a file may become when nothing else is said, in bytes.
+  public static let standardLimit: UInt64 = 2 << 30
 
   /// Apart from the file, so that whoever asks waits for no disk.
   private struct Tally {
-    var counters = Counters()
+    var linesWritten: UInt64 = 0
+    /// In bytes. What lines have taken is given back when the file is begun anew.
+    var room: EventRoom
+    /// Why the last line was not written, or not where it should be.
     var problem: NotificationError?
+    /// Stands until the file is begun anew.
+    var isFull = false
   }
 
   public let path: String
+  public let limit: UInt64
   public let encoder: EVEEncoder
-  private let state: Mutex<State>
-  private let tally = Mutex(Tally())
+  private let file: Mutex<LineFile>
+  private let tally: Mutex<Tally>
 
   /// Opens `path` for appending; makes it if it is not there (mode 0640).
-  public init(path: String, encoder: EVEEncoder) throws(NotificationError) {
+  ///
+  /// - `limit`: how large the file may become, in bytes.
+  public init(
+    path: String, limit: UInt64 = EVEFileSink.standardLimit, encoder: EVEEncoder
+  ) throws(NotificationError) {
     self.path = path
+    self.limit = limit
     self.encoder = encoder
-    state = Mutex(State(descriptor: try Self.open(path)))
-  }
-
-  deinit {
-    _ = state.withLock { close($0.descriptor) }
+    let eighth = Int(clamping: limit / 8)
+    tally = Mutex(
+      Tally(
+        room: EventRoom(statistics: 4 * eighth, traffic: 2 * eighth, files: eighth, others: eighth, assured: 0)))
+    file = Mutex(LineFile(path: path, limit: limit))
+    if let error = file.withLock({ look(at: &$0) }) { throw error }
   }
 
   public func receive(_ event: Event) {
-    write(encoder.encode(event))
-    if case .alert(let alert) = event, let drop = encoder.encodeDrop(alert) { write(drop) }
+    let (kind, domain) = (EventRoom.Kind(event), event.incarnation)
+    write(encoder.encode(event), kind, domain)
+    if case .alert(let alert) = event, let drop = encoder.encodeDrop(alert) { write(drop, kind, domain) }
   }
 
   /// Writes a `stats` event.
-  public func receive(_ statistics: EVEStatistics) { write(encoder.encode(statistics)) }
-
-  public var counters: Counters { tally.withLock { $0.counters } }
-
-  /// Why lines were lost, as long as the last write failed.
-  public var problem: NotificationError? { tally.withLock { $0.problem } }
-
-  /// Goes on in a new file under the same path, after a rotation moved the old one away. Lines before it are in the old file,
-  /// lines after it in the new one.
-  ///
-  /// - Throws: when the new file cannot be opened; then the old one is written on.
-  public func reopen() throws(NotificationError) {
-    let descriptor = try Self.open(path)
-    state.withLock { state in
-      close(state.descriptor)
-      state.descriptor = descriptor
-      state.isInsideLine = false
-    }
+  public func receive(_ statistics: EVEStatistics) {
+    write(encoder.encode(statistics), .statistics, statistics.incarnation)
   }
 
-  private func write(_ line: [UInt8]) {
-    let (isWhole, error) = state.withLock { state in
-      var bytes = state.isInsideLine ? [UInt8(ascii: "\n")] : []
-      bytes += line
-      bytes.append(UInt8(ascii: "\n"))
-      let (written, error) = Self.write(bytes, to: state.descriptor)
-      if written > 0 { state.isInsideLine = written < bytes.count && !(state.isInsideLine && written == 1) }
-      return (written == bytes.count, error)
-    }
+  public var counters: Counters {
+    tally.withLock { Counters(linesWritten: $0.linesWritten, linesLost: $0.room.lostInAll) }
+  }
+
+  /// Those of the lines lost, by domain, nil for the host; without domains that were forgotten.
+  package var lostByDomain: [Incarnation?: UInt64] { tally.withLock { $0.room.lost } }
+
+  /// Keeps no figures of a domain that is gone.
+  package func forget(_ domain: Incarnation) { tally.withLock { $0.room.forget(domain) } }
+
+  /// Why lines were lost: as long as the last write failed, or the file has no room.
+  public var problem: NotificationError? {
     tally.withLock { tally in
-      if isWhole {
-        tally.counters.linesWritten += 1
-        tally.problem = nil
-      } else {
-        tally.counters.linesLost += 1
-        tally.problem = NotificationError(
-          error == ENOSPC || error == EDQUOT ? .full : .inputOutput,
-          "cannot write to \(path.escapedForDisplay): \(describeError(error))",
-          remedy: "free space or choose another file; events since then are missing from it")
+      tally.problem
+        ?? (tally.isFull
+          ? NotificationError(
+            .full,
+            "\(path.escapedForDisplay) may become \(limit >> 20) MiB large, and has no room for some events until it is rotated",
+            remedy: "rotate it (rename it, or cut it); see what fills it: it may be an attack") : nil)
+    }
+  }
+
+  /// - Returns: why it is not open where it should be; then what was open is written on.
+  private func look(at file: inout LineFile) -> NotificationError? {
+    do throws(SystemFailure) {
+      guard try file.look() else { return nil }
+      let size = Int(clamping: file.size)
+      tally.withLock { tally in
+        for kind in EventRoom.Kind.allCases { tally.room.leaveAll(kind) }
+        tally.room.occupy(size)
+        tally.isFull = false
       }
-    }
-  }
-
-  /// One write(2) for the whole line; again only for what was cut short.
-  private static func write(_ bytes: [UInt8], to descriptor: CInt) -> (written: Int, error: CInt) {
-    var written = 0
-    while written < bytes.count {
-      // SAFETY: the buffer is valid for its count during the call, and write(2) only reads it.
-      let result = unsafe bytes[written...].withUnsafeBytes { unsafe Glibc.write(descriptor, $0.baseAddress, $0.count) }
-      if result < 0, errno == EINTR { continue }
-      if result <= 0 { return (written, result < 0 ? errno : ENOSPC) }
-      written += result
-    }
-    return (written, 0)
-  }
-
-  private static func open(_ path: String) throws(NotificationError) -> CInt {
-    // SAFETY: the path is handed over as a string that ends in zero and lives during the call.
-    let descriptor = unsafe Glibc.open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY, 0o640)
-    guard descriptor >= 0 else {
-      let error = errno
-      throw NotificationError(
-        error == EACCES || error == EPERM || error == EROFS ? .permissionDenied : .inputOutput,
-        "cannot open \(path.escapedForDisplay) for appending: \(describeError(error))",
+      return nil
+    } catch {
+      return NotificationError(
+        error.isPermission ? .permissionDenied : .inputOutput,
+        "cannot open \(path.escapedForDisplay) for appending: \(describeError(error.number))",
         remedy: "make the directory, or choose another file")
     }
-    return descriptor
+  }
+
+  private func write(_ line: [UInt8], _ kind: EventRoom.Kind, _ domain: Incarnation?) {
+    file.withLock { file in
+      let misplaced = look(at: &file)
+      let cost = line.count + 1
+      let hasRoom = tally.withLock { tally in
+        let hasRoom = tally.room.enter(kind, of: domain, cost)
+        if !hasRoom { tally.isFull = true }
+        return hasRoom
+      }
+      guard hasRoom else { return }
+      let error = file.append(line)
+      tally.withLock { tally in
+        guard error != 0 else {
+          tally.linesWritten += 1
+          tally.problem = misplaced
+          return
+        }
+        tally.room.leave(kind, of: domain, cost)
+        tally.room.lose(of: domain)
+        if error == EFBIG {
+          tally.isFull = true
+        } else {
+          tally.problem = NotificationError(
+            error == ENOSPC || error == EDQUOT ? .full : .inputOutput,
+            "cannot write to \(path.escapedForDisplay): \(describeError(error))",
+            remedy: "free space or choose another file; events since then are missing from it")
+        }
+      }
+    }
   }
 }
 

@@ -18,7 +18,7 @@ struct Run: AsyncParsableCommand {
       in Dom0.
 
       SIGTERM and SIGINT stop it. SIGHUP reads everything again (configuration, rules, policy, inventory), puts it in force whole or not at
-      all, and reopens the event file.
+      all. The event file is rotated by renaming it, without a signal.
 
       EXAMPLES
         vmfence-ref check --live host.yaml
@@ -30,6 +30,12 @@ struct Run: AsyncParsableCommand {
 
   @Option(help: "Where to append events as EVE JSON.")
   var eve: String?
+
+  @Option(
+    help: ArgumentHelp(
+      "How large that file may become. What finds no room is counted until it is rotated: a guest has no more of it than its share.",
+      valueName: "MiB"))
+  var eveLimit = UInt32(EVEFileSink.standardLimit >> 20)
 
   @Option(help: "The decision log; in the state directory when not given, and in memory only without one.")
   var decisions: String?
@@ -45,6 +51,10 @@ struct Run: AsyncParsableCommand {
 
   @Option(help: "text or json.")
   var logFormat: LogFormat = .text
+
+  func validate() throws {
+    guard eveLimit > 0 else { throw ValidationError("--eve-limit: at least 1 MiB") }
+  }
 
   func run() async throws {
     let logger = Logger(level: logLevel, format: logFormat)
@@ -175,7 +185,9 @@ struct Run: AsyncParsableCommand {
     let encoder = EVEEncoder(node: configuration.node, directory: directory)
     let file: EVEFileSink?
     do throws(NotificationError) {
-      file = try eve.map { path throws(NotificationError) in try EVEFileSink(path: path, encoder: encoder) }
+      file = try eve.map { path throws(NotificationError) in
+        try EVEFileSink(path: path, limit: UInt64(eveLimit) << 20, encoder: encoder)
+      }
     } catch {
       logger.log([error.diagnostic])
       throw Exit.cannotCreate

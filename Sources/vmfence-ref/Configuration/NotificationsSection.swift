@@ -18,6 +18,8 @@ struct NotificationPlace: Sendable, Equatable {
   var kind: Kind
   var filter: EventFilter
   var queue: Int
+  /// How large a file may become, in bytes.
+  var limit: UInt64
   /// For people: `syslog udp://192.0.2.1:514`.
   var name: String
 }
@@ -76,6 +78,7 @@ struct NotificationsSection {
       "events", expected: "one of \(EventFilter.Kind.allCases.map(\.rawValue).joined(separator: ", "))",
       EventFilter.Kind.init(rawValue:))
     let queue = map.integer("queue", in: 1...1_000_000) ?? 10_000
+    let limit = map.integer("limit", in: 1...1_048_576).map { UInt64($0) << 20 } ?? EVEFileSink.standardLimit
     kinds.forEach { _ = map.raw($0.0) }
     map.finish()
     guard named.count == 1 else {
@@ -87,7 +90,7 @@ struct NotificationsSection {
     var filter = EventFilter(tenant: tenant)
     if case .fastFile = found { filter.kinds = [.alert] }
     if !wanted.isEmpty { filter.kinds = Set(wanted) }
-    return found.map { NotificationPlace(kind: $0, filter: filter, queue: queue, name: name) }
+    return found.map { NotificationPlace(kind: $0, filter: filter, queue: queue, limit: limit, name: name) }
   }
 
   private static func syslog(_ text: String) -> SyslogDelivery.Target? {
@@ -141,11 +144,11 @@ extension NotificationPlace {
       return lines
     }
     switch kind {
-    case .eveFile(let path): return (FileDelivery(path: path), eve)
+    case .eveFile(let path): return (FileDelivery(path: path, limit: limit), eve)
     case .fastFile(let path):
       let fast = FastAlertEncoder(isInline: encoder.isInline)
       return (
-        FileDelivery(path: path),
+        FileDelivery(path: path, limit: limit),
         { event in if case .alert(let alert) = event { [fast.encode(alert)] } else { [] } }
       )
     case .eveSocket(let path, let socket): return (UnixSocketDelivery(path: path, kind: socket), eve)

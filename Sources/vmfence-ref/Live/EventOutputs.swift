@@ -46,6 +46,8 @@ final class EventOutputs: Sendable {
   private static let batch = 256
   /// Domains that a look names, those that lost most.
   private static let named = 16
+  /// How often it is told what the event file does not take: of one that is full that would be at every look, for as long as it is.
+  private static let fileLossInterval = Duration.seconds(60)
 
   private struct Place {
     var wanted: NotificationPlace
@@ -75,6 +77,8 @@ final class EventOutputs: Sendable {
     var former: [DeliverySink] = []
     var toldLost: [String: UInt64] = [:]
     var toldLostOf: [Incarnation?: UInt64] = [:]
+    var toldLostInFileOf: [Incarnation?: UInt64] = [:]
+    var toldLostInFileAt: Timestamp?
     var toldProblems: Set<String> = []
 
     /// Puts it into the queue if there is room, and counts it otherwise.
@@ -152,11 +156,8 @@ final class EventOutputs: Sendable {
     news.ring()
   }
 
-  /// After a rotation.
-  func reopen() {
-    do throws(NotificationError) { try file?.reopen() } catch { logger.log([error.diagnostic]) }
-    for sink in sinks { sink.reopen() }
-  }
+  /// Opens the places of `notifications` anew, and tries those at once that wait after a failure. The event file looks for itself.
+  func reopen() { for sink in sinks { sink.reopen() } }
 
   private var sinks: [DeliverySink] { state.withLock { $0.places.map(\.sink) } }
 
@@ -168,8 +169,11 @@ final class EventOutputs: Sendable {
     return sinks.reduce(unwritten &+ (file?.counters.linesLost ?? 0)) { $0 &+ $1.counters.lost }
   }
 
-  /// Those of them that found no room in the queue, by domain, nil for the host; without domains that were forgotten.
-  var lostByDomain: [Incarnation?: UInt64] { state.withLock { $0.room.lost } }
+  /// Those of them that found no room in the queue or that the event file did not take, by domain, nil for the host; without domains that were forgotten.
+  var lostByDomain: [Incarnation?: UInt64] {
+    let lost = state.withLock { $0.room.lost }
+    return file.map { lost.merging($0.lostByDomain, uniquingKeysWith: &+) } ?? lost
+  }
 
   /// Those that found no room in the queues of the places that are used now.
   var lostAtPlacesByDomain: [Incarnation?: UInt64] {
@@ -179,14 +183,16 @@ final class EventOutputs: Sendable {
   /// Keeps no figures of a domain that is gone.
   func forget(_ domain: Incarnation) {
     for sink in sinks { sink.forget(domain) }
+    file?.forget(domain)
     state.withLock { state in
       state.room.forget(domain)
       state.toldLostOf[domain] = nil
+      state.toldLostInFileOf[domain] = nil
     }
   }
 
-  /// What was lost since the last call, by place.
-  func newLosses() -> [Loss] {
+  /// What was lost since the last call, by place; of the event file once a minute.
+  func newLosses(at now: Timestamp) -> [Loss] {
     var losses: [Loss] = []
     func note(_ name: String, _ lost: UInt64, _ message: @autoclosure () -> String) {
       let before = state.withLock { $0.toldLost.updateValue(lost, forKey: name) ?? 0 }
@@ -196,31 +202,40 @@ final class EventOutputs: Sendable {
     func describe(_ name: String, _ problem: String?) -> String {
       "events did not get to \(name.escapedForDisplay)" + (problem.map { ": \($0)" } ?? "")
     }
-    losses += newOverflows()
-    if let file { note(file.path, file.counters.linesLost, describe(file.path, file.problem?.message)) }
+    let (lost, told, toldAt) = state.withLock { state in
+      defer { state.toldLostOf = state.room.lost }
+      return (state.room.lost, state.toldLostOf, state.toldLostInFileAt)
+    }
+    losses += Self.newLosses(
+      lost, told, "events came faster than they can be told; what the policy counts was counted all the same")
+    if let file, toldAt.map({ now - $0 >= Self.fileLossInterval }) ?? true {
+      let lost = file.lostByDomain
+      let told = state.withLock { state in
+        defer { state.toldLostInFileOf = lost }
+        return state.toldLostInFileOf
+      }
+      let new = Self.newLosses(lost, told, describe(file.path, file.problem?.message))
+      if !new.isEmpty { state.withLock { $0.toldLostInFileAt = now } }
+      losses += new
+    }
     for sink in sinks { note(sink.name, sink.counters.lost, describe(sink.name, sink.problem)) }
     return losses
   }
 
-  /// What found no room in the queue since the last call: of those domains by themselves that lost most.
-  private func newOverflows() -> [Loss] {
-    let new = state.withLock { state in
-      defer { state.toldLostOf = state.room.lost }
-      return state.room.lost.compactMap { domain, count in
-        let lost = count - (state.toldLostOf[domain] ?? 0)
-        return lost > 0 ? (domain: domain, count: lost) : nil
-      }
+  /// What is lost and not told yet: of those domains by themselves that lost most.
+  private static func newLosses(
+    _ lost: [Incarnation?: UInt64], _ told: [Incarnation?: UInt64], _ message: String
+  ) -> [Loss] {
+    let new = lost.compactMap { domain, count in
+      let new = count - min(count, told[domain] ?? 0)
+      return new > 0 ? Loss(domain: domain, message: message, count: new) : nil
     }.sorted { $0.count > $1.count }
-    let message = "events came faster than they can be told; what the policy counts was counted all the same"
-    let rest = new.dropFirst(Self.named)
-    return new.prefix(Self.named).map { Loss(domain: $0.domain, message: message, count: $0.count) }
-      + (rest.isEmpty
-        ? []
-        : [
-          Loss(
-            domain: nil, message: "\(message): of \(rest.count) more domains",
-            count: rest.reduce(0) { $0 &+ $1.count })
-        ])
+    let rest = new.dropFirst(named)
+    guard !rest.isEmpty else { return new }
+    return new.prefix(named) + [
+      Loss(
+        domain: nil, message: "\(message): of \(rest.count) more domains", count: rest.reduce(0) { $0 &+ $1.count })
+    ]
   }
 
   /// What is wrong with outputs now.

@@ -364,7 +364,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     }
     if let failure = flowCuts.newFailures(at: now) { note(.platform(failure)) }
     if let trouble = captures.newTrouble(at: now) { note(.platform(trouble)) }
-    for loss in outputs.newLosses() {
+    for loss in outputs.newLosses(at: now) {
       note(
         .platform(
           PlatformAlert(
