@@ -46,7 +46,7 @@ enum House {
     "VMFenceGuest": rooms,
     "VMFenceXen": rooms.union(["CXen"]),
     "VMFenceProcess": rooms.union(["CLinux"]),
-    "VMFenceConfiguration": rooms.union(["Yams", "Foundation"]),
+    "VMFenceConfiguration": rooms.union(["CYaml", "Yams", "Foundation"]),
     "VMFenceControl": rooms.union(["Foundation"]),
     "VMFenceNotification": rooms.union(["Foundation", "CCurl"]),
     "VMFenceTestKit": rooms,

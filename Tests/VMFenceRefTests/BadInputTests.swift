@@ -89,6 +89,11 @@ struct BadInputTests {
     Case(
       what: "a policy with a class that no rule has", replace: "all-alerts: true", with: "classes: [no-such-class]",
       says: ["there is no class 'no-such-class'"]),
+    Case(
+      what: "an alias for a value", replace: "name: small", with: "name: &name small\nx: *name",
+      says: [":3:4: error: an alias", "write out what it stands for"]),
+    Case(
+      what: "a pattern that is an alias without quotes", replace: "name: small", with: "name: *all", says: [":2:7: "]),
     Case(what: "an empty file", replace: base, with: "", says: ["the file is empty"]),
   ]
 
@@ -103,6 +108,25 @@ struct BadInputTests {
     for text in wrong.says { #expect(replay.errors.contains(text), "missing: \(text)\nin: \(replay.errors)") }
     let check = try Program.run("check", path)
     #expect(check.status == 65)
+  }
+
+  @Test("a few lines of aliases that stand for more than any memory holds, in a key, are refused at once")
+  func aliasBomb() throws {
+    let folder = try TemporaryFolder()
+    var bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+    for level in 1...11 {
+      bomb += "a\(level): &a\(level) [\([String](repeating: "*a\(level - 1)", count: 9).joined(separator: ", "))]\n"
+    }
+    let path = try folder.write("host.yaml", bomb + "? *a11\n: x\n")
+    let process = Process()
+    process.executableURL = URL(filePath: "/usr/bin/timeout")
+    process.arguments = ["10", try Program.path("vmfence-ref"), "check", "--live", path]
+    let pipe = Pipe()
+    (process.standardOutput, process.standardError) = (pipe, pipe)
+    try process.run()
+    let said = String(decoding: try pipe.fileHandleForReading.readToEnd() ?? Data(), as: UTF8.self)
+    process.waitUntilExit()
+    #expect(process.terminationStatus == 65 && said.contains("host.yaml:2:10: error: an alias"), "\(said)")
   }
 
   @Test("the base is right")

@@ -47,6 +47,13 @@ package final class YAMLReader {
       report(at: nil, "the file is not UTF-8 text", remedy: "save it as UTF-8")
       return nil
     }
+    if let alias = YAMLAliases.first(in: text) {
+      diagnostics.append(
+        Diagnostic(
+          at: SourcePlace(file: file, line: alias.line, column: alias.column), "an alias (`*name`) is not read",
+          remedy: "write out what it stands for; a text that begins with * stands in quotes"))
+      return nil
+    }
     do {
       guard let node = try Yams.compose(yaml: text) else {
         report(at: nil, "the file is empty", remedy: "see the examples in Examples/")
