@@ -83,13 +83,17 @@ public struct ChannelKeeper<Pages: GuestPages>: Sendable {
   private var order: [Incarnation] = []
   /// By UUID: a guest that is migrated keeps what it declared.
   private var standing: [DomainUUID: TenantDeclaration]
+  private var refusals: [DomainUUID: DeclarationRefusal]
 
-  /// - `standing`: what guests declared before.
+  /// - `standing`: what guests declared before; `refusals`: what is not taken of them.
   /// - `epoch`: another number at every call, and not zero.
-  public init(_ pages: Pages, standing: [DomainUUID: TenantDeclaration] = [:], epoch: @escaping @Sendable () -> UInt64)
-  {
+  public init(
+    _ pages: Pages, standing: [DomainUUID: TenantDeclaration] = [:], refusals: [DomainUUID: DeclarationRefusal] = [:],
+    epoch: @escaping @Sendable () -> UInt64
+  ) {
     self.pages = pages
     self.standing = standing
+    self.refusals = refusals
     self.epoch = epoch
   }
 
@@ -137,6 +141,14 @@ public struct ChannelKeeper<Pages: GuestPages>: Sendable {
       if guest.attached != nil { guest.status.sent = policy.version }
       guests[domain] = guest
     }
+  }
+
+  /// Takes this of a guest no more, and takes back what stands of it.
+  public mutating func refuse(_ refusal: DeclarationRefusal, of uuid: DomainUUID) {
+    refusals[uuid] = refusal.isNothing ? nil : refusal
+    guard let left = standing[uuid].map(refusal.applied) else { return }
+    standing[uuid] = left
+    for domain in order where domain.uuid == uuid { guests[domain]?.status.standing = left }
   }
 
   /// Does what is to be done now.
@@ -283,7 +295,8 @@ public struct ChannelKeeper<Pages: GuestPages>: Sendable {
     _ declaration: TenantDeclaration, _ domain: Incarnation, _ guest: inout Guest, at now: Timestamp,
     _ news: inout [ChannelNews]
   ) {
-    let effect = (standing[domain.uuid] ?? TenantDeclaration()).adding(declaration)
+    let declared = refusals[domain.uuid]?.applied(to: declaration) ?? declaration
+    let effect = (standing[domain.uuid] ?? TenantDeclaration()).adding(declared)
     if effect.standing != standing[domain.uuid] {
       standing[domain.uuid] = effect.standing
       news.append(.declared(domain.uuid, effect.standing))

@@ -84,6 +84,28 @@ public struct TenantDeclaration: Hashable, Sendable {
   }
 }
 
+/// What the operator takes no more of what a guest declares, until it is allowed again: a guest that is owned declares what was taken back once more.
+public struct DeclarationRefusal: Hashable, Sendable {
+  /// Nothing is taken, whatever it is.
+  public var isWhole: Bool
+  /// These are not.
+  public var paths: Set<String>
+
+  public init(isWhole: Bool = false, paths: Set<String> = []) {
+    self.isWhole = isWhole
+    self.paths = paths
+  }
+
+  public var isNothing: Bool { !isWhole && paths.isEmpty }
+
+  /// What is left of it.
+  public func applied(to declaration: TenantDeclaration) -> TenantDeclaration {
+    guard !isWhole else { return TenantDeclaration() }
+    return TenantDeclaration(
+      serviceType: declaration.serviceType, protectedPaths: declaration.protectedPaths.filter { !paths.contains($0) })
+  }
+}
+
 /// One thing that is declared.
 struct DeclarationItem: Equatable {
   enum Kind: UInt8 {

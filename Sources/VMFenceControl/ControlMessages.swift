@@ -17,6 +17,12 @@ public struct ControlRequest: Codable, Sendable, Hashable {
     case guestPolicy = "guest-policy"
     case banAdd = "ban-add"
     case banDelete = "ban-delete"
+    /// What a guest declared over the policy channel.
+    case declared
+    /// Takes `files` back, or (with `all`) all of it; the guest's next declarations do not bring it again.
+    case declaredForget = "declared-forget"
+    /// Takes again what the guest declares from now on.
+    case declaredAllow = "declared-allow"
     /// Answered when the guest at `port` is guarded there, or `duration` is over (10 s when not given, 60 s at the most).
     case barrier
   }
@@ -33,11 +39,11 @@ public struct ControlRequest: Codable, Sendable, Hashable {
   public var duration: Double?
   /// A decision's number.
   public var id: UInt64?
-  /// Paths of rule files, as the daemon sees them; none: back to what the configuration says.
+  /// Paths of rule files, as the daemon sees them; none: back to what the configuration says. `declared-forget`: what the guest declared.
   public var files: [String]?
   /// How many entries at the most.
   public var limit: Int?
-  /// `follow`: every event; `bans`: those that are over, too.
+  /// `follow`: every event; `bans`: those that are over, too; `declared-forget`: everything.
   public var all: Bool?
 
   public init(
@@ -296,6 +302,29 @@ public struct Explanation: Codable, Sendable, Hashable {
     self.ladders = ladders
     self.past = past
     self.alerts = alerts
+  }
+}
+
+/// What stands of what a guest declared, and what is not taken of it.
+public struct DeclaredStatus: Codable, Sendable, Hashable {
+  public var domain: String
+  public var uuid: String
+  public var service: String?
+  public var paths: [String]
+  /// Paths that were taken back.
+  public var refused: [String]
+  /// Whatever it declares.
+  public var takesNothing: Bool
+
+  public init(
+    domain: String, uuid: String, service: String?, paths: [String], refused: [String], takesNothing: Bool
+  ) {
+    self.domain = domain
+    self.uuid = uuid
+    self.service = service
+    self.paths = paths
+    self.refused = refused
+    self.takesNothing = takesNothing
   }
 }
 

@@ -233,6 +233,44 @@ struct ChannelKeeperTests {
     #expect(status?.standing == wishes)
   }
 
+  @Test("what the operator took back does not come again with the next declaration, until it is allowed")
+  mutating func refusals() throws {
+    var guest = try frontend(1)
+    _ = work()
+    _ = guest.step()
+    _ = work(after: .milliseconds(10))
+    let wishes = TenantDeclaration(serviceType: "web", protectedPaths: ["/etc/**", "/tmp/**"])
+    let left = TenantDeclaration(serviceType: "web", protectedPaths: ["/etc/**"])
+    try guest.declare(wishes)
+    _ = guest.step()
+    var news = work()
+    #expect(news == [.declared(guestUUID, wishes)])
+    for (refusal, standing) in [
+      (DeclarationRefusal(paths: ["/tmp/**"]), left),
+      (DeclarationRefusal(isWhole: true, paths: ["/tmp/**"]), TenantDeclaration()),
+    ] {
+      keeper.refuse(refusal, of: guestUUID)
+      #expect(status?.standing == standing)
+      try guest.declare(wishes)
+      _ = guest.step()
+      news = work()
+      #expect(news == [] && status?.standing == standing, "no alert either: somebody wanted it so")
+    }
+    keeper.refuse(DeclarationRefusal(), of: guestUUID)
+    #expect(status?.standing == TenantDeclaration())
+    try guest.declare(wishes)
+    _ = guest.step()
+    news = work()
+    #expect(news == [.declared(guestUUID, wishes)] && status?.standing == wishes)
+    // One that comes with what was kept.
+    let epoch = Atomic<UInt64>(100)
+    var next = ChannelKeeper(
+      pages, standing: [guestUUID: left], refusals: [guestUUID: DeclarationRefusal(paths: ["/tmp/**"])]
+    ) { epoch.wrappingAdd(1, ordering: .relaxed).newValue }
+    next.update([domain], at: now)
+    #expect(next.statuses[domain]?.standing == left)
+  }
+
   @Test("a guest that holds another policy with a higher version is told of, so that its next one is higher still")
   mutating func outbid() throws {
     var guest = try frontend(1)

@@ -229,7 +229,7 @@ struct Run: AsyncParsableCommand {
       return nil
     }
     return try pages.map { pages in
-      try GuestChannels(pages, standing: declarations.byUUID, clock: clock) { mailbox.post(.channels) }
+      try GuestChannels(pages, declarations, clock: clock) { mailbox.post(.channels) }
     }
   }
 

@@ -42,7 +42,7 @@ struct VMFenceRef: AsyncParsableCommand {
     subcommands: [
       Replay.self, Inspect.self, Check.self, Run.self, Integrity.self, Lifecycle.self, Status.self, Domains.self,
       Top.self, Alerts.self,
-      Rules.self, Bans.self, Why.self, Pending.self, Barrier.self,
+      Rules.self, Bans.self, Why.self, Pending.self, Declared.self, Barrier.self,
     ])
 }
 

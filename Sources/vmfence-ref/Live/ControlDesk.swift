@@ -65,7 +65,8 @@ final class ControlDesk: PromptEventSink {
 
   private func answer(_ request: ControlRequest) async throws(ControlFailure) -> [UInt8] {
     switch request.verb {
-    case .status, .domains, .rulesShow, .rulesSet, .barrier: return try await askLoop(request)
+    case .status, .domains, .rulesShow, .rulesSet, .barrier, .declared, .declaredForget, .declaredAllow:
+      return try await askLoop(request)
     case .follow: throw ControlFailure("following is not answered in one line")
     case .alerts: return try await recentAlerts(request)
     case .bans:

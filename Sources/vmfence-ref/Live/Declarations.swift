@@ -10,6 +10,9 @@ struct Declarations: Sendable, Equatable {
   private struct Kept: Codable {
     var service: String?
     var paths: [String]
+    /// What the operator took back.
+    var refused: [String]?
+    var takesNothing: Bool?
   }
 
   static let fileName = "declarations.json"
@@ -17,6 +20,18 @@ struct Declarations: Sendable, Equatable {
   private static let guestLimit = 4096
 
   var byUUID: [DomainUUID: TenantDeclaration] = [:]
+  private(set) var refusals: [DomainUUID: DeclarationRefusal] = [:]
+
+  /// What stands of a guest by what its channel says, which may not have heard yet what is not taken any more.
+  mutating func take(_ declaration: TenantDeclaration, of uuid: DomainUUID) {
+    byUUID[uuid] = refusals[uuid]?.applied(to: declaration) ?? declaration
+  }
+
+  /// Takes this of a guest no more, and takes back what stands of it.
+  mutating func refuse(_ refusal: DeclarationRefusal, of uuid: DomainUUID) {
+    refusals[uuid] = refusal.isNothing ? nil : refusal
+    if let standing = byUUID[uuid] { take(standing, of: uuid) }
+  }
 
   /// The services that are declared, of those for which there are rules.
   func services(among known: some Sequence<String>) -> [DomainUUID: String] {
@@ -34,6 +49,8 @@ struct Declarations: Sendable, Equatable {
     for (text, guest) in kept {
       guard let uuid = DomainUUID(text) else { continue }
       result.byUUID[uuid] = TenantDeclaration(serviceType: guest.service, protectedPaths: guest.paths).validated
+      result.refuse(
+        DeclarationRefusal(isWhole: guest.takesNothing ?? false, paths: Set(guest.refused ?? [])), of: uuid)
     }
     return result
   }
@@ -51,8 +68,14 @@ struct Declarations: Sendable, Equatable {
     let encoder = JSONEncoder()
     encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
     let kept = Dictionary(
-      uniqueKeysWithValues: byUUID.map {
-        ($0.key.description, Kept(service: $0.value.serviceType, paths: $0.value.protectedPaths))
+      uniqueKeysWithValues: Set(byUUID.keys).union(refusals.keys).map { uuid in
+        let (declared, refusal) = (byUUID[uuid] ?? TenantDeclaration(), refusals[uuid])
+        return (
+          uuid.description,
+          Kept(
+            service: declared.serviceType, paths: declared.protectedPaths, refused: refusal?.paths.sorted(),
+            takesNothing: refusal?.isWhole)
+        )
       })
     try encoder.encode(kept).write(to: URL(filePath: stateDirectory + "/" + Self.fileName), options: .atomic)
   }

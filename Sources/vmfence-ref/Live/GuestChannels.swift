@@ -18,6 +18,7 @@ final class GuestChannels: Sendable {
   private struct Wishes {
     var domains: [Incarnation]?
     var policies: [DomainUUID: GuestPolicy] = [:]
+    var refusals: [DomainUUID: DeclarationRefusal] = [:]
     var isClosed = false
   }
 
@@ -35,16 +36,18 @@ final class GuestChannels: Sendable {
 
   /// Begins to look.
   ///
-  /// - `standing`: what guests declared before.
+  /// - `declarations`: what guests declared before.
   /// - `post`: called when there is news to be taken, once until it is.
   init(
-    _ pages: some GuestPages, standing: [DomainUUID: TenantDeclaration], clock: SteadyClock,
+    _ pages: some GuestPages, _ declarations: Declarations, clock: SteadyClock,
     post: @escaping @Sendable () -> Void
   ) throws(SystemFailure) {
     self.clock = clock
     self.post = post
     wakeUp = try WakeUp()
-    let keeper = ChannelKeeper(pages, standing: standing) { UInt64.random(in: 1...UInt64.max) }
+    let keeper = ChannelKeeper(pages, standing: declarations.byUUID, refusals: declarations.refusals) {
+      UInt64.random(in: 1...UInt64.max)
+    }
     let thread = Thread { [self] in run(keeper) }
     thread.name = "vmfence-channel"
     thread.start()
@@ -59,6 +62,12 @@ final class GuestChannels: Sendable {
   /// Has a guest get a policy.
   func offer(_ policy: GuestPolicy) {
     wishes.withLock { $0.policies[policy.domain] = policy }
+    wakeUp.ring()
+  }
+
+  /// Takes this of a guest no more, and takes back what stands of it.
+  func refuse(_ refusal: DeclarationRefusal, of uuid: DomainUUID) {
+    wishes.withLock { $0.refusals[uuid] = refusal }
     wakeUp.ring()
   }
 
@@ -89,13 +98,14 @@ final class GuestChannels: Sendable {
     var shown: [Incarnation: ChannelStatus] = [:]
     while true {
       let wishes = wishes.withLock { wishes in
-        defer { (wishes.domains, wishes.policies) = (nil, [:]) }
+        defer { (wishes.domains, wishes.policies, wishes.refusals) = (nil, [:], [:]) }
         return wishes
       }
       if wishes.isClosed { break }
       let now = clock.now
       if let domains = wishes.domains { keeper.update(domains, at: now) }
       for policy in wishes.policies.values { keeper.offer(policy) }
+      for (uuid, refusal) in wishes.refusals { keeper.refuse(refusal, of: uuid) }
       let news = keeper.work(at: now, system: now + clock.offset)
       let statuses = keeper.statuses
       if statuses != shown || !news.isEmpty {

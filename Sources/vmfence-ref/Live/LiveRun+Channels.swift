@@ -23,7 +23,7 @@ extension LiveRun {
       case .alert(let domain, let kind, let message):
         note(.platform(PlatformAlert(time: now, incarnation: domain, kind: kind, message: message)))
       case .declared(let uuid, let declaration):
-        declarations.byUUID[uuid] = declaration
+        declarations.take(declaration, of: uuid)
         hasDeclarations = true
       case .holds(let uuid, let version): await guestPolicies.outbid(version, for: uuid)
       }

@@ -14,6 +14,8 @@ extension LiveRun {
       case .domains: question.answer(.success(ControlDesk.encode(await domains())))
       case .rulesShow: question.answer(.success(ControlDesk.encode(rulesStatus(of: try find(question.request)))))
       case .rulesSet: try setRules(question)
+      case .declared, .declaredForget, .declaredAllow:
+        question.answer(.success(ControlDesk.encode(try await declared(question.request, at: now))))
       case .barrier: try await waitAtBarrier(question, at: now)
       default: throw ControlFailure("the daemon's loop does not answer this")
       }
