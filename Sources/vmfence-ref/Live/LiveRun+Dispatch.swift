@@ -6,8 +6,7 @@ import VMFenceCore
 extension LiveRun {
   /// Builds the dispatch table anew when domains or their cards are different.
   func refreshTable(at now: Timestamp) throws(ReplayFailure) {
-    // There may be a socket now for a card that has waited for one.
-    guard captures.tend() || membership != pool.membershipGeneration else { return }
+    guard membership != pool.membershipGeneration else { return }
     try openCaptures()
     membership = pool.membershipGeneration
     let members = pool.members

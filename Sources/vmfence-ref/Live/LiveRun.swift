@@ -215,6 +215,8 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
       let isTick = now >= nextTick
       if isTick {
         nextTick = now + Self.tickInterval
+        // There may be a socket now for a card that has waited for one.
+        if captures.tend() { forgetTable() }
         pool.tick(at: now)
         await reconcile(at: now)
       }
