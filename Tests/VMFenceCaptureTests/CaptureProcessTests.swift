@@ -7,8 +7,9 @@ import VMFenceCapture
 import VMFenceCore
 import VMFenceProcess
 
-/// `vmfence-capture` itself, in a network namespace.
+/// `vmfence-capture` itself, in the host's network namespace.
 private final class CaptureProcess {
+  let network: TestNetwork
   private let folder = FileManager.default.temporaryDirectory.appending(path: "vmfence-\(UUID().uuidString)")
   private let running = Running()
   private(set) var opener: PacketSocketOpener?
@@ -19,11 +20,12 @@ private final class CaptureProcess {
   }
 
   /// - `prefix`: a command that starts it.
-  init(in namespace: String, prefix: String = "", _ patience: PacketSocketOpener.Patience = .init()) throws {
+  init(_ name: String, prefix: String = "", _ patience: PacketSocketOpener.Patience = .init()) throws {
+    network = try TestNetwork(name)
     try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
     let script = folder.appending(path: "capture").path
     // Both commands become the program, so the process is that.
-    try "#!/bin/sh\nexec ip netns exec \(namespace) \(prefix) '\(try besideThisProgram("vmfence-capture"))'\n"
+    try "#!/bin/sh\nexec ip netns exec \(network.host) \(prefix) '\(try besideThisProgram("vmfence-capture"))'\n"
       .write(toFile: script, atomically: true, encoding: .utf8)
     try NetworkNamespace.shell("chmod +x '\(script)'")
     let running = running
@@ -35,30 +37,36 @@ private final class CaptureProcess {
   }
 
   func close() { opener = nil }
+
+  func open(_ kind: LiveCapture.Kind = .guestPort) throws -> LiveCapture {
+    try network.inside(network.host) {
+      try LiveCapture.open(interface: "vif1.0", port: PortID(7), kind: kind, through: opener)
+    }
+  }
+
+  /// Whether something comes true while the opener is looked after.
+  func tended(_ isSo: (PacketSocketOpener) -> Bool) throws -> Bool {
+    let opener = try #require(opener)
+    return comesTrue {
+      _ = opener.tend()
+      return isSo(opener)
+    }
+  }
+
+  /// Stops the process that runs, when the one socket that is kept in advance is there, and takes that.
+  func stop() throws -> Int32 {
+    #expect(try tended { !$0.isOwed }, "the next socket is not there")
+    let running = try #require(processIDs.last)
+    kill(running, SIGSTOP)
+    _ = try open()
+    return running
+  }
+
   deinit { try? FileManager.default.removeItem(at: folder) }
 }
 
 @Suite("vmfence-capture", .enabled(if: TestNetwork.isPossible, Comment(rawValue: TestNetwork.reason)), .serialized)
 struct CaptureProcessTests {
-  private func wait(_ what: String, until isSo: () throws -> Bool) rethrows {
-    let deadline = ContinuousClock.now + .seconds(60)
-    while try !isSo() {
-      guard ContinuousClock.now < deadline else {
-        Issue.record("\(what) within a minute")
-        return
-      }
-      usleep(2000)
-    }
-  }
-
-  private func open(
-    _ network: TestNetwork, _ process: CaptureProcess, _ kind: LiveCapture.Kind = .guestPort
-  ) throws -> LiveCapture {
-    try network.inside(network.host) {
-      try LiveCapture.open(interface: "vif1.0", port: PortID(7), kind: kind, through: process.opener)
-    }
-  }
-
   /// What came, until there were `count` frames, or ten seconds have passed. Two sockets may note other times of one frame.
   private func collect(
     _ capture: inout LiveCapture, _ count: Int
@@ -92,12 +100,12 @@ struct CaptureProcessTests {
     "a socket that was taken from it sees the same frames as one that was opened here",
     arguments: [LiveCapture.Kind.guestPort, .bridge])
   func sameFrames(kind: LiveCapture.Kind) throws {
-    let network = try TestNetwork("same")
-    let process = try CaptureProcess(in: network.host)
+    let process = try CaptureProcess("same")
+    let network = process.network
     var opened = try network.inside(network.host) {
       try LiveCapture.open(interface: "vif1.0", port: PortID(7), kind: kind)
     }
-    var adopted = try open(network, process, kind)
+    var adopted = try process.open(kind)
     let link = try NetworkNamespace.shell("ip -d -n \(network.host) link show vif1.0")
     #expect(link.contains("promiscuity \(kind == .bridge ? 2 : 0) "), "\(link)")
     try network.run(in: network.guest, "ping -q -c 20 -i 0.01 -s 1000 192.0.2.1")
@@ -139,10 +147,9 @@ struct CaptureProcessTests {
 
   @Test("it is nobody with one capability and no file but its socket, behind a filter")
   func holdsOne() throws {
-    let network = try TestNetwork("holds")
-    let process = try CaptureProcess(in: network.host)
+    let process = try CaptureProcess("holds")
     // Its first answer: it has given up the rest before.
-    _ = try open(network, process)
+    _ = try process.open()
     let id = try #require(process.processIDs.first)
     let status = try String(contentsOfFile: "/proc/\(id)/status", encoding: .utf8)
     // CAP_NET_RAW is the 13th.
@@ -156,17 +163,17 @@ struct CaptureProcessTests {
     let limits = try String(contentsOfFile: "/proc/\(id)/limits", encoding: .utf8).split(separator: " ")
       .joined(separator: " ")
     #expect(limits.contains("core file size 0 0 ") && limits.contains("open files 16 16 "), "\(limits)")
-    wait("what it handed over is not its own any more") {
+    let hasHandedOver = comesTrue {
       (try? FileManager.default.contentsOfDirectory(atPath: "/proc/\(id)/fd")).map(Set.init) == ["0", "1", "2", "3"]
     }
+    #expect(hasHandedOver, "what it handed over is its own still")
   }
 
   @Test("without the capability it says so, and captures fail as without the process")
   func noCapability() throws {
-    let network = try TestNetwork("nocap")
-    let process = try CaptureProcess(in: network.host, prefix: "setpriv --bounding-set -net_raw --inh-caps -net_raw")
+    let process = try CaptureProcess("nocap", prefix: "setpriv --bounding-set -net_raw --inh-caps -net_raw")
     for _ in 0..<3 {
-      let failure = failure { _ = try open(network, process) }
+      let failure = failure { _ = try process.open() }
       #expect(failure?.code == .permissionDenied && failure?.message.contains("CAP_NET_RAW") == true)
     }
     #expect(process.processIDs.count == 1 && process.opener?.problem == nil)
@@ -174,42 +181,28 @@ struct CaptureProcessTests {
 
   @Test("killed: what is captured goes on, it is told, and another is started")
   func killed() throws {
-    let network = try TestNetwork("killed")
-    let process = try CaptureProcess(in: network.host, short)
+    let process = try CaptureProcess("killed", short)
+    let network = process.network
     let opener = try #require(process.opener)
-    var capture = try open(network, process)
+    var capture = try process.open()
     kill(try #require(process.processIDs.first), SIGKILL)
     try network.run(in: network.guest, "ping -q -c 3 -i 0.01 192.0.2.1")
     #expect(try collect(&capture, 6).count == 6)
-    wait("its death is noticed") {
-      _ = opener.tend()
-      return opener.troubles.count > 0
-    }
+    #expect(try process.tended { $0.troubles.count > 0 }, "its death is not noticed")
     #expect(opener.troubles.last.contains("killed by signal 9"), "\(opener.troubles)")
-    wait("another is started") {
-      _ = opener.tend()
-      return opener.problem == nil && process.processIDs.count == 2
-    }
-    var second = try open(network, process)
-    var third = try open(network, process)
+    #expect(try process.tended { $0.problem == nil && process.processIDs.count == 2 }, "no other is started")
+    var second = try process.open()
+    var third = try process.open()
     try network.run(in: network.guest, "ping -q -c 3 -i 0.01 192.0.2.1")
     #expect(try collect(&second, 6).count == 6 && collect(&third, 6).count == 6 && collect(&capture, 6).count == 6)
   }
 
   @Test("stopped: nobody waits for it for long, and it is ended when it is late, but not when it goes on in time")
   func stopped() throws {
-    let network = try TestNetwork("stopped")
-    let process = try CaptureProcess(in: network.host, short)
+    let process = try CaptureProcess("stopped", short)
     let opener = try #require(process.opener)
-    _ = try open(network, process)
-    // The one socket that is kept in advance.
-    wait("the next socket is there") {
-      _ = opener.tend()
-      return !opener.isOwed
-    }
-    let first = try #require(process.processIDs.first)
-    kill(first, SIGSTOP)
-    _ = try open(network, process)
+    _ = try process.open()
+    let first = try process.stop()
     let begun = ContinuousClock.now
     // It is waited for once, however many want a socket.
     for _ in 0..<100 {
@@ -219,30 +212,23 @@ struct CaptureProcessTests {
     }
     #expect(ContinuousClock.now - begun < .seconds(1))
     #expect(opener.problem?.contains("does not answer") == true)
-    wait("another has a socket") { opener.tend() }
+    #expect(comesTrue { opener.tend() }, "no other has a socket")
     #expect(process.processIDs.count == 2 && kill(first, 0) == -1, "the stopped one is gone")
     #expect(opener.troubles.last.contains("did not answer within"), "\(opener.troubles)")
-    _ = try open(network, process)
+    _ = try process.open()
 
-    wait("the next socket is there") {
-      _ = opener.tend()
-      return !opener.isOwed
-    }
-    let second = try #require(process.processIDs.last)
-    kill(second, SIGSTOP)
-    _ = try open(network, process)
-    #expect(self.failure { _ = try open(network, process) }?.code == .unavailable)
+    let second = try process.stop()
+    #expect(self.failure { _ = try process.open() }?.code == .unavailable)
     kill(second, SIGCONT)
-    wait("it goes on") { opener.tend() }
-    _ = try open(network, process)
+    #expect(comesTrue { opener.tend() }, "it does not go on")
+    _ = try process.open()
     #expect(process.processIDs.count == 2)
   }
 
   @Test("it ends with its owner")
   func owner() throws {
-    let network = try TestNetwork("owner")
-    let process = try CaptureProcess(in: network.host)
-    _ = try open(network, process)
+    let process = try CaptureProcess("owner")
+    _ = try process.open()
     let id = try #require(process.processIDs.first)
     process.close()
     #expect(kill(id, 0) == -1)

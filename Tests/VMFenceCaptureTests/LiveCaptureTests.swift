@@ -145,6 +145,21 @@ struct LiveCaptureTests {
     #expect(try collect(&capture) { frames, _ in frames.count >= 2 }.count == 2)
   }
 
+  /// A capture that has 200 frames to deliver, numbered in their fifteenth byte, and whose interface went after them.
+  private func goneAfterFrames(_ network: TestNetwork) throws -> LiveCapture {
+    let capture = try network.inside(network.host) { try LiveCapture.open(interface: "vif1.0", port: PortID(1)) }
+    try network.run(
+      in: network.guest,
+      """
+      python3 -c "import socket
+      s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+      s.bind((\\"eth0\\", 0))
+      for i in range(200): s.send(bytes([2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xB5, i]) + bytes(60 + i))"
+      """)
+    try network.run(in: network.host, "ip link del vif1.0")
+    return capture
+  }
+
   @Test("are packet sources: they end with an error once the interface is gone and its last frames were delivered")
   func conformance() throws {
     var round = 0
@@ -153,17 +168,7 @@ struct LiveCaptureTests {
       round += 1
       let network = try TestNetwork("gone\(round)")
       networks.append(network)
-      let capture = try network.inside(network.host) { try LiveCapture.open(interface: "vif1.0", port: PortID(1)) }
-      try network.run(
-        in: network.guest,
-        """
-        python3 -c "import socket
-        s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-        s.bind((\\"eth0\\", 0))
-        for i in range(200): s.send(bytes([2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xB5, i]) + bytes(60 + i))"
-        """)
-      try network.run(in: network.host, "ip link del vif1.0")
-      return capture
+      return try goneAfterFrames(network)
     }
     #expect(run.frames.map { Int($0.bytes[14]) } == Array(0..<200))
     #expect(run.failure?.message.contains("vif1.0 is gone") == true)
@@ -175,16 +180,7 @@ struct LiveCaptureTests {
     var longest: [Duration] = []
     while longest.count < 5, !longest.contains(where: { $0 < .milliseconds(15) }) {
       let network = try TestNetwork("nowait\(longest.count)")
-      var capture = try network.inside(network.host) { try LiveCapture.open(interface: "vif1.0", port: PortID(1)) }
-      try network.run(
-        in: network.guest,
-        """
-        python3 -c "import socket
-        s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-        s.bind((\\"eth0\\", 0))
-        for i in range(200): s.send(bytes([2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xB5, i]) + bytes(60 + i))"
-        """)
-      try network.run(in: network.host, "ip link del vif1.0")
+      var capture = try goneAfterFrames(network)
       var (frames, calls, end): ([UInt8], [Duration], PacketSourceError?) = ([], [], nil)
       let deadline = ContinuousClock.now + .seconds(10)
       while end == nil, ContinuousClock.now < deadline {

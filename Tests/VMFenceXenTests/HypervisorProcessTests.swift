@@ -55,17 +55,6 @@ private final class DoubleHost {
 
 @Suite("vmfence-hypervisor", .serialized)
 struct HypervisorProcessTests {
-  private func wait(_ what: String, until isSo: () throws -> Bool) rethrows {
-    let deadline = ContinuousClock.now + .seconds(60)
-    while try !isSo() {
-      guard ContinuousClock.now < deadline else {
-        Issue.record("\(what) within a minute")
-        return
-      }
-      usleep(2000)
-    }
-  }
-
   private func status(_ process: Int32) throws -> String {
     try String(contentsOfFile: "/proc/\(process)/status", encoding: .utf8)
   }
@@ -129,12 +118,13 @@ struct HypervisorProcessTests {
     let remote = try #require(host.remote)
     kill(try #require(host.processIDs.first), SIGKILL)
     var said: [String] = []
-    wait("it is started again") {
+    let isBack = comesTrue {
       do throws(SystemFailure) { return try remote.domains().count == 3 && host.processIDs.count == 2 } catch {
         said.append(error.description)
         return false
       }
     }
+    #expect(isBack, "it is not started again")
     #expect(said.contains { $0.contains("vmfence-hypervisor is gone") }, "\(said)")
   }
 
@@ -147,14 +137,14 @@ struct HypervisorProcessTests {
     let process = try #require(host.processIDs.first)
     kill(process, SIGSTOP)
     #expect(throws: SystemFailure.self) { try remote.domains() }
-    wait("another is started") { (try? remote.domains().count) == 3 && host.processIDs.count == 2 }
+    #expect(comesTrue { (try? remote.domains().count) == 3 && host.processIDs.count == 2 }, "no other is started")
     #expect(kill(process, 0) == -1, "the stopped one is gone")
     // One that goes on in time is not ended.
     let second = try #require(host.processIDs.last)
     kill(second, SIGSTOP)
     #expect(throws: SystemFailure.self) { try remote.domains() }
     kill(second, SIGCONT)
-    wait("it goes on") { (try? remote.domains().count) == 3 }
+    #expect(comesTrue { (try? remote.domains().count) == 3 }, "it does not go on")
     #expect(host.processIDs.count == 2)
   }
 
