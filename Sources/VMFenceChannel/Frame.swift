@@ -68,7 +68,3 @@ struct FrameHeader: Equatable {
     return crc.value == checksum
   }
 }
-
-extension [UInt8] {
-  mutating func append(little value: some FixedWidthInteger) { append(big: value.byteSwapped) }
-}

@@ -26,13 +26,13 @@ public enum CommunityID {
       ports = (ports.1, ports.0)
     }
     var input: [UInt8] = []
-    input.append(bigEndian: seed)
+    input.append(big: seed)
     input.append(address: first)
     input.append(address: second)
     input += [ipProtocol, 0]
     if hasPorts(ipProtocol) {
-      input.append(bigEndian: ports.0)
-      input.append(bigEndian: ports.1)
+      input.append(big: ports.0)
+      input.append(big: ports.1)
     }
     return "1:" + String(decoding: Base64.encode(SHA1.digest(of: input)), as: UTF8.self)
   }
@@ -126,19 +126,9 @@ package enum SHA1 {
 }
 
 extension [UInt8] {
-  fileprivate mutating func append(bigEndian value: UInt16) {
-    append(UInt8(truncatingIfNeeded: value >> 8))
-    append(UInt8(truncatingIfNeeded: value))
-  }
-
   fileprivate mutating func append(address: IPAddress) {
-    if address.family == .v6 {
-      for shift in stride(from: 56, through: 0, by: -8) {
-        append(UInt8(truncatingIfNeeded: address.high >> UInt64(shift)))
-      }
-    }
-    for shift in stride(from: address.family == .v6 ? 56 : 24, through: 0, by: -8) {
-      append(UInt8(truncatingIfNeeded: address.low >> UInt64(shift)))
-    }
+    if address.family == .v4 { return append(big: UInt32(truncatingIfNeeded: address.low)) }
+    append(big: address.high)
+    append(big: address.low)
   }
 }

@@ -71,13 +71,13 @@ package struct XenQuestion: Hashable, Sendable {
   package var encoded: [UInt8] {
     var bytes: [UInt8] = []
     bytes.reserveCapacity(Self.byteCount)
-    bytes.append(littleEndian: verb.rawValue)
-    bytes.append(littleEndian: number)
-    bytes.append(littleEndian: sequence)
-    bytes.append(littleEndian: uuid.high.byteSwapped)
-    bytes.append(littleEndian: uuid.low.byteSwapped)
-    bytes.append(littleEndian: limit)
-    bytes.append(littleEndian: Self.version)
+    bytes.append(little: verb.rawValue)
+    bytes.append(little: number)
+    bytes.append(little: sequence)
+    bytes.append(little: uuid.high.byteSwapped)
+    bytes.append(little: uuid.low.byteSwapped)
+    bytes.append(little: limit)
+    bytes.append(little: Self.version)
     return bytes
   }
 
@@ -140,26 +140,20 @@ package struct XenAnswer: Hashable, Sendable {
   package func encoded(to question: XenQuestion) -> [UInt8] {
     var bytes: [UInt8] = []
     bytes.reserveCapacity(Self.headBytes + domains.count * Self.recordBytes)
-    bytes.append(littleEndian: question.verb.rawValue)
-    bytes.append(littleEndian: UInt32(bitPattern: error > 0 ? -error : Int32(domains.count)))
-    bytes.append(littleEndian: question.sequence)
+    bytes.append(little: question.verb.rawValue)
+    bytes.append(little: UInt32(bitPattern: error > 0 ? -error : Int32(domains.count)))
+    bytes.append(little: question.sequence)
     for field in [opening.problem, UInt32(bitPattern: opening.number), opening.major, opening.minor] {
-      bytes.append(littleEndian: field)
+      bytes.append(little: field)
     }
     for domain in domains {
-      bytes.append(littleEndian: domain.incarnation.uuid.high.byteSwapped)
-      bytes.append(littleEndian: domain.incarnation.uuid.low.byteSwapped)
-      bytes.append(littleEndian: UInt64(clamping: domain.cpuTime.wholeNanoseconds))
-      bytes.append(littleEndian: domain.incarnation.domainID.rawValue)
-      bytes.append(littleEndian: domain.xenFlags)
+      bytes.append(little: domain.incarnation.uuid.high.byteSwapped)
+      bytes.append(little: domain.incarnation.uuid.low.byteSwapped)
+      bytes.append(little: UInt64(clamping: domain.cpuTime.wholeNanoseconds))
+      bytes.append(little: domain.incarnation.domainID.rawValue)
+      bytes.append(little: domain.xenFlags)
     }
     return bytes
-  }
-}
-
-extension [UInt8] {
-  fileprivate mutating func append(littleEndian value: some FixedWidthInteger) {
-    for shift in stride(from: 0, to: value.bitWidth, by: 8) { append(UInt8(truncatingIfNeeded: value >> shift)) }
   }
 }
 

@@ -238,12 +238,3 @@ extension GuestPolicy {
     }
   }
 }
-
-extension [UInt8] {
-  /// A number in network order.
-  package mutating func append(big value: some FixedWidthInteger) {
-    for shift in stride(from: value.bitWidth - 8, through: 0, by: -8) {
-      append(UInt8(truncatingIfNeeded: value >> shift))
-    }
-  }
-}

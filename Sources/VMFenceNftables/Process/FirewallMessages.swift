@@ -112,12 +112,12 @@ struct FirewallQuestion: Equatable, Sendable {
   func part(from start: Int, sequence: UInt64) -> (bytes: [UInt8], next: Int) {
     var bytes: [UInt8] = []
     bytes.reserveCapacity(records.isEmpty ? FirewallMessage.headBytes : 4 << 10)
-    bytes.append(littleEndian: FirewallMessage.version)
-    bytes.append(littleEndian: verb.rawValue)
-    bytes.append(littleEndian: sequence)
-    bytes.append(littleEndian: UInt64(0))
-    bytes.append(littleEndian: UInt64(bitPattern: time))
-    bytes.append(littleEndian: number)
+    bytes.append(little: FirewallMessage.version)
+    bytes.append(little: verb.rawValue)
+    bytes.append(little: sequence)
+    bytes.append(little: UInt64(0))
+    bytes.append(little: UInt64(bitPattern: time))
+    bytes.append(little: number)
     let next = FirewallMessage.pack(records, from: start, countAt: 20, into: &bytes)
     if next < records.count { bytes[16] = 1 }
     return (bytes, next)
@@ -178,12 +178,12 @@ struct FirewallAnswer: Equatable, Sendable {
   func part(from start: Int, sequence: UInt64) -> (bytes: [UInt8], next: Int) {
     var bytes: [UInt8] = []
     bytes.reserveCapacity(records.isEmpty ? FirewallMessage.headBytes : 4 << 10)
-    bytes.append(littleEndian: verb.rawValue)
-    bytes.append(littleEndian: failure?.rawValue ?? 0)
-    bytes.append(littleEndian: sequence)
-    bytes.append(littleEndian: UInt64(0))
-    bytes.append(littleEndian: generation)
-    bytes.append(littleEndian: number)
+    bytes.append(little: verb.rawValue)
+    bytes.append(little: failure?.rawValue ?? 0)
+    bytes.append(little: sequence)
+    bytes.append(little: UInt64(0))
+    bytes.append(little: generation)
+    bytes.append(little: number)
     let next = FirewallMessage.pack(records, from: start, countAt: 20, into: &bytes)
     if next < records.count { bytes[16] = 1 }
     return (bytes, next)

@@ -103,8 +103,8 @@ enum FirewallRecord: Equatable, Sendable {
       bytes.append(Tag.measure)
       bytes.append(measure.key)
       bytes.append(measure.expires == nil ? 0 : 1)
-      if let expires = measure.expires { bytes.append(littleEndian: UInt64(bitPattern: expires.nanoseconds)) }
-      bytes.append(littleEndian: measure.decision)
+      if let expires = measure.expires { bytes.append(little: UInt64(bitPattern: expires.nanoseconds)) }
+      bytes.append(little: measure.decision)
       bytes.append(comment: measure.comment)
     case .removed(let key):
       bytes.append(Tag.removed)
@@ -115,7 +115,7 @@ enum FirewallRecord: Equatable, Sendable {
       bytes.append(comment: port.interface)
       bytes.append(port.bridge == nil ? 0 : 1)
       if let bridge = port.bridge { bytes.append(comment: bridge) }
-      bytes.append(littleEndian: port.mac.rawValue)
+      bytes.append(little: port.mac.rawValue)
       bytes.append(UInt8(truncatingIfNeeded: port.addresses.count))
       for address in port.addresses { bytes.append(address) }
     case .exception(let domain, let kinds):
@@ -127,8 +127,8 @@ enum FirewallRecord: Equatable, Sendable {
       bytes.append(flow.domain)
       bytes.append(flow.source)
       bytes.append(flow.destination)
-      bytes.append(littleEndian: flow.sourcePort)
-      bytes.append(littleEndian: flow.destinationPort)
+      bytes.append(little: flow.sourcePort)
+      bytes.append(little: flow.destinationPort)
       bytes.append(flow.ipProtocol)
       bytes.append(comment: flow.comment)
     case .reset(let reset): write(reset, to: &bytes)
@@ -136,7 +136,7 @@ enum FirewallRecord: Equatable, Sendable {
     case .change(let change):
       bytes.append(Tag.change)
       bytes.append(change.kind.number)
-      bytes.append(littleEndian: change.processID)
+      bytes.append(little: change.processID)
       bytes.append(comment: change.process)
     case .network(let network):
       bytes.append(Tag.network)
@@ -145,12 +145,12 @@ enum FirewallRecord: Equatable, Sendable {
       bytes.append(Tag.count)
       bytes.append(count.reason)
       bytes.append(comment: count.interface)
-      bytes.append(littleEndian: count.count.packets)
-      bytes.append(littleEndian: count.count.bytes)
+      bytes.append(little: count.count.packets)
+      bytes.append(little: count.count.bytes)
     case .text(let text):
       bytes.append(Tag.text)
       let utf8 = text.utf8.prefix(Self.textLimit)
-      bytes.append(littleEndian: UInt16(utf8.count))
+      bytes.append(little: UInt16(utf8.count))
       bytes += utf8
     }
   }
@@ -161,15 +161,15 @@ enum FirewallRecord: Equatable, Sendable {
     bytes.append(addressed.domain)
     bytes.append(addressed.direction.rawValue)
     for station in [reset.source, reset.destination] {
-      bytes.append(littleEndian: station.mac.rawValue)
+      bytes.append(little: station.mac.rawValue)
       bytes.append(station.address)
-      bytes.append(littleEndian: station.port)
+      bytes.append(little: station.port)
     }
     bytes.append(reset.vlan == nil ? 0 : 1)
-    bytes.append(littleEndian: reset.vlan ?? 0)
-    bytes.append(littleEndian: reset.next)
+    bytes.append(little: reset.vlan ?? 0)
+    bytes.append(little: reset.next)
     bytes.append(reset.acknowledged == nil ? 0 : 1)
-    bytes.append(littleEndian: reset.acknowledged ?? 0)
+    bytes.append(little: reset.acknowledged ?? 0)
   }
 
   // MARK: Reading
@@ -345,10 +345,6 @@ struct RecordReader {
 }
 
 extension [UInt8] {
-  mutating func append(littleEndian value: some FixedWidthInteger) {
-    for shift in stride(from: 0, to: value.bitWidth, by: 8) { append(UInt8(truncatingIfNeeded: value >> shift)) }
-  }
-
   fileprivate mutating func append(comment text: String) {
     let utf8 = text.utf8.prefix(FirewallRecord.commentLimit)
     append(UInt8(utf8.count))
@@ -356,15 +352,15 @@ extension [UInt8] {
   }
 
   fileprivate mutating func append(_ domain: DomainUUID) {
-    append(littleEndian: domain.high)
-    append(littleEndian: domain.low)
+    append(little: domain.high)
+    append(little: domain.low)
   }
 
   fileprivate mutating func append(_ address: IPAddress) {
     append(address.family.rawValue)
-    if address.family == .v4 { return append(littleEndian: UInt32(truncatingIfNeeded: address.low)) }
-    append(littleEndian: address.high)
-    append(littleEndian: address.low)
+    if address.family == .v4 { return append(little: UInt32(truncatingIfNeeded: address.low)) }
+    append(little: address.high)
+    append(little: address.low)
   }
 
   fileprivate mutating func append(_ network: IPNetwork) {
@@ -386,7 +382,7 @@ extension [UInt8] {
     case .quarantine: append(1)
     case .rateLimit(let rate):
       append(2)
-      append(littleEndian: rate)
+      append(little: rate)
     }
   }
 }
