@@ -41,7 +41,7 @@ public final class PacketSocketOpener: Sendable {
   package init(patience: Patience, _ start: @escaping Start) throws(PacketSourceError) {
     var link = PacketSocketLink(patience, start)
     link.begin(at: .now)
-    if let problem = link.problem { throw PacketSocketLink.failure(problem) }
+    if let problem = link.problem { throw link.failure(problem) }
     self.link = Mutex(link)
   }
 
@@ -60,7 +60,7 @@ public final class PacketSocketOpener: Sendable {
   public var troubles: (count: UInt64, last: String) { link.withLock { ($0.troubles, $0.lastTrouble) } }
 
   /// Whether an answer is awaited.
-  package var isOwed: Bool { link.withLock { $0.owing != nil } }
+  package var isOwed: Bool { link.withLock { $0.isOwed } }
 
   /// A socket that receives nothing yet.
   ///
@@ -70,22 +70,39 @@ public final class PacketSocketOpener: Sendable {
   }
 }
 
-/// One process after the other, and the one question that waits for its answer.
+/// What the process has handed over, or why it could not.
+private enum PacketSocketAnswer: ~Copyable {
+  case socket(PacketSocket)
+  /// An errno value.
+  case refusal(Int32)
+
+  /// nil when no sound process says that to the question of this number.
+  init?(_ bytes: [UInt8], _ descriptor: Int32?, to sequence: UInt64) {
+    let socket = descriptor.flatMap { PacketSocket.adopt($0) }
+    guard let answer = PacketSocketMessage(bytes), answer.sequence == sequence,
+      (answer.error == 0) == (descriptor != nil)
+    else { return nil }
+    if answer.error != 0 {
+      self = .refusal(answer.error)
+    } else if let socket {
+      self = .socket(socket)
+    } else {
+      return nil
+    }
+  }
+}
+
+/// One process after the other, and the one socket that is there or asked for.
 private struct PacketSocketLink: ~Copyable {
   private let patience: PacketSocketOpener.Patience
-  private let start: PacketSocketOpener.Start
-  private var process: (any DescriptorProcess)?
-  private var started: ContinuousClock.Instant?
+  private var keeper: ProcessKeeper
   private var sequence: UInt64 = 0
-  /// Since when an answer is awaited.
-  private(set) var owing: ContinuousClock.Instant?
-  /// Whether somebody has waited for that answer already: once is enough for all who want a socket.
+  /// Whether somebody has waited for the answer already: once is enough for all who want a socket.
   private var hasWaited = false
   /// Whether nothing has come of any process yet.
   private var isFirst = true
   /// What the last answer brought, and nobody has taken.
-  private var spare: PacketSocket?
-  private var refusal: Int32?
+  private var spare: PacketSocketAnswer?
   /// Somebody wanted a socket when there was none.
   private var isWanted = false
   private(set) var problem: String?
@@ -94,104 +111,68 @@ private struct PacketSocketLink: ~Copyable {
 
   init(_ patience: PacketSocketOpener.Patience, _ start: @escaping PacketSocketOpener.Start) {
     self.patience = patience
-    self.start = start
+    keeper = ProcessKeeper("vmfence-capture", restart: patience.restart) { () throws(DetectorError) in try start() }
   }
 
-  mutating func close() {
-    process?.end(patience: .zero)
-    process = nil
-  }
+  var isOwed: Bool { keeper.isOwing }
+
+  mutating func close() { keeper.end("it was ended") }
 
   mutating func tend() -> Bool {
     advance(within: .zero)
-    guard isWanted, spare != nil || refusal != nil else { return false }
+    guard isWanted, spare != nil else { return false }
     isWanted = false
     return true
   }
 
   mutating func take(for interface: String) throws(PacketSourceError) -> PacketSocket {
-    let isThere = spare != nil || refusal != nil
-    advance(within: isThere || hasWaited ? .zero : isFirst ? patience.first : patience.answer)
-    if let socket = spare.take() {
-      ask(at: .now)
-      return socket
+    advance(within: spare != nil || hasWaited ? .zero : isFirst ? patience.first : patience.answer)
+    guard let answer = spare.take() else {
+      (isWanted, hasWaited) = (true, isOwed)
+      if problem == nil { note("vmfence-capture does not answer") }
+      throw failure(problem ?? "")
     }
-    if let number = refusal.take() {
-      ask(at: .now)
-      throw PacketSocket.openingFailure(number, interface)
+    ask(at: .now)
+    switch consume answer {
+    case .socket(let socket): return socket
+    case .refusal(let number): throw PacketSocket.openingFailure(number, interface)
     }
-    (isWanted, hasWaited) = (true, owing != nil)
-    if problem == nil { note("vmfence-capture does not answer") }
-    throw Self.failure(problem ?? "")
   }
 
-  static func failure(_ reason: String) -> PacketSourceError {
+  func failure(_ reason: String) -> PacketSourceError {
     PacketSourceError(
-      .unavailable, "the process that opens packet sockets cannot be used: \(reason)",
-      remedy: "install vmfence-capture from the same build as this program")
+      .unavailable, "the process that opens packet sockets cannot be used: \(reason)", remedy: keeper.remedy)
   }
 
   // MARK: The process
 
   mutating func begin(at now: ContinuousClock.Instant) {
-    started = now
-    do throws(DetectorError) { process = try start() } catch {
-      note(error.message)
-      return
-    }
+    do throws(DetectorError) { try keeper.begin(at: now) } catch { return note(error.message) }
     ask(at: now)
   }
 
   private mutating func ask(at now: ContinuousClock.Instant) {
-    guard process != nil, owing == nil else { return }
+    guard keeper.absence == nil, !isOwed else { return }
     sequence += 1
-    (owing, hasWaited) = (now, false)
-    // There is room for the one question that is under way; whether somebody takes it shows in the answer.
-    _ = process?.send(PacketSocketMessage(sequence: sequence).encoded)
+    hasWaited = false
+    keeper.ask(PacketSocketMessage(sequence: sequence).encoded, at: now)
   }
 
   /// Has a process if it may, and takes one message of it.
   private mutating func advance(within patience: Duration) {
     let now = ContinuousClock.now
-    if process == nil {
-      guard started.map({ now >= $0 + self.patience.restart }) ?? true else { return }
-      begin(at: now)
+    if keeper.mayBegin(at: now) { begin(at: now) }
+    guard keeper.absence == nil else { return }
+    let sequence = sequence
+    if let answer = keeper.answer(within: patience, withDescriptor: { PacketSocketAnswer($0, $1, to: sequence) }) {
+      spare = consume answer
+      (isFirst, problem) = (false, nil)
+      return
     }
-    guard let process else { return }
-    var descriptor: Int32?
-    let message = process.receive(within: patience, descriptor: &descriptor)
-    let socket = descriptor.flatMap { PacketSocket.adopt($0) }
-    switch message {
-    case .nothing:
-      guard descriptor == nil else { return damaged() }
-      let late = isFirst ? self.patience.first : self.patience.late
-      if let owing, now >= owing + late { end("it did not answer within \(late)", after: .zero) }
-    case .ended: end(nil, after: .milliseconds(100))
-    case .message(let bytes):
-      guard owing != nil, let answer = PacketSocketMessage(bytes), answer.sequence == sequence,
-        (answer.error == 0) == (descriptor != nil), answer.error != 0 || socket != nil
-      else { return damaged() }
-      (owing, isFirst, problem) = (nil, false, nil)
-      spare = socket
-      refusal = answer.error == 0 ? nil : answer.error
-    }
-  }
-
-  private mutating func damaged() { end("it gave an answer that no sound one gives", after: .zero) }
-
-  /// - `reason`: nil: how it ended by itself says it.
-  private mutating func end(_ reason: String?, after patience: Duration) {
-    let process = process
-    process?.end(patience: patience)
-    self.process = nil
-    (owing, isFirst) = (nil, false)
-    let ending =
-      switch process?.status {
-      case .exited(let code): "it ended with status \(code)"
-      case .crashed(let signal): "it was killed by signal \(signal)"
-      default: "it hung up"
-      }
-    note("vmfence-capture is gone (\(reason ?? ending)) and is started again")
+    keeper.endIfOwing(for: isFirst ? self.patience.first : self.patience.late, at: now)
+    guard keeper.absence != nil else { return }
+    isFirst = false
+    note(keeper.farewell)
   }
 
   private mutating func note(_ trouble: String) {

@@ -86,73 +86,47 @@ package final class XenRemote: XenHypervisor {
 
 /// One process after the other, and the one question that waits for its answer.
 private struct XenLink {
-  private enum State {
-    /// There is no process, and the reason.
-    case none(String)
-    /// An answer is awaited, since then.
-    case owing(XenQuestion, ContinuousClock.Instant)
-    case idle
-  }
-
   private let host: XenHost
   private let patience: XenRemote.Patience
-  private let start: XenRemote.Start
-  private var process: (any MessageProcess)?
-  private var state = State.none("it was not started yet")
+  private var keeper: ProcessKeeper
   private var sequence: UInt64 = 0
-  private var started: ContinuousClock.Instant?
+  /// What was asked last.
+  private var question = XenQuestion(.open, number: 0)
 
   init(_ host: XenHost, _ patience: XenRemote.Patience, _ start: @escaping XenRemote.Start) {
     self.host = host
     self.patience = patience
-    self.start = start
+    keeper = ProcessKeeper("vmfence-hypervisor", restart: patience.restart, start)
   }
 
-  mutating func close() {
-    process?.end(patience: .zero)
-    process = nil
-    state = .none("it was ended")
-  }
+  mutating func close() { keeper.end("it was ended") }
 
   // MARK: Opening
 
   /// Starts a process, and returns when it has the handle and nothing else.
   mutating func open() throws(ProbeError) {
-    let question = try begin()
-    guard let answer = receive(question, within: patience.open) else {
-      if case .none(let reason) = state { throw Self.unavailable(reason) }
-      close()
-      throw Self.unavailable("it did not answer within \(patience.open)")
+    try begin()
+    guard let answer = receive(within: patience.open) else {
+      keeper.endAsLate(patience.open)
+      throw ProbeError(
+        .unavailable, "the process that holds the hypervisor's handle cannot be used: \(keeper.absence ?? "")",
+        remedy: keeper.remedy)
     }
     try finish(answer)
   }
 
-  private mutating func begin() throws(ProbeError) -> XenQuestion {
-    let now = ContinuousClock.now
-    started = now
-    do throws(DetectorError) { process = try start() } catch {
-      state = .none(error.message)
+  private mutating func begin() throws(ProbeError) {
+    do throws(DetectorError) { try keeper.begin(at: .now) } catch {
       throw ProbeError(.unavailable, error.message, remedy: error.remedy)
     }
-    let question = next(XenQuestion(.open, number: host.major, limit: host.minor))
-    // The first message finds room; whether somebody takes it shows in the answer.
-    _ = process?.send(question.encoded)
-    state = .owing(question, now)
-    return question
+    send(XenQuestion(.open, number: host.major, limit: host.minor))
   }
 
   private mutating func finish(_ answer: XenAnswer) throws(ProbeError) {
     guard answer.opening.problem != 0 || answer.error != 0 else { return }
     let error = answer.opening.probeError
-    close()
-    state = .none(error.message)
+    keeper.end(error.message)
     throw error
-  }
-
-  private static func unavailable(_ reason: String) -> ProbeError {
-    ProbeError(
-      .unavailable, "the process that holds the hypervisor's handle cannot be used: \(reason)",
-      remedy: "install vmfence-hypervisor from the same build as this program")
   }
 
   // MARK: Asking
@@ -161,26 +135,20 @@ private struct XenLink {
   ///
   /// - `isVerb`: whether it is worth a start at once, and a longer wait for what another look has not been answered.
   mutating func prepare(_ call: String, isVerb: Bool) throws(SystemFailure) {
-    let now = ContinuousClock.now
     // Somebody has waited already for what a look is not answered.
     var waits = isVerb ? patience.act : .zero
-    if case .none(let reason) = state {
-      if !isVerb, let started, now < started + patience.restart { throw Self.failure(call, reason) }
-      do throws(ProbeError) { _ = try begin() } catch { throw Self.failure(call, error.message) }
+    if keeper.absence != nil {
+      guard isVerb || keeper.mayBegin(at: .now) else { throw gone(call) }
+      do throws(ProbeError) { try begin() } catch { throw gone(call) }
       waits = max(waits, patience.look)
     }
-    guard case .owing(let question, let since) = state else { return }
-    guard let answer = receive(question, within: waits) else {
-      if case .none(let reason) = state { throw Self.failure(call, reason) }
-      let late = question.verb == .open ? patience.open : patience.late
-      if now >= since + late {
-        end("it did not answer within \(late)")
-        throw Self.failure(call, "it did not answer within \(late)")
-      }
-      throw SystemFailure(call: "\(call): vmfence-hypervisor does not answer", number: ETIMEDOUT)
+    guard keeper.isOwing else { return }
+    guard let answer = receive(within: waits) else {
+      keeper.endIfOwing(for: question.verb == .open ? patience.open : patience.late, at: .now)
+      throw keeper.absence == nil ? Self.silent(call) : gone(call)
     }
     guard question.verb == .open else { return }
-    do throws(ProbeError) { try finish(answer) } catch { throw Self.failure(call, error.message) }
+    do throws(ProbeError) { try finish(answer) } catch { throw gone(call) }
   }
 
   /// Asks an idle process.
@@ -189,59 +157,34 @@ private struct XenLink {
   mutating func ask(
     _ question: XenQuestion, _ call: String, within patience: Duration, waitsNoLonger: Bool
   ) throws(SystemFailure) -> [XenDomain] {
-    let question = next(question)
-    state = .owing(question, .now)
-    // There is room for the one question that is under way: what takes none has ended.
-    if process?.send(question.encoded) != true { end("") }
-    guard let answer = receive(question, within: patience) else {
-      if case .none(let reason) = state { throw Self.failure(call, reason) }
-      if waitsNoLonger { end("it did not answer within \(patience)") }
-      throw SystemFailure(call: "\(call): vmfence-hypervisor does not answer", number: ETIMEDOUT)
+    send(question)
+    guard let answer = receive(within: patience) else {
+      if keeper.absence != nil { throw gone(call) }
+      if waitsNoLonger { keeper.endAsLate(patience) }
+      throw Self.silent(call)
     }
     if answer.error != 0 { throw SystemFailure(call: call, number: answer.error) }
     return answer.domains
   }
 
-  private mutating func next(_ question: XenQuestion) -> XenQuestion {
+  private mutating func send(_ question: XenQuestion) {
     sequence += 1
-    var question = question
-    question.sequence = sequence
-    return question
+    self.question = question
+    self.question.sequence = sequence
+    keeper.ask(self.question.encoded, at: .now)
   }
 
   /// The answer to the question that was asked; nil when it has not come, or there is no process any more.
-  private mutating func receive(_ question: XenQuestion, within patience: Duration) -> XenAnswer? {
-    guard let process else { return nil }
-    switch process.receive(within: patience) {
-    case .message(let bytes):
-      guard let answer = XenAnswer(bytes, to: question) else {
-        end("it gave an answer that no sound one gives")
-        return nil
-      }
-      state = .idle
-      return answer
-    case .nothing: return nil
-    case .ended:
-      end("")
-      return nil
-    }
+  private mutating func receive(within patience: Duration) -> XenAnswer? {
+    let question = question
+    return keeper.answer(within: patience) { XenAnswer($0, to: question) }
   }
 
-  /// - `reason`: empty: how it ended by itself says it.
-  private mutating func end(_ reason: String) {
-    let process = process
-    process?.end(patience: reason.isEmpty ? .milliseconds(100) : .zero)
-    self.process = nil
-    let ending =
-      switch process?.status {
-      case .exited(let code): "it ended with status \(code)"
-      case .crashed(let signal): "it was killed by signal \(signal)"
-      default: "it hung up"
-      }
-    state = .none(reason.isEmpty ? ending : reason)
+  private func gone(_ call: String) -> SystemFailure {
+    SystemFailure(call: "\(call): \(keeper.farewell)", number: EPIPE)
   }
 
-  private static func failure(_ call: String, _ reason: String) -> SystemFailure {
-    SystemFailure(call: "\(call): vmfence-hypervisor is gone (\(reason)) and is started again", number: EPIPE)
+  private static func silent(_ call: String) -> SystemFailure {
+    SystemFailure(call: "\(call): vmfence-hypervisor does not answer", number: ETIMEDOUT)
   }
 }

@@ -4,12 +4,9 @@ import VMFenceCore
 struct FirewallLink: Sendable {
   private let table: String
   private let patience: ProcessFirewallSink.Patience
-  private(set) var session: FirewallSession?
-  /// Why there is none.
-  var reason = "it was not started yet"
-  /// Of these reasons the one that was told last.
-  var toldReason = ""
-  var started = ContinuousClock.now
+  var session: FirewallSession
+  /// Why there was no process, when it was told last.
+  private var toldAbsence: String?
   /// Why resets cannot be sent.
   private(set) var resetProblem: String?
   /// What is not stopped at ports on this kernel, and what helps.
@@ -27,15 +24,26 @@ struct FirewallLink: Sendable {
   var listeners: [UInt64: AsyncStream<FirewallAcknowledgement>.Continuation] = [:]
   private var nextListener: UInt64 = 0
 
-  init(table: String, patience: ProcessFirewallSink.Patience) {
+  init(table: String, patience: ProcessFirewallSink.Patience, _ keeper: ProcessKeeper) {
     self.table = table
     self.patience = patience
+    session = FirewallSession(keeper)
+  }
+
+  /// Why there is no process; nil when there is one.
+  var absence: String? { session.keeper.absence }
+
+  /// The same, once.
+  mutating func takeAbsence() -> String? {
+    guard absence != toldAbsence else { return nil }
+    toldAbsence = absence
+    return absence
   }
 
   /// Goes on with a process that has opened the packet filter.
   mutating func install(_ session: FirewallSession, _ answer: FirewallAnswer) {
     self.session = session
-    (reason, toldReason) = ("", "")
+    toldAbsence = nil
     base = generation
     generation = base &+ answer.generation
     standing = Int(clamping: min(answer.number, UInt64(FirewallMessage.recordLimit)))
@@ -48,8 +56,7 @@ struct FirewallLink: Sendable {
   }
 
   mutating func close() {
-    session?.close()
-    session = nil
+    session.close()
     for listener in listeners.values { listener.finish() }
     listeners = [:]
   }
@@ -59,16 +66,11 @@ struct FirewallLink: Sendable {
   mutating func ask(
     _ question: FirewallQuestion, _ action: String, limit: Int
   ) throws(FirewallError) -> FirewallAnswer {
-    guard var session else { throw gone(action) }
-    let answer: FirewallAnswer
-    do throws(FirewallSessionEnd) {
-      answer = try session.ask(question, limit: limit, within: patience(for: question))
-    } catch {
-      self.session = nil
-      reason = error.reason
-      throw gone(action)
+    guard let answer = session.ask(question, limit: limit, within: patience(for: question)) else {
+      throw FirewallError(
+        .failed, "cannot \(action): \(session.keeper.farewell)",
+        remedy: "what stands in the kernel stays in force meanwhile")
     }
-    self.session = session
     // After a failure, too: the table may have been made anew.
     generation = max(generation, base &+ answer.generation)
     if let error = answer.error(during: action, table: table) { throw error }
@@ -80,12 +82,6 @@ struct FirewallLink: Sendable {
     var measures = question.records.count
     if [.read, .replace, .ports].contains(question.verb) { measures += standing }
     return patience.call + min(patience.measure * measures, patience.measuresMost)
-  }
-
-  private func gone(_ action: String) -> FirewallError {
-    FirewallError(
-      .failed, "cannot \(action): vmfence-firewall is gone (\(reason)) and is started again",
-      remedy: "what stands in the kernel stays in force meanwhile")
   }
 
   mutating func sayPorts() throws(FirewallError) {

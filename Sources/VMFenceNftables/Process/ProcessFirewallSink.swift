@@ -49,15 +49,14 @@ public final class ProcessFirewallSink: FirewallSink, FlowFirewall {
 
   public let configuration: NftablesSink.Configuration
   private let patience: Patience
-  private let start: Start
   private let link: Mutex<FirewallLink>
   private let streams = NewsStreams<News>()
 
   private init(_ configuration: NftablesSink.Configuration, _ patience: Patience, _ start: @escaping Start) {
     self.configuration = configuration
     self.patience = patience
-    self.start = start
-    link = Mutex(FirewallLink(table: configuration.table, patience: patience))
+    let keeper = ProcessKeeper("vmfence-firewall", restart: patience.restart, start)
+    link = Mutex(FirewallLink(table: configuration.table, patience: patience, keeper))
   }
 
   deinit {
@@ -77,8 +76,7 @@ public final class ProcessFirewallSink: FirewallSink, FlowFirewall {
       throw FirewallError(.unsupported, "the table's name or the list of exceptions from quarantine is too long")
     }
     let sink = ProcessFirewallSink(configuration, patience, start)
-    let opened = try sink.begin()
-    sink.link.withLock { $0.install(opened.session, opened.answer) }
+    try sink.begin()
     let pause = UInt32(clamping: patience.look.wholeNanoseconds / 1_000)
     let error = DetachedThread.start { [weak sink] in
       while sink?.look() != nil { usleep(pause) }
@@ -88,7 +86,7 @@ public final class ProcessFirewallSink: FirewallSink, FlowFirewall {
   }
 
   /// Why there is no process now; nil when there is one.
-  public var problem: String? { link.withLock { $0.session == nil ? $0.reason : nil } }
+  public var problem: String? { link.withLock { $0.absence } }
 
   /// Why resets cannot be sent; nil when they can.
   public var resetProblem: String? { link.withLock { $0.resetProblem } }
@@ -222,61 +220,38 @@ public final class ProcessFirewallSink: FirewallSink, FlowFirewall {
 
   // MARK: The process
 
-  /// Starts a process, and has it open the packet filter.
-  private func begin() throws(FirewallError) -> (session: FirewallSession, answer: FirewallAnswer) {
-    link.withLock { $0.started = .now }
-    let process: any MessageProcess
-    do throws(DetectorError) { process = try start() } catch {
-      throw FirewallError(.failed, error.message, remedy: error.remedy)
-    }
-    var session = FirewallSession(process)
-    let exceptions = configuration.quarantineExceptions
-    var question = FirewallQuestion(.open, time: Int64(configuration.capacity))
-    if configuration.protectsHost { question.number |= FirewallQuestion.Option.protectsHost }
-    if configuration.holdsTable { question.number |= FirewallQuestion.Option.holdsTable }
-    if exceptions.allowsDHCP { question.number |= FirewallQuestion.Option.allowsDHCP }
-    question.records = [.text(configuration.table)] + exceptions.networks.map { .network($0) }
-    let answer: FirewallAnswer
-    do throws(FirewallSessionEnd) {
-      answer = try session.ask(question, limit: 2, within: patience.open)
+  /// Starts a process, and goes on with it when it has opened the packet filter. Until then every call fails at once.
+  private func begin() throws(FirewallError) {
+    var session = link.withLock { $0.session }
+    do throws(FirewallError) {
+      let answer = try session.open(configuration, within: patience.open)
+      link.withLock { link in
+        link.install(session, answer)
+        // Before anybody asks something else. What is refused is tried again at the next look.
+        try? link.sayPorts()
+      }
     } catch {
-      throw FirewallError(
-        .failed, "the process that holds the packet filter cannot be used: \(error.reason)",
-        remedy: "install vmfence-firewall from the same build as this program")
-    }
-    if let error = answer.error(during: NftablesSink.openingAction, table: configuration.table) {
-      session.close()
+      link.withLock { $0.session = session }
       throw error
     }
-    return (session, answer)
   }
 
   /// Looks whether the process lives, and what it has heard; starts another where there is none.
   private func look() {
     var news: [News] = []
-    let mayStart = link.withLock { link in
-      if link.session != nil {
+    let mayBegin = link.withLock { link in
+      if link.absence == nil {
         if link.hasUnsaidPorts { try? link.sayPorts() }
         let changes = try? link.ask(FirewallQuestion(.look), "look at the packet filter", limit: Self.changeLimit)
         news += changes?.records.compactMap(\.change).map { .changedByOthers($0) } ?? []
       }
-      if link.session != nil { return false }
-      if link.reason != link.toldReason { news.append(.gone(link.reason)) }
-      link.toldReason = link.reason
-      return ContinuousClock.now >= link.started + patience.restart
+      if let reason = link.takeAbsence() { news.append(.gone(reason)) }
+      return link.session.keeper.mayBegin(at: .now)
     }
     news.forEach(streams.report)
-    guard mayStart else { return }
-    do throws(FirewallError) {
-      let opened = try begin()
-      link.withLock { link in
-        link.install(opened.session, opened.answer)
-        // What is refused is tried again at the next look.
-        if link.ports != nil { try? link.sayPorts() }
-      }
-      streams.report(.back)
-    } catch {
-      link.withLock { $0.reason = error.message }
-    }
+    guard mayBegin else { return }
+    // Why none could be started is told at the next look.
+    do throws(FirewallError) { try begin() } catch { return }
+    streams.report(.back)
   }
 }
