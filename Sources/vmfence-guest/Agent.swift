@@ -43,8 +43,8 @@ struct Agent<Transport: ChannelTransport> {
   }
 
   /// Works until a signal ends it. What is in force stays.
-  mutating func run() throws(GuestCommand.Failure) {
-    var wishes = try TenantFile.read(configuration)
+  mutating func run() {
+    var wishes = read()
     Agent.say("waiting for the host")
     transport.offer()
     while !Signals.isEnding {
@@ -53,14 +53,7 @@ struct Agent<Transport: ChannelTransport> {
         channel = Self.prepare(transport.page)
         transport.offer()
       }
-      if Signals.takeReload() {
-        do throws(GuestCommand.Failure) {
-          wishes = try TenantFile.read(configuration)
-          isDeclared = false
-        } catch {
-          Agent.say("\(error.diagnostic); what was declared before stands")
-        }
-      }
+      if Signals.takeReload(), let changed = read() { (wishes, isDeclared) = (changed, false) }
       let events = channel.step()
       for event in events { take(event) }
       let declares = declare(wishes)
@@ -73,6 +66,14 @@ struct Agent<Transport: ChannelTransport> {
     }
     transport.withdraw()
     Agent.say("ended by a signal; the policy stays in force")
+  }
+
+  /// What the tenant wants; nil, after saying why, when that is not to be understood. A mistake of the tenant's does not keep the host's policy out of force.
+  private func read() -> TenantDeclaration? {
+    do throws(GuestCommand.Failure) { return try TenantFile.read(configuration) } catch {
+      Agent.say("\(error.diagnostic); what was declared before stands")
+      return nil
+    }
   }
 
   private mutating func take(_ event: GuestChannelEvent) {
@@ -130,8 +131,8 @@ struct Agent<Transport: ChannelTransport> {
   /// Declares what was not declared yet; while an earlier declaration is still on its way, the next time.
   ///
   /// - Returns: whether there is something to be sent.
-  private mutating func declare(_ wishes: TenantDeclaration) -> Bool {
-    guard channel.isOpen, !isDeclared else { return false }
+  private mutating func declare(_ wishes: TenantDeclaration?) -> Bool {
+    guard let wishes, channel.isOpen, !isDeclared else { return false }
     isDeclared = (try? channel.declare(wishes)) != nil
     return isDeclared
   }

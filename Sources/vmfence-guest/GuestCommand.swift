@@ -22,6 +22,7 @@ enum GuestCommand {
     usage: vmfence-guest apply FILE [--check] [--allow-older] [--uuid UUID]
            vmfence-guest show [--json]
            vmfence-guest remove
+           vmfence-guest check [--config FILE]
            vmfence-guest run [--page FILE | --event-channel] [--config FILE] [--uuid UUID] [--write-back SECONDS]
            vmfence-guest --help | --version
 
@@ -35,6 +36,8 @@ enum GuestCommand {
       show            what is in force, with the time that is left, and what was dropped
         --json          as one line of JSON
       remove          takes the policy out of force
+      check           says what the tenant's file declares, or what is wrong with it; changes nothing, and needs no permission
+        --config FILE   another than /etc/vmfence-guest.yaml
       run             takes policies from the host as they come, puts them in force, and answers, until a signal ends it
         --page FILE     the page that the host maps too: the memory of an ivshmem device; when not given, a page that
                         this guest grants to Xen's Dom0
@@ -42,7 +45,14 @@ enum GuestCommand {
         --write-back SECONDS
                         has this kernel write to disk what is older than 1 to 60 seconds, until the program ends: the host sees a
                         change of a file when it reaches the disk
-        --config FILE   what the tenant wants (/etc/vmfence-guest.yaml): service-type, protected-paths; SIGHUP reads it again
+        --config FILE   what the tenant wants (/etc/vmfence-guest.yaml): service-type, protected-paths; SIGHUP reads it again. One that is
+                        wrong is said, and declares nothing new
+    A value may stand behind its option or behind '=': --uuid=UUID.
+
+    examples
+      vmfence-guest apply web.policy --check
+      vmfence-guest show --json
+      vmfence-guest check && systemctl reload vmfence-guest
 
     exit codes
       0 done · 64 the command line is wrong · 65 the policy is wrong, older, or another guest's, or the configuration is wrong
@@ -77,6 +87,10 @@ enum GuestCommand {
       guard options.words.count == 1 else { throw wrong("remove takes no file") }
       try options.allow([])
       try remove()
+    case "check":
+      guard options.words.count == 1 else { throw wrong("check takes no word behind it: name a file with --config") }
+      try options.allow(["config"])
+      try check(options.values["config"] ?? TenantFile.standardPath)
     case "run":
       guard options.words.count == 1 else { throw wrong("run takes no word behind it") }
       try options.allow(["page", "event-channel", "config", "uuid", "write-back"])
@@ -162,6 +176,19 @@ enum GuestCommand {
     try say(wasThere ? "no policy is in force any more\n" : "no policy was in force\n")
   }
 
+  // MARK: check
+
+  private static func check(_ file: String) throws(Failure) {
+    // SAFETY: access(2) reads the path up to its zero.
+    guard unsafe access(file, F_OK) == 0 else {
+      throw Failure(66, "there is no such file, so nothing is declared", at: SourcePlace(file: file))
+    }
+    let declared = try TenantFile.read(file)
+    var text = declared.serviceType.map { "serves \($0)\n" } ?? ""
+    for path in declared.protectedPaths { text += "protects \(path.escapedForDisplay)\n" }
+    try say(text.isEmpty ? "nothing is declared\n" : text)
+  }
+
   // MARK: run
 
   private static func work(
@@ -170,10 +197,10 @@ enum GuestCommand {
     let own = try Identity.uuid(options.values["uuid"])
     Signals.install()
     var agent = Agent(
-      transport, own: own, configuration: options.values["config"] ?? "/etc/vmfence-guest.yaml")
+      transport, own: own, configuration: options.values["config"] ?? TenantFile.standardPath)
     let writeBack = try writeBackSeconds.map { seconds throws(Failure) in try WriteBack(seconds: seconds) }
     defer { writeBack?.restore() }
-    try agent.run()
+    agent.run()
   }
 
   private static func failure(_ error: GuestFirewallError) -> Failure {
@@ -203,11 +230,14 @@ struct Options {
         words.append(argument)
         continue
       }
-      let name = argument.hasPrefix("--") ? String(argument.dropFirst(2)) : argument == "-h" ? "help" : ""
+      let parts = argument.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
+      let name = argument.hasPrefix("--") ? String(parts[0].dropFirst(2)) : argument == "-h" ? "help" : ""
       if Self.withValue.contains(name) {
-        guard let value = rest.popFirst() else { throw GuestCommand.wrong("--\(name) needs a value") }
+        guard let value = parts.count > 1 ? String(parts[1]) : rest.popFirst() else {
+          throw GuestCommand.wrong("--\(name) needs a value")
+        }
         values[name] = value
-      } else if Self.known.contains(name) {
+      } else if Self.known.contains(name), parts.count == 1 {
         flags.insert(name)
       } else {
         throw GuestCommand.wrong("there is no option '\(argument.escapedForDisplay)'")

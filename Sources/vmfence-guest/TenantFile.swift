@@ -14,17 +14,22 @@ import VMFenceCore
 /// Comments begin with `#` at the beginning of a line or after a space. A text may stand in quotes, and has no escapes.
 enum TenantFile {
   static let byteLimit = 64 << 10
+  static let standardPath = "/etc/vmfence-guest.yaml"
 
   /// Nothing is declared when there is no such file.
   static func read(_ file: String) throws(GuestCommand.Failure) -> TenantDeclaration {
     // SAFETY: access(2) reads the path up to its zero.
     if unsafe access(file, F_OK) != 0, errno == ENOENT { return TenantDeclaration() }
     let bytes = try Input.read(file, atMost: byteLimit)
-    guard bytes.count <= byteLimit, let text = String(validating: bytes, as: UTF8.self) else {
+    guard bytes.count <= byteLimit else {
       throw GuestCommand.Failure(
-        65, "more than \(byteLimit) bytes, or no UTF-8", at: SourcePlace(file: file), remedy: "see vmfence-guest --help"
-      )
+        65, "more than \(byteLimit) bytes", at: SourcePlace(file: file), remedy: "see vmfence-guest --help")
     }
+    guard var text = String(validating: bytes, as: UTF8.self) else {
+      throw GuestCommand.Failure(65, "no UTF-8 text", at: SourcePlace(file: file), remedy: "save it as UTF-8")
+    }
+    // Some editors begin a file with it.
+    if text.unicodeScalars.first == "\u{FEFF}" { text.unicodeScalars.removeFirst() }
     return try parse(text, file: file)
   }
 
@@ -32,7 +37,9 @@ enum TenantFile {
     var declaration = TenantDeclaration()
     var keys: Set<String> = []
     var isInList = false
-    for (index, line) in text.split(separator: "\n", omittingEmptySubsequences: false).enumerated() {
+    // To Swift, a carriage return and the line feed behind it are one character.
+    let lines = text.split(omittingEmptySubsequences: false) { $0 == "\n" || $0 == "\r\n" }
+    for (index, line) in lines.enumerated() {
       let parsed = Line(line)
       func wrong(_ message: String, _ remedy: String) -> GuestCommand.Failure {
         GuestCommand.Failure(
@@ -41,15 +48,14 @@ enum TenantFile {
       guard !parsed.content.isEmpty else { continue }
       if parsed.content.hasPrefix("- ") || parsed.content == "-" {
         guard isInList else { throw wrong("an item of no list", "put it behind 'protected-paths:'") }
-        guard let path = parsed.value(after: 1), !path.isEmpty else {
-          throw wrong("an item without a path", "name one")
-        }
+        guard let path = parsed.value(after: 1) else { throw wrong(Self.openQuote.message, Self.openQuote.remedy) }
+        guard !path.isEmpty else { throw wrong("an item without a path", "name one") }
         declaration.protectedPaths.append(path)
       } else if let colon = parsed.content.firstIndex(of: ":"), parsed.indentation == 0 {
         let key = String(parsed.content[..<colon])
         guard keys.insert(key).inserted else { throw wrong("'\(key.escapedForDisplay)' twice", "keep one") }
         guard let value = parsed.value(after: key.count + 1) else {
-          throw wrong("a quote that does not end", "end it, with nothing behind it")
+          throw wrong(Self.openQuote.message, Self.openQuote.remedy)
         }
         isInList = false
         switch key {
@@ -60,6 +66,8 @@ enum TenantFile {
         default:
           throw wrong("there is no key '\(key.escapedForDisplay)'", "keys are service-type and protected-paths")
         }
+      } else if line.first == "\t" {
+        throw wrong("a tab before the text", "indent by spaces: '  - /etc/**'")
       } else {
         throw wrong(
           "'\(parsed.content.escapedForDisplay)' is neither a key nor an item", "write 'KEY: VALUE' or '  - PATH'")
@@ -67,11 +75,18 @@ enum TenantFile {
       do throws(ChannelViolation) {
         try declaration.validate()
       } catch {
-        throw wrong(error.message, "at most \(ChannelLayout.declarationLimit) plain, absolute paths, each once")
+        let isService = parsed.content.hasPrefix("service-type")
+        throw wrong(
+          error.message,
+          isService
+            ? "a name of at most 32 characters, such as web"
+            : "at most \(ChannelLayout.declarationLimit) plain, absolute paths, each once")
       }
     }
     return declaration
   }
+
+  private static let openQuote = (message: "a quote that does not end", remedy: "end it, with nothing behind it")
 
   private struct Line {
     var indentation: Int

@@ -96,6 +96,9 @@ struct HostAddressesTests {
       "# nameserver 192.0.2.9\n nameserver\t192.0.2.1 \nnameserver 2001:db8::53\nnameserver fe80::1%eth0\nnameserver x\noptions a\n"
     )
     #expect(found.nameServers == [IPAddress("192.0.2.1")!, IPAddress("2001:db8::53")!, IPAddress("fe80::1")!])
+    var other = HostAddresses()
+    other.addNameServers("nameserver 192.0.2.1\r\nnameserver 192.0.2.2\r\n")
+    #expect(other.nameServers == [IPAddress("192.0.2.1")!, IPAddress("192.0.2.2")!])
   }
 
   @Test("gateways, as the kernel's tables have them")

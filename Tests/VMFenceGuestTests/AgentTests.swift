@@ -137,12 +137,44 @@ final class AgentTests {
       ("what\n", ":1:1: error:"),
       ("protected-paths:\n  - /a\n  - /etc/\n", ":3:3: error: '/etc/' has an empty component"),
       ("protected-paths:\n" + String(repeating: "  - /a\n", count: 20_000), "error: more than"),
+      ("service-type: Web\n", "is no service type: lower-case letters, digits, '-' (a name of at most 32"),
+      ("protected-paths:\n  - \"/a\n", ":2:3: error: a quote that does not end"),
+      ("protected-paths:\n\t- /a\n", ":2:1: error: a tab before the text"),
+      ("protected-paths:\r\n  - etc\r\n", ":2:3: error: 'etc' is no absolute path"),
     ])
   func badConfiguration(text: String, expected: String) throws {
     let file = try network.file("bad.yaml", Array(text.utf8))
-    let run = try network.vmfenceGuest("run --page \(pageFile) --config \(file)")
-    #expect(run.status == 65 && run.output.contains("\(file)") && run.output.contains(expected), "\(run.output)")
-    #expect(run.output.contains("("), "a remedy")
+    let check = try network.vmfenceGuest("check --config \(file)")
+    #expect(
+      check.status == 65 && check.output.contains("\(file)") && check.output.contains(expected), "\(check.output)")
+    #expect(check.output.contains("("), "a remedy")
+  }
+
+  @Test("what is declared is said, however an editor ended its lines; a file that is not there has a code of its own")
+  func check() throws {
+    let text = "service-type: web # what it serves\nprotected-paths:\n  - /etc/**\n  - \"/srv/www/**\"\n"
+    for (index, text) in [text, text.replacing("\n", with: "\r\n"), "\u{FEFF}" + text].enumerated() {
+      let file = try network.file("good-\(index).yaml", Array(text.utf8))
+      let check = try network.vmfenceGuest("check --config=\(file)")
+      #expect(check.status == 0 && check.output == "serves web\nprotects /etc/**\nprotects /srv/www/**\n", "\(check)")
+    }
+    #expect(try network.vmfenceGuest("check --config /dev/null").output == "nothing is declared\n")
+    #expect(try network.vmfenceGuest("check --config /nowhere").status == 66)
+  }
+
+  @Test("a mistake of the tenant's does not keep the host's policy out of force, and declares nothing")
+  func mistake() throws {
+    _ = try network.file("wishes.yaml", Array("service-type: web\nprotected-path:\n".utf8))
+    try start()
+    var host = try attach()
+    host.offer(try policy(1, [(block(GuestNetwork.attacker), 600)]))
+    let answer = try waitFor(&host, acknowledgement)
+    #expect(answer.status == .applied)
+    // Mended, it is declared.
+    _ = try network.file("wishes.yaml", Array("service-type: web\n".utf8))
+    kill(try #require(agent).processIdentifier, SIGHUP)
+    let declared = try waitFor(&host, declaration)
+    #expect(declared == TenantDeclaration(serviceType: "web"))
   }
 
   @Test("a page that is none is refused")

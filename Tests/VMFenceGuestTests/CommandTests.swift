@@ -91,7 +91,7 @@ struct CommandTests {
     arguments: [
       "", "apply", "apply a b", "apply a --json", "show x", "show --check", "frobnicate", "apply a --uuid",
       "apply a --uuid x --check", "-x", "remove --json", "run --write-back 0", "run --write-back x",
-      "show --write-back 1",
+      "show --write-back 1", "check x", "check --uuid x", "show --json=yes",
     ])
   func usage(arguments: String) throws {
     let file = try network.file(try policy(5, []))

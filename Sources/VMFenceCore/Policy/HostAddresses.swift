@@ -35,7 +35,8 @@ public struct HostAddresses: Sendable, Hashable {
   // MARK: Reading
 
   package mutating func addNameServers(_ text: String) {
-    for line in text.split(separator: "\n") {
+    // Also where lines end as on other systems: to Swift, that is one character.
+    for line in text.split(whereSeparator: \.isNewline) {
       let words = line.split(whereSeparator: { $0 == " " || $0 == "\t" })
       guard words.count >= 2, words[0] == "nameserver", nameServers.count < Self.addressLimit else { continue }
       // A zone may follow: fe80::1%eth0.
