@@ -54,10 +54,15 @@ struct Run: AsyncParsableCommand {
 
   func validate() throws {
     guard eveLimit > 0 else { throw ValidationError("--eve-limit: at least 1 MiB") }
+    guard eve != "-" else {
+      throw ValidationError("--eve: a daemon's events go to a file, and are not for standard output")
+    }
   }
 
   func run() async throws {
     let logger = Logger(level: logLevel, format: logFormat)
+    // Whoever has changed something while rules are compiled is heard when that is done.
+    Signals.installReload()
     let parts = try await prepare(logger)
     Signals.install()
     let configuration = parts.host.configuration

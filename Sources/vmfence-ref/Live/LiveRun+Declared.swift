@@ -30,7 +30,7 @@ extension LiveRun {
       declarations = changed
       channels?.refuse(refusal, of: uuid)
       let left = refusal.isWhole ? "nothing is taken" : "\(refusal.paths.count) paths are not taken"
-      logger.notice("asked for over the control socket: of what \(name.escapedForDisplay) declares \(left)")
+      logger.notice("asked for over the control socket: of what \(name) declares \(left)")
       useDeclarations()
       await refreshInventory(at: now)
     }

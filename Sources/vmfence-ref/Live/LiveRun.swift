@@ -162,7 +162,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
         do throws(DetectorStateProblem) {
           guard let bytes = try states?.take(domain.incarnation.uuid, limit: channel.stateBytes) else { return nil }
           logger.notice(
-            "\(domain.name.escapedForDisplay): its detector goes on with \(bytes.count) bytes of saved state")
+            "\(domain.name): its detector goes on with \(bytes.count) bytes of saved state")
           return bytes
         } catch {
           logger.log([error.diagnostic])
@@ -174,8 +174,8 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     dispatcher = Dispatcher(publisher)
   }
 
-  /// Runs until a signal asks it to stop.
-  func run() async throws(ReplayFailure) {
+  /// Until a signal asks it to stop: see `run`.
+  func work() async throws(ReplayFailure) {
     var (nextTick, nextSlow, nextStatistics, nextAlive) = (started, started, started, started)
     // Before domains are looked at: one that is paused because of a disk that is not known would be let run.
     disks.follow(host.configuration.disks)
@@ -250,7 +250,6 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
       // On a host with one processor, nobody else may run before this.
       await Task.yield()
     }
-    await stop()
   }
 
   /// Lets the decisions' time pass, beside the loop: at its end the log is made durable, and a disk can be slow.
@@ -275,7 +274,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     do throws(FirewallError) { try await coordinator.reconcile(at: now) } catch {}
   }
 
-  private func stop() async {
+  func stop() async {
     service.stopping()
     desk.close()
     abandonBarriers()

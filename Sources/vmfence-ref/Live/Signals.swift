@@ -7,10 +7,13 @@ enum Signals {
   fileprivate static let stopRequested = Atomic(false)
   fileprivate static let reloadRequested = Atomic(false)
 
+  /// From here on a reload is asked for, and ends nothing.
+  static func installReload() { signal(SIGHUP, noteReload) }
+
   static func install() {
     signal(SIGTERM, noteStop)
     signal(SIGINT, noteStop)
-    signal(SIGHUP, noteReload)
+    installReload()
     signal(SIGPIPE, SIG_IGN)
   }
 
