@@ -48,6 +48,13 @@ struct HostConfigurationTests {
     #expect(example.status == 0, "\(example.output)\(example.errors)")
   }
 
+  @Test("a bridge that is captured beside ports is a warning")
+  func twice() throws {
+    let result = try check("metrics:", "captures: [{interface: vif1.0}, {bridge: xenbr0}]\nmetrics:")
+    #expect(
+      result.status == 0 && result.output.contains("host.yaml:7:33: warning: a bridge and ports"), "\(result.output)")
+  }
+
   @Test("one for Xen can be checked where there is none, and says at the start that there is none")
   func xen() throws {
     let folder = try TemporaryFolder()
@@ -95,6 +102,17 @@ struct HostConfigurationTests {
       (
         "tenant: acme}", "tenant: acme, events: [anomalies]}",
         ["host.yaml:6:", "one of alert, file, decision, lifecycle, platform, anomaly, packet"]
+      ),
+      ("inventory: inventory.yaml", "inventory:", ["host.yaml:2:", "inventory is empty"]),
+      ("policy: policy.yaml", "policy:", ["host.yaml:8:", "policy is empty"]),
+      ("metrics:", "? {a: b}\n: x\nmetrics:", ["host.yaml:7:", "a key must be a text"]),
+      (
+        "metrics:", "statistics-every: 0\nanswer-timeout: 1us\nmetrics:",
+        ["host.yaml:7:", "`0` is not a duration", "host.yaml:8:", "`1us` is not a duration", "100ms at the least"]
+      ),
+      (
+        "metrics:", "captures: [{interface: a/b}, {interface: vif1.0}, {interface: vif1.0}]\nmetrics:",
+        ["host.yaml:7:", "`a/b` is not an interface's name", "vif1.0 is captured twice"]
       ),
       ("port: 9477", "port: 99999", ["host.yaml:7:", "is not a whole number from 1 to 65535"]),
       (

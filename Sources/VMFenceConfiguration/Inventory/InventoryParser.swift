@@ -98,11 +98,17 @@ package struct InventoryParser {
 }
 
 extension YAMLMapping {
+  package static var interfaceName: String { "an interface's name (1 to 15 characters, no slash, no space)" }
+
+  /// The name of a network interface, as Linux has them; nil when there can be none of that name.
+  package static func interface(_ text: String) -> String? {
+    (1...15).contains(text.utf8.count) && !text.contains("/") && !text.contains(" ") ? text : nil
+  }
+
   /// Reads a port of a domain, as inventories and scenarios have it.
   package func networkPort() -> NetworkPort? {
     let interface = requiredValue(
-      "interface", example: "vif1.0", expected: "an interface's name (1 to 15 characters, no slash, no space)"
-    ) { (1...15).contains($0.utf8.count) && !$0.contains("/") && !$0.contains(" ") ? $0 : nil }
+      "interface", example: "vif1.0", expected: Self.interfaceName, Self.interface)
     let mac = requiredValue(
       "mac", example: "00:16:3e:00:00:01", expected: "a MAC address", { MACAddress($0) })
     let addresses = values("addresses", expected: "an IP address") { IPAddress($0) }

@@ -132,6 +132,10 @@ package final class YAMLMapping {
       reader.report(at: value, "\(name(key)) must be a text")
       return nil
     }
+    guard !scalar.string.isEmpty else {
+      reader.report(at: value, "\(name(key)) is empty", remedy: "give it a value, or leave it out")
+      return nil
+    }
     return scalar.string
   }
 
@@ -170,8 +174,11 @@ package final class YAMLMapping {
     }
   }
 
-  package func duration(_ key: String) -> Duration? {
-    value(key, expected: "a duration with its unit, such as 500ms, 10s, 5m, 4h or 1d", Duration.init(configuration:))
+  package func duration(_ key: String, atLeast least: Duration = .zero) -> Duration? {
+    let bound = least > .zero ? ", \(least.display) at the least" : ""
+    return value(key, expected: "a duration with its unit, such as 500ms, 10s, 5m, 4h or 1d\(bound)") { text in
+      Duration(configuration: text).flatMap { $0 >= least ? $0 : nil }
+    }
   }
 
   package func choice<Choice: RawRepresentable & CaseIterable>(_ key: String, _ type: Choice.Type) -> Choice?
@@ -232,7 +239,11 @@ package final class YAMLMapping {
 
   package func finish() {
     for (key, _) in mapping {
-      guard case .scalar(let scalar) = key, !known.contains(scalar.string) else { continue }
+      guard case .scalar(let scalar) = key else {
+        reader.report(at: key, "a key\(path.isEmpty ? "" : " of \(path)") must be a text")
+        continue
+      }
+      if known.contains(scalar.string) { continue }
       let near = known.sorted().min { $0.editDistance(to: scalar.string) < $1.editDistance(to: scalar.string) }
       let guess = near.flatMap { $0.editDistance(to: scalar.string) <= 3 ? "did you mean `\($0)`?" : nil }
       let keys = known.sorted().joined(separator: ", ")

@@ -28,7 +28,9 @@ enum RuleFiles {
           "the rule file `\(path.escapedForDisplay)` has \(data.count) bytes; at most \(byteCountMaximum) are read")
       ])
     }
-    return RuleSource(file: path, text: [UInt8](data), dialect: dialect)
+    // Some editors begin a file with a byte order mark, which would be a part of the first rule.
+    let text = data.starts(with: [0xEF, 0xBB, 0xBF]) ? data.dropFirst(3) : data
+    return RuleSource(file: path, text: [UInt8](text), dialect: dialect)
   }
 
   /// Reads files that rules name: lists beside the rule files, and, when there is a folder of what is kept between runs, those in it.

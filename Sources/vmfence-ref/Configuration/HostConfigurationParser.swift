@@ -39,9 +39,10 @@ struct HostConfigurationParser {
       controlSocket: root.string("control-socket").map { $0.hasPrefix("@") ? $0 : sections.resolve($0) },
       notifications: NotificationsSection(reader: reader, resolve: sections.resolve).read(root),
       metrics: metrics(root.child("metrics")),
-      statisticsInterval: root.duration("statistics-every") ?? .seconds(10),
-      answerTimeout: root.duration("answer-timeout") ?? .seconds(10))
+      statisticsInterval: root.duration("statistics-every", atLeast: .milliseconds(100)) ?? .seconds(10),
+      answerTimeout: root.duration("answer-timeout", atLeast: .milliseconds(100)) ?? .seconds(10))
     root.finish()
+    check(configuration.captures)
     if configuration.inspector.isInline {
       reader.report(
         at: root.child("inspection")?.raw("inline"),
@@ -61,7 +62,7 @@ struct HostConfigurationParser {
   private func domains(_ root: YAMLMapping) -> HostConfiguration.Domains {
     let inventory = root.string("inventory")
     let hypervisor = root.value("hypervisor", expected: "xen", { $0 == "xen" ? $0 : nil })
-    if (inventory == nil) == !root.has("hypervisor") {
+    if root.has("inventory") == root.has("hypervisor") {
       reader.report(
         at: root.node, "it must say where the domains come from: either inventory or hypervisor",
         remedy: "`hypervisor: xen` in Dom0, `inventory: inventory.yaml` for a list in a file")
@@ -165,17 +166,34 @@ struct HostConfigurationParser {
   }
 
   private func capture(_ map: YAMLMapping) -> HostConfiguration.Capture? {
-    let interface = map.string("interface")
-    let bridge = map.string("bridge")
+    let interface = map.value("interface", expected: YAMLMapping.interfaceName, YAMLMapping.interface)
+    let bridge = map.value("bridge", expected: YAMLMapping.interfaceName, YAMLMapping.interface)
     map.finish()
-    guard (interface == nil) != (bridge == nil) else {
+    guard map.has("interface") != map.has("bridge") else {
       reader.report(
         at: map.node, "\(map.path) must say either interface or bridge",
         remedy: "`interface: vif1.0` for one guest's port, `bridge: xenbr0` for all of a bridge")
       return nil
     }
-    return .init(
-      interface: interface ?? bridge ?? "", isBridge: bridge != nil, place: reader.place(of: map.node))
+    guard let name = interface ?? bridge else { return nil }
+    return .init(interface: name, isBridge: bridge != nil, place: reader.place(of: map.node))
+  }
+
+  /// Says which captures are there twice. What passes a bridge and a port of it is inspected twice where both are captured.
+  private func check(_ captures: [HostConfiguration.Capture]) {
+    var names: Set<String> = []
+    for capture in captures where !names.insert(capture.interface).inserted {
+      reader.report(
+        Diagnostic(
+          at: capture.place, "\(capture.interface.escapedForDisplay) is captured twice", remedy: "name it once"))
+    }
+    if let bridge = captures.first(where: \.isBridge), captures.contains(where: { !$0.isBridge }) {
+      reader.report(
+        Diagnostic(
+          .warning, at: bridge.place,
+          "a bridge and ports are captured: a frame that passes both is inspected, and counted by the policy, twice",
+          remedy: "leave out the bridge, or those of its ports"))
+    }
   }
 }
 #endif

@@ -28,8 +28,9 @@ struct SharedSections {
 
   func policy(_ root: YAMLMapping) -> Policy {
     guard let node = root.raw("policy") else { return Policy(rules: []) }
-    if case .scalar(let scalar) = node {
-      let read = PolicyFile.read(path: resolve(scalar.string))
+    if case .scalar = node {
+      guard let file = root.string("policy") else { return Policy(rules: []) }
+      let read = PolicyFile.read(path: resolve(file))
       read.diagnostics.forEach(reader.report)
       return read.policy ?? Policy(rules: [])
     }
