@@ -95,7 +95,7 @@ struct VerbTests {
     let human = try disk.integrity("held", "web", "--control", disk.control)
     #expect(human.output.contains("/boot/kernel"), "\(human.output)")
     let other = try disk.integrity("decide", "web", "99999", verdict, "--control", disk.control)
-    #expect(other.status == 69 && other.output.contains("no such request"), "\(other)")
+    #expect(other.status == 65 && other.output.contains("no such request"), "\(other)")
     let decision = try disk.integrity("decide", "web", request, verdict, "--control", disk.control)
     #expect(decision.status == 0, "\(decision)")
     let output = String(decoding: try pipe.fileHandleForReading.readToEnd() ?? Data(), as: UTF8.self)
@@ -240,7 +240,7 @@ struct VerbTests {
       "\(program) integrity expect web \(long) --for 1h --control \(disk.control) --store \(disk.folder)/state.db"
     try shell(announce)
     let refused = try shell(announce, allowFailure: true)
-    #expect(refused.status == 69 && refused.output.contains("too many paths"), "\(refused)")
+    #expect(refused.status == 65 && refused.output.contains("too many paths"), "\(refused)")
     #expect(try held().contains("/boot/**"))
     try disk.end()
     try shell("rm \(state) && mkdir \(state)")

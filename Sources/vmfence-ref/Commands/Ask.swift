@@ -26,10 +26,7 @@ struct ControlOptions: ParsableArguments {
     do throws(ControlFailure) {
       let result = try client.ask(request, Result.self)
       if json {
-        let encoder = JSONEncoder()
-        encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes, .prettyPrinted]
-        let text = (try? encoder.encode(result)).map { String(decoding: $0, as: UTF8.self) } ?? "null"
-        Terminal.output.print(text)
+        Terminal.output.print(json: result, .prettyPrinted)
       } else {
         show(result).forEach { Terminal.output.print($0) }
       }
@@ -41,11 +38,15 @@ struct ControlOptions: ParsableArguments {
   /// Prints what went wrong, and gives the exit code that fits.
   static func end(_ failure: ControlFailure) -> ExitCode {
     print(failure)
+    return exit(for: failure)
+  }
+
+  static func exit(for failure: ControlFailure) -> ExitCode {
     switch failure.cause {
-    case nil: return Exit.badData
-    case .unreachable: return Exit.unavailable
-    case .permission: return Exit.noPermission
-    case .busy: return Exit.temporary
+    case nil: Exit.badData
+    case .unreachable: Exit.unavailable
+    case .permission: Exit.noPermission
+    case .busy: Exit.temporary
     }
   }
 
@@ -182,11 +183,16 @@ struct Alerts: ParsableCommand {
   func run() throws {
     let client = try control.client()
     do throws(ControlFailure) {
-      let last = try client.ask(
-        ControlRequest(.alerts, domain: domain, address: address, limit: limit), [EVEAlert].self)
-      if !(follow && all) { last.forEach(show) }
-      if last.isEmpty, !follow, !control.json { Terminal.error.print("no alerts") }
-      guard follow else { return }
+      let request = ControlRequest(.alerts, domain: domain, address: address, limit: limit)
+      if control.json {
+        let last = try client.ask(request, [JSONValue].self)
+        if !(follow && all) { last.forEach { Terminal.output.print(json: $0) } }
+      } else {
+        let last = try client.ask(request, [EVEAlert].self)
+        if !(follow && all) { last.forEach(show) }
+        if last.isEmpty, !follow { Terminal.error.print("no alerts") }
+      }
+      guard follow, !Terminal.isOutputGone else { return }
       try client.follow(all: all) { line in
         if control.json || all {
           Terminal.output.print(String(decoding: line, as: UTF8.self))
@@ -195,21 +201,60 @@ struct Alerts: ParsableCommand {
         } else {
           Terminal.error.print(String(decoding: line, as: UTF8.self).escapedForDisplay)
         }
-        return true
+        return !Terminal.isOutputGone
       }
     } catch {
       throw ControlOptions.end(error)
     }
   }
 
-  private func show(_ alert: EVEAlert) {
-    if control.json {
-      let encoder = JSONEncoder()
-      encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
-      if let data = try? encoder.encode(alert) { Terminal.output.print(String(decoding: data, as: UTF8.self)) }
-      return
+  private func show(_ alert: EVEAlert) { Terminal.output.print(alert.line.escapedForDisplay) }
+}
+
+/// Any JSON, handed on with all that is in it.
+enum JSONValue: Codable {
+  case null
+  case bool(Bool)
+  case integer(Int64)
+  case natural(UInt64)
+  case number(Double)
+  case text(String)
+  case list([JSONValue])
+  case object([String: JSONValue])
+
+  init(from decoder: any Decoder) throws {
+    let value = try decoder.singleValueContainer()
+    if value.decodeNil() {
+      self = .null
+    } else if let bool = try? value.decode(Bool.self) {
+      self = .bool(bool)
+    } else if let integer = try? value.decode(Int64.self) {
+      self = .integer(integer)
+    } else if let natural = try? value.decode(UInt64.self) {
+      self = .natural(natural)
+    } else if let number = try? value.decode(Double.self) {
+      self = .number(number)
+    } else if let text = try? value.decode(String.self) {
+      self = .text(text)
+    } else if let list = try? value.decode([JSONValue].self) {
+      self = .list(list)
+    } else {
+      self = .object(try value.decode([String: JSONValue].self))
     }
-    Terminal.output.print(alert.line.escapedForDisplay)
+  }
+
+  func encode(to encoder: any Encoder) throws {
+    var container = encoder.singleValueContainer()
+    switch self {
+    case .null: try container.encodeNil()
+    case .bool(let value): try container.encode(value)
+    case .integer(let value): try container.encode(value)
+    case .natural(let value): try container.encode(value)
+    case .number(let value): try container.encode(value)
+    case .text(let value): try container.encode(value)
+    case .list(let value): try container.encode(value)
+    case .object(let value): try container.encode(value)
+    }
   }
 }
 

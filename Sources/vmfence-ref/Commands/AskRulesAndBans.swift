@@ -66,14 +66,7 @@ struct Rules: ParsableCommand {
         return status.lines
       }
       guard let output, let policy else { return }
-      do { try OutputFile.replace(output, with: policy) } catch {
-        Terminal.error.print([
-          Diagnostic(
-            .error, "\(output) cannot be written: \(error.localizedDescription)".escapedForDisplay,
-            remedy: "name a file in a folder that you may write")
-        ])
-        throw Exit.cannotCreate
-      }
+      do { try OutputFile.replace(output, with: policy) } catch { throw OutputFile.failure(output, error) }
     }
   }
 
@@ -105,8 +98,12 @@ struct Bans: ParsableCommand {
     static let configuration = CommandConfiguration(abstract: "List blocks, rate limits and quarantines.")
     @OptionGroup var control: ControlOptions
     @Option(help: "Of this domain only.") var domain: String?
-    @Option(help: "How many, the youngest.") var limit: Int?
+    @Option(help: "How many, the youngest, 1 to 200000.") var limit: Int?
     @Flag(help: "Those that are over or were withheld, too, as far as the history goes.") var past = false
+
+    func validate() throws {
+      guard (1...200_000).contains(limit ?? 1) else { throw ValidationError("--limit is from 1 to 200000") }
+    }
 
     func run() throws {
       try control.ask(ControlRequest(.bans, domain: domain, limit: limit, all: past), DecisionStatus.table)
@@ -121,8 +118,8 @@ struct Bans: ParsableCommand {
     @Option(name: .customLong("for"), help: "For how long: 10m, 4h, 1d.") var duration: String
 
     func validate() throws {
-      guard Duration(configuration: duration) != nil else {
-        throw ValidationError("`\(duration)` is not a duration with its unit, such as 10m, 4h or 1d")
+      guard let time = Duration(configuration: duration), time > .zero else {
+        throw ValidationError("--for: `\(duration)` is not a duration with its unit, such as 10m, 4h or 1d")
       }
     }
 

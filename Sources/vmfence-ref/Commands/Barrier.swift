@@ -26,11 +26,14 @@ struct Barrier: ParsableCommand {
   /// How much longer than it was told the daemon may take to say that the time is over.
   private static let grace = Duration.seconds(1)
 
-  func run() throws {
-    guard let time = Duration(configuration: timeout) else {
-      throw ValidationError("--timeout: not a time: \(timeout)")
+  func validate() throws {
+    guard let time = Duration(configuration: timeout), time <= BarrierWait.longest else {
+      throw ValidationError("--timeout: `\(timeout)` is not a duration of at most 60s, such as 500ms or 10s")
     }
-    let end = ContinuousClock.now + min(time, BarrierWait.longest)
+  }
+
+  func run() throws {
+    let end = ContinuousClock.now + (Duration(configuration: timeout) ?? .zero)
     while true {
       do throws(ControlFailure) {
         let status = try ask(within: end - .now)

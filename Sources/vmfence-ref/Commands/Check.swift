@@ -43,6 +43,8 @@ struct Check: ParsableCommand {
       errors == 0
         ? "checked \(files.count) files: nothing is wrong (\(warnings) warnings)"
         : "\(errors) errors, \(warnings) warnings")
+    // What is named here; what those files name is wrong in them.
+    if files.contains(where: { !FileManager.default.isReadableFile(atPath: $0) }) { throw Exit.noInput }
     if errors > 0 { throw Exit.badData }
   }
 

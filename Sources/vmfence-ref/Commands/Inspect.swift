@@ -112,7 +112,7 @@ struct Inspect: ParsableCommand {
       profile.add(inspector.ruleCosts)
       try keep(inspector.dataSetStates)
     }
-    try run.finish()
+    do { try run.finish() } catch let error as PacketSourceError { throw failure(error, Exit.cannotCreate) }
     if profileRules { Terminal.output.print(profile.table) }
     if let profileJSON { try profile.write(to: profileJSON) }
     if let problem { throw failure(problem, problem.code == .inputOutput ? Exit.noInput : Exit.badData) }
@@ -122,7 +122,7 @@ struct Inspect: ParsableCommand {
     guard let write else { return nil }
     do throws(PacketSourceError) {
       return try CaptureFileWriter.create(path: write)
-    } catch { throw failure(error, Exit.noInput) }
+    } catch { throw failure(error, Exit.cannotCreate) }
   }
 
   private func keep(_ states: [(file: String, text: [UInt8])]) throws {
@@ -134,11 +134,7 @@ struct Inspect: ParsableCommand {
     for state in states {
       do {
         try Data(state.text).write(to: URL(fileURLWithPath: dataDir + "/" + state.file), options: .atomic)
-      } catch {
-        Terminal.error.print(
-          "error: `\(state.file.escapedForDisplay)` cannot be written into \(dataDir.escapedForDisplay)")
-        throw Exit.noInput
-      }
+      } catch { throw OutputFile.failure(dataDir + "/" + state.file, error) }
     }
   }
 

@@ -9,6 +9,13 @@ import VMFenceIntegrity
 struct Integrity: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "File integrity as seen from a guest's disk.",
+    discussion: """
+      EXAMPLES
+        vmfence-ref integrity list --format raw /dev/vg0/web
+        vmfence-ref integrity init /dev/vg0/web --id web --protect '/etc/**' '/boot/**'
+        vmfence-ref integrity check /dev/vg0/web --id web
+        vmfence-ref integrity held web
+      """,
     subcommands: [
       IntegrityInit.self, IntegrityCheck.self, IntegrityUpdate.self, IntegrityTest.self, IntegrityExpect.self,
       IntegrityHeld.self, IntegrityDecide.self, IntegrityRollback.self, IntegrityList.self, IntegrityReplay.self,

@@ -117,6 +117,15 @@ struct IntegrityInit: ParsableCommand {
       Terminal.output.print(
         "baseline \(baseline.generation) of \(disk.escapedForDisplay): \(baseline.entries.count) names"
           + (scan.damageCount > 0 ? ", \(scan.damageCount) damages" : ""))
+      if baseline.entries.isEmpty {
+        Terminal.error.print([
+          Diagnostic(
+            .warning, "no pattern matches anything, so nothing is compared",
+            remedy:
+              "look for a misspelling; `integrity list` shows the paths, `integrity test` how much each pattern matches"
+          )
+        ])
+      }
     } catch { throw BaselineOptions.failure(error) }
   }
 }

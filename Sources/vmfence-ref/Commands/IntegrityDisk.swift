@@ -23,8 +23,17 @@ struct DiskProcessOptions: ParsableArguments {
     do throws(ControlFailure) {
       return try ControlClient(path: path(name)).ask(request, DiskControlStatus.self)
     } catch {
-      Terminal.error.print([Diagnostic(.error, at: SourcePlace(file: path(name)), error.message, remedy: error.remedy)])
-      throw Exit.unavailable
+      var told = error
+      if error.cause == .unreachable {
+        told.message = error.message.replacing("the daemon", with: "the disk's process")
+        told.remedy = "it runs as vmfence-disk@\(name), or name its control socket with --control"
+      }
+      Terminal.error.print([
+        Diagnostic(
+          .error, at: SourcePlace(file: path(name)), told.message.escapedForDisplay,
+          remedy: told.remedy.escapedForDisplay)
+      ])
+      throw ControlOptions.exit(for: error)
     }
   }
 }
@@ -55,9 +64,7 @@ struct IntegrityHeld: ParsableCommand {
   func run() throws {
     let status = try process.ask(disk, DiskControlRequest(.status))
     if json {
-      let encoder = JSONEncoder()
-      encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
-      Terminal.output.print(String(decoding: try encoder.encode(status), as: UTF8.self))
+      Terminal.output.print(json: status)
     } else {
       Terminal.output.print("requests: \(status.requests), refused: \(status.denied)")
       for window in status.expected {

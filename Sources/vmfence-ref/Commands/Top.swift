@@ -47,7 +47,7 @@ struct Top: ParsableCommand {
           domains: try client.ask(ControlRequest(.domains), [DomainStatus].self))
         let now = ContinuousClock.now
         if control.json {
-          terminal.print(String(decoding: ControlDesk.encode(look), as: UTF8.self))
+          terminal.print(json: look)
         } else {
           // From the first line on, each line to its end, and what is below.
           if terminal.isTerminal { terminal.print("\u{1B}[H\u{1B}[J", end: "") }
@@ -59,7 +59,7 @@ struct Top: ParsableCommand {
         throw ControlOptions.end(error)
       }
       looks += 1
-      if looks == count { return }
+      if looks == count || Terminal.isOutputGone { return }
       Thread.sleep(forTimeInterval: interval)
     }
   }
@@ -82,19 +82,45 @@ struct Top: ParsableCommand {
         "\(domain.drops)", "\(domain.limitHits)", "\(domain.alerts)", "\(domain.eventsLost)", "\(domain.measures)",
       ])
     }
-    let rows = table.lines()
-    let coloured = rows.enumerated().map { index, row -> String in
-      if index == 0 { return terminal.styled(row, .bold) }
-      let domain = look.domains[index - 1]
-      if domain.state == "unguarded" || domain.state == "orphaned" { return terminal.styled(row, .red) }
-      return domain.measures > 0 || domain.drops > 0 ? terminal.styled(row, .yellow) : row
-    }
-    return [
+    let head =
       "\(status.node.escapedForDisplay): up \(Duration.seconds(status.uptime).display), \(look.domains.count) domains, "
-        + "\(status.measures) measures, \(status.pending) pending, lost \(status.captureDrops) frames, "
-        + "\(status.eventsLost) events",
-      "",
-    ] + coloured + status.problems.map { terminal.styled($0.escapedForDisplay, .red) }
+      + "\(status.measures) measures, \(status.pending) pending, lost \(status.captureDrops) frames, "
+      + "\(status.eventsLost) events"
+    let rows = table.lines().enumerated().map { index, row -> (text: String, style: Terminal.Style?) in
+      if index == 0 { return (row, .bold) }
+      let domain = look.domains[index - 1]
+      if domain.state == "unguarded" || domain.state == "orphaned" { return (row, .red) }
+      return (row, domain.measures > 0 || domain.drops > 0 ? .yellow : nil)
+    }
+    let problems = status.problems.map { ($0.escapedForDisplay, Terminal.Style.red as Terminal.Style?) }
+    return Self.fitting([(head, nil), ("", nil)] + rows, problems, into: terminal.size).map { text, style in
+      style.map { terminal.styled(text, $0) } ?? text
+    }
+  }
+
+  /// As many lines, and as much of each, as a terminal has room for above an empty one: a line that wraps, and one too many, would move the others away.
+  /// What is wrong stands at the end and has half of the room at the most; how many are not shown is said.
+  static func fitting<Style>(
+    _ lines: [(text: String, style: Style?)], _ problems: [(text: String, style: Style?)],
+    into size: (columns: Int, rows: Int)?
+  ) -> [(text: String, style: Style?)] {
+    guard let size else { return lines + problems }
+    func cut(_ line: (text: String, style: Style?)) -> (text: String, style: Style?) {
+      line.text.count <= size.columns ? line : (line.text.prefix(max(0, size.columns - 1)) + "…", line.style)
+    }
+    let rows = max(2, size.rows - 1)
+    let shownProblems = min(problems.count, rows / 2)
+    let room = rows - shownProblems
+    var shown = lines
+    if lines.count > room {
+      shown =
+        lines.prefix(room - 1) + [("… \(lines.count - room + 1) more: make the terminal higher, or see `domains`", nil)]
+    }
+    var wrong = Array(problems.prefix(shownProblems))
+    if problems.count > shownProblems {
+      wrong[shownProblems - 1].text = "… \(problems.count - shownProblems + 1) more problems: see `status`"
+    }
+    return (shown + wrong).map(cut)
   }
 }
 #endif

@@ -29,9 +29,10 @@ struct VMFenceRef: AsyncParsableCommand {
 
       EXIT CODES
         0   done, and nothing was wrong
+        1   something differs (integrity check), or waits for a decision (integrity held)
         64  the command line is wrong
         65  what was read is wrong: a scenario, rules, a capture, an image (each place is named)
-        66  a file that was named cannot be read
+        66  a file that was named on the command line cannot be read
         69  something that is needed is missing (a library, a program, the hypervisor)
         70  a defect of VMFence itself
         73  an output cannot be written
@@ -69,6 +70,12 @@ extension VMFenceRef {
       }
     }
     await main(nil)
+    if let problem = Terminal.outputProblem {
+      if !problem.message.isEmpty {
+        Terminal.error.print([Diagnostic(.error, problem.message, remedy: "free space, or write elsewhere")])
+      }
+      exit(withError: problem.code)
+    }
   }
 }
 

@@ -87,11 +87,13 @@ struct RuleProfileReport {
     let encoder = JSONEncoder()
     encoder.keyEncodingStrategy = .convertToSnakeCase
     encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
-    let data = try encoder.encode(Document(rules: rows)) + Data("\n".utf8)
+    let data = try encoder.encode(Document(rules: rows))
     if path == "-" {
       Terminal.output.print(String(decoding: data, as: UTF8.self))
     } else {
-      try data.write(to: URL(fileURLWithPath: path))
+      do { try OutputFile.replace(path, with: data + Data("\n".utf8)) } catch {
+        throw OutputFile.failure(path, error)
+      }
     }
   }
 }

@@ -95,8 +95,15 @@ final class ControlDesk: PromptEventSink {
     min(max(1, request.limit ?? Self.listDefault), Self.listMaximum)
   }
 
+  /// What has a UUID may be gone: the history knows it still.
   private func uuid(of request: ControlRequest) throws(ControlFailure) -> DomainUUID? {
-    try request.domain.map { name throws(ControlFailure) in try find(name).incarnation.uuid }
+    try request.domain.map { name throws(ControlFailure) in
+      if let found = directory.find(name) { return found.incarnation.uuid }
+      if let uuid = DomainUUID(name) { return uuid }
+      throw ControlFailure(
+        "there is no domain `\(name.escapedForDisplay)` now",
+        remedy: "list them: vmfence-ref domains; one that is gone goes by its UUID")
+    }
   }
 
   private func address(of request: ControlRequest) throws(ControlFailure) -> IPAddress? {
@@ -197,7 +204,7 @@ final class ControlDesk: PromptEventSink {
     let seconds = request.duration ?? 0
     let maximum = Double(Self.banMaximum.components.seconds)
     guard seconds > 0, seconds <= maximum else {
-      throw ControlFailure("a ban of \(seconds) seconds", remedy: "every ban ends: say for how long, up to a year")
+      throw ControlFailure("no ban is for \(seconds) s", remedy: "every ban ends: say for how long, up to a year")
     }
     do throws(PolicyError) {
       let decisions = try await coordinator.block(

@@ -38,7 +38,7 @@ struct LineLogHandler: LogHandler {
       let encoder = JSONEncoder()
       encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
       guard let data = try? encoder.encode(object) else { return }
-      Terminal.error.print(String(decoding: data, as: UTF8.self))
+      Terminal.error.print(String(decoding: data, as: UTF8.self).escapedInJSON)
     }
   }
 }

@@ -1,5 +1,7 @@
 #if Daemon
+import ArgumentParser
 import Foundation
+import VMFenceCore
 
 /// Files that an operator names for what a command gives out. What is no regular file (a device, a pipe) is written to
 /// as it stands: Foundation's `createFile` and `.atomic` would put a regular file in its place, `/dev/null` included.
@@ -17,6 +19,19 @@ enum OutputFile {
     // SAFETY: both outlive the call.
     let isOther = unsafe stat(path, &state) == 0 && state.st_mode & S_IFMT != S_IFREG
     try data.write(to: URL(filePath: path), options: isOther ? [] : .atomic)
+  }
+
+  /// Says that a file cannot be written, and gives the exit code that fits.
+  static func failure(_ path: String, _ error: any Error) -> ExitCode {
+    // Foundation's own words name neither the folder nor the disk.
+    let system = (error as NSError).userInfo[NSUnderlyingErrorKey] as? POSIXError
+    let reason = system.map { describeError($0.code.rawValue) } ?? error.localizedDescription
+    Terminal.error.print([
+      Diagnostic(
+        .error, "the file `\(path)` cannot be written: \(reason)".escapedForDisplay,
+        remedy: "name a file in a folder that you may write, where there is space")
+    ])
+    return Exit.cannotCreate
   }
 }
 #endif

@@ -1,5 +1,7 @@
 #if Daemon
+import ArgumentParser
 import Foundation
+import Synchronization
 import VMFenceCore
 
 /// What people see: plain text, with colours only where a terminal shows them and NO_COLOR is not set.
@@ -29,9 +31,55 @@ struct Terminal {
     usesColour ? "\u{1B}[\(style.rawValue)m\(text)\u{1B}[0m" : text
   }
 
+  /// How many columns and rows it has; nil where there is no terminal, or it does not say.
+  var size: (columns: Int, rows: Int)? {
+    var size = winsize()
+    // SAFETY: TIOCGWINSZ writes one structure (ioctl_tty(2)).
+    guard isTerminal, unsafe ioctl(handle.fileDescriptor, UInt(TIOCGWINSZ), &size) == 0 else { return nil }
+    return size.ws_col > 0 && size.ws_row > 0 ? (Int(size.ws_col), Int(size.ws_row)) : nil
+  }
+
+  /// Why standard output took no more, as errno has it; 0: it took everything.
+  private static let outputFailure = Atomic<Int32>(0)
+
+  /// Whether there is nobody to print for: a reader that has gone away, or a disk that is full. Whoever prints again and again ends then.
+  static var isOutputGone: Bool { outputFailure.load(ordering: .relaxed) != 0 }
+
+  /// What is to be said, and the exit code, when what was printed did not get to where it should; nil when it did. A reader that has gone away (`| head`) is
+  /// no error of ours: nothing is said of it.
+  static var outputProblem: (message: String, code: ExitCode)? {
+    let number = outputFailure.load(ordering: .relaxed)
+    guard number != 0 else { return nil }
+    return (number == EPIPE ? "" : "standard output cannot be written: \(describeError(number))", Exit.cannotCreate)
+  }
+
   func print(_ text: String = "", end: String = "\n") {
-    // A reader that has gone away (`| head`) is no error of ours.
-    try? handle.write(contentsOf: Data((text + end).utf8))
+    guard handle.fileDescriptor == STDOUT_FILENO else {
+      // There is nobody to tell.
+      try? handle.write(contentsOf: Data((text + end).utf8))
+      return
+    }
+    var rest = Array((text + end).utf8)[...]
+    while !rest.isEmpty, !Self.isOutputGone {
+      // SAFETY: write(2) reads as many bytes as the slice has.
+      let count = unsafe rest.withUnsafeBytes { unsafe write(STDOUT_FILENO, $0.baseAddress, $0.count) }
+      if count > 0 {
+        rest = rest.dropFirst(count)
+      } else if count < 0, errno == EAGAIN {
+        var waits = pollfd(fd: STDOUT_FILENO, events: Int16(POLLOUT), revents: 0)
+        // SAFETY: poll(2) reads and writes one structure.
+        _ = unsafe poll(&waits, 1, -1)
+      } else if count == 0 || errno != EINTR {
+        Self.outputFailure.store(count == 0 ? EIO : errno, ordering: .relaxed)
+      }
+    }
+  }
+
+  /// JSON, in which what acts on a terminal is escaped beyond what JSON asks for: names and messages come from guests.
+  func print(json: some Encodable, _ formatting: JSONEncoder.OutputFormatting = []) {
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = formatting.union([.sortedKeys, .withoutEscapingSlashes])
+    print((try? encoder.encode(json)).map { String(decoding: $0, as: UTF8.self).escapedInJSON } ?? "null")
   }
 
   /// One diagnostic a line, the severity in colour.
@@ -42,6 +90,25 @@ struct Terminal {
       let remedy = diagnostic.remedy.isEmpty ? "" : " (\(diagnostic.remedy))"
       print(location + styled("\(diagnostic.severity.rawValue):", style) + " \(diagnostic.message)\(remedy)")
     }
+  }
+}
+
+extension String {
+  /// JSON that says the same, and in which no character acts on a terminal. JSON itself has those below U+0020 escaped in texts; others stand in texts only.
+  var escapedInJSON: String {
+    guard unicodeScalars.contains(where: { $0.value >= 0x7F && $0.actsOnDisplay }) else { return self }
+    var result = ""
+    for scalar in unicodeScalars {
+      if scalar.value >= 0x7F, scalar.actsOnDisplay {
+        for unit in String(scalar).utf16 {
+          let digits = String(unit, radix: 16)
+          result += "\\u" + String(repeating: "0", count: 4 - digits.count) + digits
+        }
+      } else {
+        result.unicodeScalars.append(scalar)
+      }
+    }
+    return result
   }
 }
 
