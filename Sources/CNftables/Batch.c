@@ -292,10 +292,10 @@ void vmfence_nft_add_set(
     else nftnl_set_add_expr(set, expression);
   }
   nftnl_set_set_u32(set, NFTNL_SET_FLAGS, flags);
-  // For nft(8) only: the key is in the machine's own order, as interfaces' names are taken to be. 1 is BYTEORDER_HOST_ENDIAN of nft.
+  // For nft(8) only, which takes names of interfaces (its type 41) to be in the machine's own order, and addresses in the network's. 1 is its BYTEORDER_HOST_ENDIAN.
   struct nftnl_udata_buf *data = nftnl_udata_buf_alloc(NFT_USERDATA_MAXLEN);
   if (data != NULL) {
-    if (field_count == 1 && fields[0] == 16) nftnl_udata_put_u32(data, NFTNL_UDATA_SET_KEYBYTEORDER, 1);
+    if (key_type == 41) nftnl_udata_put_u32(data, NFTNL_UDATA_SET_KEYBYTEORDER, 1);
     if (nftnl_udata_buf_len(data) != 0)
       nftnl_set_set_data(set, NFTNL_SET_USERDATA, nftnl_udata_buf_data(data), nftnl_udata_buf_len(data));
     nftnl_udata_buf_free(data);

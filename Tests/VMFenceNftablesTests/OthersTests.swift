@@ -132,6 +132,7 @@ struct OthersTests {
     let text = try network.run("nft list table bridge vmfence")
     #expect(text.contains("\"vif1.0\" comment \"sid 1:2 decision 5\" : jump quarantine"), "nft shows:\n\(text)")
     #expect(text.contains("\"vif2.0\" . 10.1.0.0 counter packets 0"))
+    #expect(text.contains("fd77::99 counter packets 0"), "nft shows:\n\(text)")
   }
 
   @Test("a hook is entered only from the first measure that needs it, and a table that is right is not made anew")
