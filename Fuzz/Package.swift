@@ -2,7 +2,8 @@
 import PackageDescription
 
 // A package of its own: its targets are built with the fuzzer's and the address sanitizer's instrumentation.
-//   swift build -c release --sanitize=fuzzer -Xswiftc -sanitize=address,fuzzer --product fuzz-decode
+//   swift build -c release --sanitize=fuzzer -Xswiftc -sanitize=address,fuzzer -Xswiftc -enable-testing --product fuzz-decode
+// `-enable-testing` lets a target use what is not public (`@testable import`), as tests do: nothing is public for the fuzzer's sake.
 // `scripts/fuzz` builds and runs them all.
 let strict: [SwiftSetting] = [
   .strictMemorySafety(),
@@ -36,5 +37,6 @@ let package = Package(
     target("fuzz-stream", "VMFenceCore", "VMFenceDetection"),
     target("fuzz-state", "VMFenceCore", "VMFenceDetection"),
     target("fuzz-rules", "VMFenceCore", "VMFenceDetection"),
+    target("fuzz-ring", "VMFenceCore"),
   ]
 )

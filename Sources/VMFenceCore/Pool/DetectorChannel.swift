@@ -92,10 +92,10 @@ public final class DetectorChannel: @unchecked Sendable {
   // MARK: Verdicts out
 
   /// Whether the head of a packet whose verdict is not `pass` can be had with its verdict.
-  func keepRefused() { state.keepsRefused = true }
+  package func keepRefused() { state.keepsRefused = true }
 
   /// Within `collect`: the packet that the verdict is about, if it was refused and is kept.
-  var refused: (frame: FrameMetadata, head: [UInt8])? { state.refused }
+  package var refused: (frame: FrameMetadata, head: [UInt8])? { state.refused }
 
   /// Has the detectors that are attached from now on say more of packets than alerts.
   package func keepNotes(_ configuration: PacketNoteConfiguration) { state.keepNotes(configuration) }

@@ -135,7 +135,9 @@ struct DetectorChannelState: ~Copyable {
       throw verdicts.violation("what it can only say of a packet of \(record.id), which is none")
     }
     noted = record.hasNotes ? try note(record, slot) : nil
-    if keepsRefused, !isOfTime { keepRefused(slot, record.verdict) }
+    if keepsRefused {
+      if isOfTime { refused = nil } else { keepRefused(slot, record.verdict) }
+    }
     packets.release(slot)
     tally.alerts &+= UInt64(record.alertCount)
     tally.alertsLost &+= UInt64(record.overflow)

@@ -60,6 +60,22 @@ struct HostileDetectorTests {
     #expect(answers[0].alerts.count == 1 && channel.outstanding == 1)
   }
 
+  @Test("of a packet that is refused the head is kept, and no verdict of a time has another's")
+  func refusedHeads() throws {
+    let (channel, forger) = try attacked(packets: 0)
+    channel.keepRefused()
+    #expect(channel.send([7, 8, 9]) != .full && channel.enqueueTime(Timestamp(seconds: 1)))
+    #expect(channel.send([4]) != .full)
+    channel.publish()
+    forger.header(id: 0, verdict: 2)
+    forger.header(id: 1, at: Forger.ring + 16)
+    forger.header(id: 2, verdict: 1, at: Forger.ring + 32)
+    forger.tail(48)
+    var heads: [[UInt8]?] = []
+    try channel.collect { _, _ in heads.append(channel.refused?.head) }
+    #expect(heads == [[7, 8, 9], nil, [4]])
+  }
+
   static let forgeries: [(name: String, forge: @Sendable (Forger) -> Void)] = [
     ("an index that is not a multiple of a record's unit", { $0.tail(8) }),
     ("an index a ring's length ahead", { $0.tail(16384 + 16) }),
