@@ -143,7 +143,8 @@ let package = Package(
       name: "test-detector", dependencies: ["ToyEngine", "VMFenceProcess"], path: "Tests/Support/test-detector",
       swiftSettings: strict),
     .testTarget(
-      name: "VMFenceCoreTests", dependencies: ["VMFenceCore", "VMFenceTestKit", "ToyEngine"], swiftSettings: strict),
+      name: "VMFenceCoreTests", dependencies: ["VMFenceCore", "VMFenceTestKit", "ToyEngine", "NetworkTestSupport"],
+      swiftSettings: strict),
     .testTarget(
       name: "VMFencePacketsTests", dependencies: ["VMFenceCore", "VMFencePackets", "VMFenceTestKit"],
       swiftSettings: strict),

@@ -5,71 +5,27 @@ import VMFenceCore
 /// Used by one thread at a time.
 struct NetlinkSocket: ~Copyable {
   // Numbers of linux/netlink.h.
-  private static let netfilter: Int32 = 12
   private static let optionLevel: Int32 = 270
   private static let options: [Int32] = [10, 11]
   /// The largest transaction of a policy has about 250 KiB; the kernel doubles this.
   private static let sendBuffer: Int32 = 1 << 20
   private static let receiveBuffer = 256 << 10
 
-  private let descriptor: Int32
+  private let endpoint: NetlinkEndpoint
   private var nextSequence: UInt32 = 1
 
-  private init(descriptor: Int32) { self.descriptor = descriptor }
-  deinit { close(descriptor) }
+  private init(_ endpoint: consuming NetlinkEndpoint) { self.endpoint = endpoint }
 
   static func open() throws(NetlinkError) -> NetlinkSocket {
-    let descriptor = socket(AF_NETLINK, Int32(SOCK_RAW.rawValue | SOCK_CLOEXEC.rawValue), netfilter)
-    guard descriptor >= 0 else { throw .socket(errno, "open a netlink socket") }
-    let result = NetlinkSocket(descriptor: descriptor)
+    let endpoint = try NetlinkEndpoint.open(.netfilter, peer: "the packet filter")
     // Improvements, where they work: short errors, and errors in words.
-    for option in options { result.set(optionLevel, option, 1) }
-    if !result.set(SOL_SOCKET, SO_SNDBUFFORCE, sendBuffer) { result.set(SOL_SOCKET, SO_SNDBUF, sendBuffer) }
-    return result
-  }
-
-  @discardableResult
-  private func set(_ level: Int32, _ option: Int32, _ value: Int32) -> Bool {
-    var value = value
-    // SAFETY: one number of the size that is said, which is only read.
-    return unsafe setsockopt(descriptor, level, option, &value, 4) == 0
+    for option in options { endpoint.set(optionLevel, option, 1) }
+    if !endpoint.set(SOL_SOCKET, SO_SNDBUFFORCE, sendBuffer) { endpoint.set(SOL_SOCKET, SO_SNDBUF, sendBuffer) }
+    return NetlinkSocket(endpoint)
   }
 
   /// A transaction to be written, numbered behind all others of this socket.
   func writer() -> NetlinkWriter { NetlinkWriter(sequence: nextSequence) }
-
-  private func send(_ bytes: [UInt8]) throws(NetlinkError) {
-    // struct sockaddr_nl: family, padding, port 0 (the kernel), no groups.
-    var address = [UInt8](repeating: 0, count: 12)
-    address[UInt16(littleEndian: 1) == 1 ? 0 : 1] = UInt8(AF_NETLINK)
-    while true {
-      // SAFETY: sendto(2) reads as many bytes of both arrays as they have.
-      let sent = unsafe bytes.withUnsafeBytes { data in
-        unsafe address.withUnsafeBytes { place in
-          unsafe sendto(
-            descriptor, data.baseAddress, data.count, 0, place.baseAddress?.assumingMemoryBound(to: sockaddr.self), 12)
-        }
-      }
-      if sent == bytes.count { return }
-      if sent < 0, errno == EINTR { continue }
-      throw .socket(sent < 0 ? errno : EMSGSIZE, "send to the packet filter")
-    }
-  }
-
-  /// nil when nothing waits, and `waits` is false.
-  private func receive(into buffer: inout [UInt8], waits: Bool) throws(NetlinkError) -> Int? {
-    let room = buffer.count
-    while true {
-      // SAFETY: recv(2) writes at most as many bytes as the array has.
-      let count = unsafe buffer.withUnsafeMutableBytes { bytes in
-        unsafe recv(descriptor, bytes.baseAddress, room, waits ? 0 : Int32(MSG_DONTWAIT))
-      }
-      if count > 0 { return count }
-      if count < 0, errno == EINTR { continue }
-      if count < 0, errno == EAGAIN, !waits { return nil }
-      throw .socket(count < 0 ? errno : EIO, "read from the packet filter")
-    }
-  }
 
   // MARK: Transactions and questions
 
@@ -77,12 +33,12 @@ struct NetlinkSocket: ~Copyable {
   mutating func commit(_ writer: consuming NetlinkWriter) throws(NetlinkError) {
     let last = writer.end()
     nextSequence = writer.sequence &+ 1
-    try send(writer.bytes)
+    try endpoint.send(writer.bytes)
     // The kernel has worked it off when it was sent: what it has to say waits already. The first error is the cause of all others.
     var failure: NetlinkError?
     var isAnswered = false
     var buffer = [UInt8](repeating: 0, count: Self.receiveBuffer)
-    while !isAnswered, let count = try receive(into: &buffer, waits: false) {
+    while !isAnswered, let count = try endpoint.receive(into: &buffer, waits: false) {
       try Self.forEachMessage(buffer, count) { (message, bytes) throws(NetlinkError) in
         guard message.type == NetlinkMessage.Kind.error else { return }
         if let error = try message.error(in: bytes) { failure = failure ?? error }
@@ -104,11 +60,11 @@ struct NetlinkSocket: ~Copyable {
     writer.message(kind, flags: isList ? NetlinkWriter.Flag.dump : 0, question)
     nextSequence = writer.sequence &+ 1
     let sequence = writer.sequence
-    try send(writer.bytes)
+    try endpoint.send(writer.bytes)
     var isDone = false
     var failure: NetlinkError?
     var buffer = [UInt8](repeating: 0, count: Self.receiveBuffer)
-    while !isDone, let count = try receive(into: &buffer, waits: true) {
+    while !isDone, let count = try endpoint.receive(into: &buffer, waits: true) {
       try Self.forEachMessage(buffer, count) { (message, bytes) throws(NetlinkError) in
         guard message.sequence == sequence, !isDone else { return }
         if message.flags & NetlinkMessage.Flag.interrupted != 0 { failure = failure ?? .interrupted }

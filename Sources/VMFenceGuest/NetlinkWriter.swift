@@ -71,10 +71,10 @@ struct NetlinkWriter {
     let start = bytes.count
     sequence &+= 1
     bytes += [0, 0, 0, 0]
-    appendHost(type)
-    appendHost(Flag.request | flags)
-    appendHost(sequence)
-    appendHost(UInt32(0))
+    bytes.append(host: type)
+    bytes.append(host: Flag.request | flags)
+    bytes.append(host: sequence)
+    bytes.append(host: UInt32(0))
     bytes += [family, 0]
     bytes.append(big: resource)
     body(&self)
@@ -84,8 +84,8 @@ struct NetlinkWriter {
   // MARK: Attributes
 
   mutating func attribute(_ type: UInt16, _ value: [UInt8]) {
-    appendHost(UInt16(4 + value.count))
-    appendHost(type)
+    bytes.append(host: UInt16(4 + value.count))
+    bytes.append(host: type)
     bytes += value
     while bytes.count % 4 != 0 { bytes.append(0) }
   }
@@ -104,20 +104,16 @@ struct NetlinkWriter {
   mutating func nest(_ type: UInt16, _ body: (inout NetlinkWriter) -> Void) {
     let start = bytes.count
     bytes += [0, 0]
-    appendHost(type | Self.nested)
+    bytes.append(host: type | Self.nested)
     body(&self)
     setHost(UInt16(bytes.count - start), at: start)
   }
 
   // MARK: Numbers in the machine's own order
 
-  private mutating func appendHost(_ value: some FixedWidthInteger) {
-    bytes.append(big: UInt16(littleEndian: 1) == 1 ? value.byteSwapped : value)
-  }
-
   private mutating func setHost(_ value: some FixedWidthInteger, at offset: Int) {
     var number: [UInt8] = []
-    number.append(big: UInt16(littleEndian: 1) == 1 ? value.byteSwapped : value)
+    number.append(host: value)
     bytes.replaceSubrange(offset..<offset + number.count, with: number)
   }
 

@@ -23,8 +23,14 @@ public struct HostAddresses: Sendable, Hashable {
     result.own = ownAddresses()
     result.addRoutes(text(of: "/proc/net/route"))
     result.addIPv6Routes(text(of: "/proc/net/ipv6_route"))
-    result.addNameServers(text(of: path))
+    result.readNameServers(path)
     return result
+  }
+
+  /// Reads the name servers anew; the rest stays.
+  package mutating func readNameServers(_ path: String = "/etc/resolv.conf") {
+    nameServers = []
+    addNameServers(Self.text(of: path))
   }
 
   /// As networks, sorted, for a policy's never-block list.

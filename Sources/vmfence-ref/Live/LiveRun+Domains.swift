@@ -74,21 +74,6 @@ extension LiveRun {
     logger.debug("there are \(look.domains.count) domains")
   }
 
-  /// Has the firewall told of the ports again when an interface of theirs came, went, or was made anew: what is done at a port by itself went with it.
-  func noteInterfaces() {
-    let ports = snapshot?.domains.flatMap(\.ports) ?? []
-    let seen = Dictionary(ports.map { ($0.interface, Self.number(ofInterface: $0.interface)) }) { $1 }
-    guard seen != interfaces else { return }
-    interfaces = seen
-    portsAreStale = true
-  }
-
-  /// 0 when there is none of this name.
-  static func number(ofInterface name: String) -> UInt32 {
-    // SAFETY: the function reads the name up to its NUL.
-    unsafe if_nametoindex(name)
-  }
-
   private func tellFirewall(_ domains: [DomainDescription]) async {
     guard portsAreStale else { return }
     do throws(FirewallError) {
@@ -119,20 +104,6 @@ extension LiveRun {
     }
     for uuid in forgotten where !directory.all.contains(where: { $0.description.incarnation.uuid == uuid }) {
       await guestPolicies.forget(uuid)
-    }
-  }
-
-  // MARK: What is never blocked
-
-  /// Looks at the host's own addresses, gateways and name servers, and has the policy know them.
-  func refreshNeverBlock(at now: Timestamp, isFirst: Bool = false) async {
-    let addresses = HostAddresses.read()
-    guard isFirst || addresses != hostAddresses else { return }
-    hostAddresses = addresses
-    // No guest may speak as one of them.
-    portsAreStale = true
-    do throws(PolicyError) { try await apply(host.configuration.policy, at: now) } catch {
-      logger.log([error.diagnostic])
     }
   }
 

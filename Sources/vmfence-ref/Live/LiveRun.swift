@@ -102,8 +102,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   var snapshot: InventorySnapshot?
   /// The firewall is to be told of the domains' ports.
   var portsAreStale = true
-  /// The numbers of the domains' interfaces when they were looked at last; 0: it is not there.
-  var interfaces: [String: UInt32] = [:]
+  var interfaces = InterfaceWatch()
   private var metrics: MetricsServer?
   var latency = LatencyHistogram()
   var isReconcileWanted = false
@@ -198,9 +197,10 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     while !Signals.isStopRequested {
       if let jump = clock.look() { await noteJump(jump) }
       let now = clock.now
+      let isTick = now >= nextTick
+      if isTick { noteInterfaces(at: now) }
       if now >= nextSlow {
         nextSlow = now + Self.slowInterval
-        noteInterfaces()
         await refreshInventory(at: now)
         try openCaptures()
         noteDrops(at: now)
@@ -212,7 +212,6 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
         logHistoryProblem()
         if let metrics { metrics.publish(await metricsText(at: now)) }
       }
-      let isTick = now >= nextTick
       if isTick {
         nextTick = now + Self.tickInterval
         // There may be a socket now for a card that has waited for one.
@@ -270,6 +269,8 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     }
     isReconcileWanted = false
     lastReconcile = now
+    // In case that a change of the host's addresses was not told.
+    interfaces.addressesAreStale = true
     // What goes wrong is told as an event, and tried again.
     do throws(FirewallError) { try await coordinator.reconcile(at: now) } catch {}
   }
