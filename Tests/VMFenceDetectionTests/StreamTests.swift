@@ -13,13 +13,17 @@ import VMFenceDetection
     var connection: Connection
     var found: [UInt32] = []
 
-    init(_ rules: String, dialect: RuleDialect = .snort2, sequence: UInt32 = 1000, settings: [String: String] = [:])
-      throws
-    {
+    /// - `options`: of both sides' SYN.
+    init(
+      _ rules: String, dialect: RuleDialect = .snort2, sequence: UInt32 = 1000, settings: [String: String] = [:],
+      options: [UInt8] = []
+    ) throws {
       engine = try EngineUnderTest(rules, dialect: dialect, settings: settings)
       connection = Connection()
       connection.clientNext = sequence
-      for frame in connection.handshake() { send(frame) }
+      for (index, frame) in connection.handshake().enumerated() {
+        send(index < 2 ? frame.with(options: options) : frame)
+      }
     }
 
     mutating func send(_ frame: [UInt8]) { found += engine.inspect(frame) }

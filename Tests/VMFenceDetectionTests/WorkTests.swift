@@ -103,6 +103,43 @@ import VMFenceDetection
     #expect(wire.engine.statistic("stream_gaps") == 0)
   }
 
+  /// `count` segments of 1,000 bytes, of which the receiver acknowledges each as soon as so many more have come.
+  private func stream(_ count: Int, inFlight: Int) throws -> (work: UInt64, found: [UInt32]) {
+    // A window of 8,192 units of 128 bytes.
+    var wire = try StreamTests.Wire(
+      Self.rule, settings: ["stream.reassembly.toserver-chunk-size": "1000", "stream.reassembly.depth": "0"],
+      options: [1, 3, 3, 7])
+    wire.acknowledge(0)
+    let before = work(wire.engine)
+    for index in 0..<count {
+      let text = index % 100 == 99 ? Self.needle : ""
+      wire.send(text + String(repeating: ".", count: 1000 - text.utf8.count), at: min(index, inFlight) * 1000)
+      if index >= inFlight { wire.acknowledge(1000) }
+    }
+    wire.acknowledge(inFlight * 1000)
+    let work = work(wire.engine) - before
+    #expect(wire.engine.statistic("stream_segments_refused") == 0 && wire.engine.statistic("stream_gaps") == 0)
+    return (work, wire.finish())
+  }
+
+  @Test("what waits is not moved for each part that is acknowledged before it; where it has to be, it is charged")
+  func acknowledgedInParts() throws {
+    let count: UInt64 = 3000
+    var works: [UInt64] = []
+    for inFlight in [10, 300, 880] {
+      let (work, found) = try stream(Int(count), inFlight: inFlight)
+      // What was acknowledged last is one window, with what was no chunk before it.
+      let windows = (Int(count) - inFlight) / 100
+      #expect(Set(found) == [1] && (windows...windows + 1).contains(found.count), "\(inFlight): \(found.count)")
+      works.append(work)
+    }
+    // With each acknowledgement the segments that wait are looked at, and charged; where there is room, each byte is moved twice at the most.
+    #expect(works[1] - works[0] <= count * (300 + 60) + 2 * count * 1000 / 64, "\(works)")
+    // Of 896 KiB 880,000 bytes are taken: they are moved as often as those that are left have come, and not for each acknowledgement.
+    #expect(works[2] - works[0] >= count * 880 / 4, "\(works)")
+    #expect(works[2] - works[0] <= count * (880 + 60) + count * 880_000 / 64 / 10, "\(works)")
+  }
+
   @Test("what they say is read as before: the first or the last of them says it", arguments: 1...3)
   func dearOverlaps(_ seed: UInt64) throws {
     var random = SeededGenerator(seed: seed)

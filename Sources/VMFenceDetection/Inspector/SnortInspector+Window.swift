@@ -58,6 +58,7 @@ extension SnortInspector {
     let now = flows[place].session[ofClient: ofClient].stream.marks
     track.marks = track.marks.subtracting(.ofRules).union(now.intersection(.ofRules))
     setStream(track, place, ofClient)
+    chargeSegments(place)
   }
 
   mutating func setStream(_ track: StreamTrack, _ place: Int, _ ofClient: Bool) {
@@ -125,6 +126,7 @@ extension SnortInspector {
     let kept = min(ready, Int(sequenceDistance(end.mapped(end.acknowledged), track.base))) - size
     if kept > size { streams.release(&track, before: track.base &+ UInt32(truncatingIfNeeded: kept)) }
     setStream(track, place, ofClient)
+    chargeSegments(place)
   }
 
   mutating func inspectWindow(

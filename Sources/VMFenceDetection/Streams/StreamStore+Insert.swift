@@ -82,7 +82,10 @@ extension StreamStore {
         joinRecords(Int(track.block) - 1)
       }
       records += Int(blocks[Int(track.block) - 1].count)
-      if end <= Self.dataCapacity(order), records <= min(Self.recordLimit, Self.recordCapacity(order)) { return nil }
+      if end <= Self.dataCapacity(order), records <= min(Self.recordLimit, Self.recordCapacity(order)) {
+        clear(Int(track.block) - 1, to: end)
+        return nil
+      }
     }
     guard records <= Self.recordLimit else { return .tooFar }
     var order = 0
@@ -98,8 +101,8 @@ extension StreamStore {
 
   private mutating func moveBlock(_ old: Int, to new: Int) {
     let count = Int(blocks[old].count)
-    bytes.move(count * Self.recordBytes, from: old * Self.page, to: new * Self.page)
-    bytes.move(Int(blocks[old].highest), from: dataStart(old), to: dataStart(new))
+    moveData(count * Self.recordBytes, from: old * Self.page, to: new * Self.page)
+    moveData(Int(blocks[old].highest), from: dataStart(old), to: dataStart(new))
     blocks[new].count = blocks[old].count
     blocks[new].ready = blocks[old].ready
     blocks[new].highest = blocks[old].highest
@@ -343,9 +346,7 @@ extension StreamStore {
       return
     }
     let block = Int(track.block) - 1
-    let data = dataStart(block)
-    let rest = Int(blocks[block].highest) - distance
-    bytes.move(rest, from: data + distance, to: data)
+    charge(Int(blocks[block].count))
     var kept = 0
     for index in 0..<Int(blocks[block].count) {
       let record = record(block, index)
@@ -354,7 +355,8 @@ extension StreamStore {
       kept += 1
     }
     blocks[block].count = Int32(kept)
-    blocks[block].highest = Int32(rest)
+    blocks[block].highest -= Int32(distance)
+    blocks[block].head += Int32(distance)
     let ready = Int(blocks[block].ready)
     blocks[block].ready = Int32(max(0, ready - distance))
     track.base = number

@@ -56,6 +56,7 @@ extension StreamStore {
     guard highest < Self.dataCapacity(order), count < min(Self.recordLimit, Self.recordCapacity(order)) else {
       return false
     }
+    clear(block, to: highest + 1)
     let data = dataStart(block)
     bytes.move(highest - place, from: data + place, to: data + place + 1)
     for index in 0..<count where sequenceDistance(record(block, index).start, number) >= 0 {

@@ -5,7 +5,8 @@ import VMFenceCore
 ///
 /// A block holds what one end of one connection sent and what is not inspected yet (with a little of what was, for patterns that
 /// begin there). Its first eighth has a record of each segment, sorted by sequence number; the rest has the
-/// bytes, each at its distance from the first.
+/// bytes, each at its distance from the first. What is forgotten leaves a place empty before the first: the others move there only when there is no room behind the last, so
+/// that each byte does so seldom, however small the parts are that are forgotten.
 ///
 /// Each block counts to a share of the memory: that of the host which the guest talks to (`Flow.peer`). There are 256 shares, and a secret hash
 /// says whose is which. When memory is short, the largest gives way: so the streams of one host, however many, push out no other's.
@@ -44,6 +45,8 @@ struct StreamStore: ~Copyable {
     /// In use: the list it is in, its share, and where the flow lies that has it.
     var list: UInt8 = 0
     var share: UInt8 = 0
+    /// Bytes before the first that were forgotten.
+    var head: Int32 = 0
     /// No two of its records touch each other, as far as that is known.
     var isJoined = false
     var owner: Int32 = nobody
@@ -85,7 +88,23 @@ struct StreamStore: ~Copyable {
   static func dataCapacity(_ order: Int) -> Int { page << order - page << order / 8 }
 
   /// Where the data of a block begins.
-  func dataStart(_ block: Int) -> Int { block * Self.page + Self.page << Int(blocks[block].order) / 8 }
+  func dataStart(_ block: Int) -> Int {
+    block * Self.page + Self.page << Int(blocks[block].order) / 8 + Int(blocks[block].head)
+  }
+
+  /// Sees to it that a block's data may reach `end`, which its capacity allows.
+  mutating func clear(_ block: Int, to end: Int) {
+    guard Int(blocks[block].head) + end > Self.dataCapacity(Int(blocks[block].order)) else { return }
+    let data = dataStart(block)
+    blocks[block].head = 0
+    moveData(Int(blocks[block].highest), from: data, to: dataStart(block))
+  }
+
+  /// Moves and charges for it.
+  mutating func moveData(_ count: Int, from source: Int, to target: Int) {
+    charge(count / 64)
+    bytes.move(count, from: source, to: target)
+  }
 
   // MARK: Blocks
 
@@ -251,8 +270,8 @@ struct StreamStore: ~Copyable {
     guard order < old else { return }
     let data = dataStart(block)
     unlink(block)
-    blocks[block].order = UInt8(order)
-    bytes.move(highest, from: data, to: dataStart(block))
+    (blocks[block].order, blocks[block].head) = (UInt8(order), 0)
+    moveData(highest, from: data, to: dataStart(block))
     use(1 << order - 1 << old, share: Int(blocks[block].share))
     for part in (order..<old).reversed() { putFree(block + 1 << part, part) }
     append(block, to: list(of: block))
