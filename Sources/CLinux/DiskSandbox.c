@@ -43,6 +43,7 @@ int vmfence_seccomp_disk(void) {
       ALLOW(read),
       ALLOW(write),
       ALLOW(close),
+      FILTER_THREAD_START,
       FILTER_MEMORY_AND_TIME,
       FILTER_END,
       // Nothing sound here comes near these.

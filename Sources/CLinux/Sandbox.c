@@ -144,12 +144,6 @@ int vmfence_seccomp_capture(int owner) {
   return install(program, sizeof program / sizeof *program);
 }
 
-// SYS_rseq, newer than some headers.
-#if defined(__x86_64__)
-#define RSEQ 334
-#else
-#define RSEQ 293
-#endif
 #define WHEN_OPTION(option) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (option), 0, 1), RETURN(SECCOMP_RET_ALLOW)
 
 int vmfence_seccomp_firewall(void) {
@@ -172,9 +166,7 @@ int vmfence_seccomp_firewall(void) {
       RETURN(DENY),
       // For an error that says which power is missing.
       ALLOW(capget),
-      // A thread that has been made and has not run yet asks for these first; without rseq(2) glibc would abort.
-      ALLOW(set_robust_list),
-      WHEN(RSEQ, SECCOMP_RET_ALLOW),
+      FILTER_THREAD_START,
       FILTER_MEMORY_AND_TIME,
       FILTER_END,
       // Nothing sound here comes near these.

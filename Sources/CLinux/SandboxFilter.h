@@ -60,6 +60,14 @@
   ALLOW_MEMORY(mmap), ALLOW_MEMORY(mprotect), ALLOW(munmap), ALLOW(mremap), ALLOW(madvise), ALLOW(brk), \
       ALLOW(clock_gettime), ALLOW(gettimeofday), ALLOW(getrandom), ALLOW(getpid), ALLOW(gettid), ALLOW(sched_yield), \
       ALLOW(restart_syscall)
+// SYS_rseq, newer than some headers.
+#if defined(__x86_64__)
+#define RSEQ 334
+#else
+#define RSEQ 293
+#endif
+// A thread that has been made and has not run yet asks for these first; without rseq(2) glibc, from 2.35 on, would abort. For filters of all threads.
+#define FILTER_THREAD_START ALLOW(set_robust_list), WHEN(RSEQ, SECCOMP_RET_ALLOW)
 // The end of a process: `exit`, and `abort`, which signals the own process and nobody else.
 #define FILTER_END                                                        \
   ALLOW(exit), ALLOW(exit_group), ALLOW(rt_sigreturn), ALLOW(rt_sigprocmask), ALLOW(rt_sigaction), \

@@ -1,8 +1,13 @@
 import Foundation
 import Glibc
+import Synchronization
 import Testing
 import VMFenceCore
 import VMFenceProcess
+
+private final class Runs: Sendable {
+  let count = Atomic<Int>(0)
+}
 
 @Suite("Descriptors from a process")
 struct HelperDescriptorTests {
@@ -50,6 +55,19 @@ struct HelperDescriptorTests {
         #expect(process.receive(within: .seconds(20)) == .message(Array("c".utf8)), "\(number) at once")
         #expect(process.send([1]))
       }
+    }
+  }
+
+  @Test(
+    "threads of a disk's process that have been made and have not run when the filter is put in force run all the same",
+    .enabled(if: getuid() == 0, "needs root, to filter without giving anything up"))
+  func threadsBeforeFilter() async {
+    await #expect(processExitsWith: .exitCode(0)) {
+      let runs = Runs()
+      for _ in 0..<200 where DetachedThread.start({ runs.count.add(1, ordering: .releasing) }) != 0 { _exit(100) }
+      do throws(DetectorError) { try DiskSandbox.filterSystemCalls() } catch { _exit(101) }
+      while runs.count.load(ordering: .acquiring) < 200 { sched_yield() }
+      _exit(0)
     }
   }
 
