@@ -31,6 +31,24 @@ struct PortChainTests {
     }.sorted()
   }
 
+  /// What is told of what was stopped at ports, from the beginning: frames by interface.
+  private func told(by sink: NftablesSink) async throws -> [String: UInt64] {
+    var alerts = SpoofingAlerts()
+    var told: [String: UInt64] = [:]
+    let counts = try await sink.trafficCounts(ofMeasures: false)
+    let domains = bridgePorts.reduce(into: [String: DomainDescription]()) { domains, ports in
+      let incarnation = Incarnation(uuid: ports.key, domainID: DomainID(1))
+      for port in ports.value {
+        domains[port.interface] = DomainDescription(incarnation: incarnation, name: "vm", ports: ports.value)
+      }
+    }
+    for alert in alerts.alerts(counts, domains, at: start) where alert.kind == .spoofingStopped {
+      let place = domains.first { $0.value.incarnation == alert.incarnation && alert.message.contains("(mac)") }
+      told[place?.key ?? "nobody", default: 0] += alert.count
+    }
+    return told
+  }
+
   @Test("a guest does not take over another's address by a frame to the bridge, and it is counted")
   func takeover() async throws {
     let network = try BridgeNetwork("port-takeover")
@@ -45,6 +63,10 @@ struct PortChainTests {
     try forge(network)
     #expect(try await eventually { try await sink.trafficCounts().spoofed[.mac]?.packets == 1 })
     #expect(try place(network) == "vif2.0")
+    #expect(try await told(by: sink) == ["vif1.0": 1])
+    for _ in 0..<2 { try forge(network) }
+    #expect(try await eventually { try await sink.trafficCounts().spoofed[.mac]?.packets == 3 })
+    #expect(try await told(by: sink) == ["vif1.0": 3])
     #expect(network.pings(from: network.outside, "10.77.0.2") && network.pings(from: network.vm1, "10.77.0.2"))
     try await sink.update(ports: bridgePorts, antiSpoofing: AntiSpoofing(exceptions: [vm1: [.mac]]))
     try forge(network)
@@ -68,6 +90,7 @@ struct PortChainTests {
     #expect(host.receives(within: 2_000) { Array($0.prefix(6)) == Self.lldp })
     #expect(try await eventually { try await sink.trafficCounts().spoofed[.mac]?.packets == 1 })
     #expect(try place(network) == "vif2.0")
+    #expect(try await told(by: sink) == [:], "it may speak to the bridge, but for the quarantine")
     try await sink.change(remove: [measure.key])
     try await sink.update(ports: bridgePorts)
     #expect(try chains(network) == [])

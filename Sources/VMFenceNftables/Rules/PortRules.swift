@@ -12,6 +12,12 @@ enum PortRules {
   /// By number and name: an interface that is made anew under an old name, or gets another one, has another chain.
   static func chain(of interface: String, number: UInt32) -> String { "\(prefix)\(number)-\(interface)" }
 
+  /// At whose port a chain is; nil: it is none of these.
+  static func interface(of chain: String) -> String? {
+    guard chain.hasPrefix(prefix), let end = chain.dropFirst(prefix.count).firstIndex(of: "-") else { return nil }
+    return String(chain[chain.index(after: end)...])
+  }
+
   static func rule(in chain: String) -> RuleSpecification {
     RuleSpecification(
       chain, comment,

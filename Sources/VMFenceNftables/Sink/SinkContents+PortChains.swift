@@ -10,7 +10,8 @@ extension SinkContents {
     var owner: UInt32?
     /// Those that have what they should have.
     var chains: Set<String> = []
-    var count = TrafficCount()
+    /// By chain.
+    var counts: [String: TrafficCount] = [:]
   }
 
   /// Goes on with the chains that an earlier run left.
@@ -95,9 +96,17 @@ extension SinkContents {
     try guardPorts()
   }
 
-  /// What was stopped at the ports that have a chain now.
-  mutating func countAtPorts() throws(NetlinkError) -> TrafficCount {
-    hasIngressHook ? try readPortChains()?.count ?? TrafficCount() : TrafficCount()
+  /// Adds what was stopped at the ports that have a chain now: to that of all ports, and at those whose domains may not speak to the bridge by themselves.
+  mutating func countAtPorts(_ counts: inout TrafficCounts) throws(NetlinkError) {
+    guard hasIngressHook, let image = try readPortChains() else { return }
+    let guarded = Set(
+      described.filter { antiSpoofing.kinds(for: $0.key).contains(.mac) }.values.joined().map(\.interface))
+    for (chain, count) in image.counts where count.packets > 0 {
+      counts.spoofed[.mac, default: TrafficCount()] += count
+      if let interface = PortRules.interface(of: chain), guarded.contains(interface) {
+        counts.spoofedAtPorts[interface, default: [:]][.mac, default: TrafficCount()] += count
+      }
+    }
   }
 
   /// nil when there is no such table.
@@ -122,7 +131,7 @@ extension SinkContents {
       let rule = try ReadRule(message, bytes)
       guard rule.table == configuration.table else { return }
       comments[rule.chain, default: []].append(rule.comment)
-      if let count = rule.count { image.count += count }
+      if let count = rule.count { image.counts[rule.chain, default: TrafficCount()] += count }
     }
     image.chains = Set(comments.filter { $0.value == [PortRules.comment] }.keys)
     return image

@@ -72,7 +72,7 @@ extension SinkContents {
         default: break
         }
       }
-      counts.spoofed[.mac, default: TrafficCount()] += try countAtPorts()
+      try countAtPorts(&counts)
       return counts
     } catch {
       throw FirewallError(error, during: "read the packet filter's counters", table: configuration.table)

@@ -14,7 +14,7 @@ public struct TrafficCounts: Hashable, Sendable {
   public var limited = TrafficCount()
   /// What guests sent under another name, by kind, since the table was made.
   public var spoofed: [SpoofingKind: TrafficCount] = [:]
-  /// The same by interface, since the kind is stopped there without a break; without those where nothing was.
+  /// The same by interface, since the kind is stopped there without a break; without those where nothing was. With what was stopped before the bridge saw it (`SpoofingKind.mac`).
   public var spoofedAtPorts: [String: [SpoofingKind: TrafficCount]] = [:]
 
   public init() {}
