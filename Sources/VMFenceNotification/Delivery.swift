@@ -15,6 +15,29 @@ public protocol Delivery: AnyObject, Sendable {
   func reset()
 }
 
+/// A line, and whose room it takes.
+package struct DeliveryLine: Sendable {
+  package var bytes: [UInt8]
+  package var kind: EventRoom.Kind
+  /// nil: of nobody, or nobody knows.
+  package var domain: Incarnation?
+
+  package init(bytes: [UInt8], kind: EventRoom.Kind, domain: Incarnation?) {
+    self.bytes = bytes
+    self.kind = kind
+    self.domain = domain
+  }
+}
+
+/// A place whose own room is shared between domains.
+package protocol SharedDelivery: Delivery {
+  /// As `deliver`; a line for which its domain has no room is over with, and `lose` is called for it.
+  func deliver(_ lines: [DeliveryLine], losing lose: (Incarnation?) -> Void) throws(DeliveryFailure) -> Int
+
+  /// Why some lines find no room, as long as that is so. Asked by the thread that delivers.
+  var lack: String? { get }
+}
+
 /// Why lines were not delivered, for now.
 public struct DeliveryFailure: Error, Sendable, Hashable {
   public var message: String

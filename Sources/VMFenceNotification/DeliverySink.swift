@@ -50,6 +50,8 @@ public final class DeliverySink: EventSink {
     var bytes: [UInt8]
     /// Of whose room it takes how much; nil: it came before there was any.
     var share: (kind: EventRoom.Kind, domain: Incarnation?, cost: Int)?
+
+    var owned: DeliveryLine { DeliveryLine(bytes: bytes, kind: share?.kind ?? .traffic, domain: share?.domain) }
   }
 
   private struct State {
@@ -62,6 +64,8 @@ public final class DeliverySink: EventSink {
     var isAbandoned = false
     var counters = Counters()
     var problem: String?
+    /// The place has no room for some.
+    var isFull = false
     var isClosing = false
     var wantsReset = false
     /// How long nothing is tried, whatever comes.
@@ -150,6 +154,9 @@ public final class DeliverySink: EventSink {
   /// Why nothing is delivered, as long as that is so.
   public var problem: String? { state.withLock { $0.problem ?? $0.spoolProblem } }
 
+  /// Whether the place takes some lines and has no room for others, which are lost.
+  package var isFull: Bool { state.withLock { $0.isFull } }
+
   /// Opens what is open anew: after a rotation.
   public func reopen() {
     state.withLock { $0.wantsReset = true }
@@ -175,7 +182,7 @@ public final class DeliverySink: EventSink {
     keep()
     let (batch, wantsReset, isClosing) = state.withLock { state in
       defer { state.wantsReset = false }
-      return (state.queue.prefix(limits.batch).map(\.bytes), state.wantsReset, state.isClosing)
+      return (state.queue.prefix(limits.batch).map(\.owned), state.wantsReset, state.isClosing)
     }
     if wantsReset { delivery.reset() }
     if batch.isEmpty {
@@ -183,10 +190,11 @@ public final class DeliverySink: EventSink {
       news.wait(upTo: .seconds(60))
       return true
     }
+    var lost: [Incarnation?] = []
     do throws(DeliveryFailure) {
-      take(try delivery.deliver(batch), problem: nil)
+      take(try deliver(batch, &lost), problem: nil, lost)
     } catch {
-      take(error.delivered, problem: error.message)
+      take(error.delivered, problem: error.message, lost)
       guard !isClosing else { return finish() }
       pause()
     }
@@ -206,8 +214,15 @@ public final class DeliverySink: EventSink {
     }
   }
 
-  private func take(_ delivered: Int, problem: String?) {
+  private func deliver(_ lines: [DeliveryLine], _ lost: inout [Incarnation?]) throws(DeliveryFailure) -> Int {
+    guard let shared = delivery as? any SharedDelivery else { return try delivery.deliver(lines.map(\.bytes)) }
+    return try shared.deliver(lines) { lost.append($0) }
+  }
+
+  /// - `lost`: whose lines of those delivered were not.
+  private func take(_ delivered: Int, problem: String?, _ lost: [Incarnation?]) {
     let refused = delivery.refused
+    let lack = (delivery as? any SharedDelivery)?.lack
     let over = state.withLock { state in
       let count = min(max(0, delivered), state.queue.count)
       let over = state.queue.prefix(min(count, state.spooled)).map(\.bytes)
@@ -218,8 +233,10 @@ public final class DeliverySink: EventSink {
       state.queue.removeFirst(count)
       let newlyRefused = refused &- state.counters.refused
       state.counters.refused = refused
-      state.counters.delivered &+= UInt64(count) &- min(UInt64(count), newlyRefused)
-      state.problem = problem
+      state.counters.delivered &+= UInt64(count) &- min(UInt64(count), newlyRefused &+ UInt64(lost.count))
+      for domain in lost { state.room.lose(of: domain) }
+      state.problem = problem ?? lack
+      state.isFull = problem == nil && lack != nil
       if problem == nil || count > 0 { state.pause = nil }
       return over
     }

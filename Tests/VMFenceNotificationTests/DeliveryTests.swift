@@ -206,6 +206,10 @@ struct SyslogTests {
 
 @Suite("Events to files")
 struct FileDeliveryTests {
+  private func one(of number: UInt64) -> Incarnation {
+    Incarnation(uuid: DomainUUID(high: number, low: number), domainID: DomainID(1))
+  }
+
   @Test("a file that was renamed away is begun anew; every line is in one of the two, whole")
   func rotation() async throws {
     let path = NSTemporaryDirectory() + "vmfence-\(UUID().uuidString).json"
@@ -224,20 +228,42 @@ struct FileDeliveryTests {
     sink.close()
   }
 
-  @Test("a file that has grown to its limit takes no more; what comes waits, and is in the next one")
+  @Test(
+    "a file that has grown to its limit: a guest that fills it takes no room from others, nor from decisions; the next file has all of it again"
+  )
   func limit() async throws {
     let path = NSTemporaryDirectory() + "vmfence-\(UUID().uuidString).json"
     defer { for name in [path, path + ".1"] { remove(name) } }
-    let sink = sink(FileDelivery(path: path, limit: 1 << 16))
-    for number in 1...2000 { sink.receive(alert(UInt32(number))) }
-    try wait("it is told") { sink.problem?.contains("takes no more until it is rotated") == true }
+    let sink = sink(FileDelivery(path: path, limit: 1 << 17))
+    let (noisy, other) = (one(of: 1), one(of: 2))
+    for number in 1...2000 { sink.receive(alert(UInt32(number), on: noisy)) }
+    try wait("it is told") { sink.problem?.contains("no room for some events until it is rotated") == true }
+    try wait("all are over with") { sink.counters.waiting == 0 }
     let first = Int(sink.counters.delivered)
-    #expect(first > 10 && first < 1000 && sink.counters.lost == 0)
-    #expect(try #require(FileManager.default.contents(atPath: path)).count <= 1 << 16)
+    #expect(first > 10 && first < 1000 && sink.counters.lost == UInt64(2000 - first) && sink.isFull)
+    #expect(sink.overflowedByDomain == [noisy: UInt64(2000 - first)])
+    sink.receive(alert(3001, on: other))
+    sink.receive(
+      .platform(PlatformAlert(time: .zero, incarnation: noisy, kind: .detectorDied, message: "of the noisy one's")))
+    try wait("others are written") { sink.counters.delivered == UInt64(first + 2) }
+    #expect(try #require(FileManager.default.contents(atPath: path)).count <= 1 << 17)
     try FileManager.default.moveItem(atPath: path, toPath: path + ".1")
-    try wait("more is written") { sink.counters.delivered > first }
+    sink.receive(alert(3002, on: noisy))
+    try wait("it is written in the next file") { sink.counters.delivered == UInt64(first + 3) }
+    #expect(sink.problem == nil && !sink.isFull)
     let line = try String(contentsOfFile: path, encoding: .utf8).split(separator: "\n")[0]
-    #expect(sid(String(line)) == first + 1)
+    #expect(sid(String(line)) == 3002)
+    sink.close()
+  }
+
+  @Test("a file for alerts alone has all of its limit for them; a line of nobody's has room, too")
+  func alertsAlone() async throws {
+    let path = NSTemporaryDirectory() + "vmfence-\(UUID().uuidString).json"
+    defer { remove(path) }
+    let sink = sink(FileDelivery(path: path, limit: 1 << 16, isForAlerts: true), EventFilter(kinds: [.alert]))
+    for number in 1...2000 { sink.receive(alert(UInt32(number), on: one(of: UInt64(number)))) }
+    try wait("all are over with") { sink.counters.waiting == 0 && sink.counters.delivered > 0 }
+    #expect(try #require(FileManager.default.contents(atPath: path)).count > 60_000)
     sink.close()
   }
 

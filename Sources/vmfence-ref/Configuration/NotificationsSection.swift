@@ -148,7 +148,7 @@ extension NotificationPlace {
     case .fastFile(let path):
       let fast = FastAlertEncoder(isInline: encoder.isInline)
       return (
-        FileDelivery(path: path, limit: limit),
+        FileDelivery(path: path, limit: limit, isForAlerts: true),
         { event in if case .alert(let alert) = event { [fast.encode(alert)] } else { [] } }
       )
     case .eveSocket(let path, let socket): return (UnixSocketDelivery(path: path, kind: socket), eve)

@@ -46,7 +46,7 @@ final class EventOutputs: Sendable {
   private static let batch = 256
   /// Domains that a look names, those that lost most.
   private static let named = 16
-  /// How often it is told what the event file does not take: of one that is full that would be at every look, for as long as it is.
+  /// How often it is told what the event file, or another one, does not take: of one that is full that would be at every look, for as long as it is.
   private static let fileLossInterval = Duration.seconds(60)
 
   private struct Place {
@@ -76,6 +76,8 @@ final class EventOutputs: Sendable {
     /// Places that are not used any more, and may still be losing what waited.
     var former: [DeliverySink] = []
     var toldLost: [String: UInt64] = [:]
+    /// Of places that have no room for some.
+    var toldFullAt: [String: Timestamp] = [:]
     var toldLostOf: [Incarnation?: UInt64] = [:]
     var toldLostInFileOf: [Incarnation?: UInt64] = [:]
     var toldLostInFileAt: Timestamp?
@@ -218,8 +220,25 @@ final class EventOutputs: Sendable {
       if !new.isEmpty { state.withLock { $0.toldLostInFileAt = now } }
       losses += new
     }
-    for sink in sinks { note(sink.name, sink.counters.lost, describe(sink.name, sink.problem)) }
+    for sink in sinks where isDue(sink, at: now) {
+      note(sink.name, sink.counters.lost, describe(sink.name, sink.problem))
+    }
     return losses
+  }
+
+  /// Whether what a place lost is to be told now, if it lost anything.
+  private func isDue(_ sink: DeliverySink, at now: Timestamp) -> Bool {
+    let (isFull, lost) = (sink.isFull, sink.counters.lost)
+    return state.withLock { state in
+      guard isFull else {
+        state.toldFullAt[sink.name] = nil
+        return true
+      }
+      guard lost > state.toldLost[sink.name] ?? 0 else { return false }
+      if let told = state.toldFullAt[sink.name], now - told < Self.fileLossInterval { return false }
+      state.toldFullAt[sink.name] = now
+      return true
+    }
   }
 
   /// What is lost and not told yet: of those domains by themselves that lost most.
@@ -254,7 +273,7 @@ final class EventOutputs: Sendable {
         return isTold
       }
       if let problem, !isTold {
-        logger.error("events do not get to \(sink.name): \(problem); they wait")
+        logger.error("events do not get to \(sink.name): \(problem)\(sink.isFull ? "" : "; they wait")")
       } else if problem == nil, isTold {
         logger.notice("events get to \(sink.name) again")
       }
