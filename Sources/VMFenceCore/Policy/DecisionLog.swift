@@ -12,6 +12,14 @@ public protocol DecisionLog: Sendable {
   /// Forgets everything but `decisions`: whole, or not at all.
   func compact(to decisions: [Decision]) throws(DecisionLogError)
 
+  /// Begins to forget everything but `decisions`, which are all that matters now, without waiting for a disk. What is appended from here on is kept, too, and none of it
+  /// may be lost if the process dies before the end of it. One at a time.
+  ///
+  /// - Returns: what does the rest and takes its time, to be called once, in any thread.
+  func beginCompaction(
+    to decisions: [Decision]
+  ) throws(DecisionLogError) -> @Sendable () throws(DecisionLogError) -> Void
+
   /// Whether so much was appended that forgetting what is over is worth its while.
   var isCompactionDue: Bool { get }
 }
@@ -19,6 +27,14 @@ public protocol DecisionLog: Sendable {
 extension DecisionLog {
   /// For a log that only grows: the decisions come once more, and replace themselves when it is read.
   public func compact(to decisions: [Decision]) throws(DecisionLogError) { try append(decisions) }
+
+  /// For a log that does not wait for a disk, or cannot do better: all of it is done at once.
+  public func beginCompaction(
+    to decisions: [Decision]
+  ) throws(DecisionLogError) -> @Sendable () throws(DecisionLogError) -> Void {
+    try compact(to: decisions)
+    return {}
+  }
 
   public var isCompactionDue: Bool { false }
 }
@@ -44,6 +60,13 @@ public struct SystemTimeDecisionLog: DecisionLog {
   public func compact(to decisions: [Decision]) throws(DecisionLogError) {
     let offset = clock.offset
     try log.compact(to: decisions.map { $0.shifted(by: offset) })
+  }
+
+  public func beginCompaction(
+    to decisions: [Decision]
+  ) throws(DecisionLogError) -> @Sendable () throws(DecisionLogError) -> Void {
+    let offset = clock.offset
+    return try log.beginCompaction(to: decisions.map { $0.shifted(by: offset) })
   }
 
   public var isCompactionDue: Bool { log.isCompactionDue }

@@ -29,8 +29,8 @@ public actor EnforcementCoordinator {
   /// Ends that lie no further apart are the same: a firewall may count in coarse units.
   static let expiryTolerance = Duration.seconds(2)
 
-  private var updater: PolicyUpdater
-  private let log: any DecisionLog
+  private(set) var updater: PolicyUpdater
+  let log: any DecisionLog
   private let firewall: any FirewallSink
   private var actions: DomainActions?
   private let events: any EventSink
@@ -41,10 +41,13 @@ public actor EnforcementCoordinator {
   private var toldFailures: [UInt64: String] = [:]
   /// The firewall may not hold what it should.
   private var isBehind = false
-  private var isLogBroken = false
+  var isLogBroken = false
   private var isSyncNeeded = false
+  /// The log is being made anew, and is to be made so once more afterwards.
+  var isCompacting = false
+  var isCompactionWanted = false
   /// Decisions that the log did not take, by number, to be appended once it does again.
-  private var unlogged: [UInt64: Decision] = [:]
+  var unlogged: [UInt64: Decision] = [:]
   private var line = WaitingLine()
 
   /// - `control`: pauses and shuts domains down; nil: such decisions stay `desired`.
@@ -84,20 +87,16 @@ public actor EnforcementCoordinator {
     await enter()
     var decisions = await carryOut(updater.advance(to: time), at: time)
     if isBehind || !desired.isEmpty { decisions += await catchUp(at: time) }
-    if log.isCompactionDue { await compact(at: time) }
+    if log.isCompactionDue, !isCompacting, let compaction = await beginCompaction(at: time) {
+      // Nothing of this waits for it.
+      Task { await finish(compaction, at: time) }
+    }
     if isLogBroken { await appendUnlogged(at: time) }
     let isSyncNeeded = isSyncNeeded
     self.isSyncNeeded = false
     leave()
     if isSyncNeeded, let error = await Self.sync(log) { await reportBrokenLog(error, at: time) }
     return decisions
-  }
-
-  /// Writes the log anew, with what is still of consequence. To be called after the system's clock was set.
-  public func compactLog(at time: Timestamp) async {
-    await enter()
-    defer { leave() }
-    await compact(at: time)
   }
 
   /// Reads the firewall back, mends what differs from what should be in force, and reports it. To be called at the start
@@ -444,14 +443,6 @@ extension EnforcementCoordinator {
 // MARK: Log and order
 
 extension EnforcementCoordinator {
-  private func compact(at time: Timestamp) async {
-    do throws(DecisionLogError) {
-      try log.compact(to: updater.liveDecisions)
-      unlogged = [:]
-      await reportSoundLog(at: time)
-    } catch { await reportBrokenLog(error, at: time) }
-  }
-
   private func appendUnlogged(at time: Timestamp) async {
     do throws(DecisionLogError) {
       try log.append(unlogged.values.sorted { $0.id < $1.id })
@@ -461,14 +452,14 @@ extension EnforcementCoordinator {
     } catch { await reportBrokenLog(error, at: time) }
   }
 
-  private func reportSoundLog(at time: Timestamp) async {
+  func reportSoundLog(at time: Timestamp) async {
     guard isLogBroken else { return }
     isLogBroken = false
     await report(
       .logWritable, severity: 3, at: time, "the decision log is written again, with what it did not take meanwhile")
   }
 
-  private func reportBrokenLog(_ error: DecisionLogError, at time: Timestamp) async {
+  func reportBrokenLog(_ error: DecisionLogError, at time: Timestamp) async {
     guard !isLogBroken else { return }
     isLogBroken = true
     await report(
@@ -486,10 +477,10 @@ extension EnforcementCoordinator {
   }
 
   /// One call after another, although each of them waits for others in between.
-  private func enter() async {
+  func enter() async {
     if line.tryEnter() { return }
     await withCheckedContinuation { line.wait($0) }
   }
 
-  private func leave() { line.leave() }
+  func leave() { line.leave() }
 }

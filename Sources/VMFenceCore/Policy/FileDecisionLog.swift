@@ -16,13 +16,12 @@ public final class FileDecisionLog: DecisionLog {
   /// Space is allocated in steps of this many bytes.
   static let allocationStep = 1 << 16
 
-  private struct State {
+  /// A file with records.
+  private struct Part {
     var file: LogFile
     var end: Int
     var allocated: Int
     var sequence: UInt64
-    /// Where the log ended after it was opened or compacted last.
-    var compactedEnd: Int
 
     mutating func makeRoom(for count: Int) throws(DecisionLogError) {
       guard end + count > allocated else { return }
@@ -30,7 +29,33 @@ public final class FileDecisionLog: DecisionLog {
       try file.allocate(from: allocated, to: target)
       allocated = target
     }
+
+    /// Where there is room already.
+    mutating func write(_ records: (bytes: [UInt8], last: UInt64)) throws(DecisionLogError) {
+      try file.write(records.bytes, at: end)
+      end += records.bytes.count
+      sequence = records.last
+    }
+
+    func records(_ decisions: [Decision]) throws(DecisionLogError) -> (bytes: [UInt8], last: UInt64) {
+      var sequence = sequence
+      return (try FileDecisionLog.records(decisions, &sequence), sequence)
+    }
   }
+
+  private struct State {
+    var part: Part
+    /// Where the log ended after it was opened or compacted last.
+    var compactedEnd: Int
+    /// The log is being compacted: what was appended since that began and is not in `next` yet.
+    var meanwhile: [Decision]?
+    /// What is to take the place of `part`, once it has all that is to be kept. From then on both get what is appended, so that
+    /// it does not matter which of them a crash leaves.
+    var next: Part?
+  }
+
+  /// How far a compaction is.
+  package enum CompactionStep: Hashable, Sendable, CaseIterable { case begun, written, joined, replaced }
 
   public let path: String
   /// The log refuses to grow beyond this; `compact` makes it small again.
@@ -58,7 +83,7 @@ public final class FileDecisionLog: DecisionLog {
       try file.sync()
       try file.syncDirectory()
       let state = State(
-        file: file, end: headerSize, allocated: headerSize, sequence: 0, compactedEnd: headerSize)
+        part: Part(file: file, end: headerSize, allocated: headerSize, sequence: 0), compactedEnd: headerSize)
       return (FileDecisionLog(path: path, byteLimit: byteLimit, state: state), DecisionLogRecovery(decisions: []))
     }
     guard bytes.count >= headerSize, bytes.starts(with: magic) else {
@@ -68,65 +93,111 @@ public final class FileDecisionLog: DecisionLog {
     }
     let scan = scan(bytes, path: path)
     let state = State(
-      file: file, end: scan.end, allocated: bytes.count, sequence: scan.sequence, compactedEnd: headerSize)
+      part: Part(file: file, end: scan.end, allocated: bytes.count, sequence: scan.sequence), compactedEnd: headerSize)
     let log = FileDecisionLog(path: path, byteLimit: byteLimit, state: state)
     if scan.recovery.damage != nil { try log.cut() }
     return (log, scan.recovery)
   }
 
   /// A quarter of the limit, and twice what is needed.
-  public var isCompactionDue: Bool { state.withLock { $0.end > max(byteLimit / 4, 2 * $0.compactedEnd) } }
+  public var isCompactionDue: Bool { state.withLock { $0.part.end > max(byteLimit / 4, 2 * $0.compactedEnd) } }
 
   /// How large the log is, in bytes, without what is allocated ahead.
-  public var byteCount: Int { state.withLock { $0.end } }
+  public var byteCount: Int { state.withLock { $0.part.end } }
 
   public func append(_ decisions: [Decision]) throws(DecisionLogError) {
     guard !decisions.isEmpty else { return }
     let limit = byteLimit
     try locked { state throws(DecisionLogError) in
-      var sequence = state.sequence
-      let bytes = try Self.records(decisions, &sequence)
-      guard state.end + bytes.count <= limit else {
+      let records = try state.part.records(decisions)
+      guard state.part.end + records.bytes.count <= limit else {
         throw DecisionLogError(
           .full, "the decision log has reached its limit of \(limit) bytes", remedy: "compact it, or raise the limit")
       }
-      try state.makeRoom(for: bytes.count)
-      try state.file.write(bytes, at: state.end)
-      state.end += bytes.count
-      state.sequence = sequence
+      try state.part.makeRoom(for: records.bytes.count)
+      if let others = try state.next?.records(decisions) {
+        try state.next?.makeRoom(for: others.bytes.count)
+        try state.next?.write(others)
+      }
+      try state.part.write(records)
+      if state.next == nil { state.meanwhile?.append(contentsOf: decisions) }
     }
   }
 
   public func sync() throws(DecisionLogError) {
-    // A copy of the descriptor, so that nobody who appends waits for the disk.
-    let copy = try locked { state throws(DecisionLogError) in try state.file.duplicate() }
+    // Copies of the descriptors, so that nobody who appends waits for the disk.
+    let (copy, next) = try locked { state throws(DecisionLogError) in
+      (try state.part.file.duplicate(), try state.next?.file.duplicate())
+    }
     try copy.sync()
+    try next?.sync()
   }
 
   /// Replaces the log by one that holds only `decisions` (see `PolicyUpdater.liveDecisions`): whole, or not at all.
-  public func compact(to decisions: [Decision]) throws(DecisionLogError) {
-    let path = path
-    try locked { state throws(DecisionLogError) in
-      var sequence: UInt64 = 0
-      let records = try Self.records(decisions, &sequence)
-      let temporary = try LogFile.open(path + ".new", flags: O_RDWR | O_CREAT | O_TRUNC)
-      try temporary.lock()
-      let bytes = Self.magic + Array(repeating: 0, count: Self.headerSize - Self.magic.count) + records
-      try temporary.write(bytes, at: 0)
-      try temporary.sync()
-      try temporary.rename(to: path)
-      state = State(
-        file: temporary, end: bytes.count, allocated: bytes.count, sequence: sequence, compactedEnd: bytes.count)
-      try temporary.syncDirectory()
+  public func compact(to decisions: [Decision]) throws(DecisionLogError) { try beginCompaction(to: decisions)() }
+
+  /// The log that is there holds all until another takes its place that holds `decisions` and what is appended meanwhile; nobody who appends waits for the disk.
+  public func beginCompaction(
+    to decisions: [Decision]
+  ) throws(DecisionLogError) -> @Sendable () throws(DecisionLogError) -> Void {
+    try beginCompaction(to: decisions) { _ in }
+  }
+
+  /// - `after`: called after each step, without the lock.
+  package func beginCompaction(
+    to decisions: [Decision], after: @escaping @Sendable (CompactionStep) -> Void
+  ) throws(DecisionLogError) -> @Sendable () throws(DecisionLogError) -> Void {
+    let isFree = state.withLock { state in
+      guard state.meanwhile == nil else { return false }
+      state.meanwhile = []
+      return true
     }
+    guard isFree else {
+      throw DecisionLogError(.inUse, "the decision log is being compacted already", at: SourcePlace(file: path))
+    }
+    after(.begun)
+    return { [self] () throws(DecisionLogError) in
+      defer { state.withLock { ($0.meanwhile, $0.next) = (nil, nil) } }
+      try replace(with: decisions, after: after)
+    }
+  }
+
+  private func replace(
+    with decisions: [Decision], after: @Sendable (CompactionStep) -> Void
+  ) throws(DecisionLogError) {
+    var sequence: UInt64 = 0
+    let records = try Self.records(decisions, &sequence)
+    let bytes = Self.magic + Array(repeating: 0, count: Self.headerSize - Self.magic.count) + records
+    let file = try LogFile.open(path + ".new", flags: O_RDWR | O_CREAT | O_TRUNC)
+    try file.lock()
+    try file.write(bytes, at: 0)
+    try file.sync()
+    after(.written)
+    let end = bytes.count
+    try locked { state throws(DecisionLogError) in
+      var next = Part(file: file, end: end, allocated: end, sequence: sequence)
+      let records = try next.records(state.meanwhile ?? [])
+      try next.makeRoom(for: records.bytes.count)
+      try next.write(records)
+      state.next = next
+    }
+    after(.joined)
+    try file.sync()
+    try file.rename(to: path)
+    state.withLock { state in
+      if let next = state.next { state.part = next }
+      (state.next, state.compactedEnd) = (nil, end)
+    }
+    after(.replaced)
+    try file.syncDirectory()
   }
 
   /// Makes what follows the last sound record zero, so that no remainder of it is ever taken for a record.
   private func cut() throws(DecisionLogError) {
     try locked { state throws(DecisionLogError) in
-      try state.file.truncate(to: state.end)
-      state.allocated = state.end
-      try state.file.sync()
+      try state.part.file.truncate(to: state.part.end)
+      state.part.allocated = state.part.end
+      try state.part.file.sync()
     }
   }
 

@@ -195,7 +195,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     watchInventory()
     var isReady = false
     while !Signals.isStopRequested {
-      if let jump = clock.look() { await noteJump(jump) }
+      if let jump = clock.look() { noteJump(jump) }
       let now = clock.now
       let isTick = now >= nextTick
       if isTick { noteInterfaces(at: now) }
@@ -375,7 +375,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
   }
 
   /// The system's clock was set. Nothing here waits for it; what is kept is written anew, so that a restart finds it right.
-  private func noteJump(_ jump: Duration) async {
+  private func noteJump(_ jump: Duration) {
     let now = clock.now
     note(
       .platform(
@@ -383,7 +383,8 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
           time: now, incarnation: nil, kind: .clockJump,
           message: "the system's clock was set by \(jump.display); measures and detectors go on as if it had not been",
           severity: 3)))
-    await coordinator.compactLog(at: now)
+    // Beside the loop: a disk can be slow.
+    Task { [coordinator] in await coordinator.compactLog(at: now) }
   }
 
   private func tell(at now: Timestamp) async {

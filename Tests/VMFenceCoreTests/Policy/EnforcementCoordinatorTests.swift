@@ -1,3 +1,4 @@
+import Glibc
 import Synchronization
 import Testing
 import VMFenceCore
@@ -62,6 +63,38 @@ private struct FussyFirewall: FirewallSink {
 
   func readBack(at time: Timestamp) async throws(FirewallError) -> FirewallState { try await inner.readBack(at: time) }
   func acknowledgements() async -> AsyncStream<FirewallAcknowledgement> { await inner.acknowledgements() }
+}
+
+/// A log that is made anew on a disk that does not answer until it is told to.
+private final class SlowLog: DecisionLog {
+  let memory = MemoryDecisionLog()
+  let isDue = Mutex(false)
+  let begun = Mutex(0)
+  private let doors = Mutex(0)
+
+  func append(_ decisions: [Decision]) throws(DecisionLogError) { try memory.append(decisions) }
+  func sync() throws(DecisionLogError) {}
+  func compact(to decisions: [Decision]) throws(DecisionLogError) { try beginCompaction(to: decisions)() }
+
+  func beginCompaction(
+    to decisions: [Decision]
+  ) throws(DecisionLogError) -> @Sendable () throws(DecisionLogError) -> Void {
+    begun.withLock { $0 += 1 }
+    isDue.withLock { $0 = false }
+    let held = memory.decisions.count
+    return { [self] () throws(DecisionLogError) in
+      while !(doors.withLock { doors in
+        defer { doors = max(0, doors - 1) }
+        return doors > 0
+      }) { usleep(1_000) }
+      try memory.compact(to: decisions + memory.decisions.dropFirst(held))
+    }
+  }
+
+  /// Lets one go on.
+  func answer() { doors.withLock { $0 += 1 } }
+
+  var isCompactionDue: Bool { isDue.withLock { $0 } }
 }
 
 @Suite("Enforcement")
@@ -250,6 +283,34 @@ struct EnforcementCoordinatorTests {
     directory.remove(incarnation(1))
     _ = await coordinator.advance(to: at(100))
     #expect(await coordinator.waitingForFirewall.isEmpty)
+  }
+
+  @Test("while the log is made anew, which a slow disk draws out, decisions are made, enforced and logged")
+  func slowCompaction() async throws {
+    let log = SlowLog()
+    let coordinator = try make(log)
+    async let first: Void = coordinator.compactLog(at: at(0))
+    while log.begun.withLock({ $0 }) == 0 { await Task.yield() }
+    let decisions = await coordinator.handle(alert(), at: at(0))
+    #expect(decisions.map(\.status) == [.enforced])
+    #expect(try await held == [.block(network("203.0.113.7"))])
+    #expect(log.memory.decisions == decisions)
+    // The clock was set once more: this one is not waited for, and follows.
+    await coordinator.compactLog(at: at(1))
+    #expect(log.begun.withLock { $0 } == 1)
+    log.answer()
+    log.answer()
+    await first
+    #expect(log.begun.withLock { $0 } == 2)
+    #expect(log.memory.decisions == decisions)
+    // Nor does the time stand still for one that is due.
+    log.isDue.withLock { $0 = true }
+    let lifted = await coordinator.advance(to: at(60))
+    #expect(lifted.map(\.status) == [.expired] && log.begun.withLock { $0 } == 3)
+    #expect(try await held.isEmpty)
+    log.answer()
+    let live = await coordinator.liveDecisions
+    while log.memory.decisions != live { await Task.yield() }
   }
 
   @Test("a guest that does not shut down keeps nobody waiting, and is said to be down only when it is")

@@ -1,3 +1,5 @@
+import Foundation
+import Synchronization
 import Testing
 import VMFenceCore
 
@@ -151,6 +153,64 @@ struct FileDecisionLogTests {
     #expect(
       try open(directory).recovery
         == DecisionLogRecovery(decisions: [Self.samples[1], Self.samples[3], Self.samples[5]]))
+  }
+
+  /// What has happened at each step of a compaction, as a crash then would leave it.
+  private final class Crashes: Sendable {
+    let held = Mutex<[(step: FileDecisionLog.CompactionStep, decisions: [Decision], log: [UInt8])]>([])
+  }
+
+  @Test("whenever the process dies while the log is compacted, what was appended before and meanwhile is there")
+  func compactionCrashes() throws {
+    let directory = try TemporaryDirectory()
+    let (log, _) = try open(directory)
+    for _ in 0..<100 { try log.append(Self.samples) }
+    let kept = [Self.samples[1], Self.samples[3]]
+    let (crashes, path) = (Crashes(), directory.file("log"))
+    let finish = try log.beginCompaction(to: kept) { step in
+      crashes.held.withLock { held in
+        // One after each step, and one more while the next is under way.
+        let number = held.count
+        let new = Self.samples[4 + number]
+        try? log.append([new])
+        try? log.sync()
+        held.append(
+          (
+            step, (held.last?.decisions ?? []) + [new],
+            (try? Data(contentsOf: URL(filePath: path))).map(Array.init) ?? []
+          ))
+      }
+    }
+    #expect(throws: DecisionLogError.self) { try log.beginCompaction(to: kept) }
+    try finish()
+    let held = crashes.held.withLock { $0 }
+    #expect(held.map(\.step) == FileDecisionLog.CompactionStep.allCases)
+    for (step, decisions, bytes) in held {
+      let crashed = try TemporaryDirectory()
+      try crashed.write(bytes, to: "log")
+      let recovery = try open(crashed).recovery
+      #expect(recovery.damage == nil && recovery.decisions.suffix(decisions.count) == decisions[...], "\(step)")
+      let before = recovery.decisions.dropLast(decisions.count)
+      #expect(step == .replaced ? Array(before) == kept : before.count == 100 * Self.samples.count, "\(step)")
+    }
+    #expect(log.byteCount < 10_000 && !log.isCompactionDue)
+    try log.append([Self.samples[0]])
+    try log.compact(to: kept)
+  }
+
+  @Test("a compaction that fails leaves the log as it was, with what was appended meanwhile")
+  func failedCompaction() throws {
+    let directory = try TemporaryDirectory()
+    do {
+      let (log, _) = try open(directory)
+      try log.append([Self.samples[0]])
+      try directory.makeDirectory("log.new")
+      let finish = try log.beginCompaction(to: [])
+      try log.append([Self.samples[1]])
+      #expect(throws: DecisionLogError.self) { try finish() }
+      try log.append([Self.samples[2]])
+    }
+    #expect(try open(directory).recovery == DecisionLogRecovery(decisions: Array(Self.samples.prefix(3))))
   }
 
   @Test("hostile text is cut to its limit, between characters")
