@@ -128,6 +128,15 @@ public struct LiveCapture: ~Copyable, Sendable, PacketSource {
       isLoopback: hardware == PacketSocket.Hardware.loopback, latency: configuration.latency)
   }
 
+  /// The same, as a request says it.
+  public static func open(
+    _ request: CaptureQueue.Request, through opener: PacketSocketOpener? = nil
+  ) throws(PacketSourceError) -> LiveCapture {
+    try open(
+      interface: request.interface, port: request.port, kind: request.kind, configuration: request.configuration,
+      through: opener)
+  }
+
   private static func socket(
     for interface: String, _ opener: PacketSocketOpener?
   ) throws(PacketSourceError) -> PacketSocket {

@@ -126,6 +126,51 @@ struct CaptureProcessTests {
     #expect(adopted.counters.received == 90 && adopted.counters.droppedByKernel == 0)
   }
 
+  private final class Count: Sendable {
+    let value = Atomic<Int>(0)
+  }
+
+  @Test(
+    "captures that are asked for beside are waited for by nobody, come in order, and see what came since they were opened"
+  )
+  func beside() throws {
+    var patience = PacketSocketOpener.Patience()
+    (patience.answer, patience.late) = (.seconds(60), .seconds(120))
+    let process = try CaptureProcess("beside", patience)
+    let network = process.network
+    let (told, child) = (Count(), process.processIDs[0])
+    let queue = CaptureQueue(through: process.opener) { told.value.add(1, ordering: .releasing) }
+    // One socket may be there already; of the second the answer does not come.
+    kill(child, SIGSTOP)
+    let names = ["vif1.0", "vif1.0", "nothing"]
+    try network.inside(network.host) {
+      for (number, name) in names.enumerated() {
+        queue.open(.init(interface: name, port: PortID(UInt32(number)), kind: .guestPort))
+      }
+    }
+    let first = queue.takeResults()
+    #expect(queue.isBusy && first.count < names.count)
+    kill(child, SIGCONT)
+    #expect(comesTrue { told.value.load(ordering: .acquiring) == names.count && !queue.isBusy })
+    let results = first + queue.takeResults()
+    #expect(results.map(\.request.interface) == names)
+    #expect(results.map(\.error?.code) == [nil, nil, .noSuchInterface])
+    try network.run(in: network.guest, "ping -q -c 3 -i 0.01 192.0.2.1")
+    for result in results.prefix(2) {
+      guard var capture = result.take() else {
+        Issue.record("it was opened")
+        continue
+      }
+      let isTaken = result.take() == nil
+      #expect(isTaken && result.request.port == PortID(result === results[0] ? 0 : 1))
+      #expect(try collect(&capture, 6).count >= 6)
+    }
+    // Another thread begins where the last one has ended.
+    try network.inside(network.host) { queue.open(.init(interface: "vif1.0", port: PortID(9))) }
+    #expect(comesTrue { told.value.load(ordering: .acquiring) == names.count + 1 })
+    #expect(queue.takeResults().map { $0.take() != nil } == [true])
+  }
+
   @Test("whoever takes a socket from it needs no capability for it, a ring, an interface or promiscuity")
   func unprivileged() async {
     await #expect(processExitsWith: .success) {

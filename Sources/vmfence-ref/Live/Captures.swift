@@ -32,6 +32,12 @@ final class Captures {
 
   private let logger: Logger
   private let opener: PacketSocketOpener
+  /// What opens cards that come while others are read.
+  private let opening: CaptureQueue
+  /// Asked of it and not answered yet.
+  private var pending: Set<Wanted> = []
+  private var wanted: Set<Wanted> = []
+  private var isFirst = true
   private let closing = DispatchQueue(label: "vmfence-closing")
   private var open: [Open] = []
   private var hasOpened = false
@@ -39,42 +45,81 @@ final class Captures {
   /// Frames that the kernel dropped, of captures that are closed.
   private var pastDrops: UInt64 = 0
   private(set) var ports = HostPorts()
+  private var lastProblem: String?
   private var toldTroubles: UInt64 = 0
   private var lastTold: Timestamp?
 
   /// - `opener`: what opens packet sockets: this process has not the right to.
-  init(_ opener: PacketSocketOpener, logger: Logger) {
+  /// - `notify`: called, in another thread, when something was opened that `takeOpened` takes.
+  init(_ opener: PacketSocketOpener, logger: Logger, notify: @escaping @Sendable () -> Void) {
     self.opener = opener
     self.logger = logger
+    opening = CaptureQueue(through: opener, notify: notify)
   }
 
   /// Looks after what opens packet sockets, without waiting.
   ///
   /// - Returns: whether something can be opened now that could not before.
-  func tend() -> Bool { opener.tend() }
+  func tend() -> Bool {
+    // Meanwhile another thread may wait for it.
+    opening.isBusy ? false : opener.tend()
+  }
 
   /// Opens what is wanted and there, and closes what is not wanted any more.
   ///
-  /// - Throws: at the start, when permission is missing. Later, when something has been captured already, that is waited for as everything else is.
+  /// What is wanted the first time is opened when this returns. Later, frames of other cards would wait for it: what comes then is opened beside, and taken by `takeOpened`.
+  ///
+  /// - Throws: the first time, when permission is missing. Later that is waited for as everything else is.
   func update(_ wanted: [Wanted]) throws(PacketSourceError) {
-    let set = Set(wanted)
-    for capture in open where !set.contains(capture.wanted) { close(capture, because: "nobody has it any more") }
-    missing.formIntersection(set)
-    for item in wanted where !open.contains(where: { $0.wanted == item }) {
-      let port = ports.number(item.interface, isBridge: item.isBridge)
-      do throws(PacketSourceError) {
-        let capture = try LiveCapture.open(
-          interface: item.interface, port: port, kind: item.isBridge ? .bridge : .guestPort,
-          configuration: Self.configuration(captures: set.count), through: opener)
-        open.append(Open(item, capture))
-        hasOpened = true
-        missing.remove(item)
-        logger.notice("capturing on \(item.interface)")
-      } catch {
+    defer { isFirst = false }
+    self.wanted = Set(wanted)
+    for capture in open where !self.wanted.contains(capture.wanted) {
+      close(capture, because: "nobody has it any more")
+    }
+    missing.formIntersection(self.wanted)
+    for item in wanted where !pending.contains(item) && !open.contains(where: { $0.wanted == item }) {
+      let request = CaptureQueue.Request(
+        interface: item.interface, port: ports.number(item.interface, isBridge: item.isBridge),
+        kind: item.isBridge ? .bridge : .guestPort,
+        configuration: Self.configuration(captures: self.wanted.count))
+      guard isFirst else {
+        pending.insert(item)
+        opening.open(request)
+        continue
+      }
+      do throws(PacketSourceError) { take(item, try LiveCapture.open(request, through: opener)) } catch {
         if error.code == .permissionDenied, !hasOpened { throw error }
-        if missing.insert(item).inserted { logger.warning("waiting for \(item.interface): \(error.message)") }
+        take(item, error)
       }
     }
+  }
+
+  /// Goes on with what was opened beside. Does not wait.
+  func takeOpened() {
+    guard !pending.isEmpty else { return }
+    for result in opening.takeResults() {
+      let item = Wanted(interface: result.request.interface, isBridge: result.request.kind == .bridge)
+      pending.remove(item)
+      if let error = result.error {
+        if wanted.contains(item) { take(item, error) }
+      } else if wanted.contains(item), let capture = result.take() {
+        take(item, capture)
+      } else {
+        // It went meanwhile. Closing it takes its time, too.
+        closing.async { _ = result.take() }
+      }
+    }
+  }
+
+  private func take(_ item: Wanted, _ capture: consuming LiveCapture) {
+    open.append(Open(item, capture))
+    hasOpened = true
+    missing.remove(item)
+    logger.notice("capturing on \(item.interface)")
+  }
+
+  private func take(_ item: Wanted, _ error: PacketSourceError) {
+    if missing.insert(item).inserted { logger.warning("waiting for \(item.interface): \(error.message)") }
   }
 
   /// Of one capture among so many. The kernel's timers tick the more often the fewer they are: 1 ms for up to 31 captures, 8 ms from 128 on, so that
@@ -130,10 +175,15 @@ final class Captures {
   }
 
   /// Why no interface can be captured that comes now; nil when nothing is known to stand against it.
-  var problem: String? { opener.problem.map { "cards that come cannot be captured: \($0)" } }
+  var problem: String? {
+    // Meanwhile another thread may wait for it.
+    if !opening.isBusy { lastProblem = opener.problem }
+    return lastProblem.map { "cards that come cannot be captured: \($0)" }
+  }
 
   /// What is to be told of that, not too often.
   func newTrouble(at now: Timestamp) -> PlatformAlert? {
+    guard !opening.isBusy else { return nil }
     let troubles = opener.troubles
     guard troubles.count > toldTroubles, lastTold.map({ now - $0 >= Self.troublePace }) ?? true else { return nil }
     defer { (toldTroubles, lastTold) = (troubles.count, now) }

@@ -10,6 +10,8 @@ enum LiveMessage: Sendable {
   case inventory(InventoryChange)
   /// The policy channels have something new.
   case channels
+  /// Cards that came were opened, or cannot be.
+  case captures
   /// Of the packet filter.
   case firewall(ProcessFirewallSink.News)
   /// A reload was prepared, or what stands against it.
@@ -150,6 +152,7 @@ extension LiveRun {
     // Looked at once for all of them. What was missed is an event; everything else is in the snapshot.
     case .inventory(let change): if case .gap = change { pool.update(change, at: now) }
     case .channels: await takeChannelNews(at: now)
+    case .captures: captures.takeOpened()
     case .firewall(let news): take(news, at: now)
     case .prepared(let prepared, let diagnostics):
       isPreparing = false

@@ -37,8 +37,8 @@ struct LiveParts {
 
 /// The daemon's loop: live capture, the domains of this host, detectors, decisions.
 ///
-/// One task turns it. What takes its time (compiling rules, answering people, writing to disks that are slow, closing captures) happens in other threads, which
-/// hand in their results through the mailbox. Two things are waited for: a captured interface's opening, and what an earlier process kept of a domain.
+/// One task turns it. What takes its time (compiling rules, answering people, writing to disks that are slow, opening and closing captures) happens in other threads, which
+/// hand in their results through the mailbox. One thing is waited for: what an earlier process kept of a domain.
 final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules {
   /// How long the loop waits when nothing comes.
   private static var patience: Duration { .milliseconds(10) }
@@ -132,7 +132,8 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     flowCuts = FlowCuts(parts.firewall, logger: parts.logger)
     channels = parts.channels
     declarations = parts.declarations
-    captures = Captures(parts.opener, logger: parts.logger)
+    let mailbox = parts.mailbox
+    captures = Captures(parts.opener, logger: parts.logger) { mailbox.post(.captures) }
     let configuration = parts.host.configuration
     var random = SystemRandomNumberGenerator()
     hashKey = (random.next(), random.next())
