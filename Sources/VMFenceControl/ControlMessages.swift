@@ -336,13 +336,18 @@ public struct RulesStatus: Codable, Sendable, Hashable {
   public var rules: Int
   /// They were set at run time, and go before those of the configuration.
   public var isAssigned: Bool
+  /// Of its rules those that stay in force as they were although their texts are wrong now: a sentence for each of the first 20, and one for all others.
+  public var kept: [String]?
 
-  public init(domain: String, state: String, files: [String], rules: Int, isAssigned: Bool) {
+  public init(
+    domain: String, state: String, files: [String], rules: Int, isAssigned: Bool, kept: [String]? = nil
+  ) {
     self.domain = domain
     self.state = state
     self.files = files
     self.rules = rules
     self.isAssigned = isAssigned
+    self.kept = kept
   }
 }
 

@@ -19,7 +19,18 @@ public struct SnortRuleEngine: RuleEngine {
   public func compile(
     _ request: RuleCompilationRequest
   ) throws(RuleCompilationError) -> RuleCompilation<SnortRules> {
-    let set = RuleSet.parse(request, adjustments, readData: readData)
+    try compile(request, keeping: RulesBefore(), at: .zero).result
+  }
+
+  /// As `compile`, but a rule whose text is wrong and was right in `before` goes on as it was there: with the variables of now if it can be read with them, else with those
+  /// of then. It counts as rejected and as loaded. A right one of the same gid and sid, in any of the files, takes its place.
+  ///
+  /// - `time`: noted for what is kept from now on.
+  /// - Returns: besides, what was kept, and what is to be `before` the next time.
+  package func compile(
+    _ request: RuleCompilationRequest, keeping before: RulesBefore, at time: Timestamp
+  ) throws(RuleCompilationError) -> (result: RuleCompilation<SnortRules>, kept: [KeptRule], before: RulesBefore) {
+    let set = RuleSet.parse(request, adjustments, readData: readData, keeping: before, at: time)
     // A line of configuration may be wrong, too.
     let mistakes = set.diagnostics.count { $0.severity == .error }
     if request.onBadRule == .fail, let first = set.diagnostics.first(where: { $0.severity == .error }) {
@@ -36,9 +47,10 @@ public struct SnortRuleEngine: RuleEngine {
         diagnostics: set.diagnostics)
     }
     let rules = try SnortRules(compiling: set.rules, limit: imageLimit)
-    return RuleCompilation(
+    let result = RuleCompilation(
       rules: rules, diagnostics: set.diagnostics, loaded: set.rules.count, rejected: set.rejected,
       skipped: set.skipped)
+    return (result, set.kept, set.before)
   }
 
   private static func nothing(_ set: RuleSet) -> String {

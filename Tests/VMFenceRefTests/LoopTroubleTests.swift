@@ -55,6 +55,32 @@ extension EndToEnd {
       try LiveRunTests.wait("mended, it has its own besides") { try domain("late", of: host)?.rules == common + 1 }
     }
 
+    @Test(
+      "a reload that finds a rule wrong which was right leaves it in force as it was, and says so until it is mended")
+    func ruleBreaks() throws {
+      let host = try ProtectedHost("kept")
+      try host.start()
+      let new = "alert tcp any any -> any 80 (msg:\"new\"; content:\"GET /new\"; sid:1000021;)\n"
+      let wrong = ProtectedHost.rules.replacingOccurrences(of: "msg:", with: "no_such_option; msg:") + new
+      let count = ProtectedHost.rules.split(separator: "\n").count
+      for time in 1...2 {
+        _ = try host.folder.write("guests.rules", wrong + String(repeating: "# again\n", count: time))
+        host.signal(SIGHUP)
+        try LiveRunTests.wait("reload \(time)") { self.count("notice: reloaded", in: host) == time }
+        #expect(try domain("web", of: host)?.rules == count + 1)
+      }
+      #expect(host.said.contains("stays in force as it was before"), "\(host.said.suffix(4000))")
+      host.attack()
+      try LiveRunTests.wait("what was right is in force") { host.bans.count == 1 }
+      #expect(try host.cli("status").contains("problem: rule 1:1000001 is wrong at"))
+      #expect(try host.cli("rules", "show", "web").contains("  rule 1:1000001 is wrong at"))
+      _ = try host.folder.write("guests.rules", new)
+      host.signal(SIGHUP)
+      try LiveRunTests.wait("without it") { try domain("web", of: host)?.rules == 1 }
+      #expect(
+        try !host.cli("status").contains("is wrong at") && !host.cli("rules", "show", "web").contains("is wrong at"))
+    }
+
     @Test("a reload that is asked for while rules are compiled is told once, and follows")
     func reloadDuringCompilation() throws {
       let host = try ProtectedHost("reloads")

@@ -138,6 +138,16 @@ package struct ParsedRules: Sendable {
   package var unsupported: [UnsupportedRule] = []
   /// The variables that stand after the file, by name.
   package var variables: [String: String] = [:]
+  /// Where the text of each rule lies, by `RulesBefore.id`: of one that is there several times the newest.
+  var places: [UInt64: RulesBefore.File.Place] = [:]
+  /// Rules that stand for wrong ones, with their indices in `rules`.
+  var kept: [(rule: KeptRule, index: Int)] = []
+
+  mutating func add(_ rule: Rule, bytes: Range<Int>) {
+    let (id, revision) = (RulesBefore.id(rule.metadata.gid, rule.metadata.sid), rule.metadata.revision)
+    if places[id].map({ $0.revision < revision }) ?? true { places[id] = .init(bytes: bytes, revision: revision) }
+    rules.append(rule)
+  }
 }
 
 /// A rule that was left out because it needs what is not evaluated yet. Loading it without that would make it match more

@@ -12,6 +12,12 @@ struct RuleContext {
   var dataSets = DataSets()
   var reputations = Reputations()
   var countries: CountryDatabase?
+  /// What stands for rules whose text is wrong now.
+  var before = RulesBefore()
+  /// When that is noted.
+  var time = Timestamp.zero
+  /// Bytes of the texts of what was kept.
+  var keptBytes = 0
 
   init(variables: [String: String]) { self.variables = RuleVariables(variables) }
 }
@@ -27,10 +33,10 @@ package struct RuleFileParser {
   /// More mistakes than these are counted, not listed.
   static let diagnosticMaximum = 20_000
 
-  private var scanner: RuleScanner
+  var scanner: RuleScanner
   let dialect: RuleDialect
-  private var context: RuleContext
-  private var result: ParsedRules
+  var context: RuleContext
+  var result: ParsedRules
   private var nearestOption = NearestName()
   private var nearestWord = NearestName()
   /// Classes that were used and are not known, so that each is told once.
@@ -88,8 +94,11 @@ package struct RuleFileParser {
         try statement()
       } catch {
         report(error)
-        if error.rejectsRule { result.rejected += 1 }
         recover(from: start)
+        if error.rejectsRule {
+          result.rejected += 1
+          keep(scanner.bytes[start..<scanner.position], at: start)
+        }
       }
     }
     if unlisted > 0 {
@@ -120,7 +129,7 @@ package struct RuleFileParser {
     }
   }
 
-  private mutating func report(_ problem: RuleProblem, _ severity: Diagnostic.Severity = .error) {
+  mutating func report(_ problem: RuleProblem, _ severity: Diagnostic.Severity = .error) {
     guard result.diagnostics.count < Self.diagnosticMaximum else {
       unlisted += 1
       return
@@ -304,6 +313,7 @@ package struct RuleFileParser {
     options.metadata.place = scanner.place(at: start)
     if let first = options.unsupported.first {
       try refuse(options.unsupported, options.metadata, first)
+      keep(text, at: start)
       return
     }
     patternTotal += options.patternBytes
@@ -327,7 +337,7 @@ package struct RuleFileParser {
             "begin the rule with `rewrite`"), .warning)
       }
     }
-    result.rules.append(rule)
+    result.add(rule, bytes: start..<self.scanner.position)
   }
 
   /// Leaves out a rule that is right and cannot be evaluated.

@@ -31,9 +31,14 @@ struct RuleSelectors {
 
   /// Whether a rule that was commented out is to be used. `text`: the rule.
   func enables(_ text: ArraySlice<UInt8>, file: String) -> Bool {
+    guard let id = Self.identity(of: text) else { return false }
+    return Self.has(enabled, id, file, text)
+  }
+
+  /// Which rule a text is, by `RulesBefore.id`, as far as that can be read in one that is wrong; nil: it has no sid.
+  static func identity(of text: ArraySlice<UInt8>) -> UInt64? {
     let rule = text.text
-    guard let sid = Self.number(of: "sid", in: rule) else { return false }
-    return Self.has(enabled, Self.id(Self.number(of: "gid", in: rule) ?? 1, sid), file, text)
+    return number(of: "sid", in: rule).map { id(number(of: "gid", in: rule) ?? 1, $0) }
   }
 
   private static func id(_ gid: UInt32, _ sid: UInt32) -> UInt64 { UInt64(gid) << 32 | UInt64(sid) }

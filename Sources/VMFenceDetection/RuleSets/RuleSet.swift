@@ -10,16 +10,22 @@ package struct RuleSet: Sendable {
   package var rejected: Int
   /// Rules that say themselves that they are for another engine.
   package var skipped = 0
+  /// Rules among `rules` that stand as they were before, because their text is wrong.
+  package var kept: [KeptRule] = []
+  /// What stands for rules of these files when they are parsed again.
+  package var before = RulesBefore()
 
   package var rules: [Rule] { list.rules }
 
   /// Never fails: what is wrong is in `diagnostics`, and whether that is acceptable is the caller's decision.
   package static func parse(
     _ request: RuleCompilationRequest, _ adjustments: RuleAdjustments = RuleAdjustments(),
-    readData: (@Sendable (RuleDataFile) -> [UInt8]?)? = nil
+    readData: (@Sendable (RuleDataFile) -> [UInt8]?)? = nil, keeping before: RulesBefore = RulesBefore(),
+    at time: Timestamp = .zero
   ) -> RuleSet {
     var context = RuleContext(variables: request.variables)
     context.dataSets.read = readData
+    (context.before, context.time) = (before, time)
     var rules: [Rule] = []
     var diagnostics: [Diagnostic] = []
     var (rejected, skipped) = (0, 0)
@@ -32,21 +38,30 @@ package struct RuleSet: Sendable {
     for source in adjustments.reputations { diagnostics += context.reputations.readLists(source) }
     if let source = adjustments.countryDatabase { diagnostics += context.readCountries(source) }
     for source in adjustments.definitions { diagnostics += RuleFileParser.parse(source, in: &context).diagnostics }
+    var files: [(source: RuleSource, parsed: ParsedRules)] = []
+    var keeping: [(rule: KeptRule, index: Int)] = []
     for source in request.sources {
-      let parsed = RuleFileParser.parse(source, in: &context)
+      var parsed = RuleFileParser.parse(source, in: &context)
+      keeping += parsed.kept.map { ($0.rule, $0.index + rules.count) }
       rules += parsed.rules
+      parsed.rules = []
+      files.append((source, parsed))
       diagnostics += parsed.diagnostics
       rejected += parsed.rejected
       skipped += parsed.skipped
     }
     // Last, so that variables of the rule files are known in them.
     for source in adjustments.filters { diagnostics += RuleFileParser.parse(source, in: &context).diagnostics }
+    let kept = resolve(keeping, &rules)
+    diagnostics += Self.diagnostics(of: kept)
     rules = newestRevisions(rules, &diagnostics)
     diagnostics += RuleFilter.apply(context.filters, to: &rules)
     diagnostics += missingActivations(rules)
-    return RuleSet(
+    var set = RuleSet(
       list: ResolvedRuleList(rules, order: adjustments.actionOrder), diagnostics: diagnostics, rejected: rejected,
-      skipped: skipped)
+      skipped: skipped, kept: kept)
+    for (source, parsed) in files { set.before.note(source, parsed, kept: kept) }
+    return set
   }
 
   /// Each (gid, sid) once: the one with the highest revision, of equal revisions the first.

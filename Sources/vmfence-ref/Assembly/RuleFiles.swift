@@ -52,13 +52,35 @@ enum RuleFiles {
   static func read(
     all patterns: [ScenarioRules.File], dialect: RuleDialect?
   ) throws(RuleLoading.Failure) -> [RuleSource] {
+    var known: [String: RuleSource] = [:]
+    return try read(all: patterns, dialect: dialect, known: &known)
+  }
+
+  /// - `known`: those that were read already.
+  static func read(
+    all patterns: [ScenarioRules.File], dialect: RuleDialect?, known: inout [String: RuleSource]
+  ) throws(RuleLoading.Failure) -> [RuleSource] {
     var sources: [RuleSource] = []
     for pattern in patterns {
       for path in try expand(pattern.path, at: pattern.place) {
-        sources.append(try read(path, dialect: dialect, at: pattern.place))
+        let source: RuleSource
+        if let read = known[path] {
+          source = read
+        } else {
+          source = try read(path, dialect: dialect, at: pattern.place)
+        }
+        known[path] = source
+        sources.append(source)
       }
     }
     return sources
+  }
+
+  /// Whether a pattern stands for a path. The corresponding C function is `fnmatch(3)`.
+  static func matches(_ pattern: String, _ path: String) -> Bool {
+    if pattern == path { return true }
+    // SAFETY: both strings live for the call.
+    return unsafe fnmatch(pattern, path, FNM_PATHNAME | FNM_PERIOD) == 0
   }
 
   /// The files that a path with `*`, `?` or `[…]` stands for; a path without them is itself.

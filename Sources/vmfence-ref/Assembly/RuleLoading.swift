@@ -9,35 +9,57 @@ struct RuleLoading {
     var diagnostics: [Diagnostic]
   }
 
+  /// A rule set, and which of its rules stand as they were before, because their texts are wrong now.
+  struct Compiled: Sendable {
+    var rules: SnortRules
+    var kept: [KeptRule] = []
+  }
+
   let rules: ScenarioRules
   private(set) var diagnostics: [Diagnostic] = []
+  /// What stands for rules of these files when they are compiled again.
+  private(set) var texts = RulesBefore()
+  private let before: RulesBefore
+  private let time: Timestamp
   private var adjustments: RuleAdjustments?
-  private var compiled: [[String]: SnortRules] = [:]
+  private var compiled: [[String]: Compiled] = [:]
+  /// Files that were read, so that all sets have the same of each.
+  private var sources: [String: RuleSource] = [:]
   private var reported: Set<Diagnostic> = []
 
-  init(rules: ScenarioRules) { self.rules = rules }
+  /// - `keeping`: of rules that are wrong now, what goes on.
+  init(rules: ScenarioRules, keeping before: RulesBefore = RulesBefore()) {
+    self.rules = rules
+    self.before = before
+    time = SystemClock().now
+  }
 
   /// The compiled rules for a domain with files of its `own`, and that service; nil when none are configured for it.
-  mutating func rules(own: [ScenarioRules.File] = [], serviceType: String?) throws(Failure) -> SnortRules? {
+  mutating func rules(own: [ScenarioRules.File] = [], serviceType: String?) throws(Failure) -> Compiled? {
     let files = rules.catalog.sources(domainName: "", serviceType: serviceType) + own
     if files.isEmpty { return nil }
     let key = files.map(\.path)
     if let known = compiled[key] { return known }
-    let sources = try RuleFiles.read(all: files, dialect: rules.dialect)
-    let result = try compile(sources)
+    let result = try compile(try RuleFiles.read(all: files, dialect: rules.dialect, known: &sources))
     compiled[key] = result
     return result
   }
 
-  private mutating func compile(_ sources: [RuleSource]) throws(Failure) -> SnortRules {
+  /// Goes on with what is known of files that could not be used, for when they can be.
+  mutating func carryTexts(of files: [ScenarioRules.File]) {
+    texts.carry(before) { path in files.contains { RuleFiles.matches($0.path, path) } }
+  }
+
+  private mutating func compile(_ sources: [RuleSource]) throws(Failure) -> Compiled {
     let request = RuleCompilationRequest(sources: sources, variables: rules.variables, onBadRule: rules.onBadRule)
     if adjustments == nil { adjustments = try rules.adjustments() }
     do throws(RuleCompilationError) {
       var engine = SnortRuleEngine(adjustments: adjustments ?? RuleAdjustments())
       engine.readData = RuleFiles.dataReader(stateFolder: nil)
-      let result = try engine.compile(request)
+      let (result, kept, texts) = try engine.compile(request, keeping: before, at: time)
       note(result.diagnostics)
-      return result.rules
+      self.texts.merge(texts)
+      return Compiled(rules: result.rules, kept: kept)
     } catch {
       note(error.diagnostics)
       throw Failure(diagnostics: error.diagnostics.isEmpty ? [error.diagnostic] : error.diagnostics)

@@ -41,9 +41,13 @@ struct RuleSelection: Sendable {
   private let configured: Set<String>
   /// Those of them that have no rules of their own: their files cannot be used, which was told, or name nothing.
   private var without: Set<Own> = []
-  private var byDomain: [Own: SnortRules] = [:]
-  private var byService: [String: SnortRules] = [:]
-  private var fallback: SnortRules?
+  private var byDomain: [Own: RuleLoading.Compiled] = [:]
+  private var byService: [String: RuleLoading.Compiled] = [:]
+  private var fallback: RuleLoading.Compiled?
+  /// What stands for rules whose texts are wrong when the same files are compiled again.
+  private(set) var texts = RulesBefore()
+  /// Rules of all sets that stand as they were before, because their texts are wrong now, by their places.
+  private(set) var kept: [KeptRule] = []
   /// Those whose files cannot be used, by the names and UUIDs under which they are configured.
   private var unusable: [String] = []
 
@@ -63,15 +67,16 @@ struct RuleSelection: Sendable {
     }
     for domain in domains {
       guard let own = own(domain), byDomain[own] == nil, !without.contains(own) else { continue }
+      let files = (own.isAssigned ? loading.rules.assigned[own.key] : loading.rules.catalog.byDomain[own.key]) ?? []
       do throws(RuleLoading.Failure) {
-        let files = own.isAssigned ? loading.rules.assigned[own.key] : loading.rules.catalog.byDomain[own.key]
-        let rules = try loading.rules(own: files ?? [], serviceType: own.service)
+        let rules = try loading.rules(own: files, serviceType: own.service)
         if let rules { byDomain[own] = rules } else { without.insert(own) }
       } catch {
         guard isolating else { throw error }
         let kept = previous?.byDomain[own]
         if let kept { byDomain[own] = kept } else { without.insert(own) }
         unusable.append(own.key)
+        loading.carryTexts(of: files)
         loading.note(error.diagnostics)
         loading.note([
           Diagnostic(
@@ -82,6 +87,8 @@ struct RuleSelection: Sendable {
         ])
       }
     }
+    texts = loading.texts
+    kept = KeptRule.once(sets.flatMap(\.kept))
   }
 
   private func own(_ domain: RuleSubject) -> Own? {
@@ -93,7 +100,12 @@ struct RuleSelection: Sendable {
   }
 
   /// nil: no rules are configured for it, or its own are not compiled yet.
-  func rules(for domain: DomainDescription) -> SnortRules? {
+  func rules(for domain: DomainDescription) -> SnortRules? { compiled(for: domain)?.rules }
+
+  /// Of its rules those that stand as they were before, because their texts are wrong now.
+  func kept(for domain: DomainDescription) -> [KeptRule] { compiled(for: domain)?.kept ?? [] }
+
+  private func compiled(for domain: DomainDescription) -> RuleLoading.Compiled? {
     if let own = own(RuleSubject(domain)), !without.contains(own) { return byDomain[own] }
     return domain.serviceType.flatMap { byService[$0] } ?? fallback
   }
@@ -116,8 +128,10 @@ struct RuleSelection: Sendable {
     return Set(lacking.map(\.key)).sorted()
   }
 
-  /// All rule sets, each once.
-  var all: [SnortRules] { Array(byDomain.values) + byService.values + (fallback.map { [$0] } ?? []) }
+  private var sets: [RuleLoading.Compiled] { Array(byDomain.values) + byService.values + (fallback.map { [$0] } ?? []) }
+
+  /// All rule sets.
+  var all: [SnortRules] { sets.map(\.rules) }
 
   /// Classes that a policy names and no rule can have: errors, or warnings where they may stand in files of a guest that cannot be used, since those cost nobody else
   /// anything.

@@ -78,6 +78,7 @@ struct Rules: ParsableCommand {
       + (status.files.isEmpty
         ? ["  none: it is not guarded; give it some: vmfence-ref rules set \(status.domain) FILE".escapedForDisplay]
         : status.files.map { "  \($0)".escapedForDisplay })
+      + (status.kept ?? []).map { "  \($0)".escapedForDisplay }
   }
 }
 

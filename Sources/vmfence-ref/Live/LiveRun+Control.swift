@@ -7,6 +7,9 @@ import VMFenceDetection
 // What only the loop can answer.
 
 extension LiveRun {
+  /// How many rules are named that stand as they were before.
+  private static var keptNamed: Int { 20 }
+
   func answer(_ question: LoopQuestion, at now: Timestamp) async {
     do throws(ControlFailure) {
       switch question.request.verb {
@@ -46,7 +49,7 @@ extension LiveRun {
         "skipped": recorded.skipped,
       ],
       clockOffset: Double(clock.offset.wholeNanoseconds) / 1e9,
-      problems: toldProblems.map(\.description) + dispatchProblems + outputs.problems + disks.problems
+      problems: guestProblems + outputs.problems + disks.problems
         + (captures.problem.map { [$0] } ?? [])
         + (history.problem.map { ["the history is not written: \($0)"] } ?? [])
         + (drops.problem.map { ["the packet filter's counters are not read: \($0)"] } ?? [])
@@ -112,7 +115,19 @@ extension LiveRun {
     return RulesStatus(
       domain: domain.name,
       state: (directory.entry(for: domain.incarnation)?.state ?? .unguarded).rawValue, files: files,
-      rules: rules.selection.rules(for: domain)?.ruleCount ?? 0, isAssigned: own != nil)
+      rules: rules.selection.rules(for: domain)?.ruleCount ?? 0, isAssigned: own != nil,
+      kept: keptRules(rules.selection.kept(for: domain)))
+  }
+
+  /// Of guests, their rules and their cards.
+  private var guestProblems: [String] {
+    toldProblems.map(\.description) + keptRules(rules.selection.kept) + dispatchProblems
+  }
+
+  /// What there is to say of rules that stand as they were before.
+  private func keptRules(_ kept: [KeptRule]) -> [String] {
+    let named = kept.prefix(Self.keptNamed).map(\.description)
+    return named + (kept.count > named.count ? ["\(kept.count - named.count) more rules stay in force like these"] : [])
   }
 
   /// The paper's event e2: rules for a domain, at run time. Compiled in another thread; in force, and kept, only when they compile.

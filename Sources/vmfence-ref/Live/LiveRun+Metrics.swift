@@ -17,6 +17,9 @@ extension LiveRun {
     writeDomains(&metrics)
     await writeMeasures(&metrics)
     metrics.metric(
+      "vmfence_rules_kept", .gauge, "Rules whose texts are wrong and that stay in force as they were before.")
+    metrics.sample(rules.selection.kept.count)
+    metrics.metric(
       "vmfence_capture_drops_total", .counter, "Frames that the kernel dropped before the daemon read them.")
     metrics.sample(captures.drops)
     metrics.metric("vmfence_events_lost_total", .counter, "Events that did not reach where they should have gone.")

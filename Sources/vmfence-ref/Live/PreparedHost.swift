@@ -42,13 +42,15 @@ struct PreparedHost: Sendable {
   }
 
   /// Compiles the rules of `configuration` for `domains`; nil when they cannot be used.
+  ///
+  /// - `previous`: of what is in force, what goes on: rules whose texts are wrong now, and own files of guests that cannot be used.
   static func compile(
     _ files: ScenarioRules, _ assigned: RuleAssignments, for domains: [RuleSubject],
     keeping previous: RuleSelection? = nil
   ) -> (rules: RuleSelection?, diagnostics: [Diagnostic]) {
     var files = files
     files.assigned = assigned.files.mapValues { paths in paths.map { .init(path: $0, place: SourcePlace(file: $0)) } }
-    var loading = RuleLoading(rules: files)
+    var loading = RuleLoading(rules: files, keeping: previous?.texts ?? RulesBefore())
     do throws(RuleLoading.Failure) {
       let rules = try RuleSelection(&loading, domains: domains, isolating: true, keeping: previous)
       return (rules, loading.diagnostics)
