@@ -64,6 +64,9 @@ public struct DiskControlStatus: Codable, Sendable, Hashable {
       self.paths = paths
       self.remaining = remaining
     }
+
+    /// Whole seconds, for people.
+    package var shownRemaining: Int { DiskControlStatus.shown(remaining) }
   }
 
   /// A request that waits for a decision; the whole disk waits with it.
@@ -81,7 +84,14 @@ public struct DiskControlStatus: Codable, Sendable, Hashable {
       self.waiting = waiting
       self.remaining = remaining
     }
+
+    /// Whole seconds, for people.
+    package var shownWaiting: Int { DiskControlStatus.shown(waiting) }
+    package var shownRemaining: Int { DiskControlStatus.shown(remaining) }
   }
+
+  /// The process may say any number, which need not be one that an `Int` holds: about thirty years at the most are shown.
+  private static func shown(_ seconds: Double) -> Int { Int(min(max(0, seconds), 1_000_000_000)) }
 
   public var expected: [Window]
   public var held: Held?

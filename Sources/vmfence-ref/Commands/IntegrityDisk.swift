@@ -69,13 +69,13 @@ struct IntegrityHeld: ParsableCommand {
       Terminal.output.print("requests: \(status.requests), refused: \(status.denied)")
       for window in status.expected {
         Terminal.output.print(
-          "announced for \(Int(window.remaining)) s more: \(window.paths.joined(separator: " ").escapedForDisplay)")
+          "announced for \(window.shownRemaining) s more: \(window.paths.joined(separator: " ").escapedForDisplay)")
       }
       for limit in status.limits { Terminal.output.print("note: \(limit.escapedForDisplay)") }
       if let held = status.held {
         Terminal.output.print(
-          "request \(held.request) has waited \(Int(held.waiting)) s, and the whole disk with it; decided by itself in "
-            + "\(Int(held.remaining)) s. It would change: \(held.paths.joined(separator: " ").escapedForDisplay)")
+          "request \(held.request) has waited \(held.shownWaiting) s, and the whole disk with it; decided by itself in "
+            + "\(held.shownRemaining) s. It would change: \(held.paths.joined(separator: " ").escapedForDisplay)")
       } else {
         Terminal.output.print("nothing waits for a decision")
       }
