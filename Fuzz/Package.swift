@@ -38,5 +38,6 @@ let package = Package(
     target("fuzz-state", "VMFenceCore", "VMFenceDetection"),
     target("fuzz-rules", "VMFenceCore", "VMFenceDetection"),
     target("fuzz-ring", "VMFenceCore"),
+    target("fuzz-records", "VMFenceCore", "VMFenceXen", "VMFenceNftables", "VMFenceCapture", "VMFenceChannel"),
   ]
 )

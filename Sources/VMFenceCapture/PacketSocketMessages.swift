@@ -50,14 +50,18 @@ package struct PacketSocketServer {
 
   package init() {}
 
+  /// - `open`: opens a packet socket, and leaves it to this.
   /// - Returns: the answer and the socket that goes with it, which is the caller's to close; nil when the owner asked what no sound one asks: then this is to end.
-  package mutating func answer(_ message: [UInt8]) -> (answer: [UInt8], descriptor: Int32?)? {
+  package mutating func answer(
+    _ message: [UInt8],
+    open: () throws(SystemFailure) -> Int32 = { () throws(SystemFailure) in try PacketSocket.open().release() }
+  ) -> (answer: [UInt8], descriptor: Int32?)? {
     guard let question = PacketSocketMessage(message), question.error == 0,
       lastSequence.map({ question.sequence > $0 }) ?? true
     else { return nil }
     lastSequence = question.sequence
     do throws(SystemFailure) {
-      return (question.encoded, try PacketSocket.open().release())
+      return (question.encoded, try open())
     } catch {
       return (PacketSocketMessage(sequence: question.sequence, error: min(max(error.number, 1), 4095)).encoded, nil)
     }

@@ -141,6 +141,21 @@ struct FirewallMessageTests {
     #expect(FirewallAnswer(read.part(from: 0, sequence: 1).bytes, to: .read, 1) == nil, "flows are no measures")
   }
 
+  @Test("a reset without a tag, or one that acknowledges nothing, has nothing there")
+  func absences() {
+    var reset = Self.reset
+    reset.reset = TCPReset(
+      source: Self.station, destination: Self.station, vlan: nil, next: 7, acknowledged: nil)
+    let bytes = FirewallQuestion(.reset, records: [.reset(reset)]).part(from: 0, sequence: 1).bytes
+    #expect(FirewallQuestion(bytes)?.records == [.reset(reset)])
+    // The record ends with: tagged 1, tag 2, next 4, acknowledges 1, acknowledged 4.
+    for place in [1, 4, 10, 11] {
+      var other = bytes
+      other[bytes.count - place] = 1
+      #expect(FirewallQuestion(other) == nil, "\(place) bytes before the end")
+    }
+  }
+
   @Test("a failure keeps its code and words; what is no failure of ours is none")
   func failures() throws {
     for code in [FirewallError.Code.conflict, .unsupported, .permissionDenied, .full, .failed] {

@@ -238,6 +238,8 @@ enum FirewallRecord: Equatable, Sendable {
     let (isTagged, tag) = (try reader.flag(UInt8.self), try reader.number(UInt16.self))
     let next: UInt32 = try reader.number()
     let (acknowledges, acknowledged) = (try reader.flag(UInt8.self), try reader.number(UInt32.self))
+    // What is not there is zero.
+    guard isTagged || tag == 0, acknowledges || acknowledged == 0 else { throw RecordFailure() }
     return .reset(
       AddressedReset(
         domain: domain, direction: direction,

@@ -9,9 +9,9 @@ package struct FirewallServer {
   /// How long a table that another process owns is waited for: the process before this one may end only now.
   private static let holderPatience = Duration.seconds(3)
 
-  private var sink: NftablesSink?
-  private let sender: ResetSender?
+  private let opens: KeptFirewall.Opening
   private let senderProblem: FirewallError?
+  private var firewall: (any KeptFirewall)?
   private let heard = HeardChanges()
   private var lastSequence: UInt64?
   /// The parts of a question that goes on.
@@ -21,17 +21,26 @@ package struct FirewallServer {
 
   /// - `sender`: sends resets, or why nothing does.
   package init(sender: Result<ResetSender, FirewallError>) {
+    var (resets, problem) = (ResetSender?.none, FirewallError?.none)
     switch sender {
-    case .success(let sender): (self.sender, senderProblem) = (sender, nil)
-    case .failure(let problem): (self.sender, senderProblem) = (nil, problem)
+    case .success(let sender): resets = sender
+    case .failure(let failure): problem = failure
     }
+    self.init(senderProblem: problem) { [resets] configuration, heard throws(NetlinkError) in
+      SinkWithResets(sink: try NftablesSink.opening(configuration, heard), resets: resets)
+    }
+  }
+
+  init(senderProblem: FirewallError?, _ opens: @escaping KeptFirewall.Opening) {
+    self.senderProblem = senderProblem
+    self.opens = opens
   }
 
   /// - `isolate`: called when the packet filter is open, before that is answered.
   /// - Returns: the answer; nil when the owner asked what no sound one asks: then this is to end.
   package mutating func answer(_ message: [UInt8], isolate: () -> Void) -> [UInt8]? {
     guard let question = FirewallQuestion(message), lastSequence.map({ question.sequence > $0 }) ?? true,
-      begun == nil || begun?.verb == question.verb, (question.verb == .open) == (sink == nil)
+      begun == nil || begun?.verb == question.verb, (question.verb == .open) == (firewall == nil)
     else { return nil }
     lastSequence = question.sequence
     if question.verb == .more { return more(question) }
@@ -40,7 +49,7 @@ package struct FirewallServer {
     guard let whole = begun, whole.records.count <= FirewallMessage.recordLimit else { return nil }
     if question.hasMore { return say(FirewallAnswer(question.verb), question) }
     begun = nil
-    if let sink { return say(obey(whole, sink), question) }
+    if let firewall { return say(Self.obey(whole, firewall, heard), question) }
     let answer = open(whole)
     isolate()
     return say(answer, question)
@@ -70,12 +79,12 @@ package struct FirewallServer {
       if case .text(let text) = record { configuration.table = text }
     }
     do throws(NetlinkError) {
-      let sink = try openFree(configuration)
-      self.sink = sink
+      let firewall = try openFree(configuration)
+      self.firewall = firewall
       var answer = FirewallAnswer(.open)
-      answer.generation = sink.contents.withLock { $0.generation }
-      answer.number = UInt64(sink.adoptedMeasures)
-      answer.records = [.text(senderProblem?.message ?? ""), .text(sink.features.portProblem ?? "")]
+      answer.generation = firewall.generation
+      answer.number = UInt64(firewall.adoptedMeasures)
+      answer.records = [.text(senderProblem?.message ?? ""), .text(firewall.portProblem ?? "")]
       return answer
     } catch .held(let port) {
       var answer = FirewallAnswer(.open)
@@ -87,11 +96,11 @@ package struct FirewallServer {
     }
   }
 
-  private func openFree(_ configuration: NftablesSink.Configuration) throws(NetlinkError) -> NftablesSink {
+  private func openFree(_ configuration: NftablesSink.Configuration) throws(NetlinkError) -> any KeptFirewall {
     let (heard, deadline) = (heard, ContinuousClock.now + Self.holderPatience)
     while true {
       do throws(NetlinkError) {
-        return try NftablesSink.opening(configuration) { heard.put($0) }
+        return try opens(configuration) { heard.put($0) }
       } catch .held(let port) {
         guard ContinuousClock.now < deadline else { throw .held(port) }
         usleep(20_000)
@@ -99,48 +108,41 @@ package struct FirewallServer {
     }
   }
 
-  private func obey(_ question: FirewallQuestion, _ sink: NftablesSink) -> FirewallAnswer {
+  private static func obey(
+    _ question: FirewallQuestion, _ firewall: any KeptFirewall, _ heard: HeardChanges
+  ) -> FirewallAnswer {
     var answer: FirewallAnswer
     do throws(FirewallError) {
-      answer = try carryOut(question, sink)
+      answer = try carryOut(question, firewall, heard)
     } catch { answer = FirewallAnswer(question.verb, error) }
-    answer.generation = sink.contents.withLock { $0.generation }
+    answer.generation = firewall.generation
     return answer
   }
 
-  private func carryOut(_ question: FirewallQuestion, _ sink: NftablesSink) throws(FirewallError) -> FirewallAnswer {
+  private static func carryOut(
+    _ question: FirewallQuestion, _ firewall: any KeptFirewall, _ heard: HeardChanges
+  ) throws(FirewallError) -> FirewallAnswer {
     var answer = FirewallAnswer(question.verb)
     let time = Timestamp(nanoseconds: question.time)
     switch question.verb {
     case .apply:
-      let change = FirewallChange(
-        from: question.number, time: time, add: question.records.compactMap(\.measure),
-        remove: question.records.compactMap(\.removed))
-      _ = try sink.locked { contents throws(FirewallError) in try contents.apply(change) }
-    case .replace:
-      let measures = question.records.compactMap(\.measure)
-      _ = try sink.locked { contents throws(FirewallError) in
-        try contents.change(adding: measures, removing: [], at: time, replacesAll: true)
-      }
-    case .read:
-      let state = try sink.locked { contents throws(FirewallError) in try contents.readBack(at: time) }
-      answer.records = state.measures.map { .measure($0) }
+      try firewall.apply(
+        FirewallChange(
+          from: question.number, time: time, add: question.records.compactMap(\.measure),
+          remove: question.records.compactMap(\.removed)))
+    case .replace: try firewall.replace(with: question.records.compactMap(\.measure), at: time)
+    case .read: answer.records = try firewall.measures(at: time).map { .measure($0) }
     case .ports:
-      let (ports, antiSpoofing) = Self.ports(question)
-      try sink.locked { contents throws(FirewallError) in try contents.update(ports, antiSpoofing) }
+      let (ports, antiSpoofing) = ports(question)
+      try firewall.update(ports, antiSpoofing)
     case .cut:
-      let flows = question.records.compactMap(\.flow)
-      let outcome = try sink.locked { contents throws(FirewallError) in
-        try contents.cut(flows, for: .nanoseconds(question.time))
-      }
+      let outcome = try firewall.cut(question.records.compactMap(\.flow), for: .nanoseconds(question.time))
       answer.number = UInt64(outcome.cut)
       answer.records = outcome.left.map { .flow($0) }
     case .reset:
-      let results = SinkWithResets(sink: sink, resets: sender).send(question.records.compactMap(\.reset))
+      let results = firewall.send(question.records.compactMap(\.reset))
       answer.records = results?.map { .isSent($0) } ?? []
-    case .counts:
-      let counts = try sink.locked { contents throws(FirewallError) in try contents.readCounts(ofMeasures: false) }
-      answer.records = FirewallCount.list(counts).map { .count($0) }
+    case .counts: answer.records = FirewallCount.list(try firewall.counts()).map { .count($0) }
     case .look: answer.records = heard.take().map { .change($0) }
     case .open, .more: break
     }
@@ -164,6 +166,55 @@ package struct FirewallServer {
       }
     }
     return (ports, antiSpoofing)
+  }
+}
+
+/// The packet filter as the process's side has it: the kernel's, or, to try that side, none. Used by one thread.
+protocol KeptFirewall {
+  /// Opens it; what it is given is called, on any thread, for each change by others.
+  typealias Opening =
+    @Sendable (NftablesSink.Configuration, @escaping @Sendable (ForeignChange) -> Void) throws(NetlinkError) ->
+    any KeptFirewall
+
+  var generation: UInt64 { get }
+  /// What stood when it was opened.
+  var adoptedMeasures: Int { get }
+  /// What is not stopped at ports, and what helps.
+  var portProblem: String? { get }
+  func apply(_ change: FirewallChange) throws(FirewallError)
+  func replace(with measures: [FirewallMeasure], at time: Timestamp) throws(FirewallError)
+  func measures(at time: Timestamp) throws(FirewallError) -> [FirewallMeasure]
+  func update(_ ports: [DomainUUID: [NetworkPort]], _ antiSpoofing: AntiSpoofing) throws(FirewallError)
+  func cut(_ flows: [FlowCut], for duration: Duration) throws(FirewallError) -> NftablesSink.CutOutcome
+  /// - Returns: for each whether it was sent; nil where none are.
+  func send(_ resets: [AddressedReset]) -> [Bool]?
+  func counts() throws(FirewallError) -> TrafficCounts
+}
+
+extension SinkWithResets: KeptFirewall {
+  var generation: UInt64 { sink.contents.withLock { $0.generation } }
+  var adoptedMeasures: Int { sink.adoptedMeasures }
+  var portProblem: String? { sink.features.portProblem }
+
+  func apply(_ change: FirewallChange) throws(FirewallError) {
+    _ = try sink.locked { contents throws(FirewallError) in try contents.apply(change) }
+  }
+  func replace(with measures: [FirewallMeasure], at time: Timestamp) throws(FirewallError) {
+    _ = try sink.locked { contents throws(FirewallError) in
+      try contents.change(adding: measures, removing: [], at: time, replacesAll: true)
+    }
+  }
+  func measures(at time: Timestamp) throws(FirewallError) -> [FirewallMeasure] {
+    try sink.locked { contents throws(FirewallError) in try contents.readBack(at: time) }.measures
+  }
+  func update(_ ports: [DomainUUID: [NetworkPort]], _ antiSpoofing: AntiSpoofing) throws(FirewallError) {
+    try sink.locked { contents throws(FirewallError) in try contents.update(ports, antiSpoofing) }
+  }
+  func cut(_ flows: [FlowCut], for duration: Duration) throws(FirewallError) -> NftablesSink.CutOutcome {
+    try sink.locked { contents throws(FirewallError) in try contents.cut(flows, for: duration) }
+  }
+  func counts() throws(FirewallError) -> TrafficCounts {
+    try sink.locked { contents throws(FirewallError) in try contents.readCounts(ofMeasures: false) }
   }
 }
 

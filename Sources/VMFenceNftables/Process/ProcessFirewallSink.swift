@@ -70,6 +70,19 @@ public final class ProcessFirewallSink: FirewallSink, FlowFirewall {
   public static func open(
     _ configuration: NftablesSink.Configuration = .init(), patience: Patience = Patience(), _ start: @escaping Start
   ) throws(FirewallError) -> ProcessFirewallSink {
+    let sink = try opening(configuration, patience: patience, start)
+    let pause = UInt32(clamping: patience.look.wholeNanoseconds / 1_000)
+    let error = DetachedThread.start { [weak sink] in
+      while sink?.look() != nil { usleep(pause) }
+    }
+    guard error == 0 else { throw FirewallError(.failed, "cannot start a thread: \(describeError(error))") }
+    return sink
+  }
+
+  /// One that nobody looks after: `look` is the caller's to call.
+  static func opening(
+    _ configuration: NftablesSink.Configuration, patience: Patience, _ start: @escaping Start
+  ) throws(FirewallError) -> ProcessFirewallSink {
     guard configuration.table.utf8.count <= FirewallRecord.textLimit,
       configuration.quarantineExceptions.networks.count <= portLimit
     else {
@@ -77,11 +90,6 @@ public final class ProcessFirewallSink: FirewallSink, FlowFirewall {
     }
     let sink = ProcessFirewallSink(configuration, patience, start)
     try sink.begin()
-    let pause = UInt32(clamping: patience.look.wholeNanoseconds / 1_000)
-    let error = DetachedThread.start { [weak sink] in
-      while sink?.look() != nil { usleep(pause) }
-    }
-    guard error == 0 else { throw FirewallError(.failed, "cannot start a thread: \(describeError(error))") }
     return sink
   }
 
@@ -237,7 +245,7 @@ public final class ProcessFirewallSink: FirewallSink, FlowFirewall {
   }
 
   /// Looks whether the process lives, and what it has heard; starts another where there is none.
-  private func look() {
+  func look() {
     var news: [News] = []
     let mayBegin = link.withLock { link in
       if link.absence == nil {
