@@ -89,7 +89,7 @@ private final class LyingOpener: DescriptorProcess {
 
   func receive(within patience: Duration, descriptor: inout CInt?) -> ReceivedMessage {
     state.withLock { state in
-      let received = state.process.receive()
+      let received = state.process.receive(within: patience)
       // With a message, or without one: nothing but a descriptor may come, too.
       descriptor = state.descriptors.isEmpty || received == .ended ? nil : state.descriptors.removeFirst()
       return received

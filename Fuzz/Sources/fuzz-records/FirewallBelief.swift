@@ -8,7 +8,7 @@ import Synchronization
 private final class LyingFirewall: MessageProcess {
   private struct State {
     var server: FirewallServer
-    var process = LyingProcess(silences: 1)
+    var process = LyingProcess()
     var lastSequence: UInt64 = 0
   }
   private let state: Mutex<State>
@@ -58,7 +58,7 @@ private final class LyingFirewall: MessageProcess {
     return bytes
   }
 
-  func receive(within patience: Duration) -> ReceivedMessage { state.withLock { $0.process.receive() } }
+  func receive(within patience: Duration) -> ReceivedMessage { state.withLock { $0.process.receive(within: patience) } }
   func end(patience: Duration) { state.withLock { $0.process.end() } }
   var status: DetectorStatus { state.withLock { $0.process.isGone } ? .exited(code: 7) : .running }
 }

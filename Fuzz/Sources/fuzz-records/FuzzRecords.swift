@@ -96,11 +96,9 @@ struct LyingProcess {
   private var waiting: [[UInt8]] = []
   private var late: [[UInt8]] = []
   private var earlier: [UInt8] = []
-  /// It has ended when it was listened to so often more in vain: who waits until a time comes would wait for long.
-  private var silences: Int
+  /// Whether it was waited for in vain: when it is again, it has ended. Who waits until a time comes would wait for long.
+  private var wasSilent = false
   private(set) var sends = 0
-
-  init(silences: Int = .max) { self.silences = silences }
 
   mutating func put(_ sound: [UInt8], _ lie: Lie, _ operands: Operands) {
     let messages = lie.messages(sound, earlier: earlier, operands)
@@ -115,15 +113,17 @@ struct LyingProcess {
   /// One that an owner which is not itself spoke to has ended.
   mutating func end() { (isGone, waiting, late) = (true, [], []) }
 
-  mutating func receive() -> ReceivedMessage {
+  mutating func receive(within patience: Duration) -> ReceivedMessage {
     receptions += 1
     if !waiting.isEmpty { return .message(waiting.removeFirst()) }
     if isGone { return .ended }
-    guard silences > 0 else {
-      isGone = true
-      return .ended
+    if patience > .zero {
+      if wasSilent {
+        isGone = true
+        return .ended
+      }
+      wasSilent = true
     }
-    silences -= 1
     (waiting, late) = (late, [])
     return .nothing
   }

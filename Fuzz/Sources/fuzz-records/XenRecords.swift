@@ -79,7 +79,7 @@ private final class LyingHypervisor: MessageProcess {
     }
   }
 
-  func receive(within patience: Duration) -> ReceivedMessage { state.withLock { $0.process.receive() } }
+  func receive(within patience: Duration) -> ReceivedMessage { state.withLock { $0.process.receive(within: patience) } }
   func end(patience: Duration) { state.withLock { $0.process.end() } }
   var status: DetectorStatus { state.withLock { $0.process.isGone } ? .exited(code: 7) : .running }
 }
