@@ -41,7 +41,8 @@ public actor EnforcementCoordinator {
   private var toldFailures: [UInt64: String] = [:]
   /// The firewall may not hold what it should.
   private var isBehind = false
-  var isLogBroken = false
+  /// Whether the log took nothing when it was written last: measures are enforced unlogged.
+  package internal(set) var isLogBroken = false
   private var isSyncNeeded = false
   /// The log is being made anew, and is to be made so once more afterwards.
   var isCompacting = false
