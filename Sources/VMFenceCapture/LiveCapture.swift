@@ -146,6 +146,12 @@ public struct LiveCapture: ~Copyable, Sendable, PacketSource {
     }
   }
 
+  /// The number of the interface that frames come from; 0: it is gone.
+  package var boundIndex: UInt32 {
+    let number = socket.boundAddress().index
+    return failure == nil && number > 0 ? UInt32(number) : 0
+  }
+
   @inlinable
   public mutating func nextBatch(
     limit: Int, patience: Duration, _ body: (FrameMetadata, RawSpan) -> Void

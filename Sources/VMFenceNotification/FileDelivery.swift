@@ -7,7 +7,8 @@ public import VMFenceCore
 /// The file has a limit, which events share as in `EVEFileSink`: half of it is for alerts, anomalies and tagged packets, a quarter for file events, a quarter for decisions and all else; of
 /// each, one guest has as much as there is room left. What finds no room is lost until the file is begun anew, and counted, by guest; what others have to say goes on.
 public final class FileDelivery: Delivery, SharedDelivery, @unchecked Sendable {
-  public let refused: UInt64 = 0
+  /// Lines that found no room, of those that came without whose they are.
+  public private(set) var refused: UInt64 = 0
   private var file: LineFile
   /// In bytes. What lines have taken is given back when the file is begun anew.
   private var room: EventRoom
@@ -25,7 +26,9 @@ public final class FileDelivery: Delivery, SharedDelivery, @unchecked Sendable {
   }
 
   public func deliver(_ lines: [[UInt8]]) throws(DeliveryFailure) -> Int {
-    try deliver(lines.map { DeliveryLine(bytes: $0, kind: .others, domain: nil) }) { _ in }
+    var lost: UInt64 = 0
+    defer { refused &+= lost }
+    return try deliver(lines.map { DeliveryLine(bytes: $0, kind: .traffic, domain: nil) }) { _ in lost += 1 }
   }
 
   package func deliver(

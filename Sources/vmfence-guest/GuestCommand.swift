@@ -180,7 +180,7 @@ enum GuestCommand {
 
   private static func check(_ file: String) throws(Failure) {
     // SAFETY: access(2) reads the path up to its zero.
-    guard unsafe access(file, F_OK) == 0 else {
+    if unsafe access(file, F_OK) != 0, errno == ENOENT {
       throw Failure(66, "there is no such file, so nothing is declared", at: SourcePlace(file: file))
     }
     let declared = try TenantFile.read(file)

@@ -51,6 +51,8 @@ enum TenantFile {
         guard let path = parsed.value(after: 1) else { throw wrong(Self.openQuote.message, Self.openQuote.remedy) }
         guard !path.isEmpty else { throw wrong("an item without a path", "name one") }
         declaration.protectedPaths.append(path)
+      } else if parsed.content.first == "\t" {
+        throw wrong("a tab before the text", "indent by spaces: '  - /etc/**'")
       } else if let colon = parsed.content.firstIndex(of: ":"), parsed.indentation == 0 {
         let key = String(parsed.content[..<colon])
         guard keys.insert(key).inserted else { throw wrong("'\(key.escapedForDisplay)' twice", "keep one") }
@@ -66,8 +68,6 @@ enum TenantFile {
         default:
           throw wrong("there is no key '\(key.escapedForDisplay)'", "keys are service-type and protected-paths")
         }
-      } else if line.first == "\t" {
-        throw wrong("a tab before the text", "indent by spaces: '  - /etc/**'")
       } else {
         throw wrong(
           "'\(parsed.content.escapedForDisplay)' is neither a key nor an item", "write 'KEY: VALUE' or '  - PATH'")

@@ -45,8 +45,8 @@ package struct InventoryParser {
       "migration", expected: "one of \(Self.migrations.keys.sorted().joined(separator: ", "))", { Self.migrations[$0] })
     let ports = map.children("ports").compactMap { $0.networkPort() }
     let disks = map.children("disks").compactMap(disk)
-    let tenant = map.string("tenant").map(TenantID.init)
-    let service = map.string("service")
+    let tenant = map.label("tenant").map(TenantID.init)
+    let service = map.label("service")
     map.finish()
     if name?.isEmpty == true { reader.report(at: map.node, "\(map.path).name is empty") }
     guard let name, let uuid, let number else { return nil }
@@ -98,11 +98,14 @@ package struct InventoryParser {
 }
 
 extension YAMLMapping {
-  package static var interfaceName: String { "an interface's name (1 to 15 characters, no slash, no space)" }
+  package static var interfaceName: String { "an interface's name (1 to 15 characters, no slash, colon or space)" }
 
   /// The name of a network interface, as Linux has them; nil when there can be none of that name.
   package static func interface(_ text: String) -> String? {
-    (1...15).contains(text.utf8.count) && !text.contains("/") && !text.contains(" ") ? text : nil
+    let isPossible =
+      (1...15).contains(text.utf8.count) && text != "." && text != ".."
+      && !text.contains { $0 == "/" || $0 == ":" || $0.isWhitespace }
+    return isPossible ? text : nil
   }
 
   /// Reads a port of a domain, as inventories and scenarios have it.

@@ -139,6 +139,12 @@ package final class YAMLMapping {
     return scalar.string
   }
 
+  /// A text that says as much when it is empty as when it is left out, as templates fill it in.
+  package func label(_ key: String) -> String? {
+    if case .scalar(let scalar)? = raw(key), scalar.string.isEmpty { return nil }
+    return string(key)
+  }
+
   package func requiredString(_ key: String, example: String) -> String? {
     required(key, example) == nil ? nil : string(key)
   }

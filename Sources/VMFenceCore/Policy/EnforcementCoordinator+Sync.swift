@@ -51,10 +51,27 @@ extension EnforcementCoordinator {
       isCompacting = true
       return Compaction(finish: finish, covered: unlogged)
     } catch {
-      await reportBrokenLog(error, at: time)
+      await noteCompaction(failed: error, at: time)
       return nil
     }
   }
+
+  /// The log that is there goes on, so this says nothing of whether it takes what is decided.
+  private func noteCompaction(failed error: DecisionLogError?, at time: Timestamp) async {
+    let wasTold = compactionRetry != nil
+    compactionRetry = error == nil ? nil : time + Self.compactionPause
+    guard wasTold == (error == nil) else { return }
+    if let error {
+      await report(
+        .logUnwritable, severity: 2, at: time,
+        "the decision log cannot be made anew, and goes on as it is: \(error.message.escapedForDisplay)")
+    } else {
+      await report(.logWritable, severity: 3, at: time, "the decision log was made anew")
+    }
+  }
+
+  /// Writing it anew is much work for a disk that has just refused it.
+  private static var compactionPause: Duration { .seconds(30) }
 
   func finish(_ compaction: Compaction, at time: Timestamp) async {
     var compaction = compaction
@@ -63,9 +80,8 @@ extension EnforcementCoordinator {
       await enter()
       defer { leave() }
       isCompacting = false
-      if let error {
-        await reportBrokenLog(error, at: time)
-      } else {
+      await noteCompaction(failed: error, at: time)
+      if error == nil {
         for (id, decision) in compaction.covered where unlogged[id] == decision { unlogged[id] = nil }
         if unlogged.isEmpty { await reportSoundLog(at: time) }
       }

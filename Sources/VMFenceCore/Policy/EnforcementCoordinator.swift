@@ -47,6 +47,8 @@ public actor EnforcementCoordinator {
   /// The log is being made anew, and is to be made so once more afterwards.
   var isCompacting = false
   var isCompactionWanted = false
+  /// The log could not be made anew: it is tried again then.
+  var compactionRetry: Timestamp?
   /// Decisions that the log did not take, by number, to be appended once it does again.
   var unlogged: [UInt64: Decision] = [:]
   private var line = WaitingLine()
@@ -88,7 +90,9 @@ public actor EnforcementCoordinator {
     await enter()
     var decisions = await carryOut(updater.advance(to: time), at: time)
     if isBehind || !desired.isEmpty { decisions += await catchUp(at: time) }
-    if log.isCompactionDue, !isCompacting, let compaction = await beginCompaction(at: time) {
+    if !isCompacting, compactionRetry.map({ time >= $0 }) ?? log.isCompactionDue,
+      let compaction = await beginCompaction(at: time)
+    {
       // Nothing of this waits for it.
       Task { await finish(compaction, at: time) }
     }
@@ -468,7 +472,7 @@ extension EnforcementCoordinator {
       "the decision log cannot be written, measures are enforced unlogged: \(error.message.escapedForDisplay)")
   }
 
-  private func report(
+  func report(
     _ kind: PlatformAlert.Kind, severity: Int, at time: Timestamp, about incarnation: Incarnation? = nil,
     _ message: String
   ) async {

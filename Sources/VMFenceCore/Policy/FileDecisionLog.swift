@@ -158,7 +158,14 @@ public final class FileDecisionLog: DecisionLog {
     after(.begun)
     return { [self] () throws(DecisionLogError) in
       defer { state.withLock { ($0.meanwhile, $0.next) = (nil, nil) } }
-      try replace(with: decisions, after: after)
+      do throws(DecisionLogError) {
+        try replace(with: decisions, after: after)
+      } catch {
+        // The room that it takes is the log's. Once it has the log's name there is none of this one.
+        // SAFETY: the path is a text that outlives the call.
+        _ = unsafe unlink(path + ".new")
+        throw error
+      }
     }
   }
 
@@ -168,7 +175,7 @@ public final class FileDecisionLog: DecisionLog {
     var sequence: UInt64 = 0
     let records = try Self.records(decisions, &sequence)
     let bytes = Self.magic + Array(repeating: 0, count: Self.headerSize - Self.magic.count) + records
-    let file = try LogFile.open(path + ".new", flags: O_RDWR | O_CREAT | O_TRUNC)
+    let file = try LogFile.open(path + ".new", flags: O_RDWR | O_CREAT | O_TRUNC, as: path)
     try file.lock()
     try file.write(bytes, at: 0)
     try file.sync()
@@ -184,11 +191,14 @@ public final class FileDecisionLog: DecisionLog {
     after(.joined)
     try file.sync()
     try file.rename(to: path)
-    state.withLock { state in
-      if let next = state.next { state.part = next }
-      (state.next, state.compactedEnd) = (nil, end)
-    }
     after(.replaced)
+    // Until the disk has the new name, a power cut may leave either: both get what is appended. If it does not get it, the log is what has the name all the same.
+    defer {
+      state.withLock { state in
+        if let next = state.next { state.part = next }
+        (state.next, state.compactedEnd) = (nil, end)
+      }
+    }
     try file.syncDirectory()
   }
 

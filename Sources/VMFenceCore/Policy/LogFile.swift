@@ -4,19 +4,23 @@ internal import Glibc
 final class LogFile: Sendable {
   private let descriptor: CInt
   private let path: String
+  /// What errors call it.
+  private let name: String
 
-  private init(descriptor: CInt, path: String) {
+  private init(descriptor: CInt, path: String, name: String) {
     self.descriptor = descriptor
     self.path = path
+    self.name = name
   }
 
   deinit { close(descriptor) }
 
-  static func open(_ path: String, flags: CInt) throws(DecisionLogError) -> LogFile {
+  /// - `name`: the path that it is about to have.
+  static func open(_ path: String, flags: CInt, as name: String? = nil) throws(DecisionLogError) -> LogFile {
     // SAFETY: the path is handed over as a string that ends in zero and lives during the call.
     let descriptor = unsafe Glibc.open(path, flags | O_CLOEXEC | O_NOCTTY, 0o600)
     guard descriptor >= 0 else { throw error("open", path, errno) }
-    return LogFile(descriptor: descriptor, path: path)
+    return LogFile(descriptor: descriptor, path: path, name: name ?? path)
   }
 
   /// flock(2), for as long as this file or a duplicate of it is open. A child that is about to become another program holds a duplicate for
@@ -35,42 +39,42 @@ final class LogFile: Sendable {
 
   func duplicate() throws(DecisionLogError) -> LogFile {
     let copy = fcntl(descriptor, F_DUPFD_CLOEXEC, 0)
-    guard copy >= 0 else { throw Self.error("duplicate", path, errno) }
-    return LogFile(descriptor: copy, path: path)
+    guard copy >= 0 else { throw Self.error("duplicate", name, errno) }
+    return LogFile(descriptor: copy, path: path, name: name)
   }
 
   /// All of it; an error when it has more than `limit` bytes.
   func read(limit: Int) throws(DecisionLogError) -> [UInt8] {
     let size = Int(lseek(descriptor, 0, SEEK_END))
-    guard size >= 0 else { throw Self.error("read", path, errno) }
+    guard size >= 0 else { throw Self.error("read", name, errno) }
     guard size <= limit else {
       throw DecisionLogError(
-        .full, "the decision log \(path.escapedForDisplay) has \(size) bytes, and \(limit) are allowed",
+        .full, "the decision log \(name.escapedForDisplay) has \(size) bytes, and \(limit) are allowed",
         at: SourcePlace(file: path), remedy: "raise the limit, or move the log away")
     }
     do throws(SystemFailure) { return try FileBytes.read(descriptor, count: size) } catch {
-      throw Self.error("read", path, error.number)
+      throw Self.error("read", name, error.number)
     }
   }
 
   func write(_ bytes: [UInt8], at offset: Int) throws(DecisionLogError) {
     do throws(SystemFailure) { try FileBytes.write(bytes, descriptor, at: offset) } catch {
-      throw Self.error("write", path, error.number)
+      throw Self.error("write", name, error.number)
     }
   }
 
   /// posix_fallocate(3), so that appending cannot run out of space half-way through a record.
   func allocate(from start: Int, to end: Int) throws(DecisionLogError) {
     let number = posix_fallocate(descriptor, off_t(start), off_t(end - start))
-    if number != 0 { throw Self.error("allocate space for", path, number) }
+    if number != 0 { throw Self.error("allocate space for", name, number) }
   }
 
   func truncate(to size: Int) throws(DecisionLogError) {
-    if ftruncate(descriptor, off_t(size)) != 0 { throw Self.error("truncate", path, errno) }
+    if ftruncate(descriptor, off_t(size)) != 0 { throw Self.error("truncate", name, errno) }
   }
 
   func sync() throws(DecisionLogError) {
-    if fdatasync(descriptor) != 0 { throw Self.error("sync", path, errno) }
+    if fdatasync(descriptor) != 0 { throw Self.error("sync", name, errno) }
   }
 
   func rename(to other: String) throws(DecisionLogError) {

@@ -87,6 +87,10 @@ struct RuleSelection: Sendable {
         ])
       }
     }
+    // Guests that are away now come again.
+    for files in Array(loading.rules.assigned.values) + Array(loading.rules.catalog.byDomain.values) {
+      loading.carryTexts(of: files)
+    }
     texts = loading.texts
     kept = KeptRule.once(sets.flatMap(\.kept))
   }

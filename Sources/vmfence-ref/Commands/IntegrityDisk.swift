@@ -183,7 +183,7 @@ struct IntegrityRollback: ParsableCommand {
       try write(parts, to: image)
     } else if let out {
       let handle = out == "-" ? FileHandle.standardOutput : try create(out)
-      do { try handle.write(contentsOf: Data(contents)) } catch { throw Exit.cannotCreate }
+      do { try handle.write(contentsOf: Data(contents)) } catch { throw OutputFile.failure(out, error) }
     }
     Terminal.error.print("\(path.escapedForDisplay): \(rollback.changes.count) changes taken back")
   }

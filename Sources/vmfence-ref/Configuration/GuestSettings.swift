@@ -16,7 +16,7 @@ struct GuestSettings: Sendable, Equatable {
   mutating func read(_ map: YAMLMapping, _ reader: YAMLReader) {
     let uuid = map.value("uuid", expected: "a UUID", { DomainUUID($0) })
     let name = map.string("name")
-    let guest = Guest(tenant: map.string("tenant").map(TenantID.init), service: map.string("service"))
+    let guest = Guest(tenant: map.label("tenant").map(TenantID.init), service: map.label("service"))
     map.finish()
     guard map.has("uuid") != map.has("name") else {
       reader.report(

@@ -46,6 +46,8 @@ final class Captures {
   private var pastDrops: UInt64 = 0
   private(set) var ports = HostPorts()
   private var lastProblem: String?
+  /// Why the last one that came was not permitted; nil: it was.
+  private var refusal: String?
   private var toldTroubles: UInt64 = 0
   private var lastTold: Timestamp?
 
@@ -114,11 +116,13 @@ final class Captures {
   private func take(_ item: Wanted, _ capture: consuming LiveCapture) {
     open.append(Open(item, capture))
     hasOpened = true
+    refusal = nil
     missing.remove(item)
     logger.notice("capturing on \(item.interface)")
   }
 
   private func take(_ item: Wanted, _ error: PacketSourceError) {
+    if error.code == .permissionDenied { refusal = error.message }
     if missing.insert(item).inserted { logger.warning("waiting for \(item.interface): \(error.message)") }
   }
 
@@ -140,7 +144,26 @@ final class Captures {
 
   /// Whether frames of a port are captured: there, or on the bridge that it is plugged into.
   func isOpen(at port: String, bridge: String?) -> Bool {
-    open.contains { $0.wanted.isBridge ? $0.wanted.interface == bridge : $0.wanted.interface == port }
+    open.contains { capture in
+      guard capture.wanted.interface == (capture.wanted.isBridge ? bridge : port) else { return false }
+      let number = capture.source?.boundIndex ?? 0
+      return number != 0 && number == Self.number(of: capture.wanted.interface)
+    }
+  }
+
+  /// Closes those whose names are other interfaces' now, or nobody's. One whose interface is gone is read to its end first.
+  func drop(_ changed: Set<String>) {
+    for capture in open where changed.contains(capture.wanted.interface) {
+      let number = capture.source?.boundIndex ?? 0
+      if number != 0, number != Self.number(of: capture.wanted.interface) {
+        close(capture, because: "its interface has another name now")
+      }
+    }
+  }
+
+  private static func number(of interface: String) -> UInt32 {
+    // SAFETY: the function reads the name up to its NUL.
+    unsafe if_nametoindex(interface)
   }
 
   /// Hands over what has come in. Capture times become those of `clock`.
@@ -178,7 +201,7 @@ final class Captures {
   var problem: String? {
     // Meanwhile another thread may wait for it.
     if !opening.isBusy { lastProblem = opener.problem }
-    return lastProblem.map { "cards that come cannot be captured: \($0)" }
+    return (lastProblem ?? refusal).map { "cards that come cannot be captured: \($0)" }
   }
 
   /// What is to be told of that, not too often.

@@ -66,7 +66,7 @@ extension LiveRun {
   /// What is not in force at a port yet; nil when all is. A guest without rules is waited for no longer than for the firewall.
   private func missing(at port: String) -> String? {
     guard let domain = domain(at: port) else { return "no domain has it" }
-    guard isKnown(interface: port) else { return "its interface is not there, or has just come" }
+    guard isKnown(interface: port) else { return interfaceProblem ?? "its interface is not there, or has just come" }
     guard !portsAreStale else { return "the packet filter has not taken its measures and what it may pretend" }
     guard rules.selection.rules(for: domain) != nil else { return isPreparing ? "its rules are being compiled" : nil }
     guard membership == pool.membershipGeneration else { return "its packets are not led to a detector yet" }

@@ -50,7 +50,7 @@ extension LiveRun {
       ],
       clockOffset: Double(clock.offset.wholeNanoseconds) / 1e9,
       problems: guestProblems + outputs.problems + disks.problems
-        + (captures.problem.map { [$0] } ?? [])
+        + [captures.problem, interfaceProblem].compactMap(\.self)
         + (await coordinator.isLogBroken ? ["the decision log cannot be written: measures are enforced unlogged"] : [])
         + (history.problem.map { ["the history is not written: \($0)"] } ?? [])
         + (drops.problem.map { ["the packet filter's counters are not read: \($0)"] } ?? [])

@@ -28,6 +28,7 @@ extension LiveRun {
       interfaces.toldProblem = ""
       guard let changed else { return }
       interfaces.addressesAreStale = true
+      captures.drop(changed)
       guard !changed.isEmpty, let domains = snapshot?.domains else { return }
       if domains.contains(where: { $0.ports.contains { changed.contains($0.interface) } }) { portsAreStale = true }
     } catch {
@@ -39,6 +40,12 @@ extension LiveRun {
       if problem != interfaces.toldProblem { logger.error("the kernel's news of interfaces cannot be had: \(problem)") }
       interfaces.toldProblem = problem
     }
+  }
+
+  /// nil when the kernel's news come.
+  var interfaceProblem: String? {
+    interfaces.toldProblem.isEmpty
+      ? nil : "the kernel's news of interfaces cannot be had: \(interfaces.toldProblem)"
   }
 
   /// Whether a port's interface is there, and is the one of which news were taken.

@@ -69,7 +69,7 @@ struct ScenarioParser {
     let ports = map.children("ports").compactMap { $0.networkPort() }
     let result = ScenarioDomain(
       name: name ?? "", uuid: uuid ?? DomainUUID(high: 0, low: 0), domainID: DomainID(UInt32(domid ?? 0)),
-      tenant: map.string("tenant").map(TenantID.init), serviceType: map.string("service"), ports: ports,
+      tenant: map.label("tenant").map(TenantID.init), serviceType: map.label("service"), ports: ports,
       disk: map.child("disk").flatMap(disk), protected: protectedPaths(map), deniesData: map.bool("deny-data") ?? false,
       lifecycle: steps.isEmpty
         ? [ScenarioStep(at: .zero, event: .created, place: reader.place(of: map.node))] : steps,

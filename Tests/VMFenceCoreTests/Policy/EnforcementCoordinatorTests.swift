@@ -70,6 +70,7 @@ private final class SlowLog: DecisionLog {
   let memory = MemoryDecisionLog()
   let isDue = Mutex(false)
   let begun = Mutex(0)
+  let hasRoom = Mutex(true)
   private let doors = Mutex(0)
 
   func append(_ decisions: [Decision]) throws(DecisionLogError) { try memory.append(decisions) }
@@ -87,6 +88,7 @@ private final class SlowLog: DecisionLog {
         defer { doors = max(0, doors - 1) }
         return doors > 0
       }) { usleep(1_000) }
+      guard hasRoom.withLock(\.self) else { throw DecisionLogError(.full, "no space is left") }
       try memory.compact(to: decisions + memory.decisions.dropFirst(held))
     }
   }
@@ -283,6 +285,28 @@ struct EnforcementCoordinatorTests {
     directory.remove(incarnation(1))
     _ = await coordinator.advance(to: at(100))
     #expect(await coordinator.waitingForFirewall.isEmpty)
+  }
+
+  @Test("a log that cannot be made anew goes on, which is told once, and is tried again half a minute later")
+  func failedCompaction() async throws {
+    let log = SlowLog()
+    log.hasRoom.withLock { $0 = false }
+    log.isDue.withLock { $0 = true }
+    let coordinator = try make(log)
+    log.answer()
+    await coordinator.compactLog(at: at(0))
+    log.isDue.withLock { $0 = true }
+    for second in 1..<30 { _ = await coordinator.advance(to: at(Double(second))) }
+    #expect(log.begun.withLock { $0 } == 1)
+    #expect(platform == [.logUnwritable])
+    #expect(await !coordinator.isLogBroken)
+    #expect(await coordinator.handle(alert(), at: at(29)) == log.memory.decisions)
+    log.hasRoom.withLock { $0 = true }
+    log.answer()
+    _ = await coordinator.advance(to: at(30))
+    while platform.count < 2 { try await Task.sleep(for: .milliseconds(5)) }
+    #expect(log.begun.withLock { $0 } == 2)
+    #expect(platform == [.logUnwritable, .logWritable])
   }
 
   @Test("while the log is made anew, which a slow disk draws out, decisions are made, enforced and logged")

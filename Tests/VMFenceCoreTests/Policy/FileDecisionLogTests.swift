@@ -213,6 +213,28 @@ struct FileDecisionLogTests {
     #expect(try open(directory).recovery == DecisionLogRecovery(decisions: Array(Self.samples.prefix(3))))
   }
 
+  @Test("what was written of a log that could not take the other's place is removed: its room is the log's")
+  func remainsOfCompaction() throws {
+    let directory = try TemporaryDirectory()
+    let (log, _) = try open(directory)
+    try log.append(Array(Self.samples.prefix(2)))
+    let finish = try log.beginCompaction(to: Array(Self.samples.prefix(1))) { step in
+      guard step == .joined else { return }
+      #expect(FileManager.default.fileExists(atPath: log.path + ".new"))
+      // No file takes the place of a directory.
+      #expect(throws: Never.self) {
+        try FileManager.default.removeItem(atPath: log.path)
+        try FileManager.default.createDirectory(atPath: log.path, withIntermediateDirectories: false)
+      }
+    }
+    #expect {
+      try finish()
+    } throws: { error in
+      (error as? DecisionLogError)?.message.contains("rename") == true
+    }
+    #expect(!FileManager.default.fileExists(atPath: log.path + ".new"))
+  }
+
   @Test("hostile text is cut to its limit, between characters")
   func longText() throws {
     let directory = try TemporaryDirectory()
