@@ -106,7 +106,7 @@ struct EVELine: Decodable {
   }
   struct Ours: Decodable {
     struct VM: Decodable { var name: String? }
-    struct Platform: Decodable { var kind: String }
+    struct Platform: Decodable { var kind, message: String }
     var vm: VM?
     var platform: Platform?
     var ruleVerdict: String?
