@@ -76,7 +76,6 @@ struct RuleSelection: Sendable {
         let kept = previous?.byDomain[own]
         if let kept { byDomain[own] = kept } else { without.insert(own) }
         unusable.append(own.key)
-        loading.carryTexts(of: files)
         loading.note(error.diagnostics)
         loading.note([
           Diagnostic(
@@ -87,7 +86,7 @@ struct RuleSelection: Sendable {
         ])
       }
     }
-    // Guests that are away now come again.
+    // For when files that cannot be used now can be, and guests that are away come again.
     for files in Array(loading.rules.assigned.values) + Array(loading.rules.catalog.byDomain.values) {
       loading.carryTexts(of: files)
     }

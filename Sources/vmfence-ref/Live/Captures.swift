@@ -161,7 +161,8 @@ final class Captures {
     }
   }
 
-  private static func number(of interface: String) -> UInt32 {
+  /// 0 when there is none of this name now.
+  static func number(of interface: String) -> UInt32 {
     // SAFETY: the function reads the name up to its NUL.
     unsafe if_nametoindex(interface)
   }

@@ -50,8 +50,7 @@ extension LiveRun {
 
   /// Whether a port's interface is there, and is the one of which news were taken.
   func isKnown(interface name: String) -> Bool {
-    // SAFETY: the function reads the name up to its NUL.
-    let number = unsafe if_nametoindex(name)
+    let number = Captures.number(of: name)
     return number != 0 && interfaces.links.number(of: name) == number
   }
 
