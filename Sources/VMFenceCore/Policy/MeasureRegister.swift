@@ -67,6 +67,13 @@ struct MeasureRegister: Sendable {
     siftUp(timers.count - 1)
   }
 
+  /// The same measure with another word about it: under its number, with its end.
+  mutating func replaceDecision(of key: FirewallMeasure.Key, by decision: Decision) {
+    guard entries[key] != nil else { return }
+    revision += 1
+    entries[key]?.decision = decision
+  }
+
   mutating func remove(_ key: FirewallMeasure.Key) -> Entry? {
     guard let entry = entries.removeValue(forKey: key) else { return nil }
     revision += 1

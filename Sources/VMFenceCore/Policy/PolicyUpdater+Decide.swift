@@ -68,6 +68,23 @@ extension PolicyUpdater {
 
   var statusWhenTaken: Decision.Status { policy.isDryRun ? .dryRun : .enforced }
 
+  /// Gives what stands the status that the policy gives now: a dry run began or ended. The log and whoever is told
+  /// have to know, for a restart goes by the log, and people by what they were told.
+  ///
+  /// - Returns: those that have another status than before, in the order of their numbers.
+  mutating func restated() -> [Decision] {
+    let status = statusWhenTaken
+    var decisions: [Decision] = []
+    for var entry in register.all where entry.decision.status != status {
+      entry.decision.status = status
+      entry.decision.time = now
+      register.replaceDecision(of: entry.measure.key, by: entry.decision)
+      if isLast(entry.decision) { remember(entry.decision) }
+      decisions.append(entry.decision)
+    }
+    return decisions
+  }
+
   mutating func takeID() -> UInt64 {
     defer { nextDecisionID += 1 }
     return nextDecisionID

@@ -23,11 +23,19 @@ public struct MeasureCounts: Sendable, Hashable {
   public var v6Blocks = 0
 }
 
+extension Decision {
+  /// How long its measure lasts yet; nil when it has no end of its own. Never negative: between its end, which the firewall keeps by itself, and the
+  /// next look at the timers it is zero.
+  public func remaining(at time: Timestamp) -> Duration? { expires.map { Swift.max(.zero, $0 - time) } }
+}
+
 extension PolicyUpdater {
   /// Explains what becomes of traffic between `domain` and `address` at `time`.
   public mutating func explain(_ address: IPAddress, for domain: Incarnation, at time: Timestamp) -> PolicyExplanation {
     now = Swift.max(now, time)
+    // What has just run out is not lifted yet, and the firewall has ended it already.
     let standing = register.allCutting(address, from: domain.uuid).map(\.decision)
+      .filter { $0.remaining(at: now) != .zero }
     let offences = policy.rules.compactMap { rule -> PolicyExplanation.Offence? in
       let subject = subject(of: address, domain, rule)
       guard let offender = offenders[subject], now < offender.forgottenAt else { return nil }

@@ -11,7 +11,10 @@ extension PolicyUpdater {
     for decision in decisions {
       restore(decision.time > time ? decision.shifted(by: time - decision.time) : decision)
     }
-    return advance(to: time)
+    let lifted = advance(to: time)
+    // Not told anew: the log's word counts again once the daemon is started without the dry run.
+    if policy.isDryRun { _ = restated() }
+    return lifted
   }
 
   /// The decisions from which `restore` makes the same state again, in the order of their numbers: for a log that is to
@@ -26,6 +29,10 @@ extension PolicyUpdater {
   private mutating func restore(_ decision: Decision) {
     nextDecisionID = Swift.max(nextDecisionID, decision.id &+ 1)
     waiting.removeAll { $0.id == decision.id }
+    if case .lift(let key) = decision.measure {
+      _ = register.remove(key)
+      return
+    }
     switch decision.status {
     case .withheld: return
     case .denied:
@@ -35,13 +42,14 @@ extension PolicyUpdater {
       guard waiting.count < policy.capacities.pending else { return }
     case .expired: break
     case .dryRun:
-      // What was only imagined has no hold on a policy that acts.
-      guard policy.isDryRun else { return }
+      // What was only imagined has no hold on a policy that acts; nor has what was in force before the dry run.
+      guard policy.isDryRun else {
+        if let key = decision.firewallMeasure?.key, register[key]?.decision.id == decision.id {
+          _ = register.remove(key)
+        }
+        return
+      }
     case .enforced, .desired: break
-    }
-    if case .lift(let key) = decision.measure {
-      _ = register.remove(key)
-      return
     }
     if decision.firewallMeasure == nil || register.count < policy.capacities.measures { enter(decision) }
     remember(decision)
@@ -49,10 +57,22 @@ extension PolicyUpdater {
 
   /// Takes a decision as the last one of whom it concerns.
   mutating func remember(_ decision: Decision) {
-    guard let rule = policy.rules.first(where: { $0.name == decision.policy }) else { return }
+    guard let (rule, subject) = origin(of: decision) else { return }
+    remember(decision, of: subject, rule)
+  }
+
+  /// Whether a decision is the last one of whom it concerns.
+  func isLast(_ decision: Decision) -> Bool {
+    guard let (_, subject) = origin(of: decision) else { return false }
+    return offenders[subject]?.decision.id == decision.id
+  }
+
+  /// The rule that a decision follows from, and whom it concerns; nil: there is no such rule any more.
+  private func origin(of decision: Decision) -> (rule: PolicyRule, subject: Subject)? {
+    guard let rule = policy.rules.first(where: { $0.name == decision.policy }) else { return nil }
     let subject = Subject(
       rule: rule.name, domain: rule.counting.key.isPerDomain ? decision.incarnation?.uuid : nil,
       network: rule.counting.key.needsSource ? decision.source : nil)
-    remember(decision, of: subject, rule)
+    return (rule, subject)
   }
 }

@@ -80,9 +80,9 @@ public struct PolicyUpdater: Sendable {
   /// What waits for the administrator, in the order of its numbers.
   public var pending: [Decision] { waiting }
 
-  /// The administrator says yes: the decision comes back as `enforced`.
+  /// The administrator says yes: the decision comes back as `enforced`, in a dry run as `dryRun`.
   public mutating func approve(_ id: UInt64, at time: Timestamp) throws(PolicyError) -> Decision {
-    try settle(id, .enforced, at: time)
+    try settle(id, statusWhenTaken, at: time)
   }
 
   /// The administrator says no: the decision comes back as `denied`.
@@ -123,7 +123,7 @@ public struct PolicyUpdater: Sendable {
 
   /// Goes on with another policy. Measures in force, offenders and what is pending stay; rules that did not change keep their counts.
   ///
-  /// - Returns: what the new never-block list lifts.
+  /// - Returns: what the new never-block list lifts, and, into a dry run or out of one, what stands, each with its new status.
   /// - Throws: `invalid` when the policy has errors; then the old one stays.
   public mutating func replacePolicy(with policy: Policy, at time: Timestamp) throws(PolicyError) -> [Decision] {
     try Self.check(policy)
@@ -139,6 +139,7 @@ public struct PolicyUpdater: Sendable {
       measureCap = MinuteCap(limit: policy.measuresPerMinute)
     }
     if policy.reportsPerMinute != self.policy.reportsPerMinute { reportCap = MinuteCap(limit: policy.reportsPerMinute) }
+    let wasDryRun = self.policy.isDryRun
     self.policy = policy
     policyRevision += 1
     for entry in register.all(where: { obstacle(to: $0) != nil }) {
@@ -146,7 +147,7 @@ public struct PolicyUpdater: Sendable {
       _ = register.remove(entry.measure.key)
       decisions.append(lifting(entry, reason: "the policy changed: \(obstacle)"))
     }
-    return decisions
+    return policy.isDryRun == wasDryRun ? decisions : decisions + restated()
   }
 
   /// What stands against a block that is in force.

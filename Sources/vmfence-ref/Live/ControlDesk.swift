@@ -218,7 +218,8 @@ final class ControlDesk: PromptEventSink {
     let wanted = try request.domain.map { name throws(ControlFailure) in
       FirewallScope.domain(try find(name).incarnation.uuid)
     }
-    let measures = await coordinator.measuresInForce.filter {
+    // In a dry run, too, a block that stands can be taken back: it would be in force once the dry run ends.
+    let measures = await coordinator.decisionsInForce.compactMap(\.firewallMeasure).filter {
       $0.key.kind == .block(network) && (wanted == nil || $0.key.scope == wanted)
     }
     if measures.isEmpty {
@@ -250,7 +251,7 @@ final class ControlDesk: PromptEventSink {
       domain: isOnHost ? nil : name,
       status: decision.status.rawValue, policy: decision.policy, reason: decision.reason, trigger: decision.trigger,
       step: decision.step, since: shown.time.rfc3339, expires: shown.expires?.rfc3339,
-      remaining: decision.expires.map { Double(($0 - clock.now).wholeNanoseconds / 1_000_000) / 1e3 })
+      remaining: decision.remaining(at: clock.now).map { Double($0.wholeNanoseconds / 1_000_000) / 1e3 })
   }
 
   /// A decision of the past, as the history has it: what was enforced is not any more. Its times are the system's already.

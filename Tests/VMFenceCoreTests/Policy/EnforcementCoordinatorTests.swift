@@ -378,6 +378,8 @@ struct EnforcementCoordinatorTests {
     #expect(try await held.count == 1)
     try await coordinator.replacePolicy(with: Policy(rules: [rule(count: 1)], isDryRun: true), at: at(2))
     #expect(try await held.isEmpty)
+    #expect(told.map(\.id) == [1, 1, 1])
+    #expect(told.map(\.status) == [.dryRun, .enforced, .dryRun])
   }
 
   @Test("many callers at once are served one after another")

@@ -83,6 +83,16 @@ struct PolicyExplainTests {
     #expect(gateway.obstacle == "198.51.100.1 is never blocked" && gateway.decisions.isEmpty)
   }
 
+  @Test("what has run out does not stand any more, and never has less than nothing left")
+  func runOut() throws {
+    var updater = try updater(rule(count: 1))
+    let decision = try #require(updater.handle(alert(), at: at(10)).first)
+    #expect(decision.remaining(at: at(69)) == .seconds(1) && decision.remaining(at: at(71)) == .zero)
+    #expect(updater.explain(attacker, for: incarnation(1), at: at(69)).decisions == [decision])
+    #expect(updater.explain(attacker, for: incarnation(1), at: at(70)).decisions.isEmpty)
+    #expect(updater.handle(fileEvent(), at: at(70)).map(\.status) == [.expired], "it is lifted all the same")
+  }
+
   @Test("several measures come quarantine first, then the narrowest")
   func several() throws {
     var updater = try updater(

@@ -115,6 +115,63 @@ struct PolicySafetyTests {
     #expect(updater.measuresInForce.isEmpty)
   }
 
+  @Test("into a dry run and out of it what stands has the status that is true, is told again, and a restart goes by it")
+  func switchedDryRun() throws {
+    func policy(isDryRun: Bool) -> Policy { Policy(rules: [rule()], isDryRun: isDryRun) }
+    var updater = try restored(isDryRun: true, [], at(0))
+    var log = updater.handle(alert(), times: 3, at: at(0))
+    let ended = try updater.replacePolicy(with: policy(isDryRun: false), at: at(1))
+    #expect(ended.map(\.id) == [1] && ended.map(\.status) == [.enforced] && ended.map(\.time) == [at(1)])
+    #expect(updater.decisionsInForce == ended)
+    let explained = updater.explain(attacker, for: incarnation(1), at: at(1))
+    #expect(explained.decisions == ended && explained.offences.map(\.decision.status) == [.enforced])
+    #expect(try updater.replacePolicy(with: policy(isDryRun: false), at: at(2)).isEmpty, "told once")
+    log += ended
+    var restarted = try restored(isDryRun: false, log, at(3))
+    #expect(restarted.measuresInForce.map(\.decision) == [1], "what was in force is not lost by a restart")
+    #expect(try restored(isDryRun: true, log, at(3)).decisionsInForce.map(\.status) == [.dryRun])
+
+    log += try updater.replacePolicy(with: policy(isDryRun: true), at: at(4))
+    #expect(log.map(\.status) == [.dryRun, .enforced, .dryRun])
+    #expect(updater.measuresInForce.isEmpty && updater.decisionsInForce.map(\.status) == [.dryRun])
+    restarted = try restored(isDryRun: false, log, at(5))
+    #expect(restarted.measuresInForce.isEmpty, "what was only imagined at last")
+    #expect(updater.advance(to: at(60)).map(\.status) == [.dryRun])
+  }
+
+  private func restored(isDryRun: Bool, _ log: [Decision], _ time: Timestamp) throws -> PolicyUpdater {
+    var updater = try PolicyUpdater(policy: Policy(rules: [rule()], isDryRun: isDryRun), directory: hosts())
+    _ = updater.restore(log, at: time)
+    return updater
+  }
+
+  @Test("what is taken back in a dry run does not come again with a restart")
+  func liftedInDryRun() throws {
+    var before = try updater(rule())
+    var log = before.handle(alert(), times: 3, at: at(0))
+    var policy = before.policy
+    policy.isDryRun = true
+    log += try before.replacePolicy(with: policy, at: at(1))
+    log += try before.lift(try #require(before.decisionsInForce.first?.firewallMeasure).key, reason: "no", at: at(2))
+    var after = try updater(rule())
+    _ = after.restore(log, at: at(3))
+    #expect(after.measuresInForce.isEmpty)
+    // In a log without the second word on it, too.
+    after = try updater(rule())
+    _ = after.restore(log.filter { $0.status == .enforced || $0.measure.name == "lift" }, at: at(3))
+    #expect(after.measuresInForce.isEmpty)
+  }
+
+  @Test("in a dry run what the administrator approves is not done either")
+  func approvedInDryRun() throws {
+    var updater = try updater(rule("files", [.files([])], per: .domain, count: 1, ladder: [LadderStep(.pause)]))
+    #expect(updater.handle(fileEvent(), at: at(0)).map(\.status) == [.pending])
+    var policy = updater.policy
+    policy.isDryRun = true
+    _ = try updater.replacePolicy(with: policy, at: at(1))
+    #expect(try updater.approve(1, at: at(2)).status == .dryRun)
+  }
+
   @Test("pausing waits for the administrator, and is asked once")
   func pending() throws {
     var updater = try updater(
