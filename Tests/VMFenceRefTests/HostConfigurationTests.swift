@@ -55,6 +55,14 @@ struct HostConfigurationTests {
       result.status == 0 && result.output.contains("host.yaml:7:33: warning: a bridge and ports"), "\(result.output)")
   }
 
+  @Test("a signature that no rule has is a warning: what selects it counts nothing")
+  func unknownSignature() throws {
+    let result = try check("classes: [misc-attack]", "sids: [1, 7, 8-9, 1-9, \"116:5\"]")
+    #expect(result.status == 0 && result.output.contains("(2 warnings)"), "\(result.output)")
+    #expect(result.output.contains("policy.yaml:2:5: warning: rule 'all': no rule in use has the SID 7"))
+    #expect(result.output.contains("rule 'all': no rule in use has a SID from 8 to 9"))
+  }
+
   @Test("one for Xen can be checked where there is none, and says at the start that there is none")
   func xen() throws {
     let folder = try TemporaryFolder()

@@ -152,6 +152,32 @@ struct RuleSelection: Sendable {
     }
   }
 
+  /// Signatures that a policy names and no rule in use has: a misspelt number would count nothing, and nobody would know. Warnings only, since rules can be set at run time. Of
+  /// other generators than that of rules' own there may be alerts without a rule.
+  func unknownSignatures(in policy: Policy) -> [Diagnostic] {
+    let named = policy.rules.flatMap { rule in
+      rule.selectors.compactMap { selector -> (rule: PolicyRule, sids: ClosedRange<UInt32>)? in
+        guard case .signatures(gid: 1, let sids) = selector else { return nil }
+        return (rule, sids)
+      }
+    }
+    if named.isEmpty { return [] }
+    var known: Set<UInt32> = []
+    for rules in all {
+      for index in 0..<rules.ruleCount where rules.metadata(at: index).gid == 1 {
+        known.insert(rules.metadata(at: index).sid)
+      }
+    }
+    return named.filter { _, sids in
+      sids.count == 1 ? !known.contains(sids.lowerBound) : !known.contains(where: sids.contains)
+    }.map { rule, sids in
+      let name = sids.count == 1 ? "the SID \(sids.lowerBound)" : "a SID from \(sids.lowerBound) to \(sids.upperBound)"
+      return Diagnostic(
+        .warning, at: rule.place, "rule '\(rule.name.escapedForDisplay)': no rule in use has \(name)",
+        remedy: "check the number; what it selects is not counted until a rule has it")
+    }
+  }
+
   /// The classes of all rules.
   var classes: Set<String> {
     var result: Set<String> = []

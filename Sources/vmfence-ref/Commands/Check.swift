@@ -65,7 +65,9 @@ struct Check: ParsableCommand {
     var loading = RuleLoading(rules: scenario.rules)
     do throws(RuleLoading.Failure) {
       let rules = try RuleSelection(&loading, domains: scenario.domains.map(RuleSubject.init))
-      found += loading.diagnostics + rules.unknownClasses(in: scenario.policy)
+      found +=
+        loading.diagnostics + rules.unknownClasses(in: scenario.policy)
+        + rules.unknownSignatures(in: scenario.policy)
     } catch { found += error.diagnostics }
     for capture in scenario.captures {
       do throws(PacketSourceError) {

@@ -37,7 +37,7 @@ struct PreparedHost: Sendable {
     guard let rules = compiled.rules else { return (nil, found) }
     let host = PreparedHost(configuration: configuration, rules: rules)
     let unknown = rules.unknownClasses(in: configuration.policy)
-    found += unknown
+    found += unknown + rules.unknownSignatures(in: configuration.policy)
     return (unknown.contains { $0.severity == .error } ? nil : host, found)
   }
 
