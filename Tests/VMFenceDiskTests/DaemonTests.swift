@@ -9,6 +9,8 @@ struct DaemonTests {
   private final class Daemon {
     let disk: ServedImage
     private var process: Process?
+    /// Below those that the kernel gives out.
+    private let port = Int.random(in: 20_000..<30_000)
     var eve: String { "\(disk.folder)/daemon.json" }
 
     init(_ disk: ServedImage, policy: String = "{}") throws {
@@ -21,6 +23,7 @@ struct DaemonTests {
       firewall: {kind: none}
       detectors: thread
       policy: \(policy)
+      metrics: {port: \(port)}
       control:
         pause: [/bin/sh, -c, "\(act)", pause]
         resume: [/bin/sh, -c, "\(act)", resume]
@@ -63,6 +66,19 @@ struct DaemonTests {
           ["policy", "measure", "trigger", "status"].map { decision[$0] as? String ?? "" }.joined(separator: " ")
         }
       }
+    }
+
+    /// A metric of the guest.
+    func metric(_ name: String) throws -> Int? {
+      let (process, pipe) = (Process(), Pipe())
+      process.executableURL = URL(filePath: "/usr/bin/curl")
+      process.arguments = ["-s", "-m", "5", "http://127.0.0.1:\(port)/metrics"]
+      process.standardOutput = pipe
+      try process.run()
+      let text = String(decoding: try pipe.fileHandleForReading.readToEnd() ?? Data(), as: UTF8.self)
+      process.waitUntilExit()
+      let line = text.split(separator: "\n").first { $0.hasPrefix("\(name){vm=\"web\"") }
+      return line?.split(separator: " ").last.flatMap { Int($0) }
     }
 
     func says(_ text: String) -> Bool { (try? String(contentsOfFile: eve, encoding: .utf8))?.contains(text) == true }
@@ -130,6 +146,7 @@ struct DaemonTests {
         "kernel notify file write /boot/kernel enforced", "kernel pause file write /boot/kernel enforced",
       ])
     #expect(daemon.says("vmfence_file") && daemon.says("\"name\":\"web\""))
+    try eventually("the metrics count it") { try daemon.metric("vmfence_file_events_total") == 1 }
     try disk.end()
   }
 }

@@ -41,6 +41,8 @@ final class LiveDisks {
   private var nextLook = Timestamp.zero
   /// What processes said of how they stand that was never looked at, because something newer had come.
   private(set) var statusesOutdated: UInt64 = 0
+  /// How many changes to files were taken, of each domain that is there.
+  private var taken: [Incarnation: UInt64] = [:]
 
   /// - `events`: is told which domains are paused and resumed.
   init(
@@ -59,6 +61,9 @@ final class LiveDisks {
 
   /// The disks that nobody watches though their guests are there, one sentence each.
   var problems: [String] { absences.problems }
+
+  /// How many changes to files of a domain were taken since it came, or the daemon did.
+  func eventsTaken(of domain: Incarnation) -> UInt64 { taken[domain] ?? 0 }
 
   /// The domains that are paused.
   var paused: Set<Incarnation> { get async { await frozen?.paused ?? [] } }
@@ -114,6 +119,7 @@ final class LiveDisks {
       let time = min(now, Timestamp(nanoseconds: told.time) + (.zero - offset))
       if let event = told.event(of: domain.incarnation, at: time) {
         result.append(.file(event))
+        taken[domain.incarnation, default: 0] &+= 1
       } else {
         lost[path, default: 0].addUpToMaximum(1)
       }
@@ -161,6 +167,10 @@ final class LiveDisks {
   /// Has the domains paused and resumed as their disks stand; what takes its time is done besides.
   func settle(_ domains: [DomainDescription], at now: Timestamp) {
     self.domains = domains
+    if !taken.isEmpty {
+      let present = Set(domains.map(\.incarnation))
+      taken = taken.filter { present.contains($0.key) }
+    }
     guard let frozen else { return }
     let states = disks.flatMap { disk in
       domains.filter { disk.settings.guest.matches($0) }.map {

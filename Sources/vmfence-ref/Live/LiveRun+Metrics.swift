@@ -57,6 +57,9 @@ extension LiveRun {
     write("vmfence_packet_events_lost_total", "Packets with anomalies or tags that came too fast to be told of.") {
       $0.counters.notesLost
     }
+    write("vmfence_file_events_total", "Changes to protected files that the disks' processes told.") {
+      disks.eventsTaken(of: $0.description.incarnation)
+    }
     write("vmfence_detector_restarts_total", "Detectors that were started again.") { $0.counters.restarts }
     write("vmfence_refused_packets_lost_total", "Packets that rules refused and that came too fast to act on.") {
       $0.counters.refusalsLost
@@ -84,6 +87,13 @@ extension LiveRun {
       metrics.metric(
         "vmfence_engine_\(counter.name)\(isLevel ? "" : "_total")", isLevel ? .gauge : .counter, counter.meaning)
       for report in reports { metrics.sample(report.inspector[index], labels(report)) }
+    }
+    metrics.metric(
+      "vmfence_policy_acked_version", .gauge, "The policy that the guest's frontend says is in force, by its version.")
+    let statuses = channels?.statuses ?? [:]
+    for report in reports {
+      guard let policy = statuses[report.description.incarnation]?.inForce?.policy else { continue }
+      metrics.sample(policy.version, labels(report))
     }
     metrics.metric("vmfence_ring_waiting_packets", .gauge, "Packets that wait for the domain's detector.")
     for report in reports { metrics.sample(report.waiting, labels(report)) }
