@@ -38,6 +38,12 @@ package protocol SharedDelivery: Delivery {
   var lack: String? { get }
 }
 
+/// A place that can refuse lines for good.
+package protocol RefusingDelivery: Delivery {
+  /// Why the last lines were refused; nil once it took some. Asked by the thread that delivers.
+  var refusal: String? { get }
+}
+
 /// Why lines were not delivered, for now.
 public struct DeliveryFailure: Error, Sendable, Hashable {
   public var message: String

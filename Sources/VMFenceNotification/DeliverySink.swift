@@ -154,7 +154,7 @@ public final class DeliverySink: EventSink {
   /// Why nothing is delivered, as long as that is so.
   public var problem: String? { state.withLock { $0.problem ?? $0.spoolProblem } }
 
-  /// Whether the place takes some lines and has no room for others, which are lost.
+  /// Whether the place answers, and has no room for some lines or refuses them, so that they are lost.
   package var isFull: Bool { state.withLock { $0.isFull } }
 
   /// Opens what is open anew: after a rotation.
@@ -222,7 +222,7 @@ public final class DeliverySink: EventSink {
   /// - `lost`: whose lines of those delivered were not.
   private func take(_ delivered: Int, problem: String?, _ lost: [Incarnation?]) {
     let refused = delivery.refused
-    let lack = (delivery as? any SharedDelivery)?.lack
+    let lack = (delivery as? any SharedDelivery)?.lack ?? (delivery as? any RefusingDelivery)?.refusal
     let over = state.withLock { state in
       let count = min(max(0, delivered), state.queue.count)
       let over = state.queue.prefix(min(count, state.spooled)).map(\.bytes)

@@ -6,8 +6,9 @@ internal import VMFenceCore
 ///
 /// The service is not trusted. Of its answer only the status is taken, and then the connection is closed; redirects are not followed, for they could lead to
 /// hosts that only this one reaches.
-public final class WebhookDelivery: Delivery, @unchecked Sendable {
+public final class WebhookDelivery: Delivery, RefusingDelivery, @unchecked Sendable {
   public private(set) var refused: UInt64 = 0
+  package private(set) var refusal: String?
   private let url: String
   private let headers: String
   private let timeout: Duration
@@ -33,14 +34,17 @@ public final class WebhookDelivery: Delivery, @unchecked Sendable {
   public func deliver(_ lines: [[UInt8]]) throws(DeliveryFailure) -> Int {
     switch post(lines.flatMap { $0 + [0x0A] }) {
     case .failure(let problem): throw DeliveryFailure("\(url.escapedForDisplay) does not answer: \(problem.text)")
-    case .success(200..<300): return lines.count
+    case .success(200..<300):
+      refusal = nil
+      return lines.count
     case .success(let status) where (300..<400).contains(status):
       throw DeliveryFailure(
         "\(url.escapedForDisplay) answers \(status), and redirects are not followed: name the address that it leads to")
     case .success(let status) where [408, 429].contains(status) || status >= 500:
       throw DeliveryFailure("\(url.escapedForDisplay) answers \(status)")
-    case .success:
+    case .success(let status):
       refused &+= UInt64(lines.count)
+      refusal = "\(url.escapedForDisplay) answers \(status), and takes nothing: check the address and the headers"
       return lines.count
     }
   }

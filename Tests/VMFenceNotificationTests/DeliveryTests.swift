@@ -310,7 +310,7 @@ struct WebhookTests {
     sink.close()
   }
 
-  @Test("what the service refuses for good is counted as lost")
+  @Test("what the service refuses for good is counted as lost, and why is said until it takes something")
   func refused() async throws {
     let peer = try Peer(.tcp)
     let sink = sink(WebhookDelivery(url: "http://127.0.0.1:\(peer.port)/"))
@@ -319,6 +319,12 @@ struct WebhookTests {
     answer(peer, "400 Bad Request")
     try wait("it is counted") { sink.counters.refused == 1 }
     #expect(sink.counters.delivered == 0 && sink.counters.waiting == 0)
+    #expect(sink.problem?.contains("answers 400, and takes nothing") == true && sink.isFull)
+    sink.receive(alert(2))
+    _ = peer.receive { $0[0].hasSuffix("\n") && $0[0].contains("\"signature_id\":2") }
+    answer(peer, "200 OK")
+    try wait("it takes the next") { sink.counters.delivered == 1 }
+    #expect(sink.problem == nil && !sink.isFull)
     sink.close()
   }
 
