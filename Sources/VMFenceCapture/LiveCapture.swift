@@ -63,6 +63,8 @@ public struct LiveCapture: ~Copyable, Sendable, PacketSource {
   private var nextOffset = 0
   private var holdsBlock = false
   private var gone = Gone.no
+  /// The interface went down, and the kernel says nothing more should it go for good: it is looked whether it has, until frames come again.
+  private var down: (since: ContinuousClock.Instant, nextLook: ContinuousClock.Instant)?
   private var failure: PacketSourceError?
 
   /// The frame that `advance(patience:)` found, until the next call.
@@ -245,14 +247,29 @@ public struct LiveCapture: ~Copyable, Sendable, PacketSource {
     case .no: break
     }
     switch socket.wait(patience) {
-    case .nothing: return false
-    case .ready: return ring.isReady(block)
+    case .nothing:
+      if let down, .now >= down.nextLook { lookWhetherGone() }
+      return false
+    case .ready:
+      // Frames of before it went down have been handed over long since.
+      if let down, .now >= down.since + .seconds(10) { self.down = nil }
+      return ring.isReady(block)
     case .error:
       // ENETDOWN for an interface that went down, which may come up again, and for one that is gone.
       _ = socket.takeError()
-      guard socket.boundAddress().index != index else { return ring.isReady(block) }
-      gone = .draining(until: .now + latency * 2 + .milliseconds(20))
+      lookWhetherGone()
       return ring.isReady(block)
+    }
+  }
+
+  /// An interface that is deleted goes down first. Whoever takes the error between the two sees it there still, and no second one follows.
+  private mutating func lookWhetherGone() {
+    let now = ContinuousClock.now
+    if socket.boundAddress().index != index {
+      gone = .draining(until: now + latency * 2 + .milliseconds(20))
+      down = nil
+    } else {
+      down = (down?.since ?? now, now + .milliseconds(20))
     }
   }
 

@@ -174,6 +174,24 @@ struct LiveCaptureTests {
     #expect(run.failure?.message.contains("vif1.0 is gone") == true)
   }
 
+  @Test("learn that their interface is gone, also when they had learnt already that it went down")
+  func goneAfterDown() throws {
+    let network = try TestNetwork("downgone")
+    var capture = try network.inside(network.host) { try LiveCapture.open(interface: "vif1.0", port: PortID(1)) }
+    try network.run(in: network.host, "ip link set vif1.0 down")
+    // Takes the only error that the kernel gives.
+    #expect(try capture.nextBatch(limit: 64, patience: .milliseconds(50)) { _, _ in }.frames == 0)
+    try network.run(in: network.host, "ip link del vif1.0")
+    var end: PacketSourceError?
+    let deadline = ContinuousClock.now + .seconds(5)
+    while end == nil, ContinuousClock.now < deadline {
+      do throws(PacketSourceError) {
+        _ = try capture.nextBatch(limit: 64, patience: .milliseconds(5)) { _, _ in }
+      } catch { end = error }
+    }
+    #expect(end?.code == .interfaceGone)
+  }
+
   @Test("that lose their interfaces keep nobody waiting who does not wait, and deliver their last frames")
   func goneWithoutWaiting() throws {
     // The best of a few: the machine may take this thread's processor away.
