@@ -206,6 +206,21 @@ extension EndToEnd {
       )
     }
 
+    @Test("a card is shut also where whoever calls the toolstack has no sbin in PATH")
+    func withoutSbin() throws {
+      let (host, folder) = (try NetworkNamespace("nosbin"), try TemporaryFolder())
+      try host.run("ip link add vif7.0 type veth peer name peer")
+      try Self.write("vif-bridge", "exit 0", in: folder)
+      try Self.write("bin/vmfence-ref", "/usr/sbin/nft list ruleset >\(folder.path("rules"))", in: folder)
+      let configuration = try folder.write("barrier.conf", "VIF_SCRIPT=\(folder.path("vif-bridge"))\nFAIL=closed\n")
+      try host.run(
+        "vif=vif7.0 VMFENCE_BARRIER_CONF=\(configuration) PATH=\(folder.path("bin")):/usr/bin:/bin "
+          + "\(Self.script) online type_if=vif")
+      let rules = try String(contentsOfFile: folder.path("rules"), encoding: .utf8)
+      #expect(rules.contains("iif \"vif7.0\" drop") && rules.contains("oif \"vif7.0\" drop"), "\(rules)")
+      #expect(try host.run("nft list tables").isEmpty)
+    }
+
     @Test("a daemon that is not there yet, or has no room, is asked again until the time is over")
     func asksAgain() throws {
       let folder = try TemporaryFolder()
