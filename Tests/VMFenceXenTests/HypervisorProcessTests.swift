@@ -19,7 +19,8 @@ private final class DoubleHost {
     let processes = Mutex<[Int32]>([])
   }
 
-  init(_ patience: XenRemote.Patience = .init()) throws {
+  /// - `release`: what the hypervisor itself says of its release; the library's when not given.
+  init(_ patience: XenRemote.Patience = .init(), release: String? = nil) throws {
     let library = folder.appending(path: "lib")
     try FileManager.default.createDirectory(at: library, withIntermediateDirectories: true)
     var domains = Data()
@@ -30,6 +31,7 @@ private final class DoubleHost {
       domains += domain
     }
     try (domains + Data(count: 3 * 4)).write(to: folder.appending(path: "domains"))
+    if let release { try Data(release.utf8).write(to: folder.appending(path: "release")) }
     let program = library.appending(path: "vmfence-hypervisor").path
     try FileManager.default.copyItem(atPath: besideThisProgram("vmfence-hypervisor"), toPath: program)
     let source = URL(filePath: #filePath).deletingLastPathComponent().appending(path: "../../Benchmarks/xen-double.c")
@@ -154,6 +156,18 @@ struct HypervisorProcessTests {
     let process = try #require(host.processIDs.first)
     host.close()
     #expect(kill(process, 0) == -1)
+  }
+
+  @Test("a hypervisor of another release than its library is refused, though the host says otherwise")
+  func otherRelease() throws {
+    do throws(any Error) {
+      _ = try DoubleHost(release: "4.18")
+      Issue.record("its lists would be read in the layout of another release")
+    } catch {
+      let error = try #require(error as? ProbeError)
+      #expect(error.code == .unavailable && error.message.contains("Xen 4.18"), "\(error)")
+      #expect(error.message.contains("known: 4.17"), "\(error)")
+    }
   }
 
   @Test("that there is no hypervisor, or no library for it, is told as without the process")
