@@ -40,6 +40,9 @@ package struct XenInventory {
   private static let completionTime: Duration = .seconds(10)
   /// After this time a domain goes by its number.
   package static let namePatience: Duration = .seconds(3)
+  /// The same for one that has not run yet: nothing of it needs to be guarded. On a busy host the toolstack takes its time to name what it has created, and
+  /// the target of a migration would be a second domain with that UUID.
+  package static let constructionPatience: Duration = .seconds(60)
   /// The toolstack takes a domain's entries away a moment before the domain itself.
   private static let farewell: Duration = .seconds(3)
   /// Numbers of domains that are gone, remembered so that the end of their devices is not taken for another domain.
@@ -176,7 +179,7 @@ package struct XenInventory {
   /// Has others know of a domain, once it has its name or is not waited for any more.
   private mutating func list(_ incarnation: Incarnation, at now: Duration) {
     guard let entry = entries[incarnation] else { return }
-    let isWaitedFor = entry.details.name == nil && storeFailure == nil && now - entry.firstSeen < Self.namePatience
+    let isWaitedFor = entry.details.name == nil && storeFailure == nil && now - entry.firstSeen < entry.namePatience
     if !isWaitedFor { entries[incarnation]?.isListed = true }
   }
 
@@ -196,7 +199,8 @@ package struct XenInventory {
           entry.details = reading.details
           entry.isNews = true
         }
-        entry.isStale = entry.details.name == nil && now - entry.firstSeen < Self.completionTime
+        let time = max(Self.completionTime, entry.namePatience)
+        entry.isStale = entry.details.name == nil && now - entry.firstSeen < time
       }
       entries[reading.incarnation] = entry
       list(reading.incarnation, at: now)
@@ -231,6 +235,12 @@ package struct XenInventory {
 }
 
 extension XenInventory.Entry {
+  /// How long its name is waited for, from its first look on.
+  fileprivate var namePatience: Duration {
+    let isUnderConstruction = domain.flags.contains(.paused) && domain.cpuTime == .zero
+    return isUnderConstruction ? XenInventory.constructionPatience : XenInventory.namePatience
+  }
+
   /// Takes a look at the domain over. Of running and blocked, only what lasts is a change: an idle guest wakes a thousand times a second, and that
   /// a look caught it there says nothing.
   fileprivate mutating func settle(_ now: XenDomain) {

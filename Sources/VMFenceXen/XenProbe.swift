@@ -12,8 +12,8 @@ public import VMFenceCore
 /// One thread looks at the hypervisor's list, another asks xenstored, which may be slow or not there at all: nothing else waits for it but `snapshot`, and that
 /// for `storePatience` at the most. `snapshot` looks at the list at once, on the caller's thread; `latestSnapshot` waits for nobody. Safe to use from any thread.
 ///
-/// A domain is told of once its name is known, or after three seconds without one. A xenstored that is gone, or says nothing for five seconds, is told as a
-/// gap and among the `problems`; what was read before stays.
+/// A domain is told of once its name is known, or after three seconds without one; one that is paused and has not run yet, after a minute. A xenstored that
+/// is gone, or says nothing for five seconds, is told as a gap and among the `problems`; what was read before stays.
 ///
 /// Limits: backends in Dom0 only (what a driver domain serves is not seen); `tenant` and `serviceType` are not Xen's to say, and stay nil.
 public final class XenProbe: HypervisorProbe {

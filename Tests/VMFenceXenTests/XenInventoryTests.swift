@@ -113,6 +113,32 @@ import VMFenceCore
     #expect(inventory.domains.map(\.name) == ["late"])
   }
 
+  @Test func whatHasNotRunYetIsWaitedForLonger() throws {
+    create(3, name: "web")
+    // The toolstack of a busy host creates what is to take the first one's place, and names it a while later.
+    let target = Incarnation(uuid: Incarnation.test(3).uuid, domainID: DomainID(4))
+    xen.put(XenDomain(target, flags: .paused))
+    xen.put(XenDomain(.test(5), flags: .paused))
+    xen.put(XenDomain(.test(6), flags: .paused, cpuTime: .milliseconds(1)))
+    var inventory = inventory()
+    _ = try inventory.look(at: .zero)
+    _ = try inventory.look(at: XenInventory.namePatience)
+    #expect(inventory.domains.map(\.name) == ["web", "domain-6"])
+    xen.set("/local/domain/4/name", "web--incoming")
+    _ = try inventory.look(at: .seconds(50))
+    #expect(inventory.domains.map(\.name) == ["web", "web", "domain-6"])
+    #expect(inventory.domains.map(\.migration) == [.none, .incoming, .none])
+    // Once it runs, it is not waited for any more.
+    xen.change(DomainID(5)) { $0.flags = .running }
+    _ = try inventory.look(at: .seconds(51))
+    #expect(inventory.domains.map(\.name) == ["web", "web", "domain-5", "domain-6"])
+    // And not for ever.
+    xen.put(XenDomain(.test(7), flags: .paused))
+    _ = try inventory.look(at: .seconds(52))
+    _ = try inventory.look(at: .seconds(52) + XenInventory.constructionPatience)
+    #expect(inventory.domains.last?.name == "domain-7")
+  }
+
   @Test func whatLivesShorterThanALookIsOwnedUpTo() throws {
     var inventory = inventory()
     _ = try inventory.look(at: .zero)
