@@ -15,12 +15,13 @@ final class ControlConnection: @unchecked Sendable {
 
   deinit { close(descriptor) }
 
-  /// The next line without its end; nil when the other side hung up, said nothing for `patience`, or `goesOn` says no.
+  /// The next line without its end, in which there are at most `limit` bytes; nil when the other side hung up, said nothing for `patience`, or `goesOn` says no.
   func readLine(limit: Int, patience: Duration, while goesOn: () -> Bool) -> Line? {
     var searched = 0
     let deadline = ContinuousClock.now + patience
     while true {
       if let end = buffer[searched...].firstIndex(of: 0x0A) {
+        guard end <= limit else { return .tooLong }
         let line = Array(buffer[..<end])
         buffer.removeFirst(end + 1)
         return .line(line)

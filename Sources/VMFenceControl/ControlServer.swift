@@ -85,7 +85,8 @@ public final class ControlServer: Sendable {
 
   // MARK: Clients
 
-  private func serve(_ connection: ControlConnection) {
+  /// Answers one client, until it hangs up or does not keep the limits.
+  func serve(_ connection: ControlConnection) {
     while let line = connection.readLine(limit: limits.request, patience: limits.patience, while: { !isClosed }) {
       switch line {
       case .tooLong:

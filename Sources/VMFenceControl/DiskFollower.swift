@@ -95,8 +95,8 @@ public final class DiskFollower: Sendable {
   }
 }
 
-/// A connection to the process of a disk that says how it stands, and what changes.
-private final class DiskConnection {
+/// A connection to the process of a disk that says how it stands, and what changes. Used by one thread at a time.
+final class DiskConnection {
   let descriptor: Int32
   /// What was read and not taken.
   private var buffer: [UInt8] = []
@@ -116,8 +116,13 @@ private final class DiskConnection {
   }
 
   /// Nil when nobody is there.
-  init?(_ path: String) {
+  convenience init?(_ path: String) {
     guard let descriptor = try? LocalSocket.connect(to: path, .stream) else { return nil }
+    self.init(descriptor: descriptor)
+  }
+
+  /// Takes over a socket that is connected and does not block, and asks for what is to be said there. Nil when nobody is at its other end.
+  init?(descriptor: Int32) {
     self.descriptor = descriptor
     // A fresh socket has room for it.
     guard ask(DiskControlRequest(.follow, events: true)) else { return nil }

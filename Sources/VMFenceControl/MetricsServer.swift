@@ -37,7 +37,8 @@ public final class MetricsServer: Sendable {
 
   private var isClosed: Bool { listener.isClosed }
 
-  private func serve(_ connection: ControlConnection) {
+  /// Answers one request.
+  func serve(_ connection: ControlConnection) {
     guard let request = head(of: connection) else { return }
     let words = request.split(separator: " ")
     let (status, text): (String, [UInt8]) =

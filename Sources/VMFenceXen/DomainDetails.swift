@@ -70,12 +70,19 @@ package struct DomainDetails: Hashable, Sendable {
           continue
         }
         let interface = try self.text("\(path)/vifname").flatMap { $0.isEmpty ? nil : $0 } ?? "vif\(number).\(device)"
-        guard (1...15).contains(interface.utf8.count), !interface.contains("/"), !interface.contains(" ") else {
+        guard NetworkPort.isInterfaceName(interface) else {
           note("vif \(device) has a name that no interface can have", "mend its `vifname=`")
           continue
         }
-        let bridge = try self.text("\(path)/bridge").flatMap { $0.isEmpty ? nil : $0 }
-        if bridge == nil { note("vif \(device) is plugged into no bridge", "give it a `bridge=`") }
+        var bridge = try self.text("\(path)/bridge").flatMap { $0.isEmpty ? nil : $0 }
+        if bridge == nil {
+          note("vif \(device) is plugged into no bridge", "give it a `bridge=`")
+        } else if bridge.map(NetworkPort.isInterfaceName) == false {
+          note(
+            "the bridge of vif \(device) has a name that none can have: it counts as plugged into any",
+            "write the name alone into its `bridge=`")
+          bridge = nil
+        }
         let addresses = try addresses(path, device)
         // An emulated card, until the guest's driver takes over: another interface with the same address.
         let emulated = interface + "-emu"
@@ -100,16 +107,16 @@ package struct DomainDetails: Hashable, Sendable {
     mutating func readDisks() throws(SystemFailure) {
       for backend in DomainDetails.diskBackends {
         for (device, path) in try devices(backend, limit: DomainDetails.diskLimit) {
-          guard let name = try text("\(path)/dev"), let source = try text("\(path)/params"), !source.isEmpty else {
-            // An empty drive has no source.
-            continue
-          }
+          guard let name = try text("\(path)/dev"), let parameters = try text("\(path)/params") else { continue }
+          let source = Self.withoutFormat(parameters)
+          // An empty drive has none, though perhaps a format.
+          if source.isEmpty { continue }
           let isReadOnly = try text("\(path)/mode").map { !$0.contains("w") } ?? true
           let state = try text("\(path)/state")
           if name.isEmpty { note("disk \(device) of the backend \(backend) has no name", "give it one") }
           details.disks.append(
             VirtualDisk(
-              device: name, source: Self.withoutFormat(source), isReadOnly: isReadOnly, backend: backend,
+              device: name, source: source, isReadOnly: isReadOnly, backend: backend,
               isConnected: state.map { $0 == Self.connected }))
         }
       }

@@ -70,6 +70,19 @@ struct ControlServerTests {
     }
   }
 
+  @Test("a request that is longer than it may be is refused, also when its end comes along with what is too much")
+  func tooLong() throws {
+    var limits = ControlServer.Limits()
+    limits.request = 100
+    try withServer(limits) { _, path in
+      let request = #"{"verb":"bans","domain":""# + String(repeating: "x", count: 100) + "\"}\n"
+      let client = try RawClient(path)
+      client.send(request + "{\"verb\":\"bans\"}\n")
+      let lines = client.lines(2)
+      #expect(lines.count == 1 && lines.first?.contains("at most 100 bytes") == true, "\(lines)")
+    }
+  }
+
   @Test("says what is no request, and goes on")
   func garbage() throws {
     try withServer { _, path in

@@ -198,7 +198,7 @@ struct FirewallMessageTests {
         #expect(question.verb.asks(with: record))
         switch record {
         case .port(_, let port):
-          #expect(SinkContents.isInterfaceName(port.interface) && port.mac.rawValue >> 48 == 0)
+          #expect(NetworkPort.isInterfaceName(port.interface) && port.mac.rawValue >> 48 == 0)
         case .measure(let measure):
           if case .block(let network) = measure.key.kind {
             #expect(network.base.masked(prefix: Int(network.prefix)) == network.base)

@@ -156,14 +156,14 @@ struct NetlinkTests {
   func placeholders() {
     let names = (0..<1_000).map { PlaceholderPort.name(of: DomainUUID(high: $0, low: ~$0 &* 0x9E37_79B9_7F4A_7C15)) }
     #expect(Set(names).count == names.count)
-    #expect(names.allSatisfy { $0.utf8.count == 15 && !SinkContents.isInterfaceName($0) })
+    #expect(names.allSatisfy { $0.utf8.count == 15 && !NetworkPort.isInterfaceName($0) })
   }
 
   @Test(
     "names that no interface can have are left out, and a port belongs to one domain",
     arguments: ["", "a/b", "sixteen-letters-", "a b", ".", "..", "a:b", "tab\t"])
   func interfaces(name: String) {
-    #expect(!SinkContents.isInterfaceName(name))
+    #expect(!NetworkPort.isInterfaceName(name))
     let assigned = SinkContents.assign([vm1: [port(name, 1), port("vif1.0", 1)], vm2: [port("vif1.0", 2)]])
     #expect(assigned == [vm1: [port("vif1.0", 1)]])
   }

@@ -277,8 +277,9 @@ import VMFenceCore
       "vbd/1/51712/dev": "xvda", "vbd/1/51712/params": "/dev/loop0", "vbd/1/51712/mode": "w", "vbd/1/51712/state": "4",
       "qdisk/1/51728/dev": "xvdb", "qdisk/1/51728/params": "aio:/var/a:b.img", "qdisk/1/51728/mode": "r",
       "qdisk/1/51728/state": "2",
-      // An empty drive.
-      "qdisk/1/51744/dev": "xvdc", "qdisk/1/51744/params": "",
+      // Empty drives.
+      "qdisk/1/51744/dev": "xvdc", "qdisk/1/51744/params": "", "qdisk/1/51760/dev": "xvdd",
+      "qdisk/1/51760/params": "aio:",
     ]
     for (path, value) in entries { xen.set("/local/domain/0/backend/\(path)", value) }
     var inventory = inventory()
@@ -294,6 +295,10 @@ import VMFenceCore
     (["mac": "nonsense"], "has no MAC address"), (["mac": "01:00:00:00:00:01"], "has no MAC address"),
     (["vifname": "a/b"], "has a name that no interface can have"),
     (["vifname": "a name of more than fifteen bytes"], "has a name that no interface can have"),
+    (["vifname": "web:0"], "has a name that no interface can have"),
+    (["vifname": "web\u{1B}[2J"], "has a name that no interface can have"),
+    (["vifname": "xenbr0\0a"], "has a name that no interface can have"),
+    (["bridge": "xen/br"], "has a name that none can have: it counts as plugged into any"),
     (["bridge": ""], "is plugged into no bridge"), (["ip": "10.0.0.0/24"], "has what is no address"),
   ])
   func mistakesOfTheOperatorAreSaid(_ entries: [String: String], _ message: String) throws {
@@ -304,7 +309,7 @@ import VMFenceCore
     _ = try inventory.look(at: .zero)
     #expect(inventory.problems.count == 1)
     #expect(inventory.problems.first?.message.contains(message) == true)
-    #expect(inventory.domains[0].ports.allSatisfy { $0.addresses.isEmpty })
+    #expect(inventory.domains[0].ports.allSatisfy { $0.addresses.isEmpty && $0.bridge.map { $0 == "xenbr0" } ?? true })
   }
 
   @Test func tooManyDevicesAreNotFollowed() throws {

@@ -165,7 +165,7 @@ private struct FirewallBelief {
   private func counts(_ firewalls: DoubleFirewalls) throws(FirewallError) {
     let sink = sink
     let counts = try wait { () async throws(FirewallError) in try await sink.trafficCounts() }
-    precondition(counts.measures.isEmpty && counts.spoofedAtPorts.keys.allSatisfy(SinkContents.isInterfaceName))
+    precondition(counts.measures.isEmpty && counts.spoofedAtPorts.keys.allSatisfy(NetworkPort.isInterfaceName))
     if isSound { precondition(counts.blocked.packets == firewalls.last?.generation, "other counts") }
   }
 

@@ -55,7 +55,7 @@ final class DoubleFirewall: KeptFirewall, Sendable {
 
   func update(_ ports: [DomainUUID: [NetworkPort]], _ antiSpoofing: AntiSpoofing) throws(FirewallError) {
     for list in ports.values {
-      precondition(list.allSatisfy { SinkContents.isInterfaceName($0.interface) }, "a name that none can have")
+      precondition(list.allSatisfy { NetworkPort.isInterfaceName($0.interface) }, "a name that none can have")
     }
     state.withLock { ($0.ports, $0.antiSpoofing) = (ports, antiSpoofing) }
   }
@@ -108,8 +108,8 @@ func checkRecord(_ record: FirewallRecord) {
     checkLength(measure.comment, FirewallRecord.commentLimit)
   case .removed(let key): check(key)
   case .port(_, let port):
-    precondition(SinkContents.isInterfaceName(port.interface), "a name that none can have")
-    precondition(port.bridge.map(SinkContents.isInterfaceName) ?? true, "a bridge's name that none can have")
+    precondition(NetworkPort.isInterfaceName(port.interface), "a name that none can have")
+    precondition(port.bridge.map(NetworkPort.isInterfaceName) ?? true, "a bridge's name that none can have")
     precondition(port.mac.rawValue >> 48 == 0 && port.addresses.count <= FirewallRecord.addressLimit, "no port")
   case .exception(_, let kinds): precondition(kinds.count <= SpoofingKind.allCases.count)
   case .flow(let flow):
@@ -124,7 +124,7 @@ func checkRecord(_ record: FirewallRecord) {
   case .change(let change): checkText(change.description)
   case .network(let network): check(network)
   case .count(let count):
-    precondition(count.interface.isEmpty || SinkContents.isInterfaceName(count.interface), "a name that none can have")
+    precondition(count.interface.isEmpty || NetworkPort.isInterfaceName(count.interface), "a name that none can have")
     var counts = TrafficCounts()
     count.add(to: &counts)
     precondition(counts.spoofedAtPorts.count <= 1)

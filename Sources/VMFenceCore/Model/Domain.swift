@@ -86,6 +86,14 @@ public struct NetworkPort: Hashable, Sendable {
     self.mac = mac
     self.addresses = addresses
   }
+
+  /// Whether an interface, or a bridge, can have that name: 1 to 15 bytes (IFNAMSIZ), no slash, colon or white space (dev_valid_name of the kernel), and
+  /// no ASCII control character.
+  package static func isInterfaceName(_ name: String) -> Bool {
+    let bytes = name.utf8
+    return (1...15).contains(bytes.count) && name != "." && name != ".."
+      && bytes.allSatisfy { $0 > 0x20 && $0 != 0x7F && $0 != UInt8(ascii: "/") && $0 != UInt8(ascii: ":") }
+  }
 }
 
 /// A virtual disk of a domain.

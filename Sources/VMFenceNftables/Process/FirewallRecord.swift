@@ -24,7 +24,7 @@ struct FirewallCount: Hashable, Sendable {
     for (number, (_, count)) in counts.byReason.enumerated() where count.packets > 0 {
       list.append(FirewallCount(reason: UInt8(number), interface: "", count: count))
     }
-    for (interface, kinds) in counts.spoofedAtPorts where SinkContents.isInterfaceName(interface) {
+    for (interface, kinds) in counts.spoofedAtPorts where NetworkPort.isInterfaceName(interface) {
       for (number, kind) in SpoofingKind.allCases.enumerated() {
         guard let count = kinds[kind] else { continue }
         list.append(FirewallCount(reason: UInt8(firstKind + number), interface: interface, count: count))
@@ -208,7 +208,7 @@ enum FirewallRecord: Equatable, Sendable {
     case Tag.count:
       let (reason, interface) = (try reader.number(UInt8.self), try reader.comment())
       guard reason < FirewallCount.reasonCount,
-        interface.isEmpty || SinkContents.isInterfaceName(interface)
+        interface.isEmpty || NetworkPort.isInterfaceName(interface)
       else { throw RecordFailure() }
       let count = TrafficCount(packets: try reader.number(), bytes: try reader.number())
       self = .count(FirewallCount(reason: reason, interface: interface, count: count))
@@ -222,7 +222,7 @@ enum FirewallRecord: Equatable, Sendable {
     let interface = try reader.comment()
     let bridge = try reader.flag(UInt8.self) ? try reader.comment() : nil
     let mac = try reader.mac()
-    guard SinkContents.isInterfaceName(interface), bridge.map(SinkContents.isInterfaceName) ?? true else {
+    guard NetworkPort.isInterfaceName(interface), bridge.map(NetworkPort.isInterfaceName) ?? true else {
       throw RecordFailure()
     }
     var addresses: [IPAddress] = []

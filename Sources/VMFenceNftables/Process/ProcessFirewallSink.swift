@@ -164,7 +164,7 @@ public final class ProcessFirewallSink: FirewallSink, FlowFirewall {
     var records: [FirewallRecord] = []
     for (domain, list) in SinkContents.assign(ports) {
       for var port in list {
-        port.bridge = port.bridge.flatMap { SinkContents.isInterfaceName($0) ? $0 : nil }
+        port.bridge = port.bridge.flatMap { NetworkPort.isInterfaceName($0) ? $0 : nil }
         records += FirewallRecord.ports(domain, port)
       }
     }

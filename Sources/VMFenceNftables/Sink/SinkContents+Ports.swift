@@ -1,19 +1,12 @@
 import VMFenceCore
 
 extension SinkContents {
-  /// An interface's name has 1 to 15 bytes (IFNAMSIZ), no slash and no white space (dev_valid_name of the kernel).
-  static func isInterfaceName(_ name: String) -> Bool {
-    let bytes = name.utf8
-    return (1...15).contains(bytes.count) && name != "." && name != ".."
-      && bytes.allSatisfy { $0 > 0x20 && $0 != 0x7F && $0 != UInt8(ascii: "/") && $0 != UInt8(ascii: ":") }
-  }
-
   /// Each interface belongs to one domain.
   static func assign(_ ports: [DomainUUID: [NetworkPort]]) -> [DomainUUID: [NetworkPort]] {
     var taken: Set<String> = []
     var assigned: [DomainUUID: [NetworkPort]] = [:]
     for (domain, list) in ports.sorted(by: { $0.key < $1.key }) {
-      let kept = list.filter { isInterfaceName($0.interface) && taken.insert($0.interface).inserted }
+      let kept = list.filter { NetworkPort.isInterfaceName($0.interface) && taken.insert($0.interface).inserted }
       if !kept.isEmpty { assigned[domain] = kept }
     }
     return assigned
