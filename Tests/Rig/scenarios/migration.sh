@@ -4,9 +4,12 @@ exec 2>&1
 . /share/library.sh
 
 # libxl migrates PVH guests alone where Xen has no shadow paging, as Debian's.
-DOMU_IP=10.77.0.12 domu_cfg web "$(vif 00:16:3e:00:00:02 10.77.0.12)" | sed 's/type="pv"/type="pvh"/' >/tmp/web.cfg
-sed -i 's/script=vif-bridge/script=vif-vmfence/' /tmp/web.cfg
-printf 'VIF_SCRIPT=vif-bridge\nTIMEOUT=30s\nFAIL=closed\n' >/etc/vmfence/barrier.conf
+guest_with_frontend
+DOMU_MEM=192 DOMU_IP=10.77.0.12 domu_cfg web "$(vif 00:16:3e:00:00:02 10.77.0.12)" |
+  sed 's/type="pv"/type="pvh"/; s/script=vif-bridge/script=vif-vmfence/; s|/rig/domu.img|/tmp/frontend.img|' >/tmp/web.cfg
+# barrier SCRIPT : with that in the place of Xen's own.
+barrier() { printf 'VIF_SCRIPT=%s\nTIMEOUT=30s\nFAIL=closed\n' "$1" >/etc/vmfence/barrier.conf; }
+barrier vif-bridge
 # The second alerts only in a connection in which the first was seen; at once, and not at the end of the stream.
 cat >>/var/lib/vmfence/rig.rules <<'RULES'
 alert tcp any any -> any 5556 (msg:"RIG first"; flow:to_server,established,no_stream; content:"first"; flowbits:set,rig; flowbits:noalert; sid:1000203; rev:1;)
@@ -16,6 +19,9 @@ daemon_start
 xl create -q /tmp/web.cfg && domu_wait web 200 || { fail "a PVH guest comes up"; finish; }
 until_true 60 "a PVH guest is inspected" has web state inspecting
 uuid=$(domain web uuid)
+domu_exec web 'for m in $(cat /modules/order); do insmod /modules/$m; done' 60
+frontend_start web
+until_true 60 "its frontend has a session" has web channel open
 vmfence-ref bans add 192.0.2.7 --domain web --for 20m || fail "a ban can be set"
 # banned : the ban stands at the port that the guest has now, with less than its whole time.
 banned() { nft list set bridge vmfence block4 | tr ',' '\n' | grep "vif$(xl domid web).0" | grep 192.0.2.7 | grep -q 'expires 1[0-9]m'; }
@@ -42,6 +48,10 @@ until_true 60 "it is there under another number" eval '[ -n "$(xl domid web)" ] 
 has web uuid "$uuid" && ok "with its UUID" || fail "its UUID"
 until_true 30 "the ban stands at its new port, with what remained of its time" banned
 until_true 60 "it answers" ping -c 1 -W 2 10.77.0.12
+until_true 90 "its frontend has a session again" has web channel open
+vmfence-ref bans add 192.0.2.8 --domain web --for 10m || fail "a ban can be set"
+until_true 60 "and takes its policy" eval 'domu_exec web "vmfence-guest show" 20 | grep -q 192.0.2.8'
+until_true 30 "and answers" eval '[ "$(domain web policy)" != None ]'
 until_true 30 "and its packets are seen" eval '[ "$(domain web alerts)" -ge 1 ]'
 remembers 1
 
@@ -61,8 +71,23 @@ remembers 2
 # A migration that nobody takes: it goes on here, as it was.
 before=$(xl domid web)
 xl migrate -s '' web 'false' >/dev/null 2>&1 && fail "a migration to nobody succeeded"
-until_true 60 "after a migration that failed it goes on, and is inspected" eval '[ "$(xl domid web)" = "$before" ] && has web state inspecting && ping -c 1 -W 2 10.77.0.12'
+goes_on() { [ "$(xl domid web)" = "$before" ] && has web domid "$before" && has web state inspecting && ping -c 1 -W 2 10.77.0.12; }
+until_true 60 "after a migration that nobody takes it goes on, and is inspected" goes_on
+# One that fails when all of the guest is there already and it is suspended here: its card cannot be plugged in. It was here twice for a moment.
+barrier /bin/false
+xl migrate -s '' web 'xl migrate-receive' >/tmp/migrate.log 2>&1 && fail "a migration without a card succeeded"
+grep -q "resuming at sender" /tmp/migrate.log && ok "a migration fails in its last step" || { fail "a migration that fails in its last step"; cat /tmp/migrate.log; }
+barrier vif-bridge
+until_true 60 "after that it goes on, and is inspected" goes_on
 banned && ok "and its ban is in force" || fail "its ban is gone"
+remembers 3
+until_true 90 "and its frontend has a session" has web channel open
+# And one that works, after that.
+migrate >/tmp/migrate.log 2>&1 && ok "it is migrated after all" || { fail "the migration after one that failed"; cat /tmp/migrate.log; }
+until_true 60 "and inspected under another number" eval '[ -n "$(xl domid web)" ] && [ "$(xl domid web)" != "$before" ] && has web domid "$(xl domid web)" && has web state inspecting'
+until_true 60 "it answers" ping -c 1 -W 2 10.77.0.12
+remembers 4
+nft list tables | grep -q vmfence-barrier && fail "a port was left shut" || ok "no port was left shut"
 
 grep -a "have one UUID" /var/log/vmfence/daemon.log && fail "a migration was taken for an error" || ok "no migration was taken for an error"
 grep -aE "domain-[0-9]" /var/log/vmfence/daemon.log /var/log/vmfence/eve.json && fail "a guest went by its number" || ok "no guest ever went by its number"
