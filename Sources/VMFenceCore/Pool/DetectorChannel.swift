@@ -222,7 +222,7 @@ public final class DetectorChannel: @unchecked Sendable {
     control.store(state.offered?.time.nanoseconds ?? 0, at: RingLayout.startStateTime)
     control.store(state.stateRequests, at: RingLayout.answeredRequests)
     control.store(UInt64(state.notes.rawValue), at: RingLayout.notes)
-    state.offered = nil
+    (state.handed, state.offered) = (state.offered, nil)
     up.word(RingLayout.startStateOutcome).storeReleasing(0)
     state.link = consume socket
     state.attached = true
@@ -266,7 +266,23 @@ public final class DetectorChannel: @unchecked Sendable {
     let area = down.area(down.byteCount - configuration.stateBytes, count: configuration.stateBytes)
     bytes.withRawSpan { area.copy($0, length: bytes.count, to: 0) }
     state.offered = (bytes.count, time)
+    // What a detector said of an earlier one says nothing of this.
+    up.word(RingLayout.startStateOutcome).storeReleasing(0)
     return true
+  }
+
+  /// The last detector could not be started: what it was to take over is for the next one. Does nothing while one is attached.
+  package func offerStateAgain() {
+    guard !state.attached, state.offered == nil else { return }
+    state.offered = state.handed
+    up.word(RingLayout.startStateOutcome).storeReleasing(0)
+  }
+
+  /// The state that was offered last, while no detector has said what became of it; nil when one has, or none was offered.
+  package var untakenState: [UInt8]? {
+    guard tookOverState == nil, let (length, _) = state.offered ?? state.handed else { return nil }
+    let area = down.area(down.byteCount - configuration.stateBytes, count: configuration.stateBytes)
+    return area.withBytes(0, length: length) { $0.copiedBytes() }
   }
 
   /// Whether the detector took over the state that it was offered; nil while it has not said so, or was offered none.

@@ -24,6 +24,8 @@ struct DetectorChannelState: ~Copyable {
   var tally = DetectorChannelCounters()
   /// What the next detector is to take over: so many bytes in the state area.
   var offered: (length: Int, time: Timestamp)?
+  /// What the last detector was to take over, which lies there until the next offer.
+  var handed: (length: Int, time: Timestamp)?
   /// How many states were asked for.
   private(set) var stateRequests: UInt64 = 0
   /// For which times, the last few.

@@ -49,6 +49,7 @@ extension DetectorPool {
       }
       return []
     } catch {
+      if entry.isTakingOver { entry.channel?.offerStateAgain() }
       entry.deaths += 1
       entry.deathsInVain += 1
       tell(entry, .detectorDied, severity: 1, at: time, "the detector could not be started: \(error.message)")

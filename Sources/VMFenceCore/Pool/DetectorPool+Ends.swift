@@ -7,24 +7,26 @@ extension DetectorPool {
   /// What each detector remembers of its domain's traffic, after it has answered everything that was delivered: for `savedState` of a
   /// later pool. Detectors that are suspended are woken for it. To be called before `close`, with no frame between the two.
   ///
+  /// A state that was offered to a detector which has not said what became of it, or could not be started, is given back as it was.
+  ///
   /// - `patience`: of real time, for all detectors together: once for what they were delivered, and once for their answer. What a detector does not say in time is
   ///   left out, and told as an event.
   public func saveStates(at time: Timestamp, patience: Duration) -> [(domain: DomainDescription, bytes: [UInt8])] {
     advance(to: time)
     settle(at: time, patience: patience)
-    let asked = slots.compactMap(\.self).filter { entry in
-      if entry.handle != nil, entry.isUnresponsive { tellLost(entry, at: time) }
-      return entry.isAnswering && entry.channel?.askForState(at: time) == true
+    let asked = slots.compactMap(\.self).map { entry in
+      (entry: entry, isAsked: entry.isAnswering && entry.channel?.askForState(at: time) == true)
     }
     let deadline = ContinuousClock.now + patience
     var states: [(domain: DomainDescription, bytes: [UInt8])] = []
-    for entry in asked {
-      let bytes = entry.channel?.awaitState(upTo: max(Self.grace, ContinuousClock.now.duration(to: deadline)))
-      guard let bytes else {
+    for (entry, isAsked) in asked {
+      let left = max(Self.grace, ContinuousClock.now.duration(to: deadline))
+      let answer = isAsked ? entry.channel?.awaitState(upTo: left) : nil
+      if let bytes = answer ?? entry.untakenState {
+        if !bytes.isEmpty { states.append((entry.description, bytes)) }
+      } else if isAsked || entry.handle != nil && entry.isUnresponsive {
         tellLost(entry, at: time)
-        continue
       }
-      if !bytes.isEmpty { states.append((entry.description, bytes)) }
     }
     return states
   }

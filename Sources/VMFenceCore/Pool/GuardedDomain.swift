@@ -105,6 +105,9 @@ final class GuardedDomain<Rules: CompiledRules> {
   /// Whether waiting for its verdicts makes sense.
   var isAnswering: Bool { handle != nil && !isSuspended && !isUnresponsive && hungUpAt == nil }
 
+  /// The saved state that its detector was offered, while that has not said what became of it. One that died over it has.
+  var untakenState: [UInt8]? { isTakingOver ? channel?.untakenState : nil }
+
   func remember(_ rules: Rules, generation: UInt32) {
     generations.append((generation, rules))
     if generations.count > Self.generationsKept { generations.removeFirst() }

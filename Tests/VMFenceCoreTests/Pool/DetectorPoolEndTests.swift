@@ -140,6 +140,56 @@ struct DetectorPoolEndTests {
     #expect(rig.words().count { $0 == "state-lost" } == 6)
   }
 
+  /// What a toy remembers of five packets.
+  private static let saved = Array("SEEN".utf8) + [5, 0, 0, 0, 0, 0, 0, 0]
+
+  /// A domain whose detector was offered a saved state; `stands`: it says nothing of it.
+  private func offered(stands: Bool = true, refusals: Int = 0) throws -> PoolRig {
+    let rig = PoolRig(Self.rules, savedState: Self.saved)
+    rig.backend.startsStill = stands
+    rig.backend.refuse(refusals)
+    try rig.happen(.create(web), at: 0)
+    return rig
+  }
+
+  private func states(_ rig: PoolRig, patience: Duration = .seconds(20)) -> [[UInt8]] {
+    rig.pool.saveStates(at: rig.clock.now, patience: patience).map(\.bytes)
+  }
+
+  @Test("a saved state that no detector got to take over before the end is there for the next pool's")
+  func untakenState() throws {
+    var rig = try offered()
+    #expect(states(rig, patience: .milliseconds(1)) == [Self.saved])
+    // Nor is it lost with a detector that had packets and answered none.
+    rig = try offered()
+    rig.send([7], to: web, at: 1)
+    #expect(states(rig, patience: .milliseconds(1)) == [Self.saved])
+    #expect(!rig.words().contains("state-lost"))
+  }
+
+  @Test("so is that of a detector which could not be started, or one that can be goes on with it")
+  func unstartedState() throws {
+    var rig = try offered(refusals: 1)
+    #expect(rig.backend.launches == 0 && states(rig) == [Self.saved])
+    rig = try offered(stands: false, refusals: 1)
+    rig.tick(at: 10)
+    rig.send([7], to: web, at: 11)
+    rig.drain()
+    #expect(rig.backend.launches == 1 && states(rig) == [Array("SEEN".utf8) + [6, 0, 0, 0, 0, 0, 0, 0]])
+  }
+
+  @Test("a saved state is given back neither beside what was made of it nor after a detector died over it")
+  func takenState() throws {
+    var rig = try offered()
+    // The word in which a detector says that it has taken it over.
+    rig.backend.channel?.up.area(272, count: 8).store(1 as UInt64, at: 0)
+    #expect(states(rig, patience: .milliseconds(1)).isEmpty && rig.words().contains("state-lost"))
+    rig = try offered()
+    try rig.backend.current?.die(.crashed(signal: 11))
+    rig.tick(at: 1)
+    #expect(rig.backend.launches == 2 && states(rig, patience: .milliseconds(1)).isEmpty)
+  }
+
   @Test("one that hangs up and runs on keeps nobody waiting, and is killed a tenth of a second later")
   func hangsUp() throws {
     let rig = try rig(.init())

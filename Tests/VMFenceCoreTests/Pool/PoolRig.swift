@@ -31,7 +31,12 @@ final class MortalBackend: DetectorBackend {
       defer { state.refusals = max(0, state.refusals - 1) }
       return (state.refusals > 0, state.startsStill)
     }
-    if refuses { throw DetectorError(.launchFailed, "refused", remedy: "wait") }
+    if refuses {
+      // As when there is no process to be had, which shows only then.
+      _ = try DetectorSocket.pair().attach(to: channel, ruleCount: rules.ruleCount)
+      channel.detach()
+      throw DetectorError(.launchFailed, "refused", remedy: "wait")
+    }
     let handle: any DetectorHandle<ToyRules> =
       isStill
       ? try StillDetector(rules, channel)
@@ -167,7 +172,8 @@ final class PoolRig {
 
   init(
     _ rules: [UInt64: ToyRules] = [1: ToyRules([(.alert, 7), (.drop, 9)])],
-    _ configuration: DetectorPool<MortalBackend>.Configuration = .init(), keepsStates: Bool = false
+    _ configuration: DetectorPool<MortalBackend>.Configuration = .init(), keepsStates: Bool = false,
+    savedState: [UInt8]? = nil
   ) {
     let book = RuleBook(rules)
     self.rules = book
@@ -175,7 +181,7 @@ final class PoolRig {
     let keeper = StateKeeper()
     self.keeper = keeper
     pool = DetectorPool(
-      backend: backend, configuration: configuration, at: .zero,
+      backend: backend, configuration: configuration, at: .zero, savedState: { _ in savedState },
       keepState: keepsStates ? { keeper.kept.append(($0.incarnation.uuid.low, $1)) } : nil
     ) {
       book.rules[$0.incarnation.uuid.low]
