@@ -33,6 +33,28 @@ extension EndToEnd {
       #expect((ban.remaining ?? 0) < 300, "with the time that it had left")
     }
 
+    @Test("a card whose name another one gets: the new one is captured at once, not at the next look at all")
+    func renamed() throws {
+      let host = try ProtectedHost("renamed")
+      try host.start()
+      var fastest = Duration.seconds(60)
+      // What only looks once a second is late from the second round on, which begins right after such a look.
+      for round in 1...4 {
+        let opened = { host.said.components(separatedBy: "capturing on vif1.0").count }
+        let before = opened()
+        let began = ContinuousClock.now
+        try host.network.host.run(
+          """
+          ip link set vif1.0 down; ip link set vif1.0 name old\(round)
+          ip link add vif1.0 type veth peer name far\(round); ip link set vif1.0 up
+          """)
+        try LiveRunTests.wait("round \(round)") { opened() > before }
+        if round > 1 { fastest = min(fastest, ContinuousClock.now - began) }
+      }
+      #expect(fastest < .milliseconds(600))
+      #expect(host.said.components(separatedBy: "its interface has another name now").count == 5)
+    }
+
     private static let faketime = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
 
     /// A clock for the daemon alone: what the whole machine has is none of a test's business. The library keeps its state in memory that faketime(1) makes, and

@@ -152,12 +152,19 @@ final class Captures {
   }
 
   /// Closes those whose names are other interfaces' now, or nobody's. One whose interface is gone is read to its end first.
-  func drop(_ changed: Set<String>) {
+  ///
+  /// - Returns: whether one of these names is wanted, and an interface's now that is not captured: `update` opens it.
+  func follow(_ changed: Set<String>) -> Bool {
+    guard !changed.isEmpty else { return false }
     for capture in open where changed.contains(capture.wanted.interface) {
       let number = capture.source?.boundIndex ?? 0
       if number != 0, number != Self.number(of: capture.wanted.interface) {
         close(capture, because: "its interface has another name now")
       }
+    }
+    let captured = pending.union(open.map(\.wanted))
+    return wanted.contains { item in
+      changed.contains(item.interface) && !captured.contains(item) && Self.number(of: item.interface) != 0
     }
   }
 

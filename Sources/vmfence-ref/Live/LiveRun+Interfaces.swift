@@ -28,7 +28,8 @@ extension LiveRun {
       interfaces.toldProblem = ""
       guard let changed else { return }
       interfaces.addressesAreStale = true
-      captures.drop(changed)
+      // Until it is captured nobody inspects what comes there: that is not left to the next look at all.
+      if captures.follow(changed) { forgetTable() }
       guard !changed.isEmpty, let domains = snapshot?.domains else { return }
       if domains.contains(where: { $0.ports.contains { changed.contains($0.interface) } }) { portsAreStale = true }
     } catch {
