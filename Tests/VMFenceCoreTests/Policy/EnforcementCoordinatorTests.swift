@@ -1,4 +1,5 @@
 import Glibc
+import NetworkTestSupport
 import Synchronization
 import Testing
 import VMFenceCore
@@ -304,7 +305,7 @@ struct EnforcementCoordinatorTests {
     log.hasRoom.withLock { $0 = true }
     log.answer()
     _ = await coordinator.advance(to: at(30))
-    while platform.count < 2 { try await Task.sleep(for: .milliseconds(5)) }
+    #expect(await comesTrueSuspending { platform.count == 2 })
     #expect(log.begun.withLock { $0 } == 2)
     #expect(platform == [.logUnwritable, .logWritable])
   }
@@ -314,7 +315,9 @@ struct EnforcementCoordinatorTests {
     let log = SlowLog()
     let coordinator = try make(log)
     async let first: Void = coordinator.compactLog(at: at(0))
-    while log.begun.withLock({ $0 }) == 0 { await Task.yield() }
+    // So that whoever waits for the disk comes to an end when something is not as expected.
+    defer { for _ in 0..<4 { log.answer() } }
+    try #require(await comesTrueSuspending { log.begun.withLock { $0 } == 1 })
     let decisions = await coordinator.handle(alert(), at: at(0))
     #expect(decisions.map(\.status) == [.enforced])
     #expect(try await held == [.block(network("203.0.113.7"))])
@@ -334,7 +337,7 @@ struct EnforcementCoordinatorTests {
     #expect(try await held.isEmpty)
     log.answer()
     let live = await coordinator.liveDecisions
-    while log.memory.decisions != live { await Task.yield() }
+    #expect(await comesTrueSuspending { log.memory.decisions == live })
   }
 
   @Test("a guest that does not shut down keeps nobody waiting, and is said to be down only when it is")
@@ -348,9 +351,9 @@ struct EnforcementCoordinatorTests {
     #expect(await coordinator.advance(to: at(2)).isEmpty && control.calls.withLock { $0 }.isEmpty)
     control.obey.finish()
     var settled: [Decision] = []
-    while settled.isEmpty {
+    _ = await comesTrueSuspending {
       settled = await coordinator.advance(to: at(3))
-      try await Task.sleep(for: .milliseconds(5))
+      return !settled.isEmpty
     }
     #expect(settled.map(\.status) == [.enforced] && settled.map(\.measure) == [.shutDown])
     #expect(control.calls.withLock { $0 } == ["shutDown 1"], "once, however often it was looked at")
