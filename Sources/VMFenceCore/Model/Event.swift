@@ -310,6 +310,10 @@ public struct PlatformAlert: Sendable, Hashable {
     public static let logUnwritable = Kind("log-unwritable")
     /// It is written again.
     public static let logWritable = Kind("log-writable")
+    /// The decision log cannot be made anew, without what is over. It goes on as it is, and grows until that is tried again and done.
+    public static let logUncompacted = Kind("log-uncompacted")
+    /// It was made anew.
+    public static let logCompacted = Kind("log-compacted")
     /// The system's clock was set.
     public static let clockJump = Kind("clock-jump")
     /// Events did not reach a place that they should go to.
@@ -334,7 +338,8 @@ public struct PlatformAlert: Sendable, Hashable {
       .detectorDied, .detectorRestarted, .detectorViolation, .poisonPacket, .packetsDropped, .stateLost,
       .spoofedSource, .spoofingStopped, .unknownSource, .probeGap, .captureGap, .duplicateIdentity, .badAddress,
       .integrityGap,
-      .enforcementFailed, .logUnwritable, .logWritable, .clockJump, .eventsLost, .firewallDrift, .firewallGap,
+      .enforcementFailed, .logUnwritable, .logWritable, .logUncompacted, .logCompacted, .clockJump, .eventsLost,
+      .firewallDrift, .firewallGap,
       .domainFrozen, .domainThawed, .integrityLimit, .diskUnwatched, .diskWatched,
     ]
   }

@@ -63,12 +63,15 @@ extension EnforcementCoordinator {
     guard wasTold == (error == nil) else { return }
     if let error {
       await report(
-        .logUnwritable, severity: 2, at: time,
+        .logUncompacted, severity: 2, at: time,
         "the decision log cannot be made anew, and goes on as it is: \(error.message.escapedForDisplay)")
     } else {
-      await report(.logWritable, severity: 3, at: time, "the decision log was made anew")
+      await report(.logCompacted, severity: 3, at: time, "the decision log was made anew")
     }
   }
+
+  /// Whether the log could not be made anew when that was tried last: it goes on as it is.
+  package var isLogUncompacted: Bool { compactionRetry != nil }
 
   /// Writing it anew is much work for a disk that has just refused it.
   private static var compactionPause: Duration { .seconds(30) }

@@ -52,6 +52,7 @@ extension LiveRun {
       problems: guestProblems + outputs.problems + disks.problems
         + [captures.problem, interfaceProblem].compactMap(\.self)
         + (await coordinator.isLogBroken ? ["the decision log cannot be written: measures are enforced unlogged"] : [])
+        + (await coordinator.isLogUncompacted ? ["the decision log cannot be made anew, and goes on as it is"] : [])
         + (history.problem.map { ["the history is not written: \($0)"] } ?? [])
         + (drops.problem.map { ["the packet filter's counters are not read: \($0)"] } ?? [])
         + (firewall.problem.map { [$0] } ?? []),

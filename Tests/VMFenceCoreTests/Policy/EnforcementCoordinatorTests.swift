@@ -299,15 +299,17 @@ struct EnforcementCoordinatorTests {
     log.isDue.withLock { $0 = true }
     for second in 1..<30 { _ = await coordinator.advance(to: at(Double(second))) }
     #expect(log.begun.withLock { $0 } == 1)
-    #expect(platform == [.logUnwritable])
+    #expect(platform == [.logUncompacted])
     #expect(await !coordinator.isLogBroken)
+    #expect(await coordinator.isLogUncompacted)
     #expect(await coordinator.handle(alert(), at: at(29)) == log.memory.decisions)
     log.hasRoom.withLock { $0 = true }
     log.answer()
     _ = await coordinator.advance(to: at(30))
     #expect(await comesTrueSuspending { platform.count == 2 })
     #expect(log.begun.withLock { $0 } == 2)
-    #expect(platform == [.logUnwritable, .logWritable])
+    #expect(platform == [.logUncompacted, .logCompacted])
+    #expect(await !coordinator.isLogUncompacted)
   }
 
   @Test("while the log is made anew, which a slow disk draws out, decisions are made, enforced and logged")
