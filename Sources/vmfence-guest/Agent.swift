@@ -54,12 +54,13 @@ struct Agent<Transport: ChannelTransport> {
         transport.offer()
       }
       if Signals.takeReload(), let changed = read() { (wishes, isDeclared) = (changed, false) }
-      let events = channel.step()
-      for event in events { take(event) }
-      let declares = declare(wishes)
-      // What is to be said goes out at once.
-      if !events.isEmpty || declares {
-        _ = channel.step()
+      var events = channel.step()
+      while !Signals.isEnding {
+        for event in events { take(event) }
+        let declares = declare(wishes)
+        guard !events.isEmpty || declares else { break }
+        // What is to be said goes out at once. Dom0 may have sent a policy meanwhile: it comes with the same step, and only once.
+        events = channel.step()
         transport.ring()
       }
       transport.wait(atMost: Agent.patience)

@@ -105,6 +105,22 @@ final class AgentTests {
     #expect(!network.reaches(from: GuestNetwork.honest), "the policy stays in force")
   }
 
+  @Test("a policy that comes while it says something else is not lost")
+  func policyInBetween() throws {
+    try start()
+    for version in 1...20 as ClosedRange<UInt64> {
+      var host = try attach()
+      host.offer(try policy(version, []))
+      // Without a pause: the policy is in the page at once when the session is taken up, and the frontend reports what is in force then.
+      let end = ContinuousClock.now + .seconds(10)
+      var answer: PolicyAcknowledgement?
+      while answer == nil, ContinuousClock.now < end {
+        answer = host.step(at: SystemClock().now).lazy.compactMap(acknowledgement).first
+      }
+      #expect(answer?.version == version && answer?.status == .applied)
+    }
+  }
+
   @Test("goes on after Dom0's daemon was restarted, and after it was restarted itself")
   func restarts() throws {
     try start()
