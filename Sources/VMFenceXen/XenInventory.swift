@@ -55,9 +55,8 @@ package struct XenInventory {
   private var storeState: XenStoreState?
   private var wasConnected = false
   private var news = News()
-  private var entries: [Incarnation: Entry] = [:]
-  /// By domain number.
-  private var order: [Incarnation] = []
+  /// By domain number. They are changed where they are: each look passes a thousand of them.
+  private var entries: [Entry] = []
   private var gone: [DomainID] = []
   private var refreshed: Duration?
   private var refreshPosition = 0
@@ -65,18 +64,13 @@ package struct XenInventory {
   package init(refreshInterval: Duration) { self.refreshInterval = refreshInterval }
 
   /// By rising numbers.
-  package var domains: [DomainDescription] {
-    order.compactMap { incarnation in
-      guard let entry = entries[incarnation], entry.isListed else { return nil }
-      return entry.description
-    }
-  }
+  package var domains: [DomainDescription] { entries.lazy.filter(\.isListed).map(\.description) }
 
   /// Why xenstore is not connected to.
   package var storeFailure: ProbeError? { if case .failed(let error) = storeState { error } else { nil } }
 
   package var problems: [Diagnostic] {
-    let ofDomains = order.lazy.compactMap { entries[$0]?.details.problems }.joined().prefix(Self.problemLimit)
+    let ofDomains = entries.lazy.flatMap(\.details.problems).prefix(Self.problemLimit)
     return (storeFailure.map { [$0.diagnostic] } ?? []) + ofDomains
   }
 
@@ -87,14 +81,34 @@ package struct XenInventory {
   /// - `now`: of a clock that does not jump.
   /// - `hints`: of xenstore, that had come before.
   package mutating func look(at now: Duration, finding listed: [XenDomain], after hints: XenHints = XenHints()) {
-    // Once for all hints, however many there are.
-    if !hints.isEmpty {
-      for incarnation in order where hints.concern(incarnation) { entries[incarnation]?.isStale = true }
-    }
+    _ = markStale(hints)
     take(listed, at: now)
     noteShortLives(hints.numbers, listed)
     makeStale(at: now)
-    for incarnation in order where entries[incarnation]?.isListed == false { list(incarnation, at: now) }
+    for index in entries.indices where !entries[index].isListed { list(index, at: now) }
+  }
+
+  /// Takes over hints that need no look: entries of known domains were written, as a rename does.
+  ///
+  /// - Returns: false when domains may have come or gone: the hypervisor is to be asked, and `look` is to have the hints.
+  package mutating func take(_ hints: XenHints) -> Bool {
+    guard !hints.areTooMany, !hints.areOfMore, hints.numbers.isEmpty else { return false }
+    return markStale(hints) == hints.uuids
+  }
+
+  /// Has the domains be read again that hints are about; once for all hints, however many there are.
+  ///
+  /// - Returns: the UUIDs among them that a domain has.
+  private mutating func markStale(_ hints: XenHints) -> Set<DomainUUID> {
+    var found: Set<DomainUUID> = []
+    guard hints.areOfDomains else { return found }
+    for index in entries.indices {
+      let incarnation = entries[index].domain.incarnation
+      let isNamed = hints.uuids.contains(incarnation.uuid)
+      if isNamed { found.insert(incarnation.uuid) }
+      if isNamed || hints.areTooMany || hints.numbers.contains(incarnation.domainID) { entries[index].isStale = true }
+    }
+    return found
   }
 
   /// What is different from what was taken the last time.
@@ -105,14 +119,8 @@ package struct XenInventory {
   }
 
   /// The domains about which xenstore is to be asked.
-  package var due: [XenDomain] { order.compactMap { isDue($0) ? entries[$0]?.domain : nil } }
-  package var isAnyDue: Bool { order.contains(where: isDue) }
-
-  /// While a domain is taken down, its devices go one by one; what it was is kept until it is gone.
-  private func isDue(_ incarnation: Incarnation) -> Bool {
-    guard let entry = entries[incarnation], entry.isStale else { return false }
-    return entry.domain.runState != .dying || entry.details.name == nil
-  }
+  package var due: [XenDomain] { entries.lazy.filter(\.isDue).map(\.domain) }
+  package var isAnyDue: Bool { entries.contains(where: \.isDue) }
 
   /// Takes notice of how the connection to xenstored stands.
   package mutating func note(_ state: XenStoreState) {
@@ -122,7 +130,7 @@ package struct XenInventory {
       news.gaps.append("the connection to xenstored was lost (\(error.message)): what is written there is not seen")
     case (.connected, .connected), (_, .failed): break
     case (_, .connected):
-      for incarnation in order { entries[incarnation]?.isStale = true }
+      for index in entries.indices { entries[index].isStale = true }
       if wasConnected { news.gaps.append("the connection to xenstored was lost, and made anew") }
       wasConnected = true
     }
@@ -130,10 +138,16 @@ package struct XenInventory {
 
   private mutating func take(_ listed: [XenDomain], at now: Duration) {
     // Nearly every look finds the same domains.
-    if !order.elementsEqual(listed.lazy.map(\.incarnation)) {
-      let present = Set(listed.map(\.incarnation))
-      for incarnation in order where !present.contains(incarnation) {
-        if entries.removeValue(forKey: incarnation)?.isListed == true {
+    if !entries.lazy.map(\.domain.incarnation).elementsEqual(listed.lazy.map(\.incarnation)) {
+      var known = Dictionary(entries.lazy.map { ($0.domain.incarnation, $0) }) { first, _ in first }
+      let before = entries.map(\.domain.incarnation)
+      entries = listed.map { domain in
+        known.removeValue(forKey: domain.incarnation)
+          ?? Entry(domain: domain, details: DomainDetails(), isStale: true, firstSeen: now, runState: domain.runState)
+      }
+      for incarnation in before {
+        guard let entry = known[incarnation] else { continue }
+        if entry.isListed {
           news.changes.append(.removed(incarnation))
         } else {
           news.gaps.append("domain \(incarnation.domainID) came and went before it had a name")
@@ -141,13 +155,8 @@ package struct XenInventory {
         gone.append(incarnation.domainID)
       }
       if gone.count > Self.goneLimit { gone.removeFirst(gone.count - Self.goneLimit) }
-      for domain in listed where entries[domain.incarnation] == nil {
-        entries[domain.incarnation] = Entry(
-          domain: domain, details: DomainDetails(), isStale: true, firstSeen: now, runState: domain.runState)
-      }
-      order = listed.map(\.incarnation)
     }
-    for domain in listed { entries[domain.incarnation]?.settle(domain) }
+    for (index, domain) in listed.enumerated() { entries[index].settle(domain) }
   }
 
   /// Devices of a domain that no look has seen: it came and went in between.
@@ -165,28 +174,30 @@ package struct XenInventory {
     var turn = 0
     if let refreshed {
       // As many as are due since the last look, so that a thousand domains are not read at once.
-      turn = Int(Double(order.count) * ((now - refreshed) / refreshInterval))
+      turn = Int(Double(entries.count) * ((now - refreshed) / refreshInterval))
       if turn > 0 { self.refreshed = now }
     } else {
       refreshed = now
     }
-    for _ in 0..<min(turn, order.count) {
-      refreshPosition = (refreshPosition + 1) % order.count
-      entries[order[refreshPosition]]?.isStale = true
+    for _ in 0..<min(turn, entries.count) {
+      refreshPosition = (refreshPosition + 1) % entries.count
+      entries[refreshPosition].isStale = true
     }
   }
 
   /// Has others know of a domain, once it has its name or is not waited for any more.
-  private mutating func list(_ incarnation: Incarnation, at now: Duration) {
-    guard let entry = entries[incarnation] else { return }
-    let isWaitedFor = entry.details.name == nil && storeFailure == nil && now - entry.firstSeen < entry.namePatience
-    if !isWaitedFor { entries[incarnation]?.isListed = true }
+  private mutating func list(_ index: Int, at now: Duration) {
+    let isWaitedFor =
+      entries[index].details.name == nil && storeFailure == nil
+      && now - entries[index].firstSeen < entries[index].namePatience
+    if !isWaitedFor { entries[index].isListed = true }
   }
 
   /// Takes over what xenstore has of domains. One that is gone meanwhile is passed over.
   package mutating func take(_ readings: [XenReading], at now: Duration) {
     for reading in readings {
-      guard var entry = entries[reading.incarnation] else { continue }
+      guard let index = entries.firstIndex(where: { $0.domain.incarnation == reading.incarnation }) else { continue }
+      var entry = entries[index]
       // One that was started anew knows nothing of domains that run on.
       if reading.details.name == nil, entry.details.name != nil {
         let since = entry.forgottenSince ?? now
@@ -202,8 +213,8 @@ package struct XenInventory {
         let time = max(Self.completionTime, entry.namePatience)
         entry.isStale = entry.details.name == nil && now - entry.firstSeen < time
       }
-      entries[reading.incarnation] = entry
-      list(reading.incarnation, at: now)
+      entries[index] = entry
+      list(index, at: now)
     }
   }
 
@@ -216,25 +227,24 @@ package struct XenInventory {
   }
 
   private mutating func tell() {
-    for incarnation in order {
-      guard entries[incarnation]?.isNews == true, entries[incarnation]?.isListed == true,
-        var entry = entries[incarnation]
-      else { continue }
-      entry.isNews = false
-      defer { entries[incarnation] = entry }
-      var description = entry.description
-      description.runState = entry.runState
+    for index in entries.indices where entries[index].isNews && entries[index].isListed {
+      entries[index].isNews = false
+      var description = entries[index].description
+      description.runState = entries[index].runState
       var told = description
       // Which goes on by itself: a snapshot says it.
       told.cpuTime = .zero
-      guard entry.told != told else { continue }
-      entry.told = told
+      guard entries[index].told != told else { continue }
+      entries[index].told = told
       news.changes.append(.changed(description))
     }
   }
 }
 
 extension XenInventory.Entry {
+  /// Whether xenstore is to be asked about it. While a domain is taken down, its devices go one by one; what it was is kept until it is gone.
+  fileprivate var isDue: Bool { isStale && (domain.runState != .dying || details.name == nil) }
+
   /// How long its name is waited for, from its first look on.
   fileprivate var namePatience: Duration {
     let isUnderConstruction = domain.flags.contains(.paused) && domain.cpuTime == .zero
@@ -256,11 +266,5 @@ extension XenInventory.Entry {
     }
     // Out of a pause, and the like: whatever it does now is news.
     if runState != .blocked, runState != .running { runState = now.runState }
-  }
-}
-
-extension XenHints {
-  fileprivate func concern(_ incarnation: Incarnation) -> Bool {
-    areTooMany || numbers.contains(incarnation.domainID) || uuids.contains(incarnation.uuid)
   }
 }

@@ -6,9 +6,11 @@ package struct XenHints: Hashable, Sendable {
   var uuids: Set<DomainUUID> = []
   /// There were more than were looked at.
   var areTooMany = false
+  /// There were others, which say that domains came or went.
+  var areOfMore = false
 
   package init() {}
-  var isEmpty: Bool { numbers.isEmpty && uuids.isEmpty && !areTooMany }
+  var areOfDomains: Bool { !numbers.isEmpty || !uuids.isEmpty || areTooMany }
 }
 
 /// What came of reading about one domain.
@@ -110,6 +112,8 @@ extension XenHints {
       numbers.insert(DomainID(number))
     } else if parts.count >= 2, parts[0] == "vm", let uuid = DomainUUID(parts[1]) {
       uuids.insert(uuid)
+    } else {
+      areOfMore = true
     }
   }
 }

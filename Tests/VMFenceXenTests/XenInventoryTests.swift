@@ -22,6 +22,9 @@ import VMFenceCore
       return inventory.takeNews()
     }
 
+    /// Whether the hints that have come need no look.
+    mutating func takesHintsAlone() -> Bool { inventory.take(follower.takeHints(at: .seconds(1))) }
+
     var domains: [DomainDescription] { inventory.domains }
     var problems: [Diagnostic] { inventory.problems }
   }
@@ -86,6 +89,25 @@ import VMFenceCore
     xen.set("/vm/\(Incarnation.test(1).uuid)/name", "renamed")
     _ = try inventory.look(at: .seconds(1))
     #expect(inventory.domains.map(\.name) == ["renamed"])
+  }
+
+  @Test func onlyHintsOfDomainsThatComeOrGoNeedALook() throws {
+    create(1)
+    create(2)
+    var inventory = inventory()
+    _ = try inventory.look(at: .zero)
+    xen.set("/vm/\(Incarnation.test(2).uuid)/name", "renamed")
+    let (rename, nothing) = (inventory.takesHintsAlone(), inventory.takesHintsAlone())
+    #expect(rename && nothing)
+    #expect(inventory.inventory.due.map(\.incarnation) == [.test(2)])
+    // Each of these may be the first or the last that is heard of a domain.
+    let paths = ["@releaseDomain", "/vm/\(Incarnation.test(3).uuid)/name", "/local/domain/0/backend/vif/1/0/state"]
+    for path in paths {
+      xen.set("/vm/\(Incarnation.test(1).uuid)/name", "renamed")
+      xen.set(path, "")
+      let others = inventory.takesHintsAlone()
+      #expect(!others, "\(path)")
+    }
   }
 
   @Test func aDomainIsToldOfWhenItHasItsName() throws {
