@@ -21,9 +21,18 @@ extension PolicyUpdater {
   /// forget the rest.
   public var liveDecisions: [Decision] {
     var seen: Set<UInt64> = []
-    let remembered = offenders.values.filter { now < $0.forgottenAt }.map(\.decision)
+    let remembered = offenders.values.filter { now < $0.forgottenAt }.map { withItsEnd($0.decision) }
     let all = register.all.map(\.decision) + waiting + remembered
     return all.filter { seen.insert($0.id).inserted }.sorted { $0.id < $1.id }
+  }
+
+  /// A decision that is remembered for its step on the ladder. Of one whose measure was taken back before its time, the word that took it back is forgotten:
+  /// without an end of its own the measure would stand again after a restart.
+  private func withItsEnd(_ decision: Decision) -> Decision {
+    guard let key = decision.firewallMeasure?.key, register[key]?.decision.id != decision.id else { return decision }
+    var decision = decision
+    decision.expires = decision.expires.map { Swift.min($0, now) } ?? now
+    return decision
   }
 
   private mutating func restore(_ decision: Decision) {

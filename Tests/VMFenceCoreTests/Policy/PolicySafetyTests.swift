@@ -303,6 +303,22 @@ struct PolicySafetyTests {
     #expect(compacted.liveDecisions == after.liveDecisions)
   }
 
+  @Test("what was taken back before its time is not in force again after the log was made anew, and the ladder goes on")
+  func restoreTakenBack() throws {
+    func make() throws -> PolicyUpdater {
+      try updater(
+        rule(ladder: [LadderStep(.block, for: .seconds(3600)), LadderStep(.quarantine, for: .seconds(60))]))
+    }
+    var before = try make()
+    let taken = try #require(before.handle(alert(), times: 3, at: at(0)).first?.firewallMeasure)
+    _ = try before.lift(taken.key, reason: "a mistake", at: at(10))
+    let kept = before.liveDecisions
+    var after = try make()
+    _ = after.restore(kept, at: at(20))
+    #expect(after.measuresInForce.isEmpty)
+    #expect(after.handle(alert(), times: 3, at: at(21)).map(\.measure) == [.quarantine])
+  }
+
   @Test("a log from the future, after the clock was set back, makes no measure last longer than it was decided for")
   func restoreFromFuture() throws {
     var before = try updater(rule(ladder: [LadderStep(.block, for: .seconds(60))]))
