@@ -45,7 +45,9 @@ package struct XenInventory {
   package static let constructionPatience: Duration = .seconds(60)
   /// The toolstack takes a domain's entries away a moment before the domain itself.
   private static let farewell: Duration = .seconds(3)
-  /// Numbers of domains that are gone, remembered so that the end of their devices is not taken for another domain.
+  /// Numbers of domains that are gone, remembered for so long so that the end of their devices, a moment later, is not taken for another domain. Xen gives a
+  /// number again when it has given all others, so whoever has it after that time is another.
+  package static let goneTime: Duration = .seconds(60)
   private static let goneLimit = 1024
   private static let problemLimit = 64
 
@@ -57,7 +59,8 @@ package struct XenInventory {
   private var news = News()
   /// By domain number. They are changed where they are: each look passes a thousand of them.
   private var entries: [Entry] = []
-  private var gone: [DomainID] = []
+  /// From the one that has been gone for longest.
+  private var gone: [(number: DomainID, since: Duration)] = []
   private var refreshed: Duration?
   private var refreshPosition = 0
 
@@ -83,7 +86,7 @@ package struct XenInventory {
   package mutating func look(at now: Duration, finding listed: [XenDomain], after hints: XenHints = XenHints()) {
     _ = markStale(hints)
     take(listed, at: now)
-    noteShortLives(hints.numbers, listed)
+    noteShortLives(hints.numbers, listed, at: now)
     makeStale(at: now)
     for index in entries.indices where !entries[index].isListed { list(index, at: now) }
   }
@@ -152,21 +155,26 @@ package struct XenInventory {
         } else {
           news.gaps.append("domain \(incarnation.domainID) came and went before it had a name")
         }
-        gone.append(incarnation.domainID)
+        noteGone(incarnation.domainID, at: now)
       }
-      if gone.count > Self.goneLimit { gone.removeFirst(gone.count - Self.goneLimit) }
     }
     for (index, domain) in listed.enumerated() { entries[index].settle(domain) }
   }
 
   /// Devices of a domain that no look has seen: it came and went in between.
-  private mutating func noteShortLives(_ hinted: Set<DomainID>, _ listed: [XenDomain]) {
+  private mutating func noteShortLives(_ hinted: Set<DomainID>, _ listed: [XenDomain], at now: Duration) {
     guard !hinted.isEmpty else { return }
-    let known = Set(listed.map(\.incarnation.domainID)).union(gone)
+    gone.removeAll { now - $0.since >= Self.goneTime }
+    let known = Set(listed.map(\.incarnation.domainID)).union(gone.map(\.number))
     for number in hinted.subtracting(known).sorted() where number != .dom0 {
       news.gaps.append("domain \(number) came and went between two looks")
-      gone.append(number)
+      noteGone(number, at: now)
     }
+  }
+
+  private mutating func noteGone(_ number: DomainID, at now: Duration) {
+    if gone.count == Self.goneLimit { gone.removeFirst() }
+    gone.append((number, now))
   }
 
   /// Has those be read again whose turn it is.

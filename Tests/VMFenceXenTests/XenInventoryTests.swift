@@ -171,6 +171,25 @@ import VMFenceCore
     #expect(try inventory.look(at: .seconds(2)).gaps.isEmpty)
   }
 
+  @Test(arguments: [true, false])
+  func aShortLifeUnderANumberThatSomebodyHadBeforeIsOwnedUpTo(wasSeen: Bool) throws {
+    var inventory = inventory()
+    _ = try inventory.look(at: .zero)
+    create(7)
+    if wasSeen { _ = try inventory.look(at: .milliseconds(500)) }
+    xen.remove(DomainID(7))
+    let gone = Duration.seconds(1)
+    _ = try inventory.look(at: gone)
+    // Its devices go.
+    xen.set("/local/domain/0/backend/vif/7/0/state", "6")
+    #expect(try inventory.look(at: gone + .seconds(10)).gaps.isEmpty)
+    create(7)
+    xen.remove(DomainID(7))
+    let news = try inventory.look(at: gone + XenInventory.goneTime)
+    #expect(news.gaps == ["domain 7 came and went between two looks"])
+    #expect(try inventory.look(at: gone + XenInventory.goneTime + .seconds(1)).gaps.isEmpty)
+  }
+
   @Test func theEndOfKnownDevicesIsNoGap() throws {
     create(7)
     var inventory = inventory()
