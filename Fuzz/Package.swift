@@ -38,6 +38,7 @@ let package = Package(
     target("fuzz-state", "VMFenceCore", "VMFenceDetection"),
     target("fuzz-rules", "VMFenceCore", "VMFenceDetection"),
     target("fuzz-ring", "VMFenceCore"),
+    target("fuzz-decisions", "VMFenceCore"),
     target("fuzz-control", "VMFenceCore", "VMFenceControl"),
     target("fuzz-xenstore", "VMFenceCore", "VMFenceXen"),
     target("fuzz-records", "VMFenceCore", "VMFenceXen", "VMFenceNftables", "VMFenceCapture", "VMFenceChannel"),

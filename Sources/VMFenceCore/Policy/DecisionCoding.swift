@@ -8,6 +8,8 @@ enum DecisionCoding {
   static let format: UInt8 = 1
   /// A text's limit in bytes. Longer ones are cut.
   static let textLimit = 4_096
+  /// No host takes more decisions in its life, and the next number can be counted up to.
+  static let numberLimit = UInt64(Int64.max)
   /// More than any encoded decision.
   static let sizeLimit = 16_384
   static let statuses: [Decision.Status] = [
@@ -38,7 +40,7 @@ enum DecisionCoding {
   /// nil for anything that `encode` does not write.
   static func decode(_ bytes: [UInt8]) -> Decision? {
     var input = ByteReader(bytes)
-    guard input.byte() == format, let id = input.u64(), let time = input.time(),
+    guard input.byte() == format, let id = input.u64(), id <= numberLimit, let time = input.time(),
       let incarnation = input.optional({ $0.incarnation() }), let measure = input.measure(),
       let status = input.byte(), Int(status) < statuses.count, let policy = input.text(), let reason = input.text(),
       let step = input.u32(), let expires = input.optional({ $0.time() }), let trigger = input.text(),
@@ -165,7 +167,8 @@ struct ByteReader {
   }
 
   mutating func text() -> String? {
-    guard let length = number(UInt16.self), bytes.count - offset >= Int(length) else { return nil }
+    guard let length = number(UInt16.self), length <= DecisionCoding.textLimit, bytes.count - offset >= Int(length)
+    else { return nil }
     defer { offset += Int(length) }
     return String(validating: bytes[offset..<offset + Int(length)], as: UTF8.self)
   }
@@ -184,12 +187,15 @@ struct ByteReader {
     guard let family = byte().flatMap(IPAddress.Family.init), let high = u64(), let low = u64(), let prefix = byte(),
       Int(prefix) <= family.bitWidth
     else { return nil }
+    let address: IPAddress
     switch family {
     case .v4:
-      guard high == 0, let address = UInt32(exactly: low) else { return nil }
-      return IPNetwork(IPAddress(v4: address), prefix: Int(prefix))
-    case .v6: return IPNetwork(IPAddress(v6High: high, low: low), prefix: Int(prefix))
+      guard high == 0, let low = UInt32(exactly: low) else { return nil }
+      address = IPAddress(v4: low)
+    case .v6: address = IPAddress(v6High: high, low: low)
     }
+    let network = IPNetwork(address, prefix: Int(prefix))
+    return network.base == address ? network : nil
   }
 
   mutating func measure() -> Decision.Measure? {

@@ -245,6 +245,45 @@ struct FileDecisionLogTests {
     #expect(read.reason == String(repeating: "€", count: 1_365))
   }
 
+  /// Makes a payload one that no log writes.
+  struct Forgery: CustomTestStringConvertible {
+    var testDescription: String
+    /// The sample whose payload it is.
+    var sample = 0
+    var forge: @Sendable (inout [UInt8]) -> Void
+  }
+
+  @Test(
+    "a record that no log writes is no decision, whatever its checksum says",
+    arguments: [
+      Forgery(
+        testDescription: "a number after which there is none",
+        forge: { $0.replaceSubrange(1..<9, with: Array(repeating: 0xFF, count: 8)) }),
+      Forgery(testDescription: "an address behind a network's prefix", sample: 2, forge: { $0[28] = 1 }),
+      Forgery(
+        testDescription: "a text beyond the limit",
+        forge: { $0.replaceSubrange(20..<24, with: [0x88, 0x13] + Array(repeating: 0x61, count: 5_000)) }),
+    ])
+  func forged(forgery: Forgery) throws {
+    let directory = try TemporaryDirectory()
+    do { try open(directory).log.append([Self.samples[forgery.sample]]) }
+    let whole = try directory.bytes("log")
+    let length = Int(whole[64]) | Int(whole[65]) << 8
+    func write(_ forge: (inout [UInt8]) -> Void) throws {
+      var payload = Array(whole[80..<80 + length])
+      forge(&payload)
+      func field(_ value: Int, _ count: Int) -> [UInt8] { (0..<count).map { UInt8(value >> (8 * $0) & 0xFF) } }
+      let sum = CRC32C.checksum(field(payload.count, 4) + field(1, 8) + payload)
+      try directory.write(
+        whole[..<64] + field(payload.count, 4) + field(Int(sum), 4) + field(1, 8) + payload, to: "log")
+    }
+    try write { _ in }
+    #expect(try open(directory).recovery == DecisionLogRecovery(decisions: [Self.samples[forgery.sample]]))
+    try write(forgery.forge)
+    let recovery = try open(directory).recovery
+    #expect(recovery.decisions.isEmpty && recovery.damage?.message.contains("no decision of this version") == true)
+  }
+
   @Test("CRC-32C gives the values of RFC 3720, appendix B.4")
   func crc() {
     #expect(CRC32C.checksum(Array("123456789".utf8)) == 0xE306_9283)
