@@ -92,7 +92,9 @@ private func look(
   _ store: DoubleStore, _ follower: inout XenStoreFollower, _ inventory: inout XenInventory, at now: Duration
 ) {
   let hints = follower.takeHints(at: now)
-  inventory.look(at: now, finding: domains, after: hints)
+  // As the probe does: what no look is needed for is taken over without one.
+  let areTaken = inventory.take(hints)
+  inventory.look(at: now, finding: domains, after: areTaken ? XenHints() : hints)
   inventory.note(follower.state)
   store.contents.withLock { $0.questions = 0 }
   let readings = follower.read(domains)
