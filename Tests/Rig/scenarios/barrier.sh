@@ -4,9 +4,6 @@ exec 2>&1
 # vif MAC ADDRESS [NAME] : NAME is the interface's in Dom0, instead of vifN.M.
 vif() { echo "vif=[\"mac=$1,bridge=xenbr0,script=vif-vmfence,ip=$2${3:+,vifname=$3}\"]"; }
 barrier() { printf 'VIF_SCRIPT=vif-bridge\nTIMEOUT=%s\nFAIL=%s\n' "$1" "$2" >/etc/vmfence/barrier.conf; }
-# passed FILE : how many frames a sniffer has seen.
-passed() { tcpdump -r "$1" 2>/dev/null | wc -l; }
-sniff() { tcpdump -i "$1" -U -w "$2" "$3" 2>/dev/null & }
 
 # A guest that sends from its first moment on: to Dom0, to another guest, and to Dom0 from an address that it may not have.
 root=/tmp/eager

@@ -44,6 +44,10 @@ print(max(rows, key=lambda row: row["domid"]).get(sys.argv[3]))' "$VMFENCE_SOCKE
 }
 # packets_of NAME : keeps what passes that guest's first card from now on.
 packets_of() { tcpdump -i "vif$(xl domid "$1").0" -U -w "/out/$1.pcap" 2>/dev/null & }
+# sniff INTERFACE FILE FILTER : keeps what passes an interface from now on.
+sniff() { tcpdump -i "$1" -U -w "$2" "$3" 2>/dev/null & }
+# passed FILE [FROM UNTIL] : how many frames a sniffer has seen, in that time (seconds since the epoch).
+passed() { tcpdump -tt -n -r "$1" 2>/dev/null | awk -v from="${2:-0}" -v until="${3:-9999999999}" '$1 >= from && $1 <= until { n++ } END { print n + 0 }'; }
 has() { [ "$(domain "$1" "$2")" = "$3" ]; }
 lacks() { ! domain "$1" state; }
 

@@ -87,6 +87,60 @@ migrate >/tmp/migrate.log 2>&1 && ok "it is migrated after all" || { fail "the m
 until_true 60 "and inspected under another number" eval '[ -n "$(xl domid web)" ] && [ "$(xl domid web)" != "$before" ] && has web domid "$(xl domid web)" && has web state inspecting'
 until_true 60 "it answers" ping -c 1 -W 2 10.77.0.12
 remembers 4
+
+# Once more, with a guest that sends all the time, to whom it may, to whom it may not, and from an address that it may not have; and with a daemon that says
+# nothing for a while after the new card is there. The barrier says when it began and ended, and whether the guest had a detector then.
+mv /etc/xen/scripts/vif-vmfence /etc/xen/scripts/vif-vmfence.package
+cat >/etc/xen/scripts/vif-vmfence <<'SCRIPT'
+#!/bin/bash
+[ "$1" != online ] || date +%s.%N >/tmp/began
+"$0.package" "$@"
+status=$?
+if [ "$1" = online ]; then
+  date +%s.%N >/tmp/ended
+  vmfence-ref domains --json >/tmp/behind
+fi
+exit $status
+SCRIPT
+chmod 755 /etc/xen/scripts/vif-vmfence
+# A port of the bridge at which arrives what is sent to whoever is not there.
+ip link add other0 type veth peer name other1
+ip link set other0 master xenbr0 up
+ip link set other1 up
+# Without its frontend, which would keep the guest itself from sending to a banned address.
+domu_exec web 'kill $(cat /tmp/frontend.pid); ip addr add 10.77.0.99/24 dev eth0; arp -s 10.77.0.77 00:16:3e:00:00:77; echo ready' 20
+domu_exec web '(while :; do ping -c 1 -W 1 10.77.0.1; usleep 100000; done) >/dev/null 2>&1 & (while :; do ping -c 1 -W 1 10.77.0.77; arping -c 1 -w 1 -I eth0 -s 10.77.0.99 10.77.0.1; done) >/dev/null 2>&1 & echo sends' 20
+sniff other1 /out/allowed.pcap 'ether src 00:16:3e:00:00:02 and ip host 10.77.0.77'
+until_true 60 "a guest sends to another address" eval '[ "$(passed /out/allowed.pcap)" -gt 0 ]'
+vmfence-ref bans add 10.77.0.77 --domain web --for 1h || fail "a ban can be set"
+until_true 30 "which is banned now" eval 'nft list set bridge vmfence block4 | grep -q 10.77.0.77'
+sniff xenbr0 /out/sent.pcap 'ether src 00:16:3e:00:00:02'
+sniff other1 /out/kept.pcap 'ether src 00:16:3e:00:00:02 and (ip host 10.77.0.77 or src host 10.77.0.99)'
+until_true 20 "sniffers are there" [ -s /out/sent.pcap -a -s /out/kept.pcap ]
+until_true 30 "the guest sends" eval '[ "$(passed /out/sent.pcap)" -gt 5 ]'
+before=$(xl domid web)
+kill -STOP $daemon
+migrate >/tmp/migrate.log 2>&1 &
+migration=$!
+until_true 120 "its new card is there" [ -s /tmp/began ]
+sleep 5
+kill -CONT $daemon
+wait $migration && ok "it is migrated while it sends" || { fail "the migration while it sends"; cat /tmp/migrate.log; }
+read -r began </tmp/began
+read -r ended </tmp/ended
+until_true 60 "it sends over its new card" eval '[ "$(passed /out/sent.pcap "$ended")" -gt 5 ]'
+sniff "vif$(xl domid web).0" /out/tried.pcap 'ip host 10.77.0.77 or src host 10.77.0.99'
+tries() { tcpdump -n -r /out/tried.pcap 2>/dev/null >/tmp/tried; grep -q "> 10.77.0.77" /tmp/tried && grep -q "tell 10.77.0.99" /tmp/tried; }
+until_true 60 "and tries there what it may not" tries
+[ "$(passed /out/sent.pcap "$began" "$ended")" -eq 0 ] && ok "not one frame passed in the $(awk "BEGIN { print $ended - $began }") s before it was guarded" ||
+  { fail "$(passed /out/sent.pcap "$began" "$ended") frames passed before it was guarded"; tcpdump -tt -enr /out/sent.pcap 2>/dev/null | tail -n 40; }
+python3 -IS -c '
+import json, sys
+states = {row["domid"]: row["state"] for row in json.load(open("/tmp/behind"))}
+# It stands still until it runs there, and its detector with it.
+sys.exit(states[max(states)] not in ("inspecting", "suspended") or max(states) <= int(sys.argv[1]))' "$before" && ok "and then it had a detector" || { fail "it had no detector then"; cat /tmp/behind; }
+[ "$(passed /out/kept.pcap)" -eq 0 ] && ok "not one frame of it passed to the banned address, or from one that is not its own" ||
+  { fail "$(passed /out/kept.pcap) frames passed that may not"; tcpdump -tt -enr /out/kept.pcap 2>/dev/null | head; }
 nft list tables | grep -q vmfence-barrier && fail "a port was left shut" || ok "no port was left shut"
 
 grep -a "have one UUID" /var/log/vmfence/daemon.log && fail "a migration was taken for an error" || ok "no migration was taken for an error"
