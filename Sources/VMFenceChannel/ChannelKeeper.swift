@@ -23,6 +23,10 @@ public struct ChannelStatus: Sendable, Hashable {
   public internal(set) var inForce: InForceReport?
   /// What the tenant wants, and stands.
   public internal(set) var standing = TenantDeclaration()
+  /// What went wrong since the guest is known, and how often; without what did not.
+  public internal(set) var errors: [ChannelError: UInt64] = [:]
+
+  mutating func count(_ error: ChannelError) { errors[error, default: 0] &+= 1 }
 }
 
 /// What others are to know of channels.
@@ -195,7 +199,7 @@ public struct ChannelKeeper<Pages: GuestPages>: Sendable {
   ) {
     guest.look = now + (guest.attached == nil && now - guest.since < Self.youth ? Self.soon : Self.later)
     let offer: Pages.Offer?
-    do throws(ProbeError) { offer = try pages.offer(of: domain) } catch { return }
+    do throws(ProbeError) { offer = try pages.offer(of: domain) } catch { return guest.status.count(.unreadable) }
     if let attached = guest.attached, attached.offer != offer {
       drop(&guest)
       guest.since = now
@@ -217,13 +221,17 @@ public struct ChannelKeeper<Pages: GuestPages>: Sendable {
       guest.attached = Attached(offer: offer, page: page)
       guest.status.state = .offered
       pages.ring(page, of: domain)
-    } catch { fail(domain, &guest, error.message, &news) }
+    } catch { fail(domain, &guest, error, &news) }
   }
 
-  private func fail(_ domain: Incarnation, _ guest: inout Guest, _ message: String, _ news: inout [ChannelNews]) {
+  private func fail(
+    _ domain: Incarnation, _ guest: inout Guest, _ violation: ChannelViolation, _ news: inout [ChannelNews]
+  ) {
     guest.status.state = .error
-    guest.status.problem = message
-    news.append(.alert(domain, .channelViolation, "the policy channel was closed: \(message.escapedForDisplay)"))
+    guest.status.problem = violation.message
+    guest.status.count(ChannelError(violation.code))
+    news.append(
+      .alert(domain, .channelViolation, "the policy channel was closed: \(violation.message.escapedForDisplay)"))
   }
 
   // MARK: Turning a channel
@@ -260,6 +268,7 @@ public struct ChannelKeeper<Pages: GuestPages>: Sendable {
       guest.repeats = isNew ? 1 : guest.repeats + 1
       guest.status.answer = answer
       guest.status.answerDelay = guest.attached?.page.session.answerDelay
+      if answer.status != .applied { guest.status.count(.notApplied) }
       // One that came damaged is sent again, so often.
       let last = answer.status == .damaged ? HostChannel.attemptLimit : 1
       guard answer.status != .applied, guest.repeats == last, guest.claims.hasToken(at: now) else { return }
@@ -278,6 +287,7 @@ public struct ChannelKeeper<Pages: GuestPages>: Sendable {
       news.append(.holds(domain.uuid, version: held.version))
     case .declared(let declaration): declare(declaration, domain, &guest, at: now, &news)
     case .silent(let version):
+      guest.status.count(.unanswered)
       // A process that its guest has taken over says it as often as it likes.
       guard guest.claims.hasToken(at: now) else { return }
       guest.claims.take()
@@ -287,7 +297,7 @@ public struct ChannelKeeper<Pages: GuestPages>: Sendable {
       (guest.look, guest.since) = (now, now)
     case .closed(let violation):
       drop(&guest)
-      fail(domain, &guest, violation.message, &news)
+      fail(domain, &guest, violation, &news)
     }
   }
 

@@ -84,6 +84,20 @@ struct DocumentTests {
     #expect(House.difference(engine, levels, of: "the engine's level") == [])
   }
 
+  @Test("every reason by which errors of channels are counted is in the operator's guide, and none that there is not")
+  func channelErrors() throws {
+    let source = try Self.text("Sources/VMFenceChannel/ChannelError.swift")
+    var reasons: Set<String> = []
+    for match in source.matches(of: /\n  case (.+)/) {
+      for name in match.1.split(separator: ",") {
+        reasons.insert(name.split(separator: "=").last.map { $0.trimmingCharacters(in: ["\"", " "]) } ?? "")
+      }
+    }
+    #expect(reasons.count > 8)
+    let documented = spans(try part(from: "guest. Reasons: ", to: "A guest that never")).subtracting(["VMFenceChannel"])
+    #expect(House.difference(documented, reasons, of: "the reason") == [])
+  }
+
   @Test("every kind of platform event is in the operator's guide, and none that there is not")
   func platformKinds() throws {
     let source = try Self.text("Sources/VMFenceCore/Model/Event.swift")

@@ -187,11 +187,51 @@ struct ChannelKeeperTests {
       Issue.record("\(news)")
       return
     }
-    #expect(status?.state == .error)
+    #expect(status?.state == .error && status?.errors == [.page: 1])
     pages.offers[domain] = nil
     #expect(work() == [] && status?.state == ChannelStatus.State.none)
     pages.isUnreachable = true
-    #expect(work() == [])
+    #expect(work() == [] && status?.errors == [.page: 1, .unreadable: 1])
+  }
+
+  @Test("what goes wrong is counted by guest and by what it is, as long as the guest is there")
+  mutating func errors() throws {
+    var guest = try frontend(1)
+    let neighbour = Incarnation(uuid: DomainUUID(high: 5, low: 5), domainID: DomainID(8))
+    keeper.update([domain, neighbour], at: now)
+    keeper.offer(try policy(3))
+    _ = work()
+    _ = guest.step()
+    _ = work(after: .milliseconds(10))
+    _ = guest.step()
+    let digest = try policy(3).digest
+    for (status, count) in [(PolicyAcknowledgement.Status.failed, UInt64(1)), (.damaged, 2), (.applied, 2)] {
+      guest.acknowledge(PolicyAcknowledgement(version: 3, digest: digest, status: status))
+      _ = guest.step()
+      _ = work(after: .seconds(1))
+      #expect(self.status?.errors == [.notApplied: count], "\(status)")
+    }
+    keeper.offer(try policy(4))
+    _ = work(after: .seconds(1))
+    _ = work(after: HostChannel.answerTime)
+    #expect(status?.errors == [.notApplied: 2, .unanswered: 1])
+    // An answer to what nobody sent.
+    guest.acknowledge(PolicyAcknowledgement(version: 77, digest: digest, status: .applied))
+    _ = guest.step()
+    _ = work(after: .seconds(1))
+    #expect(status?.errors == [.notApplied: 2, .unanswered: 1, .unexpected: 1] && status?.state == .error)
+    #expect(keeper.statuses[neighbour]?.errors == [:])
+    keeper.update([neighbour], at: now)
+    keeper.update([domain, neighbour], at: now)
+    #expect(status?.errors == [:])
+  }
+
+  @Test("each violation is counted under its own name")
+  func violationNames() {
+    #expect(
+      ChannelViolation.Code.all.map { ChannelError($0) } == [
+        .page, .version, .index, .header, .checksum, .order, .message, .unexpected,
+      ])
   }
 
   @Test("a storm of rings is masked, and what a guest may cause is bounded")

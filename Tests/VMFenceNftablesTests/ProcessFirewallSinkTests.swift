@@ -177,6 +177,22 @@ struct ProcessFirewallSinkTests {
     #expect(started.all.count == 1 && sink.problem == nil)
   }
 
+  @Test(
+    "how many elements there are is what the process says; one that does not know, or says what cannot be, leaves it open"
+  )
+  func elements() async throws {
+    let sink = try started.open()
+    for (said, count) in [(UInt64(0), Int?.some(0)), (7, 7), (.max, nil), (1 << 63, nil)] {
+      started.last.answers { question in
+        guard question.verb == .counts else { return nil }
+        var answer = FirewallAnswer(.counts)
+        answer.number = said
+        return answer
+      }
+      #expect(try await sink.trafficCounts().elements == count)
+    }
+  }
+
   @Test("ports that no interface can have are left out, and more addresses than fit into a record are told")
   func ports() async throws {
     let sink = try started.open()

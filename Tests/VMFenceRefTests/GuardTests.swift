@@ -53,12 +53,13 @@ extension EndToEnd {
       let host = try ProtectedHost(
         "guards", policy: longBlocks, host: "metrics: {}\nfirewall: {routers: [\"fe80::1\"]}")
       try host.start()
-      func metric(_ reason: String) throws -> Int? {
+      func series(_ name: String) throws -> Double? {
         let text = try host.network.host.run("curl -s http://127.0.0.1:9477/metrics || true")
-        let line = text.split(separator: "\n").first {
-          $0.hasPrefix("vmfence_firewall_dropped_total{reason=\"\(reason)\"}")
-        }
-        return line?.split(separator: " ").last.flatMap { Int($0) }
+        return text.split(separator: "\n").first { $0.hasPrefix(name + " ") }?.split(separator: " ").last
+          .flatMap { Double($0) }
+      }
+      func metric(_ reason: String) throws -> Double? {
+        try series("vmfence_firewall_dropped_total{reason=\"\(reason)\"}")
       }
       func told() throws -> [EVELine] {
         try EVELine.read(host.folder.path("eve.json")).filter {
@@ -88,6 +89,10 @@ extension EndToEnd {
         try metric("spoofed_dhcp") == 4 && metric("block") ?? 0 > 0
       }
       #expect(try metric("spoofed_ipv6") == 2, "an address of which nothing is known is stopped")
+      #expect(try series("vmfence_firewall_desired_elements") == 1)
+      #expect(try series("vmfence_firewall_kernel_elements") == 1, "the block is not counted in the kernel")
+      let counted = try #require(try series("vmfence_firewall_kernel_elements_timestamp_seconds"))
+      #expect(abs(Date().timeIntervalSince1970 - counted) < 30)
       #expect(try told().map { $0.vmfence?.vm?.name } == ["web", "web"], "one a minute of each kind at the most")
       // The guest comes back with another address, say, while nobody is there to learn of it.
       let other = "02:77:00:00:00:77"

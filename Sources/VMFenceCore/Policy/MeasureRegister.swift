@@ -23,6 +23,8 @@ struct MeasureRegister: Sendable {
   private var v4Prefixes = PrefixCounts(width: 32)
   private var v6Prefixes = PrefixCounts(width: 128)
 
+  /// How many stand where; without scopes that have none.
+  private(set) var scopes: [FirewallScope: MeasureCounts.Scope] = [:]
   /// How many stand on whose word; nil: on that of no domain.
   private var owned: [DomainUUID?: Int] = [:]
 
@@ -60,7 +62,7 @@ struct MeasureRegister: Sendable {
     revision += 1
     let key = entry.measure.key
     owned[entry.owner, default: 0] += 1
-    if let old = entries.updateValue(entry, forKey: key) { disown(old) } else { count(key.kind, by: 1) }
+    if let old = entries.updateValue(entry, forKey: key) { disown(old) } else { count(key, by: 1) }
     guard let expires = entry.measure.expires else { return }
     if timers.count > 2 * entries.count + 64 { dropStaleTimers() }
     timers.append(Timer(expires: expires, decision: entry.measure.decision, key: key))
@@ -77,7 +79,7 @@ struct MeasureRegister: Sendable {
   mutating func remove(_ key: FirewallMeasure.Key) -> Entry? {
     guard let entry = entries.removeValue(forKey: key) else { return nil }
     revision += 1
-    count(key.kind, by: -1)
+    count(key, by: -1)
     disown(entry)
     return entry
   }
@@ -125,12 +127,20 @@ struct MeasureRegister: Sendable {
     }
   }
 
-  private mutating func count(_ kind: FirewallMeasureKind, by change: Int) {
-    guard case .block(let network) = kind else { return }
-    switch network.base.family {
-    case .v4: v4Prefixes.add(change, Int(network.prefix))
-    case .v6: v6Prefixes.add(change, Int(network.prefix))
+  private mutating func count(_ key: FirewallMeasure.Key, by change: Int) {
+    var scope = scopes[key.scope] ?? MeasureCounts.Scope()
+    scope.all += change
+    if case .block(let network) = key.kind {
+      switch network.base.family {
+      case .v4:
+        scope.v4Blocks += change
+        v4Prefixes.add(change, Int(network.prefix))
+      case .v6:
+        scope.v6Blocks += change
+        v6Prefixes.add(change, Int(network.prefix))
+      }
     }
+    scopes[key.scope] = scope.all > 0 ? scope : nil
   }
 
   // MARK: The heap

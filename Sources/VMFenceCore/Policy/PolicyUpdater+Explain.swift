@@ -18,9 +18,18 @@ public struct PolicyExplanation: Sendable, Hashable {
 }
 
 public struct MeasureCounts: Sendable, Hashable {
+  /// Those of one scope.
+  public struct Scope: Sendable, Hashable {
+    public var all = 0
+    public var v4Blocks = 0
+    public var v6Blocks = 0
+  }
+
   public var all = 0
   public var v4Blocks = 0
   public var v6Blocks = 0
+  /// By scope; without those that have none.
+  public var scopes: [FirewallScope: Scope] = [:]
 }
 
 extension Decision {
@@ -51,7 +60,8 @@ extension PolicyUpdater {
   public var measureCounts: MeasureCounts {
     let blocks = register.blockCounts
     return policy.isDryRun
-      ? MeasureCounts() : MeasureCounts(all: register.count, v4Blocks: blocks.v4, v6Blocks: blocks.v6)
+      ? MeasureCounts()
+      : MeasureCounts(all: register.count, v4Blocks: blocks.v4, v6Blocks: blocks.v6, scopes: register.scopes)
   }
 
   /// The decisions behind the measures in force, in the order of their numbers.

@@ -23,7 +23,7 @@ enum FirewallMessage {
   static let byteLimit = 60 << 10
   /// Records of one question or answer, all of its parts together.
   static let recordLimit = 1_100_000
-  static let version: UInt32 = 0x564D_4601
+  static let version: UInt32 = 0x564D_4602
 
   /// Writes as many of the records as fit behind what is written already, and says at `countAt` how many these are.
   ///
@@ -63,7 +63,7 @@ enum FirewallVerb: UInt32, Sendable, CaseIterable {
   case reset
   /// What others did to the table since the last look.
   case look
-  /// What was stopped, by why, and of pretences by port.
+  /// What was stopped, by why, and of pretences by port. The answer's number: how many elements measures have; all ones: that is not known.
   case counts
   case more
 

@@ -142,7 +142,10 @@ package struct FirewallServer {
     case .reset:
       let results = firewall.send(question.records.compactMap(\.reset))
       answer.records = results?.map { .isSent($0) } ?? []
-    case .counts: answer.records = FirewallCount.list(try firewall.counts()).map { .count($0) }
+    case .counts:
+      let counts = try firewall.counts()
+      answer.records = FirewallCount.list(counts).map { .count($0) }
+      answer.number = counts.elements.map { UInt64(clamping: $0) } ?? .max
     case .look: answer.records = heard.take().map { .change($0) }
     case .open, .more: break
     }

@@ -188,6 +188,7 @@ public final class ProcessFirewallSink: FirewallSink, FlowFirewall {
     }
     var counts = TrafficCounts()
     for case .count(let count) in answer.records { count.add(to: &counts) }
+    counts.elements = Int(exactly: answer.number)
     return counts
   }
 

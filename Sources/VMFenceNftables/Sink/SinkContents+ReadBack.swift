@@ -59,6 +59,7 @@ extension SinkContents {
       var counts = TrafficCounts()
       guard let image = try readTable() else { return counts }
       if ofMeasures { counts.measures = read(try readElements(of: image)).measures.mapValues(\.count) }
+      counts.elements = try countElements(of: image)
       counts.spoofedAtPorts = try readPortCounts()
       for (chain, comment, count) in image.counts {
         switch chain {
@@ -77,6 +78,15 @@ extension SinkContents {
     } catch {
       throw FirewallError(error, during: "read the packet filter's counters", table: configuration.table)
     }
+  }
+
+  /// See `TrafficCounts.elements`. Reads none of them.
+  mutating func countElements(of image: TableImage) throws(NetlinkError) -> Int? {
+    let counts = Self.measureSets(of: image).map { image.elementCounts[$0.description] }
+    if !counts.contains(nil) { return counts.reduce(0) { $0 + ($1 ?? 0) } }
+    guard try isModelCurrent() else { return nil }
+    purge(at: Self.now)
+    return standing.keys.reduce(0) { $0 + Self.elementCount(of: $1, in: interfaces(of: $1)) }
   }
 
   /// Sorts elements by the measures that they are parts of.

@@ -216,9 +216,7 @@ extension SinkContents {
   /// out and has others twice, and nothing in it says so: it is interrupted by transactions only. So the sets are listed until a listing has nothing
   /// that those before it did not have. One is enough when the kernel has counted as many as it has, each once.
   mutating func readElements(of image: TableImage) throws(NetlinkError) -> [ReadElement] {
-    var sets: [SetName] = [.quarantine] + (0..<SetName.limitSlots).map { .limit($0) }
-    sets += image.sets.compactMap { BlockSet(name: $0).map { .blocks($0) } }
-    sets.removeAll { !image.sets.contains($0.description) }
+    let sets = Self.measureSets(of: image)
     var latest = try listElements(of: sets)
     let counts = sets.compactMap { image.elementCounts[$0.description] }
     if counts.count == sets.count, latest.isDistinct, latest.elements.count == counts.reduce(0, +) {
@@ -235,6 +233,14 @@ extension SinkContents {
       if known.count == count { break }
     }
     return known.isEmpty ? latest.elements : Array(known.values)
+  }
+
+  /// The sets that hold measures, of those that are there.
+  static func measureSets(of image: TableImage) -> [SetName] {
+    var sets: [SetName] = [.quarantine] + (0..<SetName.limitSlots).map { .limit($0) }
+    sets += image.sets.compactMap { BlockSet(name: $0).map { .blocks($0) } }
+    sets.removeAll { !image.sets.contains($0.description) }
+    return sets
   }
 
   private struct Listing {

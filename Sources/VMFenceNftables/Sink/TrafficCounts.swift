@@ -16,6 +16,10 @@ public struct TrafficCounts: Hashable, Sendable {
   public var spoofed: [SpoofingKind: TrafficCount] = [:]
   /// The same by interface, since the kind is stopped there without a break; without those where nothing was. With what was stopped before the bridge saw it (`SpoofingKind.mac`).
   public var spoofedAtPorts: [String: [SpoofingKind: TrafficCount]] = [:]
+  /// How many elements measures have in the kernel's sets: of a measure of the host one, of a domain's one at each of its ports. Counted by the kernel (6.16 and later), with those that
+  /// have ended and were not collected yet; an earlier kernel says that its ruleset is the one that this sink wrote or read last, and then what was written or read is
+  /// counted. nil: it was changed by others, and not read back yet.
+  public var elements: Int?
 
   public init() {}
 

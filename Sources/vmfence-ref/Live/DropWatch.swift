@@ -9,6 +9,8 @@ final class DropWatch: Sendable {
 
   private struct Contents {
     var counts: TrafficCounts?
+    /// How many elements measures had when that was known last, and when that was.
+    var elements: (count: Int, time: Timestamp)?
     /// Not looked at by the loop yet.
     var isNew = false
     var isReading = false
@@ -38,12 +40,16 @@ final class DropWatch: Sendable {
         guard problem == nil else { return }
         contents.counts = counts
         contents.isNew = counts != nil
+        if let count = counts?.elements { contents.elements = (count, now) }
       }
     }
   }
 
   /// As they were read last.
   var counts: TrafficCounts? { contents.withLock { $0.counts } }
+
+  /// How many elements measures had in the kernel when that was known last, and when that was; nil: it never was.
+  var elements: (count: Int, time: Timestamp)? { contents.withLock { $0.elements } }
 
   /// Why they are not read now.
   var problem: String? { contents.withLock { $0.problem } }

@@ -44,14 +44,28 @@ enum HostFirewall: Sendable {
     _ domains: [DomainDescription], _ choice: HostConfiguration.Firewall, _ host: HostAddresses
   ) async throws(FirewallError) {
     guard case .nftables(let sink) = self else { return }
-    var ports: [DomainUUID: [NetworkPort]] = [:]
     let reserved = host.own.union(host.gateways).filter(\.isV6LinkLocal).union(choice.routers)
     var antiSpoofing = AntiSpoofing(choice.antiSpoofing, reserved: reserved)
-    for domain in domains where !domain.runState.isFinal && domain.migration != .migratedAway {
-      ports[domain.incarnation.uuid, default: []] += domain.ports
+    for domain in domains where domain.hasPorts {
       antiSpoofing.exceptions[domain.incarnation.uuid] = choice.antiSpoofingExceptions[domain.name]
     }
-    try await sink.update(ports: ports, antiSpoofing: antiSpoofing)
+    try await sink.update(ports: Self.ports(domains), antiSpoofing: antiSpoofing)
+  }
+
+  private static func ports(_ domains: [DomainDescription]) -> [DomainUUID: [NetworkPort]] {
+    domains.lazy.filter(\.hasPorts).reduce(into: [:]) { $0[$1.incarnation.uuid, default: []] += $1.ports }
+  }
+
+  /// How many elements the packet filter is to have for so many measures, with the ports of these domains; see `TrafficCounts.elements`.
+  static func elements(of counts: MeasureCounts, _ domains: [DomainDescription]) -> Int {
+    let ports = ports(domains).mapValues { list in
+      Set(list.lazy.map(\.interface).filter(NetworkPort.isInterfaceName)).count
+    }
+    return counts.scopes.reduce(0) { sum, scope in
+      guard case .domain(let uuid) = scope.key else { return sum + scope.value.all }
+      // Those of a domain without a port lie under a name of its own.
+      return sum + scope.value.all * max(1, ports[uuid] ?? 0)
+    }
   }
 
   /// What the kernel has stopped, without single measures; nil where nothing is carried out.
@@ -74,5 +88,10 @@ enum HostFirewall: Sendable {
     let news = sink.news()
     Task { for await item in news { body(item) } }
   }
+}
+
+extension DomainDescription {
+  /// Whether its ports are its own: not if it is over, or on another host now.
+  fileprivate var hasPorts: Bool { !runState.isFinal && migration != .migratedAway }
 }
 #endif

@@ -1,5 +1,6 @@
 #if Daemon
 import Foundation
+import VMFenceChannel
 import VMFenceControl
 import VMFenceCore
 import VMFenceDetection
@@ -95,6 +96,17 @@ extension LiveRun {
       guard let policy = statuses[report.description.incarnation]?.inForce?.policy else { continue }
       metrics.sample(policy.version, labels(report))
     }
+    metrics.metric(
+      "vmfence_channel_errors_total", .counter,
+      "What went wrong on the guest's policy channel: violations of its protocol, policies that are not in force.")
+    for report in reports {
+      // A guest that never had a channel has no series of it.
+      guard let status = statuses[report.description.incarnation], status.state != .none || !status.errors.isEmpty
+      else { continue }
+      for error in ChannelError.allCases {
+        metrics.sample(status.errors[error] ?? 0, labels(report) + [("reason", error.rawValue)])
+      }
+    }
     metrics.metric("vmfence_ring_waiting_packets", .gauge, "Packets that wait for the domain's detector.")
     for report in reports { metrics.sample(report.waiting, labels(report)) }
     metrics.metric("vmfence_vm_state", .gauge, "1 for the state that the domain's detector is in.")
@@ -112,8 +124,20 @@ extension LiveRun {
     metrics.metric("vmfence_blocks_active", .gauge, "Blocks in force.")
     metrics.sample(counts.v4Blocks, [("family", "ipv4")])
     metrics.sample(counts.v6Blocks, [("family", "ipv6")])
-    metrics.metric("vmfence_firewall_desired_elements", .gauge, "Measures that should be in force.")
-    metrics.sample(counts.all)
+    metrics.metric(
+      "vmfence_firewall_desired_elements", .gauge,
+      "Elements that measures should have in the packet filter's sets: those of a guest one at each of its ports.")
+    metrics.sample(HostFirewall.elements(of: counts, snapshot?.domains ?? []))
+    if let elements = drops.elements {
+      metrics.metric(
+        "vmfence_firewall_kernel_elements", .gauge,
+        "Elements that measures had in the kernel when they were counted last: by Linux 6.16 and later, else as written or "
+          + "read back last, if the kernel says that nobody has changed its ruleset since.")
+      metrics.sample(elements.count)
+      metrics.metric(
+        "vmfence_firewall_kernel_elements_timestamp_seconds", .gauge, "When they were counted last, as Unix time.")
+      metrics.sample(Double((elements.time + clock.offset).nanoseconds) / 1e9)
+    }
     metrics.metric("vmfence_firewall_waiting_decisions", .gauge, "Decisions that the firewall has not taken yet.")
     metrics.sample(await coordinator.waitingForFirewall.count)
     metrics.metric("vmfence_pending_decisions", .gauge, "Decisions that wait for an administrator.")

@@ -55,6 +55,33 @@ struct PolicyUpdaterTests {
     #expect(updater.measuresInForce.isEmpty)
   }
 
+  @Test("how many measures stand is known by scope, and nothing is left of a scope that has none")
+  func counts() throws {
+    var updater = try updater(rule()) { $0.hostBlockTenants = 1 }
+    _ = updater.handle(alert(), times: 3, at: at(0))
+    for (text, guest) in [("203.0.113.0/24", UInt64(1)), ("2001:db8:9::/48", 1), ("2001:db8:9::/48", 2)] {
+      _ = try updater.block(network(text), for: incarnation(guest), duration: .seconds(30), reason: "r", at: at(0))
+    }
+    _ = try updater.block(network("198.51.100.7"), for: nil, duration: .seconds(90), reason: "r", at: at(0))
+    // The same once more, for longer, is no second one.
+    _ = try updater.block(network("198.51.100.7"), for: nil, duration: .seconds(99), reason: "r", at: at(0))
+    typealias Scope = MeasureCounts.Scope
+    func counts(_ all: Int, _ v4: Int, _ v6: Int) -> Scope {
+      var scope = Scope()
+      (scope.all, scope.v4Blocks, scope.v6Blocks) = (all, v4, v6)
+      return scope
+    }
+    #expect(
+      updater.measureCounts.scopes == [
+        .domain(uuid(1)): counts(3, 2, 1), .domain(uuid(2)): counts(1, 0, 1), .host: counts(1, 1, 0),
+      ])
+    #expect(updater.measureCounts.all == 5)
+    _ = updater.advance(to: at(30))
+    #expect(updater.measureCounts.scopes == [.domain(uuid(1)): counts(1, 1, 0), .host: counts(1, 1, 0)])
+    _ = updater.advance(to: at(99))
+    #expect(updater.measureCounts == MeasureCounts())
+  }
+
   @Test("alerts of a source that is blocked already are not counted")
   func dedupe() throws {
     var updater = try updater(rule())
