@@ -10,7 +10,8 @@ public struct MetricsText: Sendable {
   /// Begins a metric. Its samples follow.
   public mutating func metric(_ name: String, _ kind: Kind, _ help: String) {
     current = name
-    text += "# HELP \(name) \(help)\n# TYPE \(name) \(kind.rawValue)\n"
+    let escaped = help.replacing("\\", with: "\\\\").replacing("\n", with: "\\n")
+    text += "# HELP \(name) \(escaped)\n# TYPE \(name) \(kind.rawValue)\n"
   }
 
   /// A sample of the metric that was begun last. Values of labels may be any text.

@@ -84,6 +84,14 @@ struct DocumentTests {
     #expect(House.difference(engine, levels, of: "the engine's level") == [])
   }
 
+  @Test("every label of a metric is in the operator's guide")
+  func labels() throws {
+    let source = try Self.text("Sources/vmfence-ref/Live/LiveRun+Metrics.swift")
+    let labels = Set(source.matches(of: /\("([a-z]+)",\s/).map { String($0.1) })
+    #expect(labels.count > 7)
+    #expect(labels.subtracting(spans(try part(from: "### Metrics", to: "\n### "))).sorted() == [])
+  }
+
   @Test("every reason by which errors of channels are counted is in the operator's guide, and none that there is not")
   func channelErrors() throws {
     let source = try Self.text("Sources/VMFenceChannel/ChannelError.swift")

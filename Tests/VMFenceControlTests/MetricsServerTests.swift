@@ -76,15 +76,16 @@ struct MetricsServerTests {
   @Test("the text is what Prometheus reads")
   func text() {
     var metrics = MetricsText()
-    metrics.metric("vmfence_a_total", .counter, "Help.")
-    metrics.sample(3, [("vm", "a\"b\\c\nd")])
+    metrics.metric("vmfence_a_total", .counter, "Help \\ and\nmore.")
+    metrics.sample(3, [("vm", "a\"b\\c\nd"), ("classtype", "\u{1B}é")])
     var histogram = LatencyHistogram()
     histogram.add(seconds: 0.0015)
     metrics.metric("vmfence_b_seconds", .histogram, "Help.")
     histogram.write(&metrics)
     #expect(
       metrics.text.hasPrefix(
-        "# HELP vmfence_a_total Help.\n# TYPE vmfence_a_total counter\nvmfence_a_total{vm=\"a\\\"b\\\\c\\nd\"} 3\n"))
+        "# HELP vmfence_a_total Help \\\\ and\\nmore.\n# TYPE vmfence_a_total counter\n"
+          + "vmfence_a_total{vm=\"a\\\"b\\\\c\\nd\",classtype=\"\u{1B}é\"} 3\n"))
     #expect(
       metrics.text.contains("vmfence_b_seconds_bucket{le=\"0.001\"} 0\nvmfence_b_seconds_bucket{le=\"0.002\"} 1\n"))
     #expect(

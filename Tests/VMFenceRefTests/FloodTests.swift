@@ -35,7 +35,8 @@ struct FloodTests {
         """
     }
     _ = try folder.write("inventory.yaml", "version: 1\ndomains:" + domains)
-    _ = try folder.write("live.rules", "alert udp any any -> any 9 (msg:\"m\"; content:\"x\"; sid:1;)\n")
+    _ = try folder.write(
+      "live.rules", "alert udp any any -> any 9 (msg:\"m\"; content:\"x\"; classtype:misc-attack; sid:1;)\n")
     return try folder.write(
       "live.yaml",
       """
@@ -73,15 +74,22 @@ struct FloodTests {
     for _ in 0..<50 { try quiet.send(Self.frame(from: 2)) }
     try LiveRunTests.wait("the other guest's alerts") { try alerts("guest2") == 50 }
 
-    func lost(_ name: String) throws -> Int? {
+    func metric(_ name: String, of guest: Int, _ label: String) throws -> Int? {
       let text = try host.run("curl -s http://127.0.0.1:9477/metrics")
-      let line = text.split(separator: "\n").first {
-        $0.hasPrefix("vmfence_vm_events_lost_total{vm=\"\(name)\"") && $0.contains("queue=\"places\"")
+      let uuid = "6e1b4d0a-93c5-4c54-8d0e-5a0c7a1f000\(guest)"
+      let lines = text.split(separator: "\n").filter {
+        $0.hasPrefix("vmfence_\(name)_total{vm=\"guest\(guest)\",uuid=\"\(uuid)\",\(label)} ")
       }
-      return line?.split(separator: " ").last.flatMap { Int($0) }
+      #expect(lines.count < 2)
+      return lines.first?.split(separator: " ").last.flatMap { Int($0) }
     }
-    try LiveRunTests.wait("the metrics say what was lost") { try lost("guest1") ?? 0 >= 500 }
-    #expect(try lost("guest2") == 0)
+    func lost(_ guest: Int) throws -> Int? { try metric("vm_events_lost", of: guest, "queue=\"places\"") }
+    try LiveRunTests.wait("the metrics say what was lost") { try lost(1) ?? 0 >= 500 }
+    #expect(try lost(2) == 0)
+    #expect(try metric("alerts", of: 2, "classtype=\"misc-attack\"") == 50)
+    #expect(try metric("capture_packets", of: 2, "vif=\"vif2.0\"") ?? 0 >= 50)
+    #expect(try metric("capture_bytes", of: 2, "vif=\"vif2.0\"") ?? 0 >= 50 * 43)
+    #expect(try metric("capture_packets", of: 2, "vif=\"vif1.0\"") == nil)
     kill(daemon.processIdentifier, SIGTERM)
     daemon.waitUntilExit()
     #expect(daemon.terminationStatus == 0)

@@ -91,6 +91,12 @@ extension EndToEnd {
       #expect(try metric("spoofed_ipv6") == 2, "an address of which nothing is known is stopped")
       #expect(try series("vmfence_firewall_desired_elements") == 1)
       #expect(try series("vmfence_firewall_kernel_elements") == 1, "the block is not counted in the kernel")
+      let web = "vm=\"web\",uuid=\"6e1b4d0a-93c5-4c54-8d0e-5a0c7a1f0001\""
+      #expect(try series("vmfence_blocks_active{\(web),family=\"ipv4\"}") == 1)
+      #expect(try series("vmfence_blocks_active{\(web),family=\"ipv6\"}") == 0)
+      #expect(try series("vmfence_blocks_active{family=\"ipv4\"}") == 0, "it is no block for the whole host")
+      #expect(try series("vmfence_alerts_total{\(web),classtype=\"web-application-attack\"}") ?? 0 >= 3)
+      #expect(try series("vmfence_capture_packets_total{\(web),vif=\"vif1.0\"}") ?? 0 > 0)
       let counted = try #require(try series("vmfence_firewall_kernel_elements_timestamp_seconds"))
       #expect(abs(Date().timeIntervalSince1970 - counted) < 30)
       #expect(try told().map { $0.vmfence?.vm?.name } == ["web", "web"], "one a minute of each kind at the most")

@@ -23,6 +23,7 @@ public struct MeasureCounts: Sendable, Hashable {
     public var all = 0
     public var v4Blocks = 0
     public var v6Blocks = 0
+    public init() {}
   }
 
   public var all = 0

@@ -41,6 +41,7 @@ extension DetectorPool {
         continue
       }
       entry.counters.alerts &+= 1
+      entry.alerts.add(rule.classification)
       let alert = Alert(
         record, rule: rule, incarnation: entry.incarnation, packetID: verdict.id,
         verdict: verdict.rule == record.ruleIndex ? verdict.verdict : .pass)

@@ -185,7 +185,7 @@ public final class DetectorPool<Backend: DetectorBackend> {
     }
   }
 
-  /// Hands a frame to the domain in `slot`. It is inspected after the next `publish`. Allocates nothing.
+  /// Hands a frame to the domain in `slot`. It is inspected after the next `publish`. Allocates nothing, but for the first frame of a port.
   public func deliver(to slot: Int, _ frame: FrameMetadata, _ bytes: RawSpan) {
     guard slot >= 0, slot < slots.count, let entry = slots[slot] else {
       undeliverable &+= 1
@@ -193,6 +193,7 @@ public final class DetectorPool<Backend: DetectorBackend> {
     }
     entry.counters.packets &+= 1
     entry.counters.bytes &+= UInt64(bytes.byteCount)
+    entry.traffic.add(frame.port, bytes: bytes.byteCount)
     entry.lastTraffic = max(entry.lastTraffic, min(frame.timestamp, horizon))
     if entry.wakesOnTraffic { wake(entry) }
     guard let channel = entry.channel else {
@@ -372,6 +373,8 @@ public final class DetectorPool<Backend: DetectorBackend> {
     if let index = ended.lastIndex(where: { $0.description.incarnation == description.incarnation }) {
       let report = ended.remove(at: index)
       entry.counters = report.counters
+      entry.traffic = TrafficByPort(report.ports)
+      entry.alerts = AlertsByClass(report.alertsByClass)
       entry.reportedDrops = report.counters.droppedFull &+ report.counters.droppedUnguarded
       entry.pastChannels = report.channel
     }
@@ -422,7 +425,8 @@ public final class DetectorPool<Backend: DetectorBackend> {
     if let counters = entry.channel?.counters { channel.add(counters) }
     return DomainReport(
       description: entry.description, automaton: tracker.automaton(of: entry.incarnation), counters: entry.counters,
-      channel: channel, inspector: entry.inspectorCounters, waiting: entry.channel?.outstanding ?? 0)
+      ports: entry.traffic.ports, alertsByClass: entry.alerts.counts, channel: channel,
+      inspector: entry.inspectorCounters, waiting: entry.channel?.outstanding ?? 0)
   }
 }
 

@@ -26,6 +26,9 @@ final class GuardedDomain<Rules: CompiledRules> {
   /// The rule sets whose verdicts may still come, oldest first.
   var generations: [(generation: UInt32, rules: Rules)] = []
   var counters = DomainCounters()
+  /// Parts of these.
+  var traffic = TrafficByPort()
+  var alerts = AlertsByClass()
   /// Of the channels it had before this one.
   var pastChannels = DetectorChannelCounters()
   /// What their detectors counted, in the order of `Rules.inspectorCounters`.
@@ -174,6 +177,10 @@ public struct DomainReport: Sendable {
   /// nil when its history was forgotten.
   public var automaton: LifecycleAutomaton?
   public var counters: DomainCounters
+  /// Its packets and bytes by the port at which they were captured: 64 ports, and all others as one.
+  public var ports: [PortTraffic]
+  /// Its alerts by their rules' classes: `none` without one, 64 others, and all others as `other`.
+  public var alertsByClass: [String: UInt64]
   public var channel: DetectorChannelCounters
   /// What its detectors counted by themselves, in the order of the rules' `inspectorCounters`.
   public var inspector: [UInt64]

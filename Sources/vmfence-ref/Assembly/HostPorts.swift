@@ -4,15 +4,24 @@ import VMFenceCore
 /// Numbers for the interfaces of a configuration, and the dispatch table for the domains that are there.
 struct HostPorts {
   private(set) var numbers: [String: PortID] = [:]
+  /// By number.
+  private var names: [String] = []
   private var bridges: Set<String> = []
 
   /// The number of an interface; a bridge captured as a whole is one too.
   mutating func number(_ interface: String, isBridge: Bool = false) -> PortID {
     if isBridge { bridges.insert(interface) }
     if let known = numbers[interface] { return known }
-    let number = PortID(UInt32(numbers.count))
+    let number = PortID(UInt32(names.count))
     numbers[interface] = number
+    names.append(interface)
     return number
+  }
+
+  /// The interface that has this number; nil when none has.
+  func name(of number: PortID) -> String? {
+    let index = Int(number.rawValue)
+    return index < names.count ? names[index] : nil
   }
 
   /// Where frames of these domains are captured.

@@ -5,6 +5,12 @@ import VMFenceControl
 import VMFenceCore
 import VMFenceDetection
 
+/// What tells one domain's series from another's.
+private struct SeriesName: Hashable {
+  var name: String
+  var uuid: DomainUUID
+}
+
 extension LiveRun {
   /// What Prometheus gets: base units, no label that the network chooses.
   func metricsText(at now: Timestamp) async -> String {
@@ -15,8 +21,10 @@ extension LiveRun {
     metrics.sample(Double((now - started).wholeNanoseconds) / 1e9)
     metrics.metric("vmfence_clock_offset_seconds", .gauge, "By how much the system's clock was set since the start.")
     metrics.sample(Double(clock.offset.wholeNanoseconds) / 1e9)
-    writeDomains(&metrics)
-    await writeMeasures(&metrics)
+    let reports = shownReports
+    writeDomains(&metrics, reports)
+    writeShares(&metrics, reports)
+    await writeMeasures(&metrics, reports)
     metrics.metric(
       "vmfence_rules_kept", .gauge, "Rules whose texts are wrong and that stay in force as they were before.")
     metrics.sample(rules.selection.kept.count)
@@ -41,16 +49,59 @@ extension LiveRun {
     return metrics.text
   }
 
-  private func writeDomains(_ metrics: inout MetricsText) {
-    let reports = pool.reports.filter { $0.automaton?.state != .ended }
+  /// Those of the domains that are there. While a domain reboots, or is migrated on this host, there are two of one name and UUID, and its series are
+  /// there once: those of the one that goes on.
+  private var shownReports: [DomainReport] {
+    func rank(_ report: DomainReport) -> Int {
+      (report.description.migration == .none ? 2 : 0) + (report.automaton?.state == .orphaned ? 0 : 1)
+    }
+    var shown: [DomainReport] = []
+    var places: [SeriesName: Int] = [:]
+    for report in pool.reports where report.automaton?.state != .ended {
+      let name = SeriesName(name: report.description.name, uuid: report.description.incarnation.uuid)
+      if let place = places[name] {
+        if rank(report) >= rank(shown[place]) { shown[place] = report }
+      } else {
+        places[name] = shown.count
+        shown.append(report)
+      }
+    }
+    return shown
+  }
+
+  /// What is counted in parts: by the port at which it was captured, and by the class of the rule.
+  private func writeShares(_ metrics: inout MetricsText, _ reports: [DomainReport]) {
+    let ports = captures.ports
+    func write(_ name: String, _ help: String, _ value: (PortTraffic) -> UInt64) {
+      metrics.metric(name, .counter, help)
+      for report in reports {
+        var silent = Set(report.description.ports.map(\.interface).filter { ports.numbers[$0] != nil })
+        for traffic in report.ports {
+          let interface = traffic.port.flatMap { ports.name(of: $0) }
+          if let interface { silent.remove(interface) }
+          metrics.sample(value(traffic), labels(report) + [("vif", interface ?? "other")])
+        }
+        for interface in silent.sorted() { metrics.sample(0, labels(report) + [("vif", interface)]) }
+      }
+    }
+    write(
+      "vmfence_capture_packets_total", "Packets of the domain, by the interface where they were captured.", \.packets)
+    write("vmfence_capture_bytes_total", "Bytes of the domain's frames, by the same.", \.bytes)
+    metrics.metric(
+      "vmfence_alerts_total", .counter, "Alerts, by the class of their rules; other: beyond 64 classes of a domain.")
+    for report in reports {
+      for (name, count) in report.alertsByClass.sorted(by: { $0.key < $1.key }) {
+        metrics.sample(count, labels(report) + [("classtype", name)])
+      }
+    }
+  }
+
+  private func writeDomains(_ metrics: inout MetricsText, _ reports: [DomainReport]) {
     func write(_ name: String, _ help: String, _ value: (DomainReport) -> UInt64) {
       metrics.metric(name, .counter, help)
       for report in reports { metrics.sample(value(report), labels(report)) }
     }
-    write("vmfence_capture_packets_total", "Packets of the domain.") { $0.counters.packets }
-    write("vmfence_capture_bytes_total", "Bytes of the domain's frames.") { $0.counters.bytes }
     write("vmfence_inspected_packets_total", "Packets that a detector has answered.") { $0.counters.inspected }
-    write("vmfence_alerts_total", "Alerts.") { $0.counters.alerts }
     write("vmfence_alerts_lost_total", "Alerts that did not fit into their packet's record.") { $0.counters.alertsLost }
     write("vmfence_alerts_unproved_total", "Alerts whose claim of a proved address their packet did not bear out.") {
       $0.channel.unproved
@@ -119,11 +170,31 @@ extension LiveRun {
     [("vm", report.description.name), ("uuid", report.description.incarnation.uuid.description)]
   }
 
-  private func writeMeasures(_ metrics: inout MetricsText) async {
+  private func writeBlocks(_ metrics: inout MetricsText, _ counts: MeasureCounts, _ reports: [DomainReport]) {
+    metrics.metric(
+      "vmfence_blocks_active", .gauge,
+      "Blocks in force, by guest: without one those for the whole host, other: of guests that are not here now.")
+    func write(_ scope: MeasureCounts.Scope, _ labels: [(String, String)]) {
+      metrics.sample(scope.v4Blocks, labels + [("family", "ipv4")])
+      metrics.sample(scope.v6Blocks, labels + [("family", "ipv6")])
+    }
+    write(counts.scopes[.host] ?? .init(), [])
+    // Guests that share a UUID share their blocks, too.
+    let present = Dictionary(reports.map { ($0.description.incarnation.uuid, $0) }, uniquingKeysWith: { $1 })
+    for (uuid, report) in present.sorted(by: { $0.key < $1.key }) {
+      write(counts.scopes[.domain(uuid)] ?? .init(), labels(report))
+    }
+    var other = MeasureCounts.Scope()
+    for case (.domain(let uuid), let scope) in counts.scopes where present[uuid] == nil {
+      other.v4Blocks += scope.v4Blocks
+      other.v6Blocks += scope.v6Blocks
+    }
+    if other.v4Blocks + other.v6Blocks > 0 { write(other, [("vm", "other")]) }
+  }
+
+  private func writeMeasures(_ metrics: inout MetricsText, _ reports: [DomainReport]) async {
     let counts = await coordinator.measureCounts
-    metrics.metric("vmfence_blocks_active", .gauge, "Blocks in force.")
-    metrics.sample(counts.v4Blocks, [("family", "ipv4")])
-    metrics.sample(counts.v6Blocks, [("family", "ipv6")])
+    writeBlocks(&metrics, counts, reports)
     metrics.metric(
       "vmfence_firewall_desired_elements", .gauge,
       "Elements that measures should have in the packet filter's sets: those of a guest one at each of its ports.")
