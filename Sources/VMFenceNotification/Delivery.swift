@@ -29,19 +29,16 @@ package struct DeliveryLine: Sendable {
   }
 }
 
-/// A place whose own room is shared between domains.
-package protocol SharedDelivery: Delivery {
-  /// As `deliver`; a line for which its domain has no room is over with, and `lose` is called for it.
-  func deliver(_ lines: [DeliveryLine], losing lose: (Incarnation?) -> Void) throws(DeliveryFailure) -> Int
-
-  /// Why some lines find no room, as long as that is so. Asked by the thread that delivers.
-  var lack: String? { get }
+/// A place that answers and can still not take lines: they are over with, and lost.
+package protocol RefusingDelivery: Delivery {
+  /// Why it takes none, or not all, of the lines that come now; nil when it takes them. Asked by the thread that delivers.
+  var refusal: String? { get }
 }
 
-/// A place that can refuse lines for good.
-package protocol RefusingDelivery: Delivery {
-  /// Why the last lines were refused; nil once it took some. Asked by the thread that delivers.
-  var refusal: String? { get }
+/// A place whose own room is shared between domains.
+package protocol SharedDelivery: RefusingDelivery {
+  /// As `deliver`; a line for which its domain has no room is over with, and `lose` is called for it.
+  func deliver(_ lines: [DeliveryLine], losing lose: (Incarnation?) -> Void) throws(DeliveryFailure) -> Int
 }
 
 /// Why lines were not delivered, for now.

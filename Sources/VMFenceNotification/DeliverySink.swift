@@ -64,8 +64,8 @@ public final class DeliverySink: EventSink {
     var isAbandoned = false
     var counters = Counters()
     var problem: String?
-    /// The place has no room for some.
-    var isFull = false
+    /// The place has no room for some, or refuses them.
+    var isRefusing = false
     var isClosing = false
     var wantsReset = false
     /// How long nothing is tried, whatever comes.
@@ -155,7 +155,7 @@ public final class DeliverySink: EventSink {
   public var problem: String? { state.withLock { $0.problem ?? $0.spoolProblem } }
 
   /// Whether the place answers, and has no room for some lines or refuses them, so that they are lost.
-  package var isFull: Bool { state.withLock { $0.isFull } }
+  package var isRefusing: Bool { state.withLock { $0.isRefusing } }
 
   /// Opens what is open anew: after a rotation.
   public func reopen() {
@@ -222,7 +222,7 @@ public final class DeliverySink: EventSink {
   /// - `lost`: whose lines of those delivered were not.
   private func take(_ delivered: Int, problem: String?, _ lost: [Incarnation?]) {
     let refused = delivery.refused
-    let lack = (delivery as? any SharedDelivery)?.lack ?? (delivery as? any RefusingDelivery)?.refusal
+    let refusal = (delivery as? any RefusingDelivery)?.refusal
     let over = state.withLock { state in
       let count = min(max(0, delivered), state.queue.count)
       let over = state.queue.prefix(min(count, state.spooled)).map(\.bytes)
@@ -235,8 +235,8 @@ public final class DeliverySink: EventSink {
       state.counters.refused = refused
       state.counters.delivered &+= UInt64(count) &- min(UInt64(count), newlyRefused &+ UInt64(lost.count))
       for domain in lost { state.room.lose(of: domain) }
-      state.problem = problem ?? lack
-      state.isFull = problem == nil && lack != nil
+      state.problem = problem ?? refusal
+      state.isRefusing = problem == nil && refusal != nil
       if problem == nil || count > 0 { state.pause = nil }
       return over
     }

@@ -55,7 +55,7 @@ public final class FileDelivery: Delivery, SharedDelivery, @unchecked Sendable {
     return lines.count
   }
 
-  package var lack: String? {
+  package var refusal: String? {
     isFull
       ? "\(file.path.escapedForDisplay) may become \(file.limit >> 20) MiB large, and has no room for some events until it is rotated"
       : nil

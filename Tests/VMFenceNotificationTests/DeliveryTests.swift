@@ -240,7 +240,7 @@ struct FileDeliveryTests {
     try wait("it is told") { sink.problem?.contains("no room for some events until it is rotated") == true }
     try wait("all are over with") { sink.counters.waiting == 0 }
     let first = Int(sink.counters.delivered)
-    #expect(first > 10 && first < 1000 && sink.counters.lost == UInt64(2000 - first) && sink.isFull)
+    #expect(first > 10 && first < 1000 && sink.counters.lost == UInt64(2000 - first) && sink.isRefusing)
     #expect(sink.overflowedByDomain == [noisy: UInt64(2000 - first)])
     sink.receive(alert(3001, on: other))
     sink.receive(
@@ -250,7 +250,7 @@ struct FileDeliveryTests {
     try FileManager.default.moveItem(atPath: path, toPath: path + ".1")
     sink.receive(alert(3002, on: noisy))
     try wait("it is written in the next file") { sink.counters.delivered == UInt64(first + 3) }
-    #expect(sink.problem == nil && !sink.isFull)
+    #expect(sink.problem == nil && !sink.isRefusing)
     let line = try String(contentsOfFile: path, encoding: .utf8).split(separator: "\n")[0]
     #expect(sid(String(line)) == 3002)
     sink.close()
@@ -319,12 +319,12 @@ struct WebhookTests {
     answer(peer, "400 Bad Request")
     try wait("it is counted") { sink.counters.refused == 1 }
     #expect(sink.counters.delivered == 0 && sink.counters.waiting == 0)
-    #expect(sink.problem?.contains("answers 400, and takes nothing") == true && sink.isFull)
+    #expect(sink.problem?.contains("answers 400, and takes nothing") == true && sink.isRefusing)
     sink.receive(alert(2))
     _ = peer.receive { $0[0].hasSuffix("\n") && $0[0].contains("\"signature_id\":2") }
     answer(peer, "200 OK")
     try wait("it takes the next") { sink.counters.delivered == 1 }
-    #expect(sink.problem == nil && !sink.isFull)
+    #expect(sink.problem == nil && !sink.isRefusing)
     sink.close()
   }
 

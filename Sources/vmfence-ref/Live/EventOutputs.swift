@@ -228,9 +228,9 @@ final class EventOutputs: Sendable {
 
   /// Whether what a place lost is to be told now, if it lost anything.
   private func isDue(_ sink: DeliverySink, at now: Timestamp) -> Bool {
-    let (isFull, lost) = (sink.isFull, sink.counters.lost)
+    let (isRefusing, lost) = (sink.isRefusing, sink.counters.lost)
     return state.withLock { state in
-      guard isFull else {
+      guard isRefusing else {
         state.toldFullAt[sink.name] = nil
         return true
       }
@@ -273,7 +273,7 @@ final class EventOutputs: Sendable {
         return isTold
       }
       if let problem, !isTold {
-        logger.error("events do not get to \(sink.name): \(problem)\(sink.isFull ? "" : "; they wait")")
+        logger.error("events do not get to \(sink.name): \(problem)\(sink.isRefusing ? "" : "; they wait")")
       } else if problem == nil, isTold {
         logger.notice("events get to \(sink.name) again")
       }
