@@ -13,14 +13,23 @@ public struct SyslogFormat: Sendable {
     }
   }
 
+  /// The one that is reserved for documentation (RFC 5612): nobody's, and so what everybody uses who has none.
+  public static let exampleEnterpriseNumber: UInt32 = 32_473
+
   private let facility: Facility
+  private let enterpriseNumber: UInt32
   private let host: String
   private let process: Int32
   private let directory: DomainDirectory
   private let fast: FastAlertEncoder
 
-  public init(facility: Facility, host: String, process: Int32, directory: DomainDirectory, isInline: Bool = false) {
+  /// - `enterpriseNumber`: whose the names in the structured data are, as `vmfence@NUMBER` (RFC 5424 §7.2.2): a private enterprise number that IANA has given, not 0.
+  public init(
+    facility: Facility, enterpriseNumber: UInt32 = exampleEnterpriseNumber, host: String, process: Int32,
+    directory: DomainDirectory, isInline: Bool = false
+  ) {
     self.facility = facility
+    self.enterpriseNumber = enterpriseNumber
     self.host = String(host.unicodeScalars.filter { (0x21...0x7E).contains($0.value) }.prefix(255).map(Character.init))
     self.process = process
     self.directory = directory
@@ -36,8 +45,7 @@ public struct SyslogFormat: Sendable {
     let priority = facility.number * 8 + severity
     let structured = data.map { " \($0.0)=\"\(Self.escaped($0.1))\"" }.joined()
     let header = "<\(priority)>1 \(event.time.rfc5424) \(host.isEmpty ? "-" : host) vmfence \(process) \(kind)"
-    // 32473 is the enterprise number for documentation (RFC 5612): we have none of our own.
-    return Array("\(header) [vmfence@32473\(structured)] \u{FEFF}\(text)".utf8)
+    return Array("\(header) [vmfence@\(enterpriseNumber)\(structured)] \u{FEFF}\(text)".utf8)
   }
 
   private func words(_ event: Event, _ data: inout [(String, String)]) -> (severity: Int, kind: String, text: String) {

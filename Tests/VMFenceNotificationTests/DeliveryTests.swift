@@ -157,6 +157,15 @@ struct SyslogTests {
     #expect(line.contains("] \u{FEFF}11/14-22:13:20.123456 [**] [1:7:"), "\(line)")
   }
 
+  @Test("the structured data has the enterprise number that was said", arguments: [1, 32_473, UInt32.max])
+  func enterprise(number: UInt32) {
+    let syslog = SyslogFormat(
+      facility: .auth, enterpriseNumber: number, host: "h", process: 1, directory: directory())
+    let line = String(decoding: syslog.encode(alert()), as: UTF8.self)
+    #expect(line.contains(" alert [vmfence@\(number) vm=\""), "\(line)")
+    #expect(String(decoding: format()(alert())[0], as: UTF8.self).contains(" [vmfence@32473 "))
+  }
+
   @Test("text from outside cannot begin another message")
   func hostile() {
     let line = String(decoding: format()(alert(message: "a\n<0>1 - evil \u{1B}[2J"))[0], as: UTF8.self)

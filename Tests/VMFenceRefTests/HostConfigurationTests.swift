@@ -44,6 +44,8 @@ struct HostConfigurationTests {
   func right() throws {
     let result = try check("nothing", "")
     #expect(result.status == 0, "\(result.output)\(result.errors)")
+    let numbered = try check("facility: local3", "facility: local3, enterprise-number: 4294967295")
+    #expect(numbered.status == 0, "\(numbered.output)\(numbered.errors)")
     let example = try Program.run("check", "--live", Program.root.appending(path: "Examples/host/host.yaml").path)
     #expect(example.status == 0, "\(example.output)\(example.errors)")
   }
@@ -103,6 +105,18 @@ struct HostConfigurationTests {
       ("udp://192.0.2.1:514", "icmp://192.0.2.1", ["host.yaml:6:", "is not `local`"]),
       ("facility: local3", "facility: local9", ["host.yaml:6:", "`local9` is not one of kern"]),
       ("syslog:", "sylog:", ["host.yaml:6:", "did you mean `syslog`?"]),
+      (
+        "facility: local3", "enterprise-number: 0",
+        ["host.yaml:6:", "`0` is not a whole number from 1 to 4294967295"]
+      ),
+      (
+        "facility: local3", "enterprise-number: 4294967296",
+        ["host.yaml:6:", "`4294967296` is not a whole number from 1 to 4294967295"]
+      ),
+      (
+        "syslog: \"udp://192.0.2.1:514\", facility: local3", "eve-file: a.json, enterprise-number: 9",
+        ["host.yaml:6:", "has an enterprise-number and is no syslog"]
+      ),
       (
         "metrics:", "inspection: {anomalies: yes, packet-events-per-second: 0}\nmetrics:",
         ["host.yaml:7:", "is not a whole number from 1 to 100000"]

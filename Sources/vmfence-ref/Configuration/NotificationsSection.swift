@@ -11,7 +11,7 @@ struct NotificationPlace: Sendable, Equatable {
     case eveFile(String)
     case fastFile(String)
     case eveSocket(String, UnixSocketDelivery.Kind)
-    case syslog(SyslogDelivery.Target, SyslogFormat.Facility)
+    case syslog(SyslogDelivery.Target, SyslogFormat.Facility, enterprise: UInt32)
     case webhook(String, headers: [String: String])
   }
 
@@ -45,13 +45,15 @@ struct NotificationsSection {
 
   private func place(_ map: YAMLMapping) -> NotificationPlace? {
     let facility = map.choice("facility", SyslogFormat.Facility.self) ?? .auth
+    let enterprise =
+      map.integer("enterprise-number", in: 1...Int(UInt32.max)).map(UInt32.init) ?? SyslogFormat.exampleEnterpriseNumber
     let socket = map.choice("socket", UnixSocketDelivery.Kind.self) ?? .stream
     var headers: [String: String] = [:]
     if let child = map.child("headers") { for (key, _) in child.entries { headers[key] = child.string(key) } }
     let kinds: [(String, (String) -> NotificationPlace.Kind?)] = [
       ("eve-file", { .eveFile(resolve($0)) }), ("fast-file", { .fastFile(resolve($0)) }),
       ("eve-socket", { .eveSocket($0.hasPrefix("@") ? $0 : resolve($0), socket) }),
-      ("syslog", { Self.syslog($0).map { .syslog($0, facility) } }),
+      ("syslog", { Self.syslog($0).map { .syslog($0, facility, enterprise: enterprise) } }),
       (
         "webhook",
         { text in
@@ -72,6 +74,11 @@ struct NotificationsSection {
         : key == "webhook" ? "an http or https URL" : "a path"
       found = map.value(key, expected: expected, parse)
       name = "\(key) \(map.string(key) ?? "")"
+    }
+    if map.has("enterprise-number"), !map.has("syslog") {
+      reader.report(
+        at: map.node, "\(map.path) has an enterprise-number and is no syslog",
+        remedy: "only messages of syslog have one: take it out")
     }
     let tenant = map.string("tenant").map(TenantID.init)
     let wanted = map.values(
@@ -152,10 +159,10 @@ extension NotificationPlace {
         { event in if case .alert(let alert) = event { [fast.encode(alert)] } else { [] } }
       )
     case .eveSocket(let path, let socket): return (UnixSocketDelivery(path: path, kind: socket), eve)
-    case .syslog(let target, let facility):
+    case .syslog(let target, let facility, let enterprise):
       let syslog = SyslogFormat(
-        facility: facility, host: encoder.node, process: getpid(), directory: encoder.directory,
-        isInline: encoder.isInline)
+        facility: facility, enterpriseNumber: enterprise, host: encoder.node, process: getpid(),
+        directory: encoder.directory, isInline: encoder.isInline)
       return (SyslogDelivery(target), { [syslog.encode($0)] })
     case .webhook(let url, let headers): return (WebhookDelivery(url: url, headers: headers), eve)
     }
