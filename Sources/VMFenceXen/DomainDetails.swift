@@ -28,6 +28,12 @@ package struct DomainDetails: Hashable, Sendable {
       reader.details.name = own
       reader.details.migration = role
     }
+    // Everything that is kept for a guest is kept by it.
+    if domain.incarnation.uuid == DomainUUID(high: 0, low: 0) {
+      reader.note(
+        "it has no UUID: rules, bans, what it declared and what its detector remembers are one with those of every other domain without one",
+        "give it a `uuid=` and start it anew")
+    }
     try reader.readPorts(isHardwareVirtualised: domain.isHardwareVirtualised, interfaceExists)
     try reader.readDisks()
     return reader.details
