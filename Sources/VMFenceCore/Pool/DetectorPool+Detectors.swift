@@ -95,7 +95,11 @@ extension DetectorPool {
 
   /// Asks a detector for what it remembers, behind all packets that it was given; one that is stopped is woken for that. `goOnWithMove` takes the answer.
   private func beginMove(_ entry: GuardedDomain<Rules>, at time: Timestamp) {
-    guard let handle = entry.handle, configuration.channel.stateBytes > 0 else { return }
+    guard configuration.channel.stateBytes > 0 else { return }
+    guard let handle = entry.handle else {
+      if let bytes = entry.untakenState { handOn(bytes, of: entry, at: time) }
+      return
+    }
     if entry.isSuspended { resume(entry.incarnation, at: time) }
     guard entry.handle === handle, let channel = entry.channel else { return }
     channel.publish()
@@ -118,7 +122,8 @@ extension DetectorPool {
   private func endMove(_ entry: GuardedDomain<Rules>, _ bytes: [UInt8]?, at time: Timestamp) {
     guard let move = entry.move else { return }
     entry.move = nil
-    if let bytes {
+    // What it was to take over, and has not, it would have said.
+    if let bytes = bytes ?? entry.untakenState {
       if !bytes.isEmpty { handOn(bytes, of: entry, at: time) }
     } else {
       tell(

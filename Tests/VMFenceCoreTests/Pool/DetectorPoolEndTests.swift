@@ -178,6 +178,22 @@ struct DetectorPoolEndTests {
     #expect(rig.backend.launches == 1 && states(rig) == [Array("SEEN".utf8) + [6, 0, 0, 0, 0, 0, 0, 0]])
   }
 
+  @Test(
+    "a domain that is moved before its detector took over a saved state takes that along: one that says nothing in time, or could not be started",
+    arguments: [0, 1])
+  func movedUntakenState(refusals: Int) throws {
+    let rig = PoolRig(Self.rules, keepsStates: true, savedState: Self.saved)
+    rig.backend.startsStill = true
+    rig.backend.refuse(refusals)
+    try rig.happen(.create(web), at: 0)
+    #expect(rig.backend.launches == 1 - refusals)
+    rig.send([7], to: web, at: 1)
+    try rig.happen(.suspend(web.incarnation), at: 2)
+    for second in 3...8 { rig.tick(at: Double(second)) }
+    #expect(rig.keeper.kept.map(\.bytes) == [Self.saved])
+    #expect(!rig.words().contains("state-lost"))
+  }
+
   @Test("a saved state is given back neither beside what was made of it nor after a detector died over it")
   func takenState() throws {
     var rig = try offered()
