@@ -7,7 +7,7 @@ import VMFenceCore
 struct MetricsServerTests {
   /// What a request gets, until the server hangs up.
   private func ask(_ port: UInt16, _ request: String) throws -> String {
-    let descriptor = try NetworkSocket.connect(.tcp, host: "127.0.0.1", port: port, timeout: .seconds(7))
+    let descriptor = try NetworkSocket.connect(.tcp, host: "127.0.0.1", port: port, timeout: .seconds(60))
     defer { close(descriptor) }
     let bytes = Array(request.utf8)
     // SAFETY: the buffer is valid during the call.
@@ -30,7 +30,7 @@ struct MetricsServerTests {
     server.publish("a 1\n")
     let curl = Process()
     curl.executableURL = URL(filePath: "/usr/bin/env")
-    curl.arguments = ["curl", "-sf", "-m", "5", "http://127.0.0.1:\(server.port)/metrics"]
+    curl.arguments = ["curl", "-sf", "-m", "60", "http://127.0.0.1:\(server.port)/metrics"]
     let output = Pipe()
     curl.standardOutput = output
     try curl.run()

@@ -31,7 +31,7 @@ struct DescriptorTests {
     #expect(try Self.processorTime(process) - before < 50, "of 200")
     clients.forEach { close($0) }
     clients.removeAll()
-    try eventually("somebody is served again", within: .seconds(20)) {
+    try eventually("somebody is served again") {
       try shell("nbdinfo --size 'nbd+unix:///?socket=\(disk.socket)'", allowFailure: true).status == 0
     }
     try disk.end()

@@ -147,7 +147,7 @@ struct LiveDiskTests {
   ]) func whatIsWrongIsSaid(arguments: [String], status: Int32, text: String) throws {
     let program = try programPath("vmfence-disk")
     let quoted = ([program] + arguments).map { "'\($0)'" }.joined(separator: " ")
-    let result = try shell("timeout 10 \(quoted)", allowFailure: true)
+    let result = try shell("timeout 60 \(quoted)", allowFailure: true)
     #expect(result.status == status && result.output.contains(text), "\(result)")
   }
 }

@@ -62,6 +62,8 @@ struct VerbTests {
     }
     try disk.begin(["--protect", "/boot/**", "--eve-limit", "1"])
     try flood(1)
+    // They are written beside: what is told last, too.
+    try eventually("the limit is told") { try told().contains { $0.contains("limit of 1 MiB") } }
     let first = try told()
     #expect(events(first) > 3 && first.count { $0.contains("limit of 1 MiB") } == 1, "\(first)")
     try flood(40)
@@ -245,7 +247,7 @@ struct VerbTests {
     try disk.end()
     try shell("rm \(state) && mkdir \(state)")
     let bad = try shell(
-      "timeout 10 \(programPath("vmfence-disk")) --disk \(disk.image) --socket \(disk.socket) --state \(state)",
+      "timeout 60 \(programPath("vmfence-disk")) --disk \(disk.image) --socket \(disk.socket) --state \(state)",
       allowFailure: true)
     #expect(bad.status == 73 && bad.output.contains("the state cannot be kept"), "\(bad)")
   }

@@ -108,9 +108,9 @@ func policy(
 
 func block(_ text: String) -> FirewallMeasureKind { .block(IPNetwork(text)!) }
 
-/// Waits for something that the kernel does by itself; gives up after 30 s.
+/// Waits for something that the kernel does by itself; gives up after a minute.
 func eventually(_ condition: () throws -> Bool) rethrows -> Bool {
-  let deadline = ContinuousClock.now + .seconds(30)
+  let deadline = ContinuousClock.now + .seconds(60)
   while ContinuousClock.now < deadline {
     if try condition() { return true }
     usleep(50_000)

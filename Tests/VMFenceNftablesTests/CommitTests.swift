@@ -1,10 +1,24 @@
-import Glibc
+import Foundation
 import NetworkTestSupport
 import Synchronization
 import Testing
 import VMFenceCore
 
 @testable import VMFenceNftables
+
+/// Runs what a task does on threads of its own: while it blocks, others go on, however few processors there are.
+private final class OwnThreads: TaskExecutor {
+  func enqueue(_ job: consuming ExecutorJob) {
+    let job = UnownedJob(job)
+    // SAFETY: the thread holds the executor until the job has run.
+    Thread.detachNewThread { [self] in unsafe job.runSynchronously(on: asUnownedTaskExecutor()) }
+  }
+}
+
+/// Raised by one thread, seen by others.
+private final class Flag: Sendable {
+  let value = Atomic(false)
+}
 
 @Suite("Changes at the same time share a transaction")
 struct CommitQueueTests {
@@ -23,7 +37,7 @@ struct CommitQueueTests {
       return batch.map { $0 * 10 }
     }
     let outcomes = await withTaskGroup(of: (Int, Int).self) { group in
-      group.addTask { (0, await queue.perform(0, commit)) }
+      group.addTask(executorPreference: OwnThreads()) { (0, await queue.perform(0, commit)) }
       while batches.withLock({ $0.isEmpty }) { await Task.yield() }
       for number in 1...100 { group.addTask { (number, await queue.perform(number, commit)) } }
       return await group.reduce(into: [Int: Int]()) { $0[$1.0] = $1.1 }
@@ -63,7 +77,7 @@ struct CommitQueueTests {
       return batch
     }
     await withTaskGroup(of: Void.self) { group in
-      group.addTask { _ = await queue.perform(0, commit) }
+      group.addTask(executorPreference: OwnThreads()) { _ = await queue.perform(0, commit) }
       while sizes.withLock({ $0.isEmpty }) { await Task.yield() }
       for number in 0..<callers { group.addTask { _ = await queue.perform(number, commit) } }
     }
@@ -85,15 +99,26 @@ struct TransactionTests {
     let sink = try open()
     let large = (0..<30_000).map { block("10.1.\($0 >> 8).\($0 & 255)", decision: UInt64($0)) }
     let before = sink.transactions
+    let isBusy = Flag()
+    let add: @Sendable (Int) async -> Void = { number in
+      let measure = block("10.2.\(number >> 8).\(number & 255)", decision: UInt64(number))
+      do { try await sink.add([measure], at: start) } catch { Issue.record("\(error)") }
+    }
     await withTaskGroup(of: Void.self) { group in
-      // Keeps the packet filter busy meanwhile, as a restore does.
-      group.addTask { _ = try? await sink.add(large, at: start) }
-      for number in 0..<2_000 {
-        group.addTask {
-          let measure = block("10.2.\(number >> 8).\(number & 255)", decision: UInt64(number))
-          do { try await sink.add([measure], at: start) } catch { Issue.record("\(error)") }
+      let own = OwnThreads()
+      // The packet filter is busy until all have come, as it is for a while during a restore.
+      group.addTask(executorPreference: own) {
+        sink.contents.withLock { _ in
+          isBusy.value.store(true, ordering: .releasing)
+          while sink.additions.waitingCount < 2_000 { usleep(1_000) }
         }
       }
+      while !isBusy.value.load(ordering: .acquiring) { await Task.yield() }
+      // One of the two leads, and the others wait for it.
+      group.addTask(executorPreference: own) { _ = try? await sink.add(large, at: start) }
+      group.addTask(executorPreference: own) { await add(0) }
+      while sink.additions.waitingCount < 1 { await Task.yield() }
+      for number in 1..<2_000 { group.addTask { await add(number) } }
     }
     #expect(sink.transactions - before < 500)
     #expect(try await sink.readBack(at: start).measures.count == 32_000)

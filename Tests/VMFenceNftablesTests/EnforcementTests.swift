@@ -28,19 +28,19 @@ struct EnforcementTests {
     let source = String(blocked.split(separator: "/")[0])
     let length = source.contains(":") ? "64 dev eth0 nodad" : "24 dev eth0"
     if other.hasSuffix("97") { try network.outside.run("ip addr add \(other)/\(length)") }
-    #expect(network.pings(from: network.outside, guest, as: source), "the network of the test works")
+    #expect(network.reaches(from: network.outside, guest, as: source), "the network of the test works")
     try await sink.change(add: [block(blocked, for: vm1)])
     #expect(!network.pings(from: network.outside, guest, as: source), "the blocked source still reaches the guest")
     #expect(!network.pings(from: network.vm1, source), "the guest still reaches the blocked source")
-    #expect(network.pings(from: network.outside, neighbour, as: source), "another guest is cut off")
-    #expect(network.pings(from: network.outside, guest, as: other), "another source is cut off")
+    #expect(network.reaches(from: network.outside, neighbour, as: source), "another guest is cut off")
+    #expect(network.reaches(from: network.outside, guest, as: other), "another source is cut off")
     #expect(
-      network.pings(from: network.outside, guest.contains(":") ? "fd77::fe" : "10.77.0.254", as: source),
+      network.reaches(from: network.outside, guest.contains(":") ? "fd77::fe" : "10.77.0.254", as: source),
       "the host is cut off")
     let counts = try await sink.trafficCounts()
     #expect((counts.measures[block(blocked, for: vm1).key]?.packets ?? 0) >= 2, "the stopped packets are not counted")
     try await sink.change(remove: [block(blocked, for: vm1).key])
-    #expect(network.pings(from: network.outside, guest, as: source), "the block outlives its removal")
+    #expect(network.reaches(from: network.outside, guest, as: source), "the block outlives its removal")
   }
 
   @Test(
@@ -48,19 +48,23 @@ struct EnforcementTests {
     arguments: ["10.77.0.99", "10.77.0.98/31"])
   func blocksARP(blocked: String) async throws {
     let (network, sink) = try await open("arp")
-    /// Whether `address` is found by ARP alone.
-    func resolves(_ address: String, from namespace: NetworkNamespace, as own: String) -> Bool {
-      namespace.succeeds("ip neigh flush dev eth0; busybox arping -q -f -c 2 -w 2 -I eth0 -s \(own) \(address)")
+    /// Whether `address` is found by ARP alone, within some seconds.
+    func resolves(_ address: String, from namespace: NetworkNamespace, as own: String, seconds: Int = 60) -> Bool {
+      namespace.succeeds(
+        "ip neigh flush dev eth0; busybox arping -q -f -c \(seconds) -w \(seconds) -I eth0 -s \(own) \(address)")
+    }
+    func isHidden(_ address: String, from namespace: NetworkNamespace, as own: String) -> Bool {
+      !resolves(address, from: namespace, as: own, seconds: 2)
     }
     #expect(resolves("10.77.0.1", from: network.outside, as: "10.77.0.99"), "the network of the test works")
     try await sink.change(add: [block(blocked, for: vm1)])
-    #expect(!resolves("10.77.0.1", from: network.outside, as: "10.77.0.99"), "the source still finds the guest")
-    #expect(!resolves("10.77.0.99", from: network.vm1, as: "10.77.0.1"), "the guest still finds the source")
+    #expect(isHidden("10.77.0.1", from: network.outside, as: "10.77.0.99"), "the source still finds the guest")
+    #expect(isHidden("10.77.0.99", from: network.vm1, as: "10.77.0.1"), "the guest still finds the source")
     #expect(resolves("10.77.0.2", from: network.outside, as: "10.77.0.99"), "another guest is not found")
     #expect(resolves("10.77.0.2", from: network.vm1, as: "10.77.0.1"), "the guest does not find another")
     try await sink.change(remove: [block(blocked, for: vm1).key])
     try await sink.change(add: [block(blocked)])
-    #expect(!resolves("10.77.0.2", from: network.outside, as: "10.77.0.99"), "a block on the host does not stop it")
+    #expect(isHidden("10.77.0.2", from: network.outside, as: "10.77.0.99"), "a block on the host does not stop it")
     try await sink.change(remove: [block(blocked).key])
     #expect(resolves("10.77.0.1", from: network.outside, as: "10.77.0.99"), "it outlives the block")
   }
@@ -72,8 +76,8 @@ struct EnforcementTests {
     for guest in ["10.77.0.1", "10.77.0.2", "fd77::1", "fd77::2"] {
       #expect(!network.pings(from: network.outside, guest, as: guest.contains(":") ? "fd77::99" : "10.77.0.99"))
     }
-    #expect(network.pings(from: network.outside, "10.77.0.254", as: "10.77.0.99"))
-    #expect(network.pings(from: network.outside, "10.77.0.1", as: "10.77.0.98"))
+    #expect(network.reaches(from: network.outside, "10.77.0.254", as: "10.77.0.99"))
+    #expect(network.reaches(from: network.outside, "10.77.0.1", as: "10.77.0.98"))
     let strict = try network.host.inside {
       try NftablesSink.open(.init(table: "strict", protectsHost: true, holdsTable: false))
     }
@@ -100,10 +104,8 @@ struct EnforcementTests {
     func received() -> Int { (try? Data(contentsOf: count).count) ?? 0 }
     #expect(await eventually { received() > 5 }, "the connection works")
     try await sink.change(add: [block("10.77.0.99", for: vm1, seconds: 6)])
-    try await Task.sleep(for: .milliseconds(100))
+    #expect(try await stops(within: .seconds(6), received), "the connection goes on")
     let atCut = received()
-    try await Task.sleep(for: .milliseconds(500))
-    #expect(received() == atCut, "the connection goes on")
     #expect(await eventually { received() > atCut }, "the block does not end by itself")
   }
 
@@ -136,12 +138,12 @@ struct EnforcementTests {
       #expect(!network.pings(from: network.vm1, address), "reaches \(address)")
     }
     #expect(!network.pings(from: network.host, "10.77.0.1"))
-    #expect(network.pings(from: network.vm1, "10.77.0.98"))
-    #expect(network.pings(from: network.vm1, "fd77::98"))
-    #expect(network.pings(from: network.vm2, "10.77.0.99"))
+    #expect(network.reaches(from: network.vm1, "10.77.0.98"))
+    #expect(network.reaches(from: network.vm1, "fd77::98"))
+    #expect(network.reaches(from: network.vm2, "10.77.0.99"))
     #expect(try await sink.trafficCounts().quarantined.packets > 0)
     try await sink.change(remove: [measure.key])
-    #expect(network.pings(from: network.vm1, "10.77.0.2"))
+    #expect(network.reaches(from: network.vm1, "10.77.0.2"))
   }
 
   @Test("a rate limit lets that many packets through")
@@ -150,11 +152,13 @@ struct EnforcementTests {
     let measure = FirewallMeasure(
       scope: .domain(vm1), kind: .rateLimit(packetsPerSecond: 10), expires: nil, decision: 4, comment: "")
     try await sink.change(add: [measure])
+    let begun = ContinuousClock.now
     let text = try network.vm1.run("ping -n -q -f -c 200 -W 1 10.77.0.99 || true")
+    let seconds = Int((ContinuousClock.now - begun).components.seconds) + 1
     let received = try #require(text.firstMatch(of: /(\d+) received/).flatMap { Int($0.1) })
-    #expect((1...80).contains(received), "\(received) of 200 in a flood")
+    #expect(received > 0 && received <= 20 + 10 * seconds, "\(received) of 200 in a flood of \(seconds) s")
     #expect(network.pings(from: network.vm2, "10.77.0.99", count: 20), "another guest is limited")
-    #expect(try await sink.trafficCounts().limited.packets >= 100)
+    #expect(Int(try await sink.trafficCounts().limited.packets) >= 200 - received - 10)
   }
 
   @Test("measures move with their domain to a new port, and wait while it has none")
@@ -167,14 +171,14 @@ struct EnforcementTests {
     try await sink.update(ports: [vm2: [port("vif2.0", 2)]])
     #expect(try await sink.readBack(at: start).measures.count == 2, "they are lost without a port")
     try network.attach(network.vm1, port: "vif7.0", number: 1)
-    #expect(network.pings(from: network.outside, "10.77.0.1", as: "10.77.0.99"), "the network of the test works")
+    #expect(network.reaches(from: network.outside, "10.77.0.1", as: "10.77.0.99"), "the network of the test works")
     try await sink.update(ports: [vm1: [port("vif7.0", 1)], vm2: [port("vif2.0", 2)]])
     #expect(!network.pings(from: network.outside, "10.77.0.1", as: "10.77.0.99"), "the block did not move")
     #expect(!network.pings(from: network.outside, "fd77::1"), "the network's block did not move")
     let state = try await sink.readBack(at: start)
     #expect(state.measures.map(\.key) == [block("10.77.0.99", for: vm1).key, block("fd77::/64", for: vm1).key])
     let left = try #require(state.measures[0].expires) - start
-    #expect(left > .seconds(580) && left <= .seconds(600), "\(left) is left of 600 s")
+    #expect(left > .seconds(400) && left <= .seconds(600), "\(left) is left of 600 s")
     #expect(state.measures[1].expires == nil)
   }
 }

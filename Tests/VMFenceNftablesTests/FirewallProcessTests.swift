@@ -37,8 +37,16 @@ private final class FirewallHost {
 
   func start() throws(DetectorError) -> HelperProcess { try HelperProcess(executable: script) }
 
+  /// On a busy machine a sound one may be late.
+  static let patience: ProcessFirewallSink.Patience = {
+    var patience = ProcessFirewallSink.Patience()
+    (patience.open, patience.call) = (.seconds(60), .seconds(60))
+    return patience
+  }()
+
   func open(
-    _ configuration: NftablesSink.Configuration = .init(), _ patience: ProcessFirewallSink.Patience = .init()
+    _ configuration: NftablesSink.Configuration = .init(),
+    _ patience: ProcessFirewallSink.Patience = FirewallHost.patience
   ) throws(FirewallError) -> ProcessFirewallSink {
     let (script, running) = (script, running)
     return try ProcessFirewallSink.open(configuration, patience: patience) { () throws(DetectorError) in
@@ -121,7 +129,7 @@ struct FirewallProcessTests {
     var news = sink.news().makeAsyncIterator()
     try await sink.update(ports: bridgePorts, antiSpoofing: AntiSpoofing())
     // What finds a neighbour, too, is blocked then.
-    #expect(network.pings(from: network.outside, "10.77.0.1", as: "10.77.0.99"), "the network of the test works")
+    #expect(network.reaches(from: network.outside, "10.77.0.1", as: "10.77.0.99"), "the network of the test works")
     let measures = [block("10.77.0.99", for: vm1), block("fd77::/64", seconds: nil, decision: 2)]
     let before = try await sink.change(add: measures)
     #expect(!network.pings(from: network.outside, "10.77.0.1", as: "10.77.0.99"), "it is blocked")
@@ -140,19 +148,19 @@ struct FirewallProcessTests {
     _ = try await sink.apply(
       FirewallChange(from: state.generation, time: start, add: [block("10.77.0.98", for: vm1, decision: 3)]))
     #expect(!network.pings(from: network.outside, "10.77.0.1", as: "10.77.0.98"))
-    #expect(network.pings(from: network.outside, "10.77.0.2", as: "10.77.0.98"), "another guest is blocked")
+    #expect(network.reaches(from: network.outside, "10.77.0.2", as: "10.77.0.98"), "another guest is blocked")
     let counts = try await sink.trafficCounts()
     #expect(counts.blocked.packets > 0 && counts.elements == 3)
     try await sink.change(remove: measures.map(\.key))
     #expect(
-      await eventually { network.pings(from: network.outside, "10.77.0.1", as: "10.77.0.99") },
+      network.reaches(from: network.outside, "10.77.0.1", as: "10.77.0.99"),
       "it outlives its removal")
   }
 
   @Test("killed while it changes things, again and again: what was decided stands in the end")
   func killedDuringChanges() async throws {
     let host = try FirewallHost(try NetworkNamespace("fw-changes"))
-    var patience = ProcessFirewallSink.Patience()
+    var patience = FirewallHost.patience
     (patience.restart, patience.look) = (.milliseconds(50), .milliseconds(20))
     let sink = try host.open(.init(), patience)
     let many = (0..<4_000).map { block("10.\($0 >> 8).\($0 & 255).0/24", for: vm1, decision: UInt64($0)) }
@@ -186,8 +194,8 @@ struct FirewallProcessTests {
   @Test("a stuck one is ended in time, and what it was asked stands once another took over and it is decided again")
   func stuck() async throws {
     let host = try FirewallHost(try NetworkNamespace("fw-stuck"))
-    var patience = ProcessFirewallSink.Patience()
-    patience.call = .milliseconds(500)
+    var patience = FirewallHost.patience
+    patience.call = .seconds(5)
     let sink = try host.open(.init(), patience)
     var news = sink.news().makeAsyncIterator()
     try await sink.change(add: [block("10.0.0.1", for: vm1)])
@@ -195,7 +203,7 @@ struct FirewallProcessTests {
     kill(first, SIGSTOP)
     let begun = ContinuousClock.now
     await #expect(throws: FirewallError.self) { try await sink.change(add: [block("10.0.0.2", for: vm1)]) }
-    #expect(ContinuousClock.now - begun < .seconds(20))
+    #expect(ContinuousClock.now - begun < .seconds(50))
     guard case .gone(let reason) = await news.next() else {
       Issue.record("it is not told")
       return
@@ -251,7 +259,7 @@ struct FirewallProcessTests {
     #expect(!tap.receives(within: 200, isReset))
     let own = try await act("10.77.0.1", Frames.vm1MAC)
     #expect(own.cut == 1 && own.reset == 1 && own.notReset == 0)
-    #expect(tap.receives(within: 5_000, isReset))
+    #expect(tap.receives(within: 60_000, isReset))
     #expect(try network.host.run("nft list table bridge vmfence").contains("10.77.0.99"))
   }
 

@@ -280,15 +280,15 @@ struct ProcessFirewallSinkTests {
 
   @Test("one that does not answer is waited for so long, and then ended: what it did not do it will not do")
   func silent() async throws {
-    let sink = try started.open(call: .milliseconds(200), restart: .seconds(3_600), look: .seconds(3_600))
+    let sink = try started.open(call: .seconds(5), restart: .seconds(3_600), look: .seconds(3_600))
     started.last.stop()
     let begun = ContinuousClock.now
     let error = await failure(sink)
-    #expect(error?.message.contains("did not answer within 0.2 seconds") == true, "\(error!)")
-    #expect(ContinuousClock.now - begun < .seconds(20) && started.last.ends == 1)
+    #expect(error?.message.contains("did not answer within 5.0 seconds") == true, "\(error!)")
+    #expect(ContinuousClock.now - begun < .seconds(50) && started.last.ends == 1)
     let again = ContinuousClock.now
     #expect(await failure(sink)?.code == .failed)
-    #expect(ContinuousClock.now - again < .seconds(2), "it is waited for once")
+    #expect(ContinuousClock.now - again < .seconds(4), "it is waited for once")
     #expect(sink.problem?.contains("did not answer") == true)
   }
 

@@ -79,7 +79,7 @@ extension EndToEnd {
       let script = try plug(host, fail: "closed", name: name)
       try LiveRunTests.wait("the card is shut") { isShut(host) }
       try LiveRunTests.wait("it has its name") { host.network.host.succeeds("ip link show up dev \(name) | grep -q .") }
-      #expect(!host.fetches(1, from: "10.77.0.98"))
+      #expect(host.isCutOff(1, from: "10.77.0.98"))
       #expect(script.isRunning && crowd.allSatisfy(\.isRunning), "they wait for the guest")
       // The toolstack has written what card that is.
       _ = try host.folder.write(
@@ -90,8 +90,8 @@ extension EndToEnd {
       #expect(crowd.allSatisfy { $0.terminationStatus == 0 } && followers.allSatisfy(\.isRunning))
       #expect(!isShut(host))
       // At once, not a moment later: the ban stands at the new port, and packets are inspected.
-      #expect(!host.fetches(1, from: "10.77.0.99"))
-      #expect(host.fetches(1, from: "10.77.0.98", seconds: 10))
+      #expect(host.isCutOff(1, from: "10.77.0.99"))
+      #expect(host.fetches(1, from: "10.77.0.98"))
       let domains = try host.ask(ControlRequest(.domains), [DomainStatus].self)
       #expect(domains.first { $0.name == "web" }?.ports == [name])
       #expect(try String(contentsOfFile: host.folder.path("calls"), encoding: .utf8) == "vif1.0 online type_if=vif\n")
@@ -124,7 +124,7 @@ extension EndToEnd {
         "inventory.yaml", inventory.replacingOccurrences(of: line + "\n", with: "") + wrong)
       try LiveRunTests.wait("the wrong card is told") { try host.platformKinds().contains("bad-mac") }
       _ = try host.folder.write("inventory.yaml", inventory + wrong)
-      #expect(try barrier("vif1.0", 30) == BarrierStatus(port: "vif1.0", domain: "web", isInspected: true))
+      #expect(try barrier("vif1.0", 60) == BarrierStatus(port: "vif1.0", domain: "web", isInspected: true))
       let failure = #expect(throws: ControlFailure.self) { try barrier("vif9.0", 1) }
       #expect(failure?.message.contains("wrong (9) has the MAC address 00:00:00:00:00:00") == true, "\(failure as Any)")
       host.attack(1)
@@ -134,8 +134,10 @@ extension EndToEnd {
       // Mended, it is guarded.
       _ = try host.folder.write(
         "inventory.yaml", inventory + wrong.replacingOccurrences(of: "00:00:00:00:00:00", with: "02:77:00:00:00:09"))
-      #expect(try barrier("vif9.0", 30).domain == "wrong")
-      #expect(try host.ask(ControlRequest(.status), DaemonStatus.self).problems.isEmpty)
+      #expect(try barrier("vif9.0", 60).domain == "wrong")
+      try LiveRunTests.wait("nothing is wrong any more") {
+        try host.ask(ControlRequest(.status), DaemonStatus.self).problems.isEmpty
+      }
     }
 
     @Test("without a daemon, the card opens or stays shut as was chosen")
@@ -146,7 +148,7 @@ extension EndToEnd {
         script.waitUntilExit()
         #expect((script.terminationStatus == 0) == (mode == "open"))
         #expect(isShut(host) == (mode == "closed"))
-        #expect(host.fetches(1, from: "10.77.0.98", seconds: mode == "open" ? 10 : 1) == (mode == "open"))
+        #expect(host.fetches(1, from: "10.77.0.98", seconds: mode == "open" ? 60 : 1) == (mode == "open"))
       }
       let offline = try plug(host, "offline")
       offline.waitUntilExit()
@@ -256,7 +258,7 @@ extension EndToEnd {
       let begin = ContinuousClock.now
       let result = try Program.run("barrier", "vif1.0", "--timeout", "1s", "--socket", folder.path("control.sock"))
       #expect(result.status == 69 && result.errors.contains("did not answer"), "\(result)")
-      #expect(.now - begin < .seconds(10))
+      #expect(.now - begin < .seconds(30))
     }
   }
 }

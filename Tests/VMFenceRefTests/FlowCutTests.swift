@@ -95,15 +95,17 @@ extension EndToEnd {
       try talk.say("bad", "DROP-ME")
       try LiveRunTests.wait("it is told") { try !talk.verdict(1_000_031).isEmpty }
       #expect(try talk.verdict(1_000_031) == ["drop", "next-packet"])
+      try LiveRunTests.wait("it is cut") {
+        try talk.host.ask(ControlRequest(.status), DaemonStatus.self).flows["cut"] == 1
+      }
       // What was under way has arrived when another connection has had a hundred answers.
-      let (heard, since) = (talk.heard("bad"), talk.heard("good"))
+      let since = talk.heard("good")
       try LiveRunTests.wait("another connection of the same source goes on") { talk.heard("good") > since + 100 }
       let later = talk.heard("good")
-      #expect(talk.heard("bad") - heard < 40, "the flow goes on")
       let stopped = talk.heard("bad")
       try LiveRunTests.wait("and on") { talk.heard("good") > later + 100 }
-      #expect(talk.heard("bad") == stopped && talk.end("bad") == nil && talk.serverErrors.isEmpty)
-      #expect(try talk.host.ask(ControlRequest(.status), DaemonStatus.self).flows["cut"] == 1)
+      #expect(talk.heard("bad") == stopped, "the flow goes on")
+      #expect(talk.end("bad") == nil && talk.serverErrors.isEmpty)
       #expect(try talk.host.cli("status").contains("cut 1"))
       try talk.begin("again")
     }

@@ -37,10 +37,10 @@ extension EndToEnd {
           + destination + [0x13, 0x88, 0x13, 0x88, 0, 12, 0, 1, 1, 2, 3, 4])
     }
 
-    private func arrives(_ host: ProtectedHost, mac: String) throws -> Bool {
+    private func arrives(_ host: ProtectedHost, mac: String, within milliseconds: Int = 60_000) throws -> Bool {
       let receiver = try PacketEndpoint(host.network.outside)
       try answer(host, mac: mac)
-      return receiver.receives(within: 500) {
+      return receiver.receives(within: milliseconds) {
         Array($0.dropFirst(42).prefix(17)) == Array("a payload to know".utf8)
       }
     }
@@ -53,6 +53,7 @@ extension EndToEnd {
       let host = try ProtectedHost(
         "guards", policy: longBlocks, host: "metrics: {}\nfirewall: {routers: [\"fe80::1\"]}")
       try host.start()
+      let begun = ContinuousClock.now
       func series(_ name: String) throws -> Double? {
         let text = try host.network.host.run("curl -s http://127.0.0.1:9477/metrics || true")
         return text.split(separator: "\n").first { $0.hasPrefix(name + " ") }?.split(separator: " ").last
@@ -83,32 +84,37 @@ extension EndToEnd {
       try LiveRunTests.wait("they are counted") { try metric("spoofed_ipv6") == 2 }
       host.attack(from: "10.77.0.98")
       try LiveRunTests.wait("a block") { host.bans.count == 1 }
-      #expect(!host.fetches(1, from: "10.77.0.98"))
+      #expect(host.isCutOff(1, from: "10.77.0.98"))
       for _ in 0..<3 { try answer(host) }
       try LiveRunTests.wait("all are counted") {
         try metric("spoofed_dhcp") == 4 && metric("block") ?? 0 > 0
       }
       #expect(try metric("spoofed_ipv6") == 2, "an address of which nothing is known is stopped")
-      #expect(try series("vmfence_firewall_desired_elements") == 1)
-      #expect(try series("vmfence_firewall_kernel_elements") == 1, "the block is not counted in the kernel")
+      try LiveRunTests.wait("the block is counted in the kernel") {
+        try series("vmfence_firewall_desired_elements") == 1 && series("vmfence_firewall_kernel_elements") == 1
+      }
       let web = "vm=\"web\",uuid=\"6e1b4d0a-93c5-4c54-8d0e-5a0c7a1f0001\""
       #expect(try series("vmfence_blocks_active{\(web),family=\"ipv4\"}") == 1)
       #expect(try series("vmfence_blocks_active{\(web),family=\"ipv6\"}") == 0)
       #expect(try series("vmfence_blocks_active{family=\"ipv4\"}") == 0, "it is no block for the whole host")
-      #expect(try series("vmfence_alerts_total{\(web),classtype=\"web-application-attack\"}") ?? 0 >= 3)
+      try LiveRunTests.wait("the alerts are counted") {
+        try series("vmfence_alerts_total{\(web),classtype=\"web-application-attack\"}") ?? 0 >= 3
+      }
       #expect(try series("vmfence_capture_packets_total{\(web),vif=\"vif1.0\"}") ?? 0 > 0)
       let counted = try #require(try series("vmfence_firewall_kernel_elements_timestamp_seconds"))
       #expect(abs(Date().timeIntervalSince1970 - counted) < 30)
-      #expect(try told().map { $0.vmfence?.vm?.name } == ["web", "web"], "one a minute of each kind at the most")
+      let names = try told().map { $0.vmfence?.vm?.name }
+      let most = 2 + 2 * Int((ContinuousClock.now - begun).components.seconds / 60)
+      #expect(names.allSatisfy { $0 == "web" } && (2...most).contains(names.count), "one a minute of each kind at most")
       // The guest comes back with another address, say, while nobody is there to learn of it.
       let other = "02:77:00:00:00:77"
-      #expect(try !arrives(host, mac: other))
+      #expect(try !arrives(host, mac: other, within: 500))
       host.stop()
       #expect(try arrives(host, mac: other), "a guard stays without the daemon")
-      #expect(!host.fetches(1, from: "10.77.0.98") && host.fetches(1), "the block does not stay")
+      #expect(host.isCutOff(1, from: "10.77.0.98") && host.fetches(1), "the block does not stay")
       try host.start()
-      #expect(try !arrives(host, mac: other), "the guards do not come back")
-      #expect(!host.fetches(1, from: "10.77.0.98"))
+      #expect(try !arrives(host, mac: other, within: 500), "the guards do not come back")
+      #expect(host.isCutOff(1, from: "10.77.0.98"))
     }
   }
 }

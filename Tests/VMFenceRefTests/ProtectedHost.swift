@@ -108,7 +108,7 @@ final class ProtectedHost {
     servers.append(try vm3.start("sh -c '/usr/sbin/sshd -D -p 22 -f /dev/null \(options); true'"))
     try LiveRunTests.wait("the servers") {
       network.outside.succeeds(
-        "curl -sf -m 1 http://10.77.0.1/ && curl -sf -m 1 http://10.77.0.2/ && nmap -n -Pn -sT -p 21 10.77.0.2 | grep -q open "
+        "curl -sf -m 10 http://10.77.0.1/ && curl -sf -m 10 http://10.77.0.2/ && nmap -n -Pn -sT -p 21 10.77.0.2 | grep -q open "
           + "&& nmap -n -Pn -sT -p 22 10.77.0.3 | grep -q open")
     }
   }
@@ -122,7 +122,7 @@ final class ProtectedHost {
     process.arguments = [
       "-c",
       "exec ip netns exec \(network.host.name) env \(environment) \(program) run --config \(folder.path("host.yaml")) "
-        + "--eve \(folder.path("eve.json")) --log-level debug 2>>\(errorLog)",
+        + "--eve \(folder.path("eve.json")) --log-level trace 2>>\(errorLog)",
     ]
     process.standardInput = FileHandle.nullDevice
     process.standardOutput = FileHandle.nullDevice
@@ -173,16 +173,27 @@ final class ProtectedHost {
 
   // MARK: Who attacks, and who does not
 
-  /// One request for a guest's page, from `address`.
-  func fetches(_ guest: Int, from address: String = "10.77.0.99", path: String = "/", seconds: Double = 1) -> Bool {
+  /// Whether a guest's page comes to `address`, however late.
+  func fetches(_ guest: Int, from address: String = "10.77.0.99", path: String = "/", seconds: Int = 60) -> Bool {
     network.outside.succeeds("curl -sf -m \(seconds) --interface \(address) http://10.77.0.\(guest)\(path)")
   }
 
-  /// So many requests with an attack in them.
+  /// Whether a guest's page does not come within a second.
+  func isCutOff(_ guest: Int, from address: String = "10.77.0.99") -> Bool {
+    !fetches(guest, from: address, seconds: 1)
+  }
+
+  /// So many requests with an attack in them. Each has its answer before the next, however late, unless its source is blocked for it.
   func attack(_ guest: Int = 1, from address: String = "10.77.0.99", times: Int = 3) {
+    let before = Set(bans.map(\.id))
     for _ in 0..<times {
-      _ = try? network.outside.run(
-        "curl -s -m 1 --path-as-is --interface \(address) 'http://10.77.0.\(guest)/../../etc/passwd' || true")
+      let request = "curl -s -m 60 --path-as-is --interface \(address) http://10.77.0.\(guest)/../../etc/passwd"
+      guard let curl = try? network.outside.start(request) else { return }
+      while curl.isRunning, !bans.contains(where: { $0.network == address && !before.contains($0.id) }) {
+        usleep(20_000)
+      }
+      if curl.isRunning { kill(curl.processIdentifier, SIGKILL) }
+      curl.waitUntilExit()
     }
   }
 

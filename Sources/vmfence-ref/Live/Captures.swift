@@ -86,6 +86,7 @@ final class Captures {
         configuration: Self.configuration(captures: self.wanted.count))
       guard isFirst else {
         pending.insert(item)
+        logger.trace("opening \(item.interface)")
         opening.open(request)
         continue
       }

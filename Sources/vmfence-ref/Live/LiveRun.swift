@@ -176,7 +176,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
 
   /// Until a signal asks it to stop: see `run`.
   func work() async throws(ReplayFailure) {
-    var (nextTick, nextSlow, nextStatistics, nextAlive) = (started, started, started, started)
+    var (nextTick, nextSlow, nextStatistics, nextAlive, isReady) = (started, started, started, started, false)
     // Before domains are looked at: one that is paused because of a disk that is not known would be let run.
     disks.follow(host.configuration.disks)
     // First the ports, so that restored measures need not move there afterwards; what is never blocked puts the measures in force.
@@ -194,13 +194,13 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     outputs.use(host.configuration.notifications)
     try serveMetrics()
     watchInventory()
-    var isReady = false
     while !Signals.isStopRequested {
       if let jump = clock.look() { noteJump(jump) }
       let now = clock.now
-      let isTick = now >= nextTick
+      let (isTick, isLook) = (now >= nextTick, now >= nextSlow)
+      if isLook { logger.trace("looking at everything") }
       if isTick { noteInterfaces(at: now) }
-      if now >= nextSlow {
+      if isLook {
         nextSlow = now + Self.slowInterval
         await refreshInventory(at: now)
         try openCaptures()

@@ -42,7 +42,13 @@ public final class BridgeNetwork: Sendable {
       """)
   }
 
-  /// Whether an echo request from `source` to `address` is answered.
+  /// Whether an echo request from `source` to `address` is answered after all, within a minute: on a busy machine one may take longer than `pings` waits.
+  public func reaches(from source: NetworkNamespace, _ address: String, as own: String? = nil) -> Bool {
+    comesTrue { pings(from: source, address, as: own) }
+  }
+
+  /// Whether an echo request from `source` to `address` is answered within a second. That it is not shows that something stops it, where others come through;
+  /// that one comes through, `reaches` shows.
   public func pings(
     from source: NetworkNamespace, _ address: String, as own: String? = nil, count: Int = 1
   ) -> Bool {
