@@ -62,6 +62,23 @@ extension EndToEnd {
       #expect(host.said.components(separatedBy: closed).count == rounds + 1)
     }
 
+    @Test("a card whose name goes to another one while it is opened, again and again: the last one is captured")
+    func renamedWhileOpened() throws {
+      let host = try ProtectedHost("renaming")
+      try host.start()
+      for round in 1...6 {
+        try host.network.host.run(
+          """
+          for number in $(seq 10); do
+            ip link set vif1.0 down; ip link set vif1.0 name old\(round)-$number
+            ip link add vif1.0 type veth peer name far\(round)-$number; ip link set vif1.0 up
+          done
+          """)
+        let status = try host.ask(ControlRequest(.barrier, duration: 30, port: "vif1.0"), BarrierStatus.self)
+        #expect(status.isInspected, "round \(round)")
+      }
+    }
+
     private static let faketime = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
 
     /// A clock for the daemon alone: what the whole machine has is none of a test's business. The library keeps its state in memory that faketime(1) makes, and

@@ -98,11 +98,14 @@ final class Captures {
   }
 
   /// Goes on with what was opened beside. Does not wait.
-  func takeOpened() {
-    guard !pending.isEmpty else { return }
+  ///
+  /// - Returns: whether there is something that `update` opens: see `follow`.
+  func takeOpened() -> Bool {
+    var opened: Set<String> = []
     for result in opening.takeResults() {
       let item = Wanted(interface: result.request.interface, isBridge: result.request.kind == .bridge)
       pending.remove(item)
+      if result.error == nil || result.error?.code == .noSuchInterface { opened.insert(item.interface) }
       if let error = result.error {
         if wanted.contains(item) { take(item, error) }
       } else if wanted.contains(item), let capture = result.take() {
@@ -112,6 +115,8 @@ final class Captures {
         closing.async { _ = result.take() }
       }
     }
+    // Of a name that became another interface's meanwhile the news have been taken already.
+    return follow(opened)
   }
 
   private func take(_ item: Wanted, _ capture: consuming LiveCapture) {

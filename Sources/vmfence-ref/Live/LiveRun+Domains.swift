@@ -152,7 +152,7 @@ extension LiveRun {
     // Looked at once for all of them. What was missed is an event; everything else is in the snapshot.
     case .inventory(let change): if case .gap = change { pool.update(change, at: now) }
     case .channels: await takeChannelNews(at: now)
-    case .captures: captures.takeOpened()
+    case .captures: if captures.takeOpened() { forgetTable() }
     case .firewall(let news): take(news, at: now)
     case .prepared(let prepared, let diagnostics):
       isPreparing = false
