@@ -99,7 +99,9 @@ final class ProtectedHost {
     try NetworkNamespace.shell("truncate -s 500M \(www)/large")
     let ftp = try folder.write(
       "vsftpd.conf",
-      "listen=YES\nbackground=NO\nlocal_enable=YES\nanonymous_enable=NO\nsecure_chroot_dir=\(www)\nmax_login_fails=2\n")
+      // A session in a network namespace of its own would not be found, and outlive the guest's.
+      "listen=YES\nbackground=NO\nisolate_network=NO\nlocal_enable=YES\nanonymous_enable=NO\nsecure_chroot_dir=\(www)\n"
+        + "max_login_fails=2\n")
     for guest in [network.vm1, network.vm2] { servers.append(try guest.start("busybox httpd -f -p 80 -h \(www)")) }
     // Both close every descriptor that they inherit, and with it the one by which Foundation notices their end: a shell keeps it.
     servers.append(try network.vm2.start("sh -c 'vsftpd \(ftp); true'"))
