@@ -66,10 +66,10 @@ extension EndToEnd {
     func renamedWhileOpened() throws {
       let host = try ProtectedHost("renaming")
       try host.start()
-      for round in 1...6 {
+      for round in 1...80 {
         try host.network.host.run(
           """
-          for number in $(seq 10); do
+          for number in $(seq 2); do
             ip link set vif1.0 down; ip link set vif1.0 name old\(round)-$number
             ip link add vif1.0 type veth peer name far\(round)-$number; ip link set vif1.0 up
           done
