@@ -50,13 +50,13 @@ extension Policy {
       }
       found += rule.validate(knownClasses: knownClasses)
     }
-    return found
+    return found + warnings()
   }
 }
 
 extension PolicyRule {
-  fileprivate var quotedName: String { "'\(name.escapedForDisplay)'" }
-  fileprivate var blocksAddresses: Bool { ladder.contains { $0.action.isAddressBlock } }
+  var quotedName: String { "'\(name.escapedForDisplay)'" }
+  var blocksAddresses: Bool { ladder.contains { $0.action.isAddressBlock } }
 
   fileprivate func validate(knownClasses: Set<String>?) -> [Diagnostic] {
     var found: [Diagnostic] = []

@@ -68,6 +68,8 @@ struct Check: ParsableCommand {
       found +=
         loading.diagnostics + rules.unknownClasses(in: scenario.policy)
         + rules.unknownSignatures(in: scenario.policy)
+        + scenario.policy.unknownServices(
+          known: Set(scenario.rules.catalog.byService.keys).union(scenario.domains.compactMap(\.serviceType)))
     } catch { found += error.diagnostics }
     for capture in scenario.captures {
       do throws(PacketSourceError) {

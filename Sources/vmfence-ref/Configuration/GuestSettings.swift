@@ -49,5 +49,8 @@ struct GuestSettings: Sendable, Equatable {
     if let uuid = DomainUUID(key) { return byUUID[uuid]?.service }
     return byName[key]?.service
   }
+
+  /// All services that guests are said to have.
+  var services: Set<String> { Set((Array(byUUID.values) + byName.values).compactMap(\.service)) }
 }
 #endif

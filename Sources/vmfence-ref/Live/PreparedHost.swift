@@ -38,6 +38,8 @@ struct PreparedHost: Sendable {
     let host = PreparedHost(configuration: configuration, rules: rules)
     let unknown = rules.unknownClasses(in: configuration.policy)
     found += unknown + rules.unknownSignatures(in: configuration.policy)
+    let services = configuration.services(besides: domains.compactMap(\.serviceType))
+    found += configuration.policy.unknownServices(known: services) + configuration.measuresWithoutControl
     return (unknown.contains { $0.severity == .error } ? nil : host, found)
   }
 

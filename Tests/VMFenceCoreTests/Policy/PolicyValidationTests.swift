@@ -73,7 +73,9 @@ struct PolicyValidationTests {
   @Test("what is dangerous but possible is a warning")
   func warnings() {
     let policy = Policy(rules: [
-      rule(per: .domain, count: 1, evidence: .any, ladder: [LadderStep(.quarantine, for: .seconds(1))])
+      rule(
+        "r", [.priority(atMost: 1)], per: .domain, count: 1, evidence: .any,
+        ladder: [LadderStep(.quarantine, for: .seconds(1))])
     ])
     #expect(policy.validate().map(\.severity) == [.warning])
   }

@@ -1,0 +1,49 @@
+#if Daemon
+import VMFenceConfiguration
+import VMFenceCore
+
+// What a policy says that comes to nothing with the rest of a configuration. Warnings only: guests come, and are given services, while the daemon runs.
+
+extension Policy {
+  /// Services that rules are for and that nobody can have.
+  ///
+  /// - `known`: those with rule sets of their own, which guests may declare, and those of guests that are named.
+  func unknownServices(known: Set<String>) -> [Diagnostic] {
+    rules.flatMap { rule in
+      rule.services.subtracting(known).sorted().map { service in
+        let near = known.sorted().min { $0.editDistance(to: service) < $1.editDistance(to: service) }
+        let guess = near.flatMap { $0.editDistance(to: service) <= 2 ? "did you mean `\($0.escapedForDisplay)`?" : nil }
+        return Diagnostic(
+          .warning, at: rule.place,
+          "rule '\(rule.name.escapedForDisplay)': nobody has the service '\(service.escapedForDisplay)'",
+          remedy: guess ?? "give a guest this service, or rules to this service (`rules.services`)")
+      }
+    }
+  }
+}
+
+extension HostConfiguration {
+  /// The services that there are rules for or that guests are said to have, whatever those `have` that are in an inventory.
+  func services(besides have: some Sequence<String>) -> Set<String> {
+    Set(rules.catalog.byService.keys).union(guests.services).union(have)
+  }
+
+  /// Measures of the policy that nothing on this host carries out.
+  var measuresWithoutControl: [Diagnostic] {
+    // Xen does both by itself, unless programs take its place.
+    if domains == .xen, control.isEmpty { return [] }
+    let acts: [(action: LadderStep.Action, program: CommandControl.Act, what: String)] = [
+      (.pause, .pause, "pauses a domain"), (.shutDown, .shutDown, "shuts a domain down"),
+    ]
+    return policy.rules.flatMap { rule in
+      acts.filter { act in control[act.program] == nil && rule.ladder.contains { $0.action == act.action } }
+        .map { _, program, what in
+          Diagnostic(
+            .warning, at: rule.place,
+            "rule '\(rule.name.escapedForDisplay)': nothing here \(what), so such a measure stays `desired`",
+            remedy: "give `control` a program for `\(program.rawValue)`, or take the step out of the ladder")
+        }
+    }
+  }
+}
+#endif
