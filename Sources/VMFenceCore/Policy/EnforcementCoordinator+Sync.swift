@@ -46,6 +46,8 @@ extension EnforcementCoordinator {
 
   /// To be called between `enter` and `leave`, so that nothing is decided between what is kept and what is appended.
   func beginCompaction(at time: Timestamp) async -> Compaction? {
+    // What ran out before the start is known by the log alone until it says that it did.
+    guard lifted.fresh.isEmpty else { return nil }
     do throws(DecisionLogError) {
       let finish = try log.beginCompaction(to: updater.liveDecisions)
       isCompacting = true

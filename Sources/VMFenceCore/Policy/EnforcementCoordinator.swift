@@ -33,7 +33,7 @@ public actor EnforcementCoordinator {
   let log: any DecisionLog
   private let firewall: any FirewallSink
   private var actions: DomainActions?
-  private let events: any EventSink
+  let events: any EventSink
   private var generation: UInt64?
   /// Decisions that are not in force yet, by number.
   private var desired: [UInt64: Decision] = [:]
@@ -52,15 +52,20 @@ public actor EnforcementCoordinator {
   /// Decisions that the log did not take, by number, to be appended once it does again.
   var unlogged: [UInt64: Decision] = [:]
   private var line = WaitingLine()
+  var lifted: LiftedMeanwhile
 
   /// - `control`: pauses and shuts domains down; nil: such decisions stay `desired`.
   /// - `events`: gets every decision, each time its status changes, and what went wrong.
   /// - `actionPatience`: how long everything else waits for one such action to be done, in real time. One that takes longer, as a guest's shutting down
   ///   may, goes on beside; its decision is `desired` until an `advance` finds that it is done.
+  /// - `lifted`: what `PolicyUpdater.restore` returned. It goes to the log whole when the first `reconcile` has succeeded, or before the first decision that is taken, and to
+  ///   `events` in portions, then and at each `advance`.
   public init(
     updater: PolicyUpdater, log: any DecisionLog, firewall: any FirewallSink,
-    control: (any HypervisorControl)? = nil, events: any EventSink, actionPatience: Duration = .milliseconds(100)
+    control: (any HypervisorControl)? = nil, events: any EventSink, actionPatience: Duration = .milliseconds(100),
+    lifted: [Decision] = []
   ) {
+    self.lifted = LiftedMeanwhile(lifted)
     self.updater = updater
     self.log = log
     self.firewall = firewall
@@ -90,6 +95,7 @@ public actor EnforcementCoordinator {
     await enter()
     var decisions = await carryOut(updater.advance(to: time), at: time)
     if isBehind || !desired.isEmpty { decisions += await catchUp(at: time) }
+    await tellLifted(atMost: LiftedMeanwhile.portion)
     if !isCompacting, compactionRetry.map({ time >= $0 }) ?? log.isCompactionDue,
       let compaction = await beginCompaction(at: time)
     {
@@ -121,6 +127,7 @@ public actor EnforcementCoordinator {
             + "that it should not; mended")
       }
       await settleDesired(at: time)
+      await logLifted(at: time)
       return difference
     } catch {
       await fallBehind(error, at: time)
@@ -220,6 +227,8 @@ public actor EnforcementCoordinator {
 extension EnforcementCoordinator {
   private func carryOut(_ decided: [Decision], at time: Timestamp) async -> [Decision] {
     guard !decided.isEmpty else { return [] }
+    // Of one address the log must not say first that it is blocked anew.
+    await logLifted(at: time)
     var decisions = await logged(decided.map { $0.unlessWaiting(among: desired.values) }, at: time)
     await enforce(&decisions, at: time)
     for index in decisions.indices where decisions[index].isDestructive && decisions[index].status == .enforced {
@@ -235,7 +244,7 @@ extension EnforcementCoordinator {
   }
 
   /// Writes the decisions to the log, and marks those that it did not take.
-  private func logged(_ decisions: [Decision], at time: Timestamp) async -> [Decision] {
+  func logged(_ decisions: [Decision], at time: Timestamp) async -> [Decision] {
     do throws(DecisionLogError) {
       try log.append(decisions)
       isSyncNeeded = true

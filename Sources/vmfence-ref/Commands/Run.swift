@@ -178,11 +178,11 @@ struct Run: AsyncParsableCommand {
     let coordinator: EnforcementCoordinator
     do throws(PolicyError) {
       var updater = try PolicyUpdater(policy: configuration.policy, directory: directory)
-      _ = updater.restore(restored, at: clock.now)
+      let lifted = updater.restore(restored, at: clock.now)
+      if !lifted.isEmpty { logger.notice("\(lifted.count) measures ran out while this did not run") }
       coordinator = EnforcementCoordinator(
         updater: updater, log: SystemTimeDecisionLog(log, clock: clock), firewall: firewall.sink,
-        control: control,
-        events: queue)
+        control: control, events: queue, lifted: lifted)
     } catch {
       logger.log(error.diagnostics)
       throw Exit.badData

@@ -183,9 +183,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     useDeclarations()
     await refreshInventory(at: clock.now)
     await refreshNeverBlock(at: clock.now, isFirst: true)
-    do throws(FirewallError) { try await coordinator.reconcile(at: clock.now) } catch {
-      throw ReplayFailure(error.diagnostic, error.code == .permissionDenied ? Exit.noPermission : Exit.unavailable)
-    }
+    try await takeUpMeasures()
     if let path = host.configuration.controlSocket {
       do throws(ControlFailure) { try desk.open(path) } catch {
         throw ReplayFailure(Diagnostic(.error, error.message, remedy: error.remedy), Exit.cannotCreate)
@@ -293,6 +291,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     }
     declarationWriter?.finish()
     pool.close(at: now)
+    await coordinator.tellLifted()
     await tell(at: now)
     await coordinator.advance(to: now)
     await releaseGuards()

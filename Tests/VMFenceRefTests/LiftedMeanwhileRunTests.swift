@@ -1,0 +1,93 @@
+#if Daemon
+import Foundation
+import NetworkTestSupport
+import Testing
+import VMFenceCore
+
+@Suite(
+  "A daemon that starts after measures ran out",
+  .enabled(if: NetworkNamespace.isPossible, Comment(rawValue: NetworkNamespace.reason)))
+struct LiftedMeanwhileRunTests {
+  private struct Line: Decodable {
+    struct Ours: Decodable { var decision: Said? }
+    struct Said: Decodable { var id: UInt64?, measure, status: String? }
+    var vmfence: Ours?
+  }
+
+  @Test("tells of each in events, decision log and history, and the next one not again")
+  func told() throws {
+    let folder = try TemporaryFolder()
+    let namespace = try NetworkNamespace("lifted")
+    _ = try folder.write("inventory.yaml", "version: 1\ndomains: []\n")
+    let state = folder.path("state")
+    try FileManager.default.createDirectory(atPath: state, withIntermediateDirectories: true)
+    let path = state + "/decisions.log"
+    // More than are told at once.
+    let count = 5_000
+    try {
+      var updater = try PolicyUpdater(policy: Policy(rules: []), directory: DomainDirectory())
+      let (log, _) = try FileDecisionLog.open(path: path)
+      let hourAgo = SystemClock().now + .seconds(-3_600)
+      for index in 0..<count {
+        let source = try #require(IPNetwork("198.18.\(index / 256).\(index % 256)"))
+        try log.append(
+          try updater.block(source, for: nil, duration: .seconds(60), reason: "by hand", at: hourAgo))
+      }
+      let stands = try updater.block(
+        try #require(IPNetwork("203.0.113.7")), for: nil, duration: .seconds(86_400), reason: "by hand", at: hourAgo)
+      try log.append(stands)
+    }()
+    let config = try folder.write(
+      "host.yaml",
+      """
+      version: 1
+      inventory: inventory.yaml
+      state-directory: state
+      control-socket: control.sock
+      firewall: {kind: none}
+      notifications: [{eve-file: told.json, events: [decision]}]
+
+      """)
+
+    func run(_ eve: String, _ look: () throws -> Void) throws -> String {
+      // A line for each: more than a pipe holds that nobody reads.
+      let daemon = try namespace.start(
+        "sh -c \"exec '\(Program.path("vmfence-ref"))' run --config '\(config)' --eve '\(folder.path(eve))' "
+          + "2>'\(folder.path("said"))'\"")
+      defer { if daemon.isRunning { daemon.terminate() } }
+      try LiveRunTests.wait("its socket") { FileManager.default.fileExists(atPath: folder.path("control.sock")) }
+      try look()
+      daemon.terminate()
+      daemon.waitUntilExit()
+      #expect(daemon.terminationStatus == 0)
+      return try String(contentsOfFile: folder.path("said"), encoding: .utf8)
+    }
+    func lifts(_ name: String) throws -> [UInt64] {
+      guard let text = try? String(contentsOfFile: folder.path(name), encoding: .utf8) else { return [] }
+      return try text.split(separator: "\n").compactMap { line in
+        guard line.contains("\"lift\"") else { return nil }
+        return try JSONDecoder().decode(Line.self, from: Data(line.utf8)).vmfence?.decision?.id
+      }
+    }
+    let said = try run("eve.json") {
+      try LiveRunTests.wait("all are told") {
+        try lifts("eve.json").count >= count && lifts("told.json").count >= count
+      }
+      try LiveRunTests.wait("all are in the history") {
+        let past = try Program.run(
+          "bans", "list", "--past", "--limit", "\(2 * count)", "--socket", folder.path("control.sock"))
+        return past.output.split(separator: "\n").count { $0.contains("lift") } == count
+      }
+    }
+    #expect(said.contains("\(count) measures ran out while this did not run"), "\(said.suffix(2_000))")
+    let expected = (1...count).map { UInt64(count + 1 + $0) }
+    #expect(try lifts("eve.json") == expected)
+    #expect(try lifts("told.json") == expected)
+    let logged = try FileDecisionLog.open(path: path).recovery.decisions
+    #expect(logged.filter { $0.measure.name == "lift" }.map(\.id) == expected)
+
+    _ = try run("again.json") { usleep(1_500_000) }
+    #expect(try lifts("again.json").isEmpty)
+  }
+}
+#endif
