@@ -158,14 +158,14 @@ struct FirewallMessageTests {
 
   @Test("a failure keeps its code and words; what is no failure of ours is none")
   func failures() throws {
-    for code in [FirewallError.Code.conflict, .unsupported, .permissionDenied, .full, .failed] {
+    for code in [FirewallError.Code.conflict, .unsupported, .permissionDenied, .inUse, .full, .failed] {
       let answer = FirewallAnswer(.apply, FirewallError(code, "m\u{1b}[31m", remedy: "r"))
       let bytes = answer.part(from: 0, sequence: 1).bytes
       let error = try #require(FirewallAnswer(bytes, to: .apply, 1)?.error(during: "x", table: "t"))
       #expect(error.code == code && error.message.hasPrefix("m") && error.remedy == "r")
       #expect(!error.message.contains("\u{1b}"), "what it says is shown to people")
       var other = bytes
-      other[4] = 7
+      other[4] = 8
       #expect(FirewallAnswer(other, to: .apply, 1) == nil)
       other[4] = 6
       #expect(FirewallAnswer(other, to: .apply, 1) == nil, "who holds the table has no words")
@@ -174,7 +174,7 @@ struct FirewallMessageTests {
     (held.failure, held.number) = (.held, 0xFFFF_FFF0)
     let answer = try #require(FirewallAnswer(held.part(from: 0, sequence: 1).bytes, to: .open, 1))
     let error = try #require(answer.error(during: "open the packet filter", table: "t"))
-    #expect(error.code == .permissionDenied && error.message.contains("netlink port 4294967280"), "\(error)")
+    #expect(error.code == .inUse && error.message.contains("netlink port 4294967280"), "\(error)")
   }
 
   @Test("whatever comes, it is a question or an answer that keeps its bounds, or none, and never a trap")

@@ -303,7 +303,7 @@ struct FirewallProcessTests {
     guard try network.inside({ try NftablesSink.open(.init(table: "features")) }).features.canOwnTables else { return }
     let other = try FirewallHost(network)
     let held = #expect(throws: FirewallError.self) { try other.open() }
-    #expect(held?.code == .permissionDenied, "\(held!)")
+    #expect(held?.code == .inUse, "\(held!)")
     #expect(held?.message.contains("another process owns table bridge vmfence") == true, "\(held!)")
     await #expect(throws: Never.self) { try await sink.readBack(at: start) }
     let missing = #expect(throws: FirewallError.self) {

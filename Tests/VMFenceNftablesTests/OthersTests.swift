@@ -157,7 +157,7 @@ struct OthersTests {
       _ = try open(.init())
     } throws: { error in
       let error = error as? FirewallError
-      return error?.code == .permissionDenied && error?.message.contains("another process owns") == true
+      return error?.code == .inUse && error?.message.contains("another process owns") == true
     }
     sink = nil
     let again = try open(.init())
@@ -228,7 +228,7 @@ struct OthersTests {
       return
     }
     let error = #expect(throws: FirewallError.self) { try open(.init()) }
-    #expect(error?.code == .permissionDenied)
+    #expect(error?.code == .inUse)
     let message = error?.message ?? ""
     #expect(message.contains(/another process owns table bridge vmfence: nft \(process \d+\)/), "\(message)")
     #expect(error?.remedy.contains("another table") == true)

@@ -112,6 +112,8 @@ public struct FirewallError: DescribedError, Hashable {
     /// The place cannot express this measure.
     public static let unsupported = Code("unsupported")
     public static let permissionDenied = Code("permission-denied")
+    /// Another process holds the place.
+    public static let inUse = Code("in-use")
     public static let full = Code("full")
     public static let failed = Code("failed")
   }

@@ -149,6 +149,7 @@ struct FirewallAnswer: Equatable, Sendable {
     case unsupported, permissionDenied, full, failed
     /// Another process owns the table: whose netlink port this is, is the answer's number.
     case held
+    case inUse
   }
 
   var verb: FirewallVerb
@@ -168,6 +169,7 @@ struct FirewallAnswer: Equatable, Sendable {
       case .conflict: .conflict
       case .unsupported: .unsupported
       case .permissionDenied: .permissionDenied
+      case .inUse: .inUse
       case .full: .full
       default: .failed
       }
@@ -225,6 +227,7 @@ struct FirewallAnswer: Equatable, Sendable {
     case .conflict: code = .conflict
     case .unsupported: code = .unsupported
     case .permissionDenied: code = .permissionDenied
+    case .inUse: code = .inUse
     case .full: code = .full
     case .failed: code = .failed
     case .held:

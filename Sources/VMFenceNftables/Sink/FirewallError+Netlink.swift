@@ -11,8 +11,10 @@ extension FirewallError {
     case .held(let port):
       let holder = NetlinkHolder.describe(port: port) ?? "a process that cannot be seen from here, netlink port \(port)"
       self.init(
-        .permissionDenied, "cannot \(action): another process owns \(place): \(holder)",
-        remedy: "stop it, or give one of the two another table: two processes cannot hold one")
+        .inUse, "cannot \(action): another process owns \(place): \(holder)",
+        remedy:
+          "stop it (a second vmfence-ref, or whoever made the table with `flags owner`), or give one of the two another table: "
+          + "two processes cannot hold one")
     case .socket(EPROTONOSUPPORT, _), .socket(EAFNOSUPPORT, _):
       self.init(
         .unsupported, "cannot \(action): this kernel has no netfilter to speak with over netlink",

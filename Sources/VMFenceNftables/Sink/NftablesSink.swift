@@ -69,7 +69,7 @@ public final class NftablesSink: FirewallSink {
   /// Opens the packet filter of the network namespace that the calling thread is in: makes the table, or goes on with the one that an
   /// earlier run left, measures included.
   ///
-  /// - Throws: `permissionDenied` without CAP_NET_ADMIN, or when another process owns the table; `unsupported` when the kernel has no nftables
+  /// - Throws: `permissionDenied` without CAP_NET_ADMIN; `inUse` when another process owns the table; `unsupported` when the kernel has no nftables
   ///   for bridges.
   public static func open(_ configuration: Configuration = Configuration()) throws(FirewallError) -> NftablesSink {
     do throws(NetlinkError) { return try opening(configuration) } catch {

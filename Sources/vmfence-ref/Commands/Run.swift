@@ -173,7 +173,7 @@ struct Run: AsyncParsableCommand {
     let firewall: HostFirewall
     do throws(FirewallError) { firewall = try HostFirewall.open(configuration.firewall) } catch {
       logger.log([error.diagnostic])
-      throw error.code == .permissionDenied ? Exit.noPermission : Exit.unavailable
+      throw error.exit
     }
     let coordinator: EnforcementCoordinator
     do throws(PolicyError) {
