@@ -191,6 +191,9 @@ public struct DaemonStatus: Codable, Sendable, Hashable {
   public var eventsLost: UInt64
   /// Of these, by domain, those that found no room because too many of its own waited; without domains that lost none.
   public var eventsLostByDomain: [String: UInt64]
+  /// Of `eventsLost`, those that the event file did not take although they had room in it, on a disk that is full for one: `problems` says why, as long as that is so. Without
+  /// those of domains that are gone.
+  public var eventsUnwritten: UInt64
   /// Of all domains: bounds that made the inspection less than it should be, by name, and how often each was reached; those that were not are left out.
   public var limitHits: [String: UInt64]
   /// Of the history: `alerts` and `decisions` that it holds, alerts that were `forgotten` to make room, what was `skipped`, `bytes`.
@@ -208,7 +211,8 @@ public struct DaemonStatus: Codable, Sendable, Hashable {
   public init(
     version: String, node: String, uptime: Double, firewall: String, isDryRun: Bool, measures: Int, pending: Int,
     desired: Int, flows: [String: UInt64], stopped: [String: UInt64], captureDrops: UInt64, eventsLost: UInt64,
-    eventsLostByDomain: [String: UInt64] = [:], limitHits: [String: UInt64], history: [String: UInt64],
+    eventsLostByDomain: [String: UInt64] = [:], eventsUnwritten: UInt64 = 0, limitHits: [String: UInt64],
+    history: [String: UInt64],
     clockOffset: Double, problems: [String],
     needRules: [String], frozen: [String], policy: [String: UInt64]
   ) {
@@ -225,6 +229,7 @@ public struct DaemonStatus: Codable, Sendable, Hashable {
     self.captureDrops = captureDrops
     self.eventsLost = eventsLost
     self.eventsLostByDomain = eventsLostByDomain
+    self.eventsUnwritten = eventsUnwritten
     self.limitHits = limitHits
     self.history = history
     self.clockOffset = clockOffset

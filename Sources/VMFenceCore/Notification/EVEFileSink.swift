@@ -21,6 +21,8 @@ public final class EVEFileSink: EventSink {
     var linesWritten: UInt64 = 0
     /// In bytes. What lines have taken is given back when the file is begun anew.
     var room: EventRoom
+    /// Lines that there was room for and that the file did not take, by domain.
+    var unwritten: [Incarnation?: UInt64] = [:]
     /// Why the last line was not written, or not where it should be.
     var problem: NotificationError?
     /// Stands until the file is begun anew.
@@ -68,8 +70,16 @@ public final class EVEFileSink: EventSink {
   /// Those of the lines lost, by domain, nil for the host; without domains that were forgotten.
   package var lostByDomain: [Incarnation?: UInt64] { tally.withLock { $0.room.lost } }
 
+  /// Of these, those that were not written, on a disk that is full for one, and not for want of room that domains share.
+  package var unwrittenByDomain: [Incarnation?: UInt64] { tally.withLock { $0.unwritten } }
+
   /// Keeps no figures of a domain that is gone.
-  package func forget(_ domain: Incarnation) { tally.withLock { $0.room.forget(domain) } }
+  package func forget(_ domain: Incarnation) {
+    tally.withLock { tally in
+      tally.room.forget(domain)
+      tally.unwritten[domain] = nil
+    }
+  }
 
   /// Why lines were lost: as long as the last write failed, or the file has no room.
   public var problem: NotificationError? {
@@ -124,6 +134,7 @@ public final class EVEFileSink: EventSink {
         if error == EFBIG {
           tally.isFull = true
         } else {
+          tally.unwritten[domain, default: 0] &+= 1
           tally.problem = NotificationError(
             error == ENOSPC || error == EDQUOT ? .full : .inputOutput,
             "cannot write to \(path.escapedForDisplay): \(describeError(error))",

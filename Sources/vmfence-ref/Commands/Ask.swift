@@ -79,8 +79,12 @@ struct Status: ParsableCommand {
     try control.ask(ControlRequest(.status)) { (status: DaemonStatus) in
       let lostByDomain = Dictionary(
         status.eventsLostByDomain.map { ($0.key.escapedForDisplay, $0.value) }, uniquingKeysWith: &+)
+      let unwritten =
+        status.eventsUnwritten == 0 ? "" : ", of which the event file did not take \(status.eventsUnwritten)"
       let ofDomains =
-        lostByDomain.isEmpty ? "" : ", of which of domains with too many of their own: \(Self.listed(lostByDomain))"
+        lostByDomain.isEmpty
+        ? ""
+        : "\(unwritten.isEmpty ? ", of which" : ", and") of domains with too many of their own: \(Self.listed(lostByDomain))"
       let stopped = status.stopped.filter { $0.value > 0 }
       var lines: [String] = [
         "vmfence \(status.version) on \(status.node), up \(Duration.seconds(status.uptime).display)",
@@ -88,7 +92,7 @@ struct Status: ParsableCommand {
           + "\(status.pending) pending, \(status.desired) not taken yet",
         "flows of packets that rules refused: \(Self.listed(status.flows))",
         "stopped by the packet filter: \(stopped.isEmpty ? "nothing" : Self.listed(stopped))",
-        "lost: \(status.captureDrops) frames by captures, \(status.eventsLost) events\(ofDomains)",
+        "lost: \(status.captureDrops) frames by captures, \(status.eventsLost) events\(unwritten)\(ofDomains)",
         "limits of the inspection reached: \(status.limitHits.isEmpty ? "none" : Self.listed(status.limitHits))",
         "history: \(Self.listed(status.history))",
         "policy: \(Self.listed(status.policy))",
@@ -113,7 +117,7 @@ struct Domains: ParsableCommand {
     abstract: "The domains and their detectors.",
     discussion: """
       DROPS are packets that no detector inspected, LIMITS how often a bound made the inspection less than it should be, LOST events that were not
-      told since too many of the domain waited; --json has more.
+      told since too many of the domain waited, or the event file could not be written; --json has more.
 
       EXAMPLES
         vmfence-ref domains

@@ -177,6 +177,9 @@ final class EventOutputs: Sendable {
     return file.map { lost.merging($0.lostByDomain, uniquingKeysWith: &+) } ?? lost
   }
 
+  /// Of these, those that the event file did not take although they had room in it.
+  var unwrittenByDomain: [Incarnation?: UInt64] { file?.unwrittenByDomain ?? [:] }
+
   /// Those that found no room in the queues of the places that are used now.
   var lostAtPlacesByDomain: [Incarnation?: UInt64] {
     sinks.reduce(into: [:]) { $0.merge($1.overflowedByDomain, uniquingKeysWith: &+) }

@@ -41,6 +41,7 @@ extension LiveRun {
       stopped: Dictionary(
         drops.counts?.byReason.map { ($0.name, $0.count.packets) } ?? [], uniquingKeysWith: { $1 }),
       captureDrops: captures.drops, eventsLost: outputs.lost, eventsLostByDomain: eventsLostByName,
+      eventsUnwritten: outputs.unwrittenByDomain.values.reduce(0, &+),
       limitHits: pool.reports.reduce(into: [:]) { sum, report in
         for (name, count) in report.limits { sum[name, default: 0] &+= count }
       },
@@ -67,9 +68,12 @@ extension LiveRun {
   }
 
   private var eventsLostByName: [String: UInt64] {
-    outputs.lostByDomain.reduce(into: [:]) { result, lost in
-      guard let domain = lost.key else { return }
-      result[directory.entry(for: domain)?.description.name ?? "\(domain)", default: 0] &+= lost.value
+    let unwritten = outputs.unwrittenByDomain
+    return outputs.lostByDomain.reduce(into: [:]) { result, lost in
+      // It is not their number that those were lost for.
+      let count = lost.value - min(lost.value, unwritten[lost.key] ?? 0)
+      guard let domain = lost.key, count > 0 else { return }
+      result[directory.entry(for: domain)?.description.name ?? "\(domain)", default: 0] &+= count
     }
   }
 

@@ -47,6 +47,10 @@ struct EVEFileSinkTests {
     #expect(sink.counters.linesLost == 2)
     #expect(sink.counters.linesWritten == 0)
     #expect(sink.problem?.code == .full)
+    sink.receive(change(Self.domain(1)))
+    #expect(sink.unwrittenByDomain == [nil: 2, Self.domain(1): 1] && sink.lostByDomain == sink.unwrittenByDomain)
+    sink.forget(Self.domain(1))
+    #expect(sink.unwrittenByDomain == [nil: 2])
   }
 
   @Test("a place that cannot be opened is an error with its path")
@@ -169,7 +173,7 @@ struct EVEFileSinkTests {
     full.receive(event(1))
     #expect(
       full.counters.linesWritten == 0 && full.counters.linesLost == 2
-        && full.lostByDomain == [Self.domain(1): 1, nil: 1])
+        && full.lostByDomain == [Self.domain(1): 1, nil: 1] && full.unwrittenByDomain.isEmpty)
     #expect(try size(directory) == 1 << 20)
   }
 
