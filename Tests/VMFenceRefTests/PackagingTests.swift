@@ -53,6 +53,9 @@ struct PackagingTests {
     #expect(values("After", daemon).isSuperset(of: ["xenstored.service", "xen.service"]))
     #expect(values("KillMode", daemon) == ["mixed"], "detectors are to say what they remember")
     #expect(values("Before", daemon).isSuperset(of: ["xendomains.service"]))
+    // A condition would skip it without a word, and the start would be called a success.
+    #expect(values("AssertPathExists", daemon) == ["/proc/xen/capabilities"])
+    #expect(!daemon.contains("\nCondition"))
     let disk = try String(contentsOf: Program.root.appending(path: "packaging/vmfence-disk@.service"), encoding: .utf8)
     for key in ["PartOf", "BindsTo", "Requires"] { #expect(!values(key, disk).contains("vmfence.service")) }
     #expect(values("Slice", disk) == ["vmfence-disk.slice"])
@@ -78,6 +81,41 @@ struct PackageTests {
     #expect(try host.run("nft list tables") == "table bridge other\n")
     // Where there is none.
     #expect(try host.run("sh '\(script)' remove") == "")
+  }
+
+  @Test("a purge removes what was written, a removal or an upgrade nothing, and neither what an administrator wrote")
+  func purge() throws {
+    let folder = try TemporaryFolder()
+    let kept = ["etc/vmfence/rules/mine.rules", "var/lib/vmfence-other/file", "var/log/other"]
+    let written = [
+      "var/lib/vmfence/decisions.log", "var/lib/vmfence/spool/1", "var/lib/vmfence-disk/web.windows",
+      "var/log/vmfence/eve.json", "var/log/vmfence/eve.json.2.gz",
+    ]
+    for path in kept + written {
+      try FileManager.default.createDirectory(
+        atPath: (folder.path(path) as NSString).deletingLastPathComponent, withIntermediateDirectories: true)
+      _ = try folder.write(path, "x")
+    }
+    let text = try text("packaging/vmfence.postrm")
+    #expect(text.contains(" /var/"))
+    let script = try folder.write("postrm", text.replacingOccurrences(of: " /var/", with: " \(folder.path("var"))/"))
+    func exist(_ paths: [String]) -> [String] {
+      paths.filter { FileManager.default.fileExists(atPath: folder.path($0)) }
+    }
+    for act in ["remove", "upgrade 0.2.0", "disappear"] { _ = try NetworkNamespace.shell("sh '\(script)' \(act)") }
+    #expect(exist(kept + written) == kept + written)
+    _ = try NetworkNamespace.shell("sh '\(script)' purge")
+    #expect(exist(kept + written) == kept)
+    #expect(exist(["var/lib/vmfence", "var/lib/vmfence-disk", "var/log/vmfence"]).isEmpty)
+    // Where nothing was written.
+    _ = try NetworkNamespace.shell("sh '\(script)' purge")
+    // What it removes is what the units have systemd make.
+    for unit in ["vmfence.service", "vmfence-disk@.service"] {
+      for line in try self.text("packaging/\(unit)").split(separator: "\n") {
+        for (key, place) in [("StateDirectory=", "/var/lib/"), ("LogsDirectory=", "/var/log/")]
+        where line.hasPrefix(key) { #expect(text.contains("\(place)\(line.dropFirst(key.count)) "), "\(line)") }
+      }
+    }
   }
 
   @Test("the folder of logs has one mode, whichever unit starts last")
