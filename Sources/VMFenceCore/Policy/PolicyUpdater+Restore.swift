@@ -26,12 +26,14 @@ extension PolicyUpdater {
     return all.filter { seen.insert($0.id).inserted }.sorted { $0.id < $1.id }
   }
 
-  /// A decision that is remembered for its step on the ladder. Of one whose measure was taken back before its time, the word that took it back is forgotten:
-  /// without an end of its own the measure would stand again after a restart.
+  /// A decision that is remembered for its step on the ladder. Of one whose measure has ended, the word that lifted it is forgotten: without an end of its own a measure that was
+  /// taken back before its time would stand again after a restart, and of any it would be told once more that it ran out. (One that was only imagined keeps its
+  /// status, by which a policy that acts forgets it.)
   private func withItsEnd(_ decision: Decision) -> Decision {
     guard let key = decision.firewallMeasure?.key, register[key]?.decision.id != decision.id else { return decision }
     var decision = decision
     decision.expires = decision.expires.map { Swift.min($0, now) } ?? now
+    if decision.status != .dryRun { decision.status = .expired }
     return decision
   }
 
@@ -49,7 +51,11 @@ extension PolicyUpdater {
       return
     case .pending:
       guard waiting.count < policy.capacities.pending else { return }
-    case .expired: break
+    case .expired:
+      // Its end was told when it came.
+      if let key = decision.firewallMeasure?.key, register[key]?.decision.id == decision.id { _ = register.remove(key) }
+      remember(decision)
+      return
     case .dryRun:
       // What was only imagined has no hold on a policy that acts; nor has what was in force before the dry run.
       guard policy.isDryRun else {

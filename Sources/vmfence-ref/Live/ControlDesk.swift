@@ -256,10 +256,12 @@ final class ControlDesk: PromptEventSink {
 
   /// A decision of the past, as the history has it: what was enforced is not any more. Its times are the system's already.
   private func describe(_ decision: HistoryDecision) -> DecisionStatus {
-    DecisionStatus(
+    // A measure of which a log that was made anew says that it ended is over like any other.
+    let isOver = decision.status == .enforced || decision.status == .expired && decision.measure != "lift"
+    return DecisionStatus(
       id: decision.id, measure: decision.measure, network: decision.network?.description,
       domain: decision.vm.map { decision.name ?? $0.description },
-      status: decision.status == .enforced ? "over" : decision.status.rawValue,
+      status: isOver ? "over" : decision.status.rawValue,
       policy: decision.policy, reason: decision.reason, trigger: decision.trigger, step: decision.step,
       since: decision.time.rfc3339, expires: decision.expires?.rfc3339, remaining: nil)
   }

@@ -68,6 +68,32 @@ struct LiftedMeanwhileTests {
     #expect(log.decisions.isEmpty)
   }
 
+  @Test("what ran out before and is remembered for the ladder alone is not told again")
+  func remembered() async throws {
+    let log = MemoryDecisionLog()
+    func make(_ held: [Decision], at time: Timestamp) throws -> (EnforcementCoordinator, lifted: [Decision]) {
+      var updater = try updater(
+        rule(count: 1, ladder: [LadderStep(.block, for: .seconds(60)), LadderStep(.quarantine, for: .seconds(60))]))
+      let lifted = updater.restore(held, at: time)
+      return (
+        EnforcementCoordinator(updater: updater, log: log, firewall: firewall, events: events, lifted: lifted), lifted
+      )
+    }
+    let (first, _) = try make([], at: at(0))
+    await first.handle(alert(), at: at(0))
+    await first.advance(to: at(60))
+    #expect(told.map(\.status) == [.enforced, .expired])
+    await first.compactLog(at: at(61))
+    #expect(log.decisions.map(\.id) == [1])
+    let (second, lifted) = try make(log.decisions, at: at(62))
+    #expect(lifted.isEmpty)
+    #expect(await second.measuresInForce.isEmpty)
+    await second.compactLog(at: at(63))
+    let (third, again) = try make(log.decisions, at: at(64))
+    #expect(again.isEmpty)
+    #expect(await third.handle(alert(), at: at(65)).map(\.measure) == [.quarantine], "the ladder goes on")
+  }
+
   @Test("it is in the log before a new block of the same address, so that the next start has that one")
   func orderInLog() async throws {
     let log = MemoryDecisionLog()
