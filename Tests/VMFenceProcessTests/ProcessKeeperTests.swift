@@ -29,12 +29,7 @@ private final class Helpers: Sendable {
   private let path = FileManager.default.temporaryDirectory.appending(path: "vmfence-\(UUID().uuidString)").path
   private let started = Mutex<[HelperProcess]>([])
 
-  init() throws {
-    try Self.script.write(toFile: path, atomically: true, encoding: .utf8)
-    // SAFETY: a terminated path.
-    let result = unsafe chmod(path, 0o700)
-    #expect(result == 0)
-  }
+  init() throws { try writeProgram(Self.script, to: path) }
 
   deinit { try? FileManager.default.removeItem(atPath: path) }
 
