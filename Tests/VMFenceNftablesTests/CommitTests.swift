@@ -33,12 +33,12 @@ struct CommitQueueTests {
         return batches.count == 1
       }
       // The first takes as long as it takes for all the others to come.
-      while isFirst, queue.waitingCount < 100 { usleep(1_000) }
+      if isFirst { _ = comesTrue { queue.waitingCount >= 100 } }
       return batch.map { $0 * 10 }
     }
     let outcomes = await withTaskGroup(of: (Int, Int).self) { group in
       group.addTask(executorPreference: OwnThreads()) { (0, await queue.perform(0, commit)) }
-      while batches.withLock({ $0.isEmpty }) { await Task.yield() }
+      _ = await comesTrueSuspending { batches.withLock { !$0.isEmpty } }
       for number in 1...100 { group.addTask { (number, await queue.perform(number, commit)) } }
       return await group.reduce(into: [Int: Int]()) { $0[$1.0] = $1.1 }
     }
@@ -73,12 +73,12 @@ struct CommitQueueTests {
         sizes.append(batch.count)
         return sizes.count == 1
       }
-      while isFirst, queue.waitingCount < callers { usleep(1_000) }
+      if isFirst { _ = comesTrue { queue.waitingCount >= callers } }
       return batch
     }
     await withTaskGroup(of: Void.self) { group in
       group.addTask(executorPreference: OwnThreads()) { _ = await queue.perform(0, commit) }
-      while sizes.withLock({ $0.isEmpty }) { await Task.yield() }
+      _ = await comesTrueSuspending { sizes.withLock { !$0.isEmpty } }
       for number in 0..<callers { group.addTask { _ = await queue.perform(number, commit) } }
     }
     #expect(sizes.withLock { $0 } == [1, CommitQueue<Int, Int>.batchLimit, 500])
@@ -110,14 +110,14 @@ struct TransactionTests {
       group.addTask(executorPreference: own) {
         sink.contents.withLock { _ in
           isBusy.value.store(true, ordering: .releasing)
-          while sink.additions.waitingCount < 2_000 { usleep(1_000) }
+          _ = comesTrue { sink.additions.waitingCount >= 2_000 }
         }
       }
-      while !isBusy.value.load(ordering: .acquiring) { await Task.yield() }
+      _ = await comesTrueSuspending { isBusy.value.load(ordering: .acquiring) }
       // One of the two leads, and the others wait for it.
       group.addTask(executorPreference: own) { _ = try? await sink.add(large, at: start) }
       group.addTask(executorPreference: own) { await add(0) }
-      while sink.additions.waitingCount < 1 { await Task.yield() }
+      _ = await comesTrueSuspending { sink.additions.waitingCount >= 1 }
       for number in 1..<2_000 { group.addTask { await add(number) } }
     }
     #expect(sink.transactions - before < 500)
