@@ -250,8 +250,7 @@ package final class YAMLMapping {
         continue
       }
       if known.contains(scalar.string) { continue }
-      let near = known.sorted().min { $0.editDistance(to: scalar.string) < $1.editDistance(to: scalar.string) }
-      let guess = near.flatMap { $0.editDistance(to: scalar.string) <= 3 ? "did you mean `\($0)`?" : nil }
+      let guess = known.nearest(to: scalar.string, within: 3).map { "did you mean `\($0)`?" }
       let keys = known.sorted().joined(separator: ", ")
       reader.report(
         at: key, "unknown key `\(scalar.string.escapedForDisplay)`\(path.isEmpty ? "" : " in \(path)")",

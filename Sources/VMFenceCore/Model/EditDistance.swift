@@ -15,3 +15,11 @@ extension String {
     return row[b.count]
   }
 }
+
+extension Sequence<String> {
+  /// The word that was meant, perhaps: the nearest one, the first of the alphabet where several are, if it is no further away than `limit`.
+  package func nearest(to word: String, within limit: Int) -> String? {
+    let near = sorted().min { $0.editDistance(to: word) < $1.editDistance(to: word) }
+    return near.flatMap { $0.editDistance(to: word) <= limit ? $0 : nil }
+  }
+}

@@ -31,7 +31,6 @@ struct MeasureRegister: Sendable {
   var count: Int { entries.count }
   /// Those on the word of one domain, or of none: the administrator's for the host.
   func count(of domain: DomainUUID?) -> Int { owned[domain] ?? 0 }
-  var blockCounts: (v4: Int, v6: Int) { (v4Prefixes.total, v6Prefixes.total) }
 
   subscript(key: FirewallMeasure.Key) -> Entry? { entries[key] }
 
@@ -180,8 +179,6 @@ struct MeasureRegister: Sendable {
 struct PrefixCounts: Sendable {
   private var counts: [Int]
   private(set) var inUse: [Int] = []
-
-  var total: Int { inUse.reduce(0) { $0 + counts[$1] } }
 
   init(width: Int) { counts = Array(repeating: 0, count: width + 1) }
 

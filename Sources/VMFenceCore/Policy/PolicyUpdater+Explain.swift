@@ -27,8 +27,6 @@ public struct MeasureCounts: Sendable, Hashable {
   }
 
   public var all = 0
-  public var v4Blocks = 0
-  public var v6Blocks = 0
   /// By scope; without those that have none.
   public var scopes: [FirewallScope: Scope] = [:]
 }
@@ -59,10 +57,7 @@ extension PolicyUpdater {
 
   /// How many measures are to be in force, and how many of them are blocks of each family. Costs the same however many stand.
   public var measureCounts: MeasureCounts {
-    let blocks = register.blockCounts
-    return policy.isDryRun
-      ? MeasureCounts()
-      : MeasureCounts(all: register.count, v4Blocks: blocks.v4, v6Blocks: blocks.v6, scopes: register.scopes)
+    policy.isDryRun ? MeasureCounts() : MeasureCounts(all: register.count, scopes: register.scopes)
   }
 
   /// The decisions behind the measures in force, in the order of their numbers.

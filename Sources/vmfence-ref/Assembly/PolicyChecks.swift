@@ -11,8 +11,7 @@ extension Policy {
   func unknownServices(known: Set<String>) -> [Diagnostic] {
     rules.flatMap { rule in
       rule.services.subtracting(known).sorted().map { service in
-        let near = known.sorted().min { $0.editDistance(to: service) < $1.editDistance(to: service) }
-        let guess = near.flatMap { $0.editDistance(to: service) <= 2 ? "did you mean `\($0.escapedForDisplay)`?" : nil }
+        let guess = known.nearest(to: service, within: 2).map { "did you mean `\($0.escapedForDisplay)`?" }
         return Diagnostic(
           .warning, at: rule.place,
           "rule '\(rule.name.escapedForDisplay)': nobody has the service '\(service.escapedForDisplay)'",
