@@ -84,22 +84,25 @@ extension EndToEnd {
     /// A clock for the daemon alone: what the whole machine has is none of a test's business. The library keeps its state in memory that faketime(1) makes, and
     /// lets go of with its child; when it had to make it itself, it would move the environment, by which Swift finds a program's arguments.
     private final class FakeClock {
-      private let keeper = Process()
+      private var keepers: [Process] = []
       private let file: String
-      private(set) var environment = ""
 
-      init(_ folder: TemporaryFolder) throws {
-        file = try folder.write("clock", "+0")
+      init(_ folder: TemporaryFolder) throws { file = try folder.write("clock", "+0") }
+
+      /// What one start of the daemon needs, with memory of its own: a process that is killed while it holds the lock in it leaves it locked, and all others
+      /// that use it would wait for ever.
+      func environment() throws -> String {
+        let keeper = Process()
         keeper.executableURL = URL(filePath: "/usr/bin/faketime")
         keeper.arguments = ["-m", "-f", "+0", "/bin/sh", "-c", "echo $FAKETIME_SHARED; exec sleep 600"]
         let output = Pipe()
         keeper.standardOutput = output
         try keeper.run()
+        keepers.append(keeper)
         let shared = String(decoding: output.fileHandleForReading.availableData, as: UTF8.self)
           .trimmingCharacters(in: .whitespacesAndNewlines)
         try #require(shared.contains("faketime_shm"))
-        environment =
-          "LD_PRELOAD=\(faketime) 'FAKETIME_SHARED=\(shared)' FAKETIME_TIMESTAMP_FILE=\(file) FAKETIME_NO_CACHE=1 "
+        return "LD_PRELOAD=\(faketime) 'FAKETIME_SHARED=\(shared)' FAKETIME_TIMESTAMP_FILE=\(file) FAKETIME_NO_CACHE=1 "
           + "FAKETIME_DONT_FAKE_MONOTONIC=1 DONT_FAKE_MONOTONIC=1"
       }
 
@@ -108,8 +111,10 @@ extension EndToEnd {
       }
 
       deinit {
-        _ = try? NetworkNamespace.shell("pkill -9 -P \(keeper.processIdentifier) || true")
-        keeper.waitUntilExit()
+        for keeper in keepers {
+          _ = try? NetworkNamespace.shell("pkill -9 -P \(keeper.processIdentifier) || true")
+          keeper.waitUntilExit()
+        }
       }
     }
 
@@ -120,7 +125,7 @@ extension EndToEnd {
     func clockJump(seconds: Int) throws {
       let host = try ProtectedHost("clock", policy: ProtectedHost.policy.replacingOccurrences(of: "6s", with: "25s"))
       let clock = try FakeClock(host.folder)
-      try host.start(environment: clock.environment)
+      try host.start(environment: clock.environment())
       host.attack()
       try LiveRunTests.wait("a block") { host.bans.count == 1 }
       let before = try #require(host.bans.first)
@@ -134,7 +139,7 @@ extension EndToEnd {
       host.attack(2, from: "10.77.0.98")
       try LiveRunTests.wait("attacks are found and blocked") { host.bans.contains { $0.network == "10.77.0.98" } }
       host.stop(SIGKILL)
-      try host.start(environment: clock.environment)
+      try host.start(environment: clock.environment())
       #expect(host.bans.contains { $0.network == "10.77.0.98" && ($0.remaining ?? 100) <= 25 })
       try LiveRunTests.wait("the blocks end on time") { host.bans.isEmpty }
       #expect(host.fetches(1))

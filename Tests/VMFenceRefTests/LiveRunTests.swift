@@ -15,11 +15,11 @@ struct LiveRunTests {
     try #require(process.terminationStatus == 0, "\(command)")
   }
 
-  /// Waits until `condition` holds, a minute at the most.
-  static func wait(_ what: String, until condition: () throws -> Bool) throws {
+  /// Waits until `condition` holds, a minute at the most; a failure shows what `saying` gives.
+  static func wait(_ what: String, saying: () -> String = { "" }, until condition: () throws -> Bool) throws {
     let deadline = Date(timeIntervalSinceNow: 60)
     while try !condition() {
-      try #require(Date() < deadline, "waited in vain: \(what)")
+      try #require(Date() < deadline, "waited in vain: \(what)\n\(saying())")
       usleep(20_000)
     }
   }

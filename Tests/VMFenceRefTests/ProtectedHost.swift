@@ -130,7 +130,7 @@ final class ProtectedHost {
     process.standardOutput = FileHandle.nullDevice
     try process.run()
     daemon = process
-    try LiveRunTests.wait("the daemon") {
+    try LiveRunTests.wait("the daemon", saying: { said }) {
       try #require(process.isRunning, "\(said)")
       let domains = try? ask(ControlRequest(.domains), [DomainStatus].self)
       return domains?.filter { $0.state == "inspecting" || $0.state == "suspended" }.count == 3
