@@ -45,7 +45,7 @@ import VMFenceTestKit
     let disk = try ServedDisk(clientLimit: 4) { request, _ in
       request.operation == .write && !isDecided.load(ordering: .acquiring) ? .hold : .allow
     }
-    let writer = try RawClient(disk.socketPath, receiveSeconds: 60)
+    let writer = try RawClient(disk.socketPath)
     try writer.enter()
     try writer.send(RawClient.request(1, 0, 1, cookie: 5) + [9])
     while disk.entries.isEmpty { usleep(1000) }

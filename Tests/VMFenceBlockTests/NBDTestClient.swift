@@ -103,11 +103,12 @@ struct TestFailure: Error, CustomStringConvertible {
 final class RawClient: Sendable {
   let socket: CInt
 
-  init(_ path: String, receiveSeconds: Int = 10) throws {
+  init(_ path: String) throws {
     // SAFETY: Swift hands over the path as a C string that is valid for the call.
     socket = unsafe vmfence_unix_connect(path)
     guard socket >= 0 else { throw TestFailure("cannot connect: \(errno)") }
-    var limit = timeval(tv_sec: receiveSeconds, tv_usec: 0)
+    // Far more than an answer takes: a flush waits for the disk, with all that others write to it.
+    var limit = timeval(tv_sec: 120, tv_usec: 0)
     // SAFETY: `limit` lives across the call.
     unsafe setsockopt(socket, SOL_SOCKET, SO_RCVTIMEO, &limit, socklen_t(MemoryLayout<timeval>.size))
   }
