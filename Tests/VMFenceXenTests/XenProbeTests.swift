@@ -172,13 +172,13 @@ final class FakeXenDriver: HypervisorDriver {
     xen.delay = .milliseconds(100)
     let path = "/local/domain/0/backend/vif/\(domain.incarnation.domainID)/0/state"
     let began = ContinuousClock.now
-    for turn in 0..<100 {
+    for turn in 0..<400 {
       xen.set(path, "\(turn % 6)")
       probe.lookSoon()
       #expect(try probe.latestSnapshot().domains.map(\.name) == [domain.name])
     }
     // One that waited would have taken 100 ms each time.
-    #expect(ContinuousClock.now - began < .seconds(5))
+    #expect(ContinuousClock.now - began < .seconds(20))
     _ = try await driver.bring(domain.incarnation, to: .paused)
     #expect(await news.value, "what is found later is told")
     #expect(try probe.latestSnapshot().domains.map(\.runState) == [.paused])
