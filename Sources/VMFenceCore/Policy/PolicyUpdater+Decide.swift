@@ -105,11 +105,11 @@ extension PolicyUpdater {
     offenders.update(subject, initial: offender) { $0 = offender }
   }
 
-  /// The decision that says that a measure has ended.
+  /// The decision that says that a measure has ended: one that was only imagined, by its own status, whatever the policy is now.
   mutating func lifting(_ entry: MeasureRegister.Entry, reason: String) -> Decision {
     Decision(
       id: takeID(), time: now, incarnation: entry.decision.incarnation, measure: .lift(entry.measure.key),
-      status: policy.isDryRun ? .dryRun : .expired, policy: entry.decision.policy, reason: reason,
+      status: entry.decision.status == .dryRun ? .dryRun : .expired, policy: entry.decision.policy, reason: reason,
       step: entry.decision.step, expires: nil, trigger: "decision \(entry.measure.decision)",
       source: entry.decision.source)
   }

@@ -26,14 +26,15 @@ extension PolicyUpdater {
     return all.filter { seen.insert($0.id).inserted }.sorted { $0.id < $1.id }
   }
 
-  /// A decision that is remembered for its step on the ladder. Of one whose measure has ended, the word that lifted it is forgotten: without an end of its own a measure that was
-  /// taken back before its time would stand again after a restart, and of any it would be told once more that it ran out. (One that was only imagined keeps its
-  /// status, by which a policy that acts forgets it.)
+  /// A decision that is remembered for its step on the ladder. Of one whose measure has ended, the word that lifted it is forgotten, so this one has to say it, whatever the system's
+  /// clock will be: otherwise a measure that was taken back before its time would stand again after a restart, and of any it would be told once more that it ran out. One that was only
+  /// imagined keeps its status, by which a policy that acts forgets it, and says it by having lasted no time.
   private func withItsEnd(_ decision: Decision) -> Decision {
     guard let key = decision.firewallMeasure?.key, register[key]?.decision.id != decision.id else { return decision }
+    let end = decision.expires.map { Swift.min($0, now) } ?? now
     var decision = decision
-    decision.expires = decision.expires.map { Swift.min($0, now) } ?? now
-    if decision.status != .dryRun { decision.status = .expired }
+    decision.expires = end
+    if decision.status == .dryRun { decision.time = end } else { decision.status = .expired }
     return decision
   }
 
@@ -51,23 +52,26 @@ extension PolicyUpdater {
       return
     case .pending:
       guard waiting.count < policy.capacities.pending else { return }
-    case .expired:
-      // Its end was told when it came.
-      if let key = decision.firewallMeasure?.key, register[key]?.decision.id == decision.id { _ = register.remove(key) }
-      remember(decision)
-      return
+    case .expired: return rememberEnded(decision)
     case .dryRun:
       // What was only imagined has no hold on a policy that acts; nor has what was in force before the dry run.
-      guard policy.isDryRun else {
-        if let key = decision.firewallMeasure?.key, register[key]?.decision.id == decision.id {
-          _ = register.remove(key)
-        }
-        return
-      }
+      guard policy.isDryRun else { return forget(decision) }
+      if let end = decision.expires, end <= decision.time { return rememberEnded(decision) }
     case .enforced, .desired: break
     }
     if decision.firewallMeasure == nil || register.count < policy.capacities.measures { enter(decision) }
     remember(decision)
+  }
+
+  /// Takes a decision whose end was told when it came.
+  private mutating func rememberEnded(_ decision: Decision) {
+    forget(decision)
+    remember(decision)
+  }
+
+  /// Takes a decision's own measure out of those that are to be in force.
+  private mutating func forget(_ decision: Decision) {
+    if let key = decision.firewallMeasure?.key, register[key]?.decision.id == decision.id { _ = register.remove(key) }
   }
 
   /// Takes a decision as the last one of whom it concerns.

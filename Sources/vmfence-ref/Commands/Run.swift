@@ -179,7 +179,8 @@ struct Run: AsyncParsableCommand {
     do throws(PolicyError) {
       var updater = try PolicyUpdater(policy: configuration.policy, directory: directory)
       let lifted = updater.restore(restored, at: clock.now)
-      if !lifted.isEmpty { logger.notice("\(lifted.count) measures ran out while this did not run") }
+      let ended = lifted.count { $0.status == .expired }
+      if ended > 0 { logger.notice("\(ended) measures ran out while this did not run") }
       coordinator = EnforcementCoordinator(
         updater: updater, log: SystemTimeDecisionLog(log, clock: clock), firewall: firewall.sink,
         control: control, events: queue, lifted: lifted)
