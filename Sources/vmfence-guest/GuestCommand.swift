@@ -198,8 +198,9 @@ enum GuestCommand {
     Signals.install()
     var agent = Agent(
       transport, own: own, configuration: options.values["config"] ?? TenantFile.standardPath)
-    let writeBack = try writeBackSeconds.map { seconds throws(Failure) in try WriteBack(seconds: seconds) }
-    defer { writeBack?.restore() }
+    // Without the option, too: a program that was killed may have had it.
+    let writeBack = try WriteBack(seconds: writeBackSeconds)
+    defer { writeBack.restore() }
     agent.run()
   }
 

@@ -14,6 +14,13 @@ enum Input {
       throw GuestCommand.Failure(number == EACCES ? 77 : 66, "cannot be read: \(describeError(number))", at: place)
     }
     defer { if descriptor != 0 { close(descriptor) } }
+    return try read(descriptor, at: place, atMost: limit)
+  }
+
+  /// The same of a file that is open.
+  static func read(
+    _ descriptor: Int32, at place: SourcePlace, atMost limit: Int
+  ) throws(GuestCommand.Failure) -> [UInt8] {
     var bytes = [UInt8](repeating: 0, count: limit + 1)
     var count = 0
     while count < bytes.count {
