@@ -29,6 +29,8 @@ extension EnforcementCoordinator {
     var finish: @Sendable () throws(DecisionLogError) -> Void
     /// What the log had not taken before it began, and what is in it with the rest now.
     var covered: [UInt64: Decision]
+    /// Of more nobody knew but the updater, whose state it is made of.
+    var coversLoss: Bool
   }
 
   /// Writes the log anew, with what is still of consequence. To be called after the system's clock was set. Other calls go on meanwhile, and what they decide is in the log at each
@@ -51,7 +53,8 @@ extension EnforcementCoordinator {
     do throws(DecisionLogError) {
       let finish = try log.beginCompaction(to: updater.liveDecisions)
       isCompacting = true
-      return Compaction(finish: finish, covered: unlogged)
+      defer { isLogIncomplete = false }
+      return Compaction(finish: finish, covered: unlogged, coversLoss: isLogIncomplete)
     } catch {
       await noteCompaction(failed: error, at: time)
       return nil
@@ -89,6 +92,8 @@ extension EnforcementCoordinator {
       if error == nil {
         for (id, decision) in compaction.covered where unlogged[id] == decision { unlogged[id] = nil }
         if unlogged.isEmpty { await reportSoundLog(at: time) }
+      } else if compaction.coversLoss {
+        isLogIncomplete = true
       }
       guard isCompactionWanted else { return }
       isCompactionWanted = false

@@ -24,7 +24,7 @@ public actor EnforcementCoordinator {
   static let conflictRetries = 4
   /// How many measures are tried one by one in one go, when the firewall refused them together.
   static let singleAttempts = 1_024
-  /// How many decisions wait for a log that cannot be written. Of more, a restart does not know.
+  /// How many decisions wait for a log that cannot be written. Of more, a restart does not know, unless the log can be made anew before.
   static let unloggedCapacity = 65_536
   /// Ends that lie no further apart are the same: a firewall may count in coarse units.
   static let expiryTolerance = Duration.seconds(2)
@@ -43,7 +43,7 @@ public actor EnforcementCoordinator {
   private var isBehind = false
   /// Whether the log took nothing when it was written last: measures are enforced unlogged.
   package internal(set) var isLogBroken = false
-  private var isSyncNeeded = false
+  var isSyncNeeded = false
   /// The log is being made anew, and is to be made so once more afterwards.
   var isCompacting = false
   var isCompactionWanted = false
@@ -51,6 +51,8 @@ public actor EnforcementCoordinator {
   var compactionRetry: Timestamp?
   /// Decisions that the log did not take, by number, to be appended once it does again.
   var unlogged: [UInt64: Decision] = [:]
+  /// There were more of them than are kept: the log has to be made anew.
+  var isLogIncomplete = false
   private var line = WaitingLine()
   var lifted: LiftedMeanwhile
 
@@ -96,17 +98,17 @@ public actor EnforcementCoordinator {
     var decisions = await carryOut(updater.advance(to: time), at: time)
     if isBehind || !desired.isEmpty { decisions += await catchUp(at: time) }
     await tellLifted(atMost: LiftedMeanwhile.portion)
-    if !isCompacting, compactionRetry.map({ time >= $0 }) ?? log.isCompactionDue,
+    if isLogBroken { await appendUnlogged(at: time) }
+    if !isCompacting, compactionRetry.map({ time >= $0 }) ?? isCompactionDue,
       let compaction = await beginCompaction(at: time)
     {
       // Nothing of this waits for it.
       Task { await finish(compaction, at: time) }
     }
-    if isLogBroken { await appendUnlogged(at: time) }
     let isSyncNeeded = isSyncNeeded
     self.isSyncNeeded = false
     leave()
-    if isSyncNeeded, let error = await Self.sync(log) { await reportBrokenLog(error, at: time) }
+    if isSyncNeeded { await syncLog(at: time) }
     return decisions
   }
 
@@ -241,23 +243,6 @@ extension EnforcementCoordinator {
     let late = decisions.filter { $0.status == .desired }
     if !late.isEmpty { _ = await logged(late, at: time) }
     return decisions
-  }
-
-  /// Writes the decisions to the log, and marks those that it did not take.
-  func logged(_ decisions: [Decision], at time: Timestamp) async -> [Decision] {
-    do throws(DecisionLogError) {
-      try log.append(decisions)
-      isSyncNeeded = true
-      return decisions
-    } catch {
-      await reportBrokenLog(error, at: time)
-      for decision in decisions where unlogged.count < Self.unloggedCapacity { unlogged[decision.id] = decision }
-      return decisions.map { decision in
-        var decision = decision
-        decision.isLogged = false
-        return decision
-      }
-    }
   }
 
   /// Changes the firewall by what was decided, in one change. What it does not take becomes `desired`.
@@ -454,33 +439,9 @@ extension EnforcementCoordinator {
   }
 }
 
-// MARK: Log and order
+// MARK: Events and order
 
 extension EnforcementCoordinator {
-  private func appendUnlogged(at time: Timestamp) async {
-    do throws(DecisionLogError) {
-      try log.append(unlogged.values.sorted { $0.id < $1.id })
-      isSyncNeeded = true
-      unlogged = [:]
-      await reportSoundLog(at: time)
-    } catch { await reportBrokenLog(error, at: time) }
-  }
-
-  func reportSoundLog(at time: Timestamp) async {
-    guard isLogBroken else { return }
-    isLogBroken = false
-    await report(
-      .logWritable, severity: 3, at: time, "the decision log is written again, with what it did not take meanwhile")
-  }
-
-  func reportBrokenLog(_ error: DecisionLogError, at time: Timestamp) async {
-    guard !isLogBroken else { return }
-    isLogBroken = true
-    await report(
-      .logUnwritable, severity: 1, at: time,
-      "the decision log cannot be written, measures are enforced unlogged: \(error.message.escapedForDisplay)")
-  }
-
   func report(
     _ kind: PlatformAlert.Kind, severity: Int, at time: Timestamp, about incarnation: Incarnation? = nil,
     _ message: String
