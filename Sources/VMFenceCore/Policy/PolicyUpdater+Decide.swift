@@ -59,7 +59,7 @@ extension PolicyUpdater {
       }
     }
     if let objection { decision.reason += "; for this domain alone: \(objection)" }
-    decision.id = takeID()
+    giveNumber(to: &decision)
     enter(decision)
     remember(decision, of: subject, rule)
     counts.decided += 1
@@ -85,9 +85,11 @@ extension PolicyUpdater {
     return decisions
   }
 
-  mutating func takeID() -> UInt64 {
-    defer { nextDecisionID += 1 }
-    return nextDecisionID
+  /// Gives a decision the next number.
+  mutating func giveNumber(to decision: inout Decision) {
+    decision.id = nextDecisionID
+    nextDecisionID += 1
+    last = decision
   }
 
   /// Puts a decision where it belongs: among the measures in force, or among those that wait.
@@ -107,11 +109,13 @@ extension PolicyUpdater {
 
   /// The decision that says that a measure has ended: one that was only imagined, by its own status, whatever the policy is now.
   mutating func lifting(_ entry: MeasureRegister.Entry, reason: String) -> Decision {
-    Decision(
-      id: takeID(), time: now, incarnation: entry.decision.incarnation, measure: .lift(entry.measure.key),
+    var decision = Decision(
+      id: 0, time: now, incarnation: entry.decision.incarnation, measure: .lift(entry.measure.key),
       status: entry.decision.status == .dryRun ? .dryRun : .expired, policy: entry.decision.policy, reason: reason,
       step: entry.decision.step, expires: nil, trigger: "decision \(entry.measure.decision)",
       source: entry.decision.source)
+    giveNumber(to: &decision)
+    return decision
   }
 
   mutating func settle(
@@ -124,6 +128,7 @@ extension PolicyUpdater {
     var decision = waiting.remove(at: position)
     decision.status = status
     decision.time = now
+    if last?.id == id { last = decision }
     remember(decision)
     return decision
   }
@@ -205,10 +210,10 @@ extension PolicyUpdater {
     counts.withheld += 1
     guard mayReport(subject, of: draft.incarnation?.uuid, for: window) else { return [] }
     var decision = draft
-    decision.id = takeID()
     decision.status = .withheld
     decision.expires = nil
     decision.reason += "; withheld: \(obstacle)"
+    giveNumber(to: &decision)
     return [decision]
   }
 }

@@ -18,11 +18,11 @@ extension PolicyUpdater {
   }
 
   /// The decisions from which `restore` makes the same state again, in the order of their numbers: for a log that is to
-  /// forget the rest.
+  /// forget the rest. The one that was taken last is always among them.
   public var liveDecisions: [Decision] {
     var seen: Set<UInt64> = []
     let remembered = offenders.values.filter { now < $0.forgottenAt }.map { withItsEnd($0.decision) }
-    let all = register.all.map(\.decision) + waiting + remembered
+    let all = register.all.map(\.decision) + waiting + remembered + (last.map { [$0] } ?? [])
     return all.filter { seen.insert($0.id).inserted }.sorted { $0.id < $1.id }
   }
 
@@ -39,7 +39,7 @@ extension PolicyUpdater {
   }
 
   private mutating func restore(_ decision: Decision) {
-    nextDecisionID = Swift.max(nextDecisionID, decision.id &+ 1)
+    if decision.id &+ 1 >= nextDecisionID { (nextDecisionID, last) = (decision.id &+ 1, decision) }
     waiting.removeAll { $0.id == decision.id }
     if case .lift(let key) = decision.measure {
       _ = register.remove(key)

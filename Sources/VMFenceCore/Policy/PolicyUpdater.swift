@@ -9,6 +9,8 @@ public struct PolicyUpdater: Sendable {
   var register = MeasureRegister()
   var offenders: BoundedTable<Subject, Offender>
   var nextDecisionID: UInt64 = 1
+  /// The one with the highest number: a log that is made anew keeps it, so that no number is given twice.
+  var last: Decision?
   var waiting: [Decision] = []
   /// Which tenants' guests bear witness against a source, by rule and network: for blocks on the host.
   var witnesses: BoundedTable<Subject, Witnesses>
@@ -111,11 +113,12 @@ public struct PolicyUpdater: Sendable {
     if let obstacle = obstacle(to: network, for: incarnation.flatMap(directory.entry), onHost: incarnation == nil) {
       throw PolicyError(.neverBlocked, obstacle, remedy: "choose a smaller network, or change the never-block list")
     }
-    let decision = Decision(
-      id: takeID(), time: now, incarnation: incarnation,
+    var decision = Decision(
+      id: 0, time: now, incarnation: incarnation,
       measure: incarnation == nil ? .blockOnHost(network) : .block(network), status: statusWhenTaken,
       policy: "administrator", reason: reason, step: 0, expires: now + duration, trigger: "administrator",
       source: network)
+    giveNumber(to: &decision)
     enter(decision)
     decisions.append(decision)
     return decisions

@@ -95,4 +95,18 @@ struct CompactedLogTests {
       kept = after.liveDecisions
     }
   }
+
+  @Test("no number is given twice, though what was decided last is over and forgotten")
+  func numbers() async throws {
+    let key = FirewallMeasure.Key(scope: .host, kind: .block(network("198.51.100.7")))
+    for round in 1...3 as ClosedRange<UInt64> {
+      let time = at(Double(round) * 10)
+      let (coordinator, _) = try start(at: time, isDryRun: false)
+      try await coordinator.block(network("198.51.100.7"), for: nil, duration: .seconds(60), reason: "r", at: time)
+      try await coordinator.lift(key, reason: "enough", at: time)
+      await coordinator.compactLog(at: time)
+      #expect(told.map(\.id) == Array(1...2 * round))
+      #expect(log.decisions.count == 1)
+    }
+  }
 }
