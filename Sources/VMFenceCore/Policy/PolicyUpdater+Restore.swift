@@ -13,7 +13,7 @@ extension PolicyUpdater {
     }
     let lifted = advance(to: time)
     // Not told anew: the log's word counts again once the daemon is started without the dry run.
-    if policy.isDryRun { _ = restated() }
+    if policy.isDryRun { suspended.formUnion(restated().map(\.id)) }
     return lifted
   }
 
@@ -21,9 +21,16 @@ extension PolicyUpdater {
   /// forget the rest. The one that was taken last is always among them.
   public var liveDecisions: [Decision] {
     var seen: Set<UInt64> = []
-    let remembered = offenders.values.filter { now < $0.forgottenAt }.map { withItsEnd($0.decision) }
-    let all = register.all.map(\.decision) + waiting + remembered + (last.map { [$0] } ?? [])
+    let remembered = offenders.values.filter { now < $0.forgottenAt }.map { withItsEnd(asLogged($0.decision)) }
+    let all = register.all.map { asLogged($0.decision) } + waiting + remembered + (last.map { [$0] } ?? [])
     return all.filter { seen.insert($0.id).inserted }.sorted { $0.id < $1.id }
+  }
+
+  /// A decision as a log is to say it that forgets the rest.
+  private func asLogged(_ decision: Decision) -> Decision {
+    var decision = decision
+    if decision.status == .dryRun, suspended.contains(decision.id) { decision.status = .enforced }
+    return decision
   }
 
   /// A decision that is remembered for its step on the ladder. Of one whose measure has ended, the word that lifted it is forgotten, so this one has to say it, whatever the system's

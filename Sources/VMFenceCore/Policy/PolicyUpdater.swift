@@ -12,6 +12,8 @@ public struct PolicyUpdater: Sendable {
   /// The one with the highest number: a log that is made anew keeps it, so that no number is given twice.
   var last: Decision?
   var waiting: [Decision] = []
+  /// What is in force by the log, and only imagined since a dry run began with the start, which is not logged: a log that is made anew says what it said before.
+  var suspended: Set<UInt64> = []
   /// Which tenants' guests bear witness against a source, by rule and network: for blocks on the host.
   var witnesses: BoundedTable<Subject, Witnesses>
   private var rules: [RuleState]
@@ -150,7 +152,10 @@ public struct PolicyUpdater: Sendable {
       _ = register.remove(entry.measure.key)
       decisions.append(lifting(entry, reason: "the policy changed: \(obstacle)"))
     }
-    return policy.isDryRun == wasDryRun ? decisions : decisions + restated()
+    if policy.isDryRun == wasDryRun { return decisions }
+    let stands = restated()
+    suspended.subtract(stands.map(\.id))
+    return decisions + stands
   }
 
   /// What stands against a block that is in force.

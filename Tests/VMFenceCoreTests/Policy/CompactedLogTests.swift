@@ -109,4 +109,29 @@ struct CompactedLogTests {
       #expect(log.decisions.count == 1)
     }
   }
+
+  @Test("in a dry run that began with a start: what was in force before it comes back when it is over")
+  func realInDryRun() async throws {
+    let (acting, _) = try start(at: at(0), isDryRun: false)
+    await acting.handle([alert(), alert(from: address("203.0.113.8"))], at: at(0))
+    let (imagining, _) = try start(at: at(10), isDryRun: true)
+    #expect(await imagining.decisionsInForce.map(\.status) == [.dryRun, .dryRun])
+    let key = try #require(told.first?.firewallMeasure).key
+    try await imagining.lift(key, reason: "a mistake", at: at(11))
+    await imagining.handle(alert(from: address("203.0.113.9")), at: at(12))
+    await imagining.compactLog(at: at(13))
+    let (again, _) = try start(at: at(20), isDryRun: false)
+    #expect(await again.measuresInForce.map(\.decision) == [2])
+    #expect(await again.handle(alert(), at: at(21)).map(\.measure) == [.quarantine], "the ladder goes on")
+    // The word of one that begins or ends without a restart is in the log.
+    let (other, _) = try start(at: at(30), isDryRun: true)
+    var policy = await other.policy
+    for isDryRun in [false, true] {
+      policy.isDryRun = isDryRun
+      try await other.replacePolicy(with: policy, at: at(31))
+    }
+    await other.compactLog(at: at(32))
+    let (last, _) = try start(at: at(33), isDryRun: false)
+    #expect(await last.measuresInForce.isEmpty)
+  }
 }
