@@ -99,8 +99,13 @@ public final class FileDecisionLog: DecisionLog {
     return (log, scan.recovery)
   }
 
-  /// A quarter of the limit, and twice what is needed.
-  public var isCompactionDue: Bool { state.withLock { $0.part.end > max(byteLimit / 4, 2 * $0.compactedEnd) } }
+  /// A quarter of the limit, and twice what is needed; of a log that would be full before that, half of what was left.
+  public var isCompactionDue: Bool {
+    state.withLock { state in
+      let needed = state.compactedEnd
+      return state.part.end > max(byteLimit / 4, min(2 * needed, needed + max(0, byteLimit - needed) / 2))
+    }
+  }
 
   /// How large the log is, in bytes, without what is allocated ahead.
   public var byteCount: Int { state.withLock { $0.part.end } }
@@ -110,7 +115,9 @@ public final class FileDecisionLog: DecisionLog {
     let limit = byteLimit
     try locked { state throws(DecisionLogError) in
       let records = try state.part.records(decisions)
-      guard state.part.end + records.bytes.count <= limit else {
+      // Both have records of the same lengths.
+      let end = max(state.part.end, state.next?.end ?? 0) + records.bytes.count
+      guard end <= limit else {
         throw DecisionLogError(
           .full, "the decision log has reached its limit of \(limit) bytes", remedy: "compact it, or raise the limit")
       }
@@ -134,6 +141,8 @@ public final class FileDecisionLog: DecisionLog {
   }
 
   /// Replaces the log by one that holds only `decisions` (see `PolicyUpdater.liveDecisions`): whole, or not at all.
+  ///
+  /// - Throws: as `open`; `full`, too, where they take more than `byteLimit`.
   public func compact(to decisions: [Decision]) throws(DecisionLogError) { try beginCompaction(to: decisions)() }
 
   /// The log that is there holds all until another takes its place that holds `decisions` and what is appended meanwhile; nobody who appends waits for the disk.
@@ -175,6 +184,7 @@ public final class FileDecisionLog: DecisionLog {
     var sequence: UInt64 = 0
     let records = try Self.records(decisions, &sequence)
     let bytes = Self.magic + Array(repeating: 0, count: Self.headerSize - Self.magic.count) + records
+    try checkSize(bytes.count)
     let file = try LogFile.open(path + ".new", flags: O_RDWR | O_CREAT | O_TRUNC, as: path)
     try file.lock()
     try file.write(bytes, at: 0)
@@ -184,6 +194,7 @@ public final class FileDecisionLog: DecisionLog {
     try locked { state throws(DecisionLogError) in
       var next = Part(file: file, end: end, allocated: end, sequence: sequence)
       let records = try next.records(state.meanwhile ?? [])
+      try checkSize(end + records.bytes.count)
       try next.makeRoom(for: records.bytes.count)
       try next.write(records)
       state.next = next
@@ -200,6 +211,14 @@ public final class FileDecisionLog: DecisionLog {
       }
     }
     try file.syncDirectory()
+  }
+
+  /// One that is larger could not be opened again.
+  private func checkSize(_ count: Int) throws(DecisionLogError) {
+    guard count > byteLimit else { return }
+    throw DecisionLogError(
+      .full, "what is still needed of the decision log takes \(count) bytes, and \(byteLimit) are allowed",
+      at: SourcePlace(file: path), remedy: "raise the limit, or allow fewer measures")
   }
 
   /// Makes what follows the last sound record zero, so that no remainder of it is ever taken for a record.

@@ -290,4 +290,41 @@ struct FileDecisionLogTests {
     #expect(CRC32C.checksum([UInt8](repeating: 0, count: 32)) == 0x8A91_36AA)
     #expect(CRC32C.checksum([UInt8](repeating: 0xFF, count: 32)) == 0x62A8_AB43)
   }
+
+  @Test("a log of which much is needed is made anew before it is full, and not all the time")
+  func dueBeforeFull() throws {
+    let directory = try TemporaryDirectory()
+    let limit = 20_000
+    let (log, _) = try FileDecisionLog.open(path: directory.file("log"), byteLimit: limit)
+    let needed = (0..<150).map { _ in Self.samples[0] }
+    try log.compact(to: needed)
+    let compacted = log.byteCount
+    #expect(compacted > limit / 2 && !log.isCompactionDue)
+    var appended = 0
+    while !log.isCompactionDue, appended < 1_000 {
+      try log.append([Self.samples[1]])
+      appended += 1
+    }
+    #expect(log.isCompactionDue && appended > 10)
+    try log.compact(to: needed)
+    #expect(log.byteCount == compacted && !log.isCompactionDue)
+  }
+
+  @Test("a log is not made so large that it could not be opened again")
+  func tooMuchNeeded() throws {
+    let directory = try TemporaryDirectory()
+    let limit = 2_000
+    do {
+      let (log, _) = try FileDecisionLog.open(path: directory.file("log"), byteLimit: limit)
+      try log.append([Self.samples[1]])
+      // More than what may be allocated ahead.
+      let error = #expect(throws: DecisionLogError.self) {
+        try log.compact(to: Array(repeating: Self.samples[0], count: 1_000))
+      }
+      #expect(error?.code == .full)
+      try log.append([Self.samples[2]])
+    }
+    let (_, recovery) = try FileDecisionLog.open(path: directory.file("log"), byteLimit: limit)
+    #expect(recovery == DecisionLogRecovery(decisions: [Self.samples[1], Self.samples[2]]))
+  }
 }
