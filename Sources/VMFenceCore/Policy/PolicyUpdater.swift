@@ -98,10 +98,13 @@ public struct PolicyUpdater: Sendable {
   public mutating func lift(
     _ key: FirewallMeasure.Key, reason: String, at time: Timestamp
   ) throws(PolicyError) -> [Decision] {
-    let decisions = advance(to: time)
-    guard let entry = register.remove(key) else {
+    now = Swift.max(now, time)
+    // Refused before the time passes: with the error nobody would get what runs out.
+    guard let entry = register[key], entry.decision.remaining(at: now) != .zero else {
       throw PolicyError(.notInForce, "no such measure is in force", remedy: "list the measures in force")
     }
+    let decisions = advance(to: time)
+    _ = register.remove(key)
     return decisions + [lifting(entry, reason: reason)]
   }
 
@@ -111,10 +114,10 @@ public struct PolicyUpdater: Sendable {
   public mutating func block(
     _ network: IPNetwork, for incarnation: Incarnation?, duration: Duration, reason: String, at time: Timestamp
   ) throws(PolicyError) -> [Decision] {
-    var decisions = advance(to: time)
     if let obstacle = obstacle(to: network, for: incarnation.flatMap(directory.entry), onHost: incarnation == nil) {
       throw PolicyError(.neverBlocked, obstacle, remedy: "choose a smaller network, or change the never-block list")
     }
+    var decisions = advance(to: time)
     var decision = Decision(
       id: 0, time: now, incarnation: incarnation,
       measure: incarnation == nil ? .blockOnHost(network) : .block(network), status: statusWhenTaken,

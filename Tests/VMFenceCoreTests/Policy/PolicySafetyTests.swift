@@ -256,6 +256,20 @@ struct PolicySafetyTests {
     #expect(throws: PolicyError.self) { try updater.lift(key, reason: "again", at: at(1)) }
   }
 
+  @Test("what has just run out is lifted, though what the administrator asks for at that moment is refused")
+  func refusedAtEnd() throws {
+    var updater = try updater(rule())
+    let key = try #require(updater.handle(alert(), times: 3, at: at(0)).first?.firewallMeasure).key
+    let other = FirewallMeasure.Key(scope: .host, kind: .block(network("203.0.113.8")))
+    #expect(throws: PolicyError.self) { try updater.lift(other, reason: "r", at: at(60)) }
+    #expect(throws: PolicyError.self) { try updater.lift(key, reason: "r", at: at(60)) }
+    #expect(throws: PolicyError.self) {
+      try updater.block(network("192.0.2.1"), for: incarnation(1), duration: .seconds(1), reason: "r", at: at(60))
+    }
+    #expect(updater.advance(to: at(60)).map(\.measure) == [.lift(key)])
+    #expect(updater.measuresInForce.isEmpty)
+  }
+
   @Test("a new policy lifts what it forbids, and keeps the rest and the counts")
   func replace() throws {
     var updater = try updater(rule(), rule("other", count: 2, ladder: [LadderStep(.notify)]))
