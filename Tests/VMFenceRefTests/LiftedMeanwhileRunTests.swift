@@ -89,5 +89,56 @@ struct LiftedMeanwhileRunTests {
     _ = try run("again.json") { usleep(1_500_000) }
     #expect(try lifts("again.json").isEmpty)
   }
+
+  @Test("what runs out until the moment in which it stops is told before it has stopped")
+  func lastMoment() throws {
+    let folder = try TemporaryFolder()
+    let namespace = try NetworkNamespace("moment")
+    _ = try folder.write("inventory.yaml", "version: 1\ndomains: []\n")
+    try FileManager.default.createDirectory(atPath: folder.path("state"), withIntermediateDirectories: true)
+    let path = folder.path("state/decisions.log")
+    try {
+      var updater = try PolicyUpdater(policy: Policy(rules: []), directory: DomainDirectory())
+      let (log, _) = try FileDecisionLog.open(path: path)
+      let now = SystemClock().now
+      // One every two milliseconds, for longer than a start takes.
+      for index in 0..<20_000 {
+        let source = try #require(IPNetwork("198.\(18 + index / 65_536).\(index / 256 % 256).\(index % 256)"))
+        try log.append(
+          try updater.block(
+            source, for: nil, duration: .milliseconds(2_000 + 2 * index), reason: "by hand", at: now))
+      }
+    }()
+    let config = try folder.write(
+      "host.yaml",
+      """
+      version: 1
+      inventory: inventory.yaml
+      state-directory: state
+      control-socket: control.sock
+      firewall: {kind: none}
+
+      """)
+    let daemon = try namespace.start(
+      "'\(Program.path("vmfence-ref"))' run --config '\(config)' --eve '\(folder.path("eve.json"))'")
+    defer { if daemon.isRunning { daemon.terminate() } }
+    func told() throws -> [UInt64] {
+      guard let text = try? String(contentsOfFile: folder.path("eve.json"), encoding: .utf8) else { return [] }
+      return try text.split(separator: "\n").compactMap { line in
+        guard line.contains("\"lift\"") else { return nil }
+        return try JSONDecoder().decode(Line.self, from: Data(line.utf8)).vmfence?.decision?.id
+      }
+    }
+    try LiveRunTests.wait("its socket") { FileManager.default.fileExists(atPath: folder.path("control.sock")) }
+    try LiveRunTests.wait("some ran out") { try told().count > 1_000 }
+    // Between two looks at what has run out.
+    usleep(500_000)
+    daemon.terminate()
+    daemon.waitUntilExit()
+    #expect(daemon.terminationStatus == 0)
+    let logged = try FileDecisionLog.open(path: path).recovery.decisions.filter { $0.measure.name == "lift" }.map(\.id)
+    #expect(logged.count < 20_000)
+    #expect(try told() == logged)
+  }
 }
 #endif

@@ -291,9 +291,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     }
     declarationWriter?.finish()
     pool.close(at: now)
-    await coordinator.tellLifted()
-    await tell(at: now)
-    await coordinator.advance(to: now)
+    await tellTheRest(at: now)
     await releaseGuards()
     channels?.close()
     domains.close()
@@ -387,7 +385,7 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     Task { [coordinator] in await coordinator.compactLog(at: now) }
   }
 
-  private func tell(at now: Timestamp) async {
+  func tell(at now: Timestamp) async {
     // Flows first: each packet that they still carry counts.
     let cut = await flowCuts.act(
       on: pool.takeRefusedPackets(), lost: pool.refusedPacketsLost, isDryRun: host.configuration.policy.isDryRun)
