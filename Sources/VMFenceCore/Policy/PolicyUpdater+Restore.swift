@@ -21,7 +21,9 @@ extension PolicyUpdater {
   /// forget the rest. The one that was taken last is always among them.
   public var liveDecisions: [Decision] {
     var seen: Set<UInt64> = []
-    let remembered = offenders.values.filter { now < $0.forgottenAt }.map { withItsEnd(asLogged($0.decision)) }
+    // What waits for an answer is in `waiting`: what an administrator answered when its rule was gone is not here.
+    let remembered = offenders.values.filter { now < $0.forgottenAt && $0.decision.status != .pending }
+      .map { withItsEnd(asLogged($0.decision)) }
     let all = register.all.map { asLogged($0.decision) } + waiting + remembered + (last.map { [$0] } ?? [])
     return all.filter { seen.insert($0.id).inserted }.sorted { $0.id < $1.id }
   }

@@ -110,6 +110,26 @@ struct CompactedLogTests {
     }
   }
 
+  @Test("what an administrator answered is not asked again, though its rule was gone by then")
+  func answered() throws {
+    func pausing() throws -> PolicyUpdater {
+      try updater(rule("files", [.files([])], per: .domain, count: 1, ladder: [LadderStep(.pause)]))
+    }
+    for isLast in [true, false] {
+      var before = try pausing()
+      #expect(before.handle(fileEvent(), at: at(0)).map(\.status) == [.pending])
+      var policy = before.policy
+      policy.rules = [rule(count: 1)]
+      _ = try before.replacePolicy(with: policy, at: at(1))
+      _ = try before.deny(1, at: at(2))
+      if !isLast { _ = before.handle(alert(), at: at(2)) }
+      var after = try pausing()
+      _ = after.restore(before.liveDecisions, at: at(3))
+      #expect(after.pending.isEmpty)
+      #expect(after.handle(fileEvent(), at: at(3)).map(\.id) == [isLast ? 2 : 3])
+    }
+  }
+
   @Test("in a dry run that began with a start: what was in force before it comes back when it is over")
   func realInDryRun() async throws {
     let (acting, _) = try start(at: at(0), isDryRun: false)
