@@ -37,6 +37,9 @@ struct MeasureRegister: Sendable {
   /// In the order of their decisions.
   var all: [Entry] { entries.values.sorted { $0.measure.decision < $1.measure.decision } }
 
+  /// In no order.
+  var unordered: some Collection<Entry> { entries.values }
+
   /// The measures alone, in the order of their decisions.
   var measures: [FirewallMeasure] { entries.values.map(\.measure).sorted { $0.decision < $1.decision } }
 

@@ -20,12 +20,16 @@ extension PolicyUpdater {
   /// The decisions from which `restore` makes the same state again, in the order of their numbers: for a log that is to
   /// forget the rest. The one that was taken last is always among them.
   public var liveDecisions: [Decision] {
-    var seen: Set<UInt64> = []
     // What waits for an answer is in `waiting`: what an administrator answered when its rule was gone is not here.
-    let remembered = offenders.values.filter { now < $0.forgottenAt && $0.decision.status != .pending }
+    let remembered = offenders.values.lazy.filter { now < $0.forgottenAt && $0.decision.status != .pending }
       .map { withItsEnd(asLogged($0.decision)) }
-    let all = register.all.map { asLogged($0.decision) } + waiting + remembered + (last.map { [$0] } ?? [])
-    return all.filter { seen.insert($0.id).inserted }.sorted { $0.id < $1.id }
+    let all = register.unordered.map { asLogged($0.decision) } + waiting + remembered + (last.map { [$0] } ?? [])
+    // There may be very many, and who is to be blocked waits: what is sorted is small. Of one number the first counts.
+    let order = all.indices.map { (number: all[$0].id, index: $0) }.sorted { $0 < $1 }
+    var live: [Decision] = []
+    live.reserveCapacity(order.count)
+    for place in order where live.last?.id != place.number { live.append(all[place.index]) }
+    return live
   }
 
   /// A decision as a log is to say it that forgets the rest.
