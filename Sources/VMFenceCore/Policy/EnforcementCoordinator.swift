@@ -406,7 +406,8 @@ extension EnforcementCoordinator {
           (desired[decision.id], toldFailures[decision.id]) = (nil, nil)
           continue
         }
-        guard await act(decision, at: time) else { continue }
+        // In a dry run nothing is done; once that is over it is.
+        guard !updater.policy.isDryRun, await act(decision, at: time) else { continue }
       } else if !inForce.contains(decision.id) {
         desired[decision.id] = nil
         continue

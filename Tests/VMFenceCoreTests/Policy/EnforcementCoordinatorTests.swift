@@ -375,6 +375,23 @@ struct EnforcementCoordinatorTests {
     #expect(told.allSatisfy { $0.status == .dryRun })
   }
 
+  @Test("what could not be done with a domain before a dry run is not done in it, and is when that is over")
+  func undoneInDryRun() async throws {
+    let coordinator = try make(control: control) { $0.destructiveMeasures = .allowed }
+    control.failure.withLock { $0 = ProbeError(.failed, "no") }
+    #expect(await coordinator.handle(fileEvent(), at: at(0)).map(\.status) == [.desired])
+    var policy = await coordinator.policy
+    policy.isDryRun = true
+    control.failure.withLock { $0 = nil }
+    try await coordinator.replacePolicy(with: policy, at: at(1))
+    #expect(await coordinator.advance(to: at(2)).isEmpty)
+    #expect(control.calls.withLock { $0 }.isEmpty)
+    #expect(await coordinator.waitingForFirewall.map(\.id) == [1])
+    policy.isDryRun = false
+    #expect(try await coordinator.replacePolicy(with: policy, at: at(3)).map(\.status) == [.enforced])
+    #expect(control.calls.withLock { $0 } == ["pause 1"])
+  }
+
   @Test("switching the dry run off puts in force what stands, and on again takes it out")
   func switchDryRun() async throws {
     let coordinator = try make { $0.isDryRun = true }
