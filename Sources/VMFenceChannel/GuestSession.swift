@@ -109,7 +109,7 @@ package enum SessionReport: Hashable, Sendable {
     case .declared(let part): bytes += part
     case .silent(let version): bytes.append(little: version)
     case .closed(let violation):
-      bytes.append(little: violation.code.number)
+      bytes.append(little: violation.code.rawValue)
       bytes += ChannelText.cut(violation.message, Self.textLimit)
     }
     return bytes
@@ -148,7 +148,7 @@ package enum SessionReport: Hashable, Sendable {
     case (9, 0): self = .restarted
     case (10, 2...):
       let number = payload.withRawSpan { $0.u16le(0) }
-      guard let code = ChannelViolation.Code.all.first(where: { $0.number == number }) else {
+      guard let code = ChannelViolation.Code(rawValue: number) else {
         throw ChannelViolation(.message, "its process names an unknown violation \(number)")
       }
       self = .closed(ChannelViolation(code, try Self.text(payload[2...])))

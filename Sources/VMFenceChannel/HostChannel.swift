@@ -152,7 +152,7 @@ public struct HostChannel: Sendable {
       // A frontend that begins anew writes its session first.
       guard page.acquire(ChannelLayout.Guest.session) == session else { return events + restart() }
       state = .closed
-      page.release(UInt64(version) | UInt64(error.code.number) << 32, at: ChannelLayout.Host.state)
+      page.release(UInt64(version) | UInt64(error.code.rawValue) << 32, at: ChannelLayout.Host.state)
       page.release(0, at: ChannelLayout.Host.epoch)
       events.append(.closed(error))
       return events

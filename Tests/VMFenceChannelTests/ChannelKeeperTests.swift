@@ -229,9 +229,12 @@ struct ChannelKeeperTests {
   @Test("each violation is counted under its own name")
   func violationNames() {
     #expect(
-      ChannelViolation.Code.all.map { ChannelError($0) } == [
+      ChannelViolation.Code.allCases.map { ChannelError($0) } == [
         .page, .version, .index, .header, .checksum, .order, .message, .unexpected,
       ])
+    // What was told in a page's state word stays what it was.
+    #expect(ChannelViolation.Code.allCases.map(\.rawValue) == Array(1...8))
+    #expect(ChannelViolation.Code.allCases.map(\.name) == ChannelError.allCases.prefix(8).map(\.rawValue))
   }
 
   @Test("a storm of rings is masked, and what a guest may cause is bounded")

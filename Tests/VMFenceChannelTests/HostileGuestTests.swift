@@ -31,7 +31,7 @@ struct HostileGuestTests {
     #expect(host.state == .closed && host.step(at: start) == [], "nothing more is read", sourceLocation: sourceLocation)
     // The guest is told, in the page.
     #expect(guest.page.load(ChannelLayout.Host.epoch) == 0, sourceLocation: sourceLocation)
-    #expect(guest.page.load(ChannelLayout.Host.state) >> 32 == UInt64(code.number), sourceLocation: sourceLocation)
+    #expect(guest.page.load(ChannelLayout.Host.state) >> 32 == UInt64(code.rawValue), sourceLocation: sourceLocation)
   }
 
   @Test("indices that cannot be close the channel")
