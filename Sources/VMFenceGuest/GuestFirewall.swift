@@ -26,7 +26,7 @@ public struct GuestFirewall: ~Copyable {
       return try retrying { (firewall) throws(NetlinkError) in
         switch try firewall.readTable() {
         case .none, .damaged: nil
-        case .foreign: throw NetlinkError.held(0)
+        case .foreign: throw NetlinkError.held(0, .inet)
         case .ours(let table): table
         }
       }
@@ -107,7 +107,7 @@ public struct GuestFirewall: ~Copyable {
       var found: PolicyInForce?
       switch try firewall.readTable() {
       case .none, .damaged: break
-      case .foreign: throw NetlinkError.held(0)
+      case .foreign: throw NetlinkError.held(0, .inet)
       case .ours(let table): found = table
       }
       var writer = firewall.socket.writer()

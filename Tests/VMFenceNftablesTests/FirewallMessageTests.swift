@@ -170,11 +170,22 @@ struct FirewallMessageTests {
       other[4] = 6
       #expect(FirewallAnswer(other, to: .apply, 1) == nil, "who holds the table has no words")
     }
-    var held = FirewallAnswer(.open)
-    (held.failure, held.number) = (.held, 0xFFFF_FFF0)
-    let answer = try #require(FirewallAnswer(held.part(from: 0, sequence: 1).bytes, to: .open, 1))
-    let error = try #require(answer.error(during: "open the packet filter", table: "t"))
-    #expect(error.code == .inUse && error.message.contains("netlink port 4294967280"), "\(error)")
+  }
+
+  @Test("whose a table is, and of which family, arrives as it was said; a family of which none is ours is no answer")
+  func holders() throws {
+    for family in [TableFamily.bridge, .netdev] {
+      let held = FirewallAnswer(.open, heldBy: 0xFFFF_FFF0, family)
+      let answer = try #require(FirewallAnswer(held.part(from: 0, sequence: 1).bytes, to: .open, 1))
+      let error = try #require(answer.error(during: "open the packet filter", table: "t"))
+      #expect(error.code == .inUse && error.message.contains("netlink port 4294967280"), "\(error)")
+      #expect(error.message.contains("another process owns table \(family) t:"), "\(error)")
+    }
+    for number in [0xFFFF_FFF0, 1 << 32, 6 << 32, 256 << 32, UInt64.max] {
+      var held = FirewallAnswer(.open)
+      (held.failure, held.number) = (.held, number)
+      #expect(FirewallAnswer(held.part(from: 0, sequence: 1).bytes, to: .open, 1) == nil, "\(number)")
+    }
   }
 
   @Test("whatever comes, it is a question or an answer that keeps its bounds, or none, and never a trap")

@@ -217,21 +217,41 @@ struct OthersTests {
     #expect(try network.run("nft list chain bridge vmfence forward").contains("jump block4"))
   }
 
-  @Test("a process that holds the table is named")
-  func holder() async throws {
-    let other = try network.start(
-      "sh -c \"(echo 'add table bridge vmfence { flags owner; }'; exec sleep 600) | nft -i\"")
-    defer { _ = try? NetworkNamespace.shell("ip netns pids \(network.name) | xargs -r kill -9") }
-    _ = other
-    guard await eventually({ network.succeeds("nft list table bridge vmfence") }) else {
-      Issue.record("nft makes no table that it owns")
-      return
-    }
-    let error = #expect(throws: FirewallError.self) { try open(.init()) }
+  /// Has another process make a table that it owns.
+  private func own(_ family: String) async throws {
+    _ = try network.start(
+      "sh -c \"(echo 'add table \(family) vmfence { flags owner; }'; exec sleep 600) | nft -i\"")
+    #expect(
+      await eventually({ network.succeeds("nft list table \(family) vmfence") }), "nft makes no table that it owns")
+  }
+
+  private func expectHeld(_ error: FirewallError?, _ family: String) throws {
     #expect(error?.code == .inUse)
     let message = error?.message ?? ""
-    #expect(message.contains(/another process owns table bridge vmfence: nft \(process \d+\)/), "\(message)")
+    let named = try #require(message.firstMatch(of: /another process owns table ([a-z]+) vmfence: nft \(process \d+\)/))
+    #expect(named.1 == family, "\(message)")
     #expect(error?.remedy.contains("another table") == true)
+  }
+
+  @Test("a process that holds one of the tables is named, and which table", arguments: ["bridge", "netdev"])
+  func holder(family: String) async throws {
+    defer { _ = try? NetworkNamespace.shell("ip netns pids \(network.name) | xargs -r kill -9") }
+    try await own(family)
+    try expectHeld(#expect(throws: FirewallError.self) { try open(.init()) }, family)
+  }
+
+  @Test("a process that made itself the table of the ports since the start is named when that is needed")
+  func laterHolder() async throws {
+    let sink = try open(.init())
+    guard sink.features.hasIngressHook, sink.features.canOwnTables else { return }
+    defer { _ = try? NetworkNamespace.shell("ip netns pids \(network.name) | xargs -r kill -9") }
+    try await own("netdev")
+    try network.run("ip link add vif1.0 type veth peer name eth0")
+    let error = await #expect(throws: FirewallError.self) {
+      try await sink.update(ports: bridgePorts, antiSpoofing: AntiSpoofing())
+    }
+    // Whoever asks is in another namespace here, so the process cannot be found.
+    #expect(error?.code == .inUse && error?.message.contains("another process owns table netdev vmfence: ") == true)
   }
 
   @Test(

@@ -212,22 +212,23 @@ struct HostConfigurationTests {
 
   @Test(
     "a table that another process owns is something that is not there for us, and no lack of a permission",
-    .enabled(if: NetworkNamespace.isPossible, "needs root, to make a namespace"))
-  func ownedTable() throws {
+    .enabled(if: NetworkNamespace.isPossible, "needs root, to make a namespace"), arguments: ["bridge", "netdev"])
+  func ownedTable(family: String) throws {
     let folder = try TemporaryFolder()
     let namespace = try NetworkNamespace("owned")
     try namespace.run("ip link add vif1.0 type veth peer name eth0; ip link set vif1.0 up")
     _ = try folder.write("inventory.yaml", Self.inventory)
     let host = try folder.write("host.yaml", "version: 1\ninventory: inventory.yaml\n")
     // It goes with the namespace.
-    _ = try namespace.start("sh -c \"(echo 'add table bridge vmfence { flags owner; }'; exec sleep 60) | nft -i\"")
-    try LiveRunTests.wait("the table") { namespace.succeeds("nft list table bridge vmfence") }
+    _ = try namespace.start("sh -c \"(echo 'add table \(family) vmfence { flags owner; }'; exec sleep 60) | nft -i\"")
+    try LiveRunTests.wait("the table") { namespace.succeeds("nft list table \(family) vmfence") }
     let failure = #expect(throws: NetworkNamespace.CommandFailed.self) {
       try namespace.run("timeout 20 \(try Program.path("vmfence-ref")) run --config \(host) 2>&1")
     }
     #expect(failure?.status == 69, "\(String(describing: failure))")
-    #expect(
-      failure?.output.contains(/another process owns table bridge vmfence: (?:probably )?nft \(process \d+\)/) == true)
+    let holder = failure?.output.firstMatch(
+      of: /another process owns table ([a-z]+) vmfence: (?:probably )?nft \(process \d+\)/)
+    #expect(holder?.1 == Substring(family), "\(String(describing: failure))")
   }
 
   @Test(

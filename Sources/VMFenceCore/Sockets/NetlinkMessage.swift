@@ -7,10 +7,21 @@ package enum NetlinkError: Error, Equatable {
   case refused(Int32, String)
   /// The socket failed: an errno number and what was being done.
   case socket(Int32, String)
-  /// Another process owns the table: its netlink port.
-  case held(UInt32)
+  /// Another process owns the table of this family: its netlink port.
+  case held(UInt32, TableFamily)
   /// Others changed the ruleset while it was read, again and again.
   case interrupted
+}
+
+/// Of which kind a table of nf_tables is: NFPROTO numbers of linux/netfilter.h.
+@usableFromInline
+package enum TableFamily: UInt8, Sendable {
+  case inet = 1
+  case netdev = 5
+  case bridge = 7
+
+  /// As nft(8) writes it.
+  package var name: String { "\(self)" }
 }
 
 /// One message among the bytes that a netlink socket gave: where its parts lie. Made only with all lengths checked

@@ -17,7 +17,7 @@ import VMFenceCore
     return unsafe Batch(raw: raw)
   }
 
-  mutating func begin(_ family: Family, table: String, sequence: UInt32) {
+  mutating func begin(_ family: TableFamily, table: String, sequence: UInt32) {
     // SAFETY: `raw` lives; the text is read during the call.
     unsafe vmfence_nft_begin(raw, family.rawValue, table, sequence)
   }

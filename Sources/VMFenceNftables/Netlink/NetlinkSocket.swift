@@ -102,7 +102,7 @@ struct NetlinkSocket: ~Copyable, Sendable {
 
   /// Asks for what the table has, and calls `body` with each message of the answer.
   mutating func ask(
-    _ question: Question, family: Family, table: String, set: String? = nil,
+    _ question: Question, family: TableFamily, table: String, set: String? = nil,
     _ body: (NetlinkMessage, RawSpan) throws(NetlinkError) -> Void
   ) throws(NetlinkError) {
     let sequence = takeSequence(1)
@@ -163,20 +163,13 @@ struct NetlinkSocket: ~Copyable, Sendable {
   }
 }
 
-/// NFPROTO numbers of linux/netfilter.h.
-enum Family: UInt8, Sendable {
-  case inet = 1
-  case netdev = 5
-  case bridge = 7
-
-  var name: String { "\(self)" }
-}
-
 enum Question: UInt32 {
   case table = 0
   case chains, rules, sets, elements, limits, generation
 
-  fileprivate func send(to descriptor: Int32, family: Family, table: String, set: String?, sequence: UInt32) -> Bool {
+  fileprivate func send(to descriptor: Int32, family: TableFamily, table: String, set: String?, sequence: UInt32)
+    -> Bool
+  {
     let question = vmfence_nft_question(rawValue)
     // SAFETY: the texts live during the call, which reads them up to their zeros.
     guard let set else {

@@ -147,7 +147,7 @@ struct FirewallAnswer: Equatable, Sendable {
   enum Failure: UInt32, Sendable, CaseIterable {
     case conflict = 1
     case unsupported, permissionDenied, full, failed
-    /// Another process owns the table: whose netlink port this is, is the answer's number.
+    /// Another process owns a table of ours: the answer's number is its netlink port, and above that the table's family.
     case held
     case inUse
   }
@@ -174,6 +174,20 @@ struct FirewallAnswer: Equatable, Sendable {
       default: .failed
       }
     records = [.text(error.message), .text(error.remedy)]
+  }
+
+  init(_ verb: FirewallVerb, heldBy port: UInt32, _ family: TableFamily) {
+    self.verb = verb
+    failure = .held
+    number = UInt64(family.rawValue) << 32 | UInt64(port)
+  }
+
+  /// Whose the table is, and which; nil when it is nobody's, or none of ours.
+  private var holder: NetlinkError? {
+    guard failure == .held, let family = UInt8(exactly: number >> 32).flatMap(TableFamily.init), family != .inet else {
+      return nil
+    }
+    return .held(UInt32(truncatingIfNeeded: number), family)
   }
 
   /// The part that begins with this record.
@@ -213,7 +227,7 @@ struct FirewallAnswer: Equatable, Sendable {
       }
     } catch { return nil }
     guard generation <= 1 << 40, !hasMore || !records.isEmpty && failure == nil,
-      failure == nil || records.count == (failure == .held ? 0 : 2)
+      failure == nil || records.count == (failure == .held ? 0 : 2), (failure == .held) == (holder != nil)
     else { return nil }
   }
 
@@ -222,17 +236,15 @@ struct FirewallAnswer: Equatable, Sendable {
   /// - Returns: nil when nothing did.
   func error(during action: String, table: String) -> FirewallError? {
     guard let failure else { return nil }
+    if let holder { return FirewallError(holder, during: action, table: table) }
     let code: FirewallError.Code
     switch failure {
     case .conflict: code = .conflict
     case .unsupported: code = .unsupported
     case .permissionDenied: code = .permissionDenied
-    case .inUse: code = .inUse
+    case .inUse, .held: code = .inUse
     case .full: code = .full
     case .failed: code = .failed
-    case .held:
-      return FirewallError(
-        NetlinkError.held(UInt32(truncatingIfNeeded: number)), during: action, table: table)
     }
     let texts = records.map { record in
       if case .text(let text) = record { text.escapedForDisplay } else { "" }

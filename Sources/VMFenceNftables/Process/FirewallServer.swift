@@ -86,10 +86,8 @@ package struct FirewallServer {
       answer.number = UInt64(firewall.adoptedMeasures)
       answer.records = [.text(senderProblem?.message ?? ""), .text(firewall.portProblem ?? "")]
       return answer
-    } catch .held(let port) {
-      var answer = FirewallAnswer(.open)
-      (answer.failure, answer.number) = (.held, UInt64(port))
-      return answer
+    } catch .held(let port, let family) {
+      return FirewallAnswer(.open, heldBy: port, family)
     } catch {
       return FirewallAnswer(
         .open, FirewallError(error, during: NftablesSink.openingAction, table: configuration.table))
@@ -101,8 +99,8 @@ package struct FirewallServer {
     while true {
       do throws(NetlinkError) {
         return try opens(configuration) { heard.put($0) }
-      } catch .held(let port) {
-        guard ContinuousClock.now < deadline else { throw .held(port) }
+      } catch .held(let port, let family) {
+        guard ContinuousClock.now < deadline else { throw .held(port, family) }
         usleep(20_000)
       }
     }

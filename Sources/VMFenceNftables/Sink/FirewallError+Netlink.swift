@@ -5,10 +5,11 @@ import VMFenceCore
 extension FirewallError {
   /// In the words of whoever has to mend it.
   init(_ error: NetlinkError, during action: String, table: String) {
-    let place = "table bridge \(table)"
+    let family: TableFamily = if case .held(_, let family) = error { family } else { .bridge }
+    let place = "table \(family.name) \(table)"
     switch error {
     case .refused(EPERM, _), .socket(EPERM, _), .socket(EACCES, _): self = Self.notPermitted(action, place)
-    case .held(let port):
+    case .held(let port, _):
       let holder = NetlinkHolder.describe(port: port) ?? "a process that cannot be seen from here, netlink port \(port)"
       self.init(
         .inUse, "cannot \(action): another process owns \(place): \(holder)",
@@ -55,7 +56,7 @@ extension FirewallError {
     case .refused(let number, let words):
       describeError(number) + (words.isEmpty ? "" : ": \(words.escapedForDisplay)")
     case .socket(let number, let what): "\(what): \(describeError(number))"
-    case .held(let port): "owned by netlink port \(port)"
+    case .held(let port, let family): "its table of family \(family.name) is owned by netlink port \(port)"
     case .interrupted: "interrupted"
     }
   }

@@ -32,14 +32,14 @@ struct ForeignChangeReader {
     static let newGeneration: UInt16 = 15
   }
 
-  let family: Family
+  let family: TableFamily
   let table: String
   /// The author of our own changes.
   let own: UInt32
   /// What the transaction that is being read did to our table.
   private var found: ForeignChange.Kind?
 
-  init(family: Family, table: String, own: UInt32) {
+  init(family: TableFamily, table: String, own: UInt32) {
     self.family = family
     self.table = table
     self.own = own
@@ -61,7 +61,7 @@ struct ForeignChangeReader {
         return report(change)
       }
       // Of the chains at ports the kernel itself deletes those whose interfaces are gone.
-      let isAtPorts = family == Family.netdev.rawValue && number == Message.deleteTable
+      let isAtPorts = family == TableFamily.netdev.rawValue && number == Message.deleteTable
       guard family == self.family.rawValue || isAtPorts else { return }
       try NetlinkAttribute.forEach(in: bytes, range) { part in
         // The table's name is attribute 1 in every kind of message.
@@ -140,7 +140,7 @@ final class ChangeListener: Sendable {
 
   /// - `report`: called on the listener's thread.
   static func start(
-    family: Family, table: String, own: UInt32, _ report: @escaping @Sendable (ForeignChange) -> Void
+    family: TableFamily, table: String, own: UInt32, _ report: @escaping @Sendable (ForeignChange) -> Void
   ) throws(NetlinkError) -> ChangeListener {
     let socket = try NetlinkSocket.open(listens: true)
     try socket.ignore(author: own)

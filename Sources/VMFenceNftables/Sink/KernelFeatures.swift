@@ -52,7 +52,8 @@ public struct KernelFeatures: Hashable, Sendable {
   private static var tcp: [Expression] { [.meta(.transportProtocol, Register(0)), .equal(Register(0), [6])] }
 
   private static func can(
-    _ socket: inout NetlinkSocket, _ batch: inout Batch, _ family: Family, flags: UInt32, _ rule: RuleSpecification?,
+    _ socket: inout NetlinkSocket, _ batch: inout Batch, _ family: TableFamily, flags: UInt32,
+    _ rule: RuleSpecification?,
     device: String? = nil
   ) -> Bool {
     do throws(NetlinkError) {
@@ -64,7 +65,8 @@ public struct KernelFeatures: Hashable, Sendable {
   }
 
   private static func check(
-    _ socket: inout NetlinkSocket, _ batch: inout Batch, _ family: Family, flags: UInt32, _ rule: RuleSpecification?,
+    _ socket: inout NetlinkSocket, _ batch: inout Batch, _ family: TableFamily, flags: UInt32,
+    _ rule: RuleSpecification?,
     device: String? = nil
   ) throws(NetlinkError) {
     batch.begin(family, table: table, sequence: socket.takeSequence(16))

@@ -18,7 +18,7 @@ extension SinkContents {
   mutating func openPortChains() throws(NetlinkError) {
     guard hasIngressHook else { return }
     guard let image = try readPortChains() else { return }
-    if let owner = image.owner, owner != socket.port { throw .held(owner) }
+    try checkOwner(image)
     batch.begin(.netdev, table: configuration.table, sequence: socket.takeSequence(16))
     if image.flags == (isOwned ? TableImage.persistFlag : 0) {
       portChains = image.chains
@@ -27,7 +27,19 @@ extension SinkContents {
       batch.deleteTable()
     }
     batch.addTable(flags: tableFlags, comment: Self.comment)
-    try commit()
+    try commitPortChains()
+  }
+
+  private func checkOwner(_ image: PortImage) throws(NetlinkError) {
+    if let owner = image.owner, owner != socket.port { throw .held(owner, .netdev) }
+  }
+
+  /// A table that was not there before may have been made since by somebody who keeps it: then it is said whose it is.
+  private mutating func commitPortChains() throws(NetlinkError) {
+    do throws(NetlinkError) { try commit() } catch .refused(EPERM, let words) {
+      if let image = try readPortChains() { try checkOwner(image) }
+      throw .refused(EPERM, words)
+    }
   }
 
   /// Sees to it that the ports where that is wanted have their chains, as far as the interfaces are there, and that no others have any.
@@ -84,7 +96,7 @@ extension SinkContents {
       batch.add(ChainSpecification(name: chain, base: PortRules.base), device: interface)
       batch.add(PortRules.rule(in: chain))
     }
-    try commit()
+    try commitPortChains()
     portChains.subtract(old)
     portChains.formUnion(new.keys)
   }

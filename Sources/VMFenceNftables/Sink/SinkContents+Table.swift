@@ -54,7 +54,7 @@ extension SinkContents {
   mutating func openTable() throws(NetlinkError) {
     knownGeneration = try socket.rulesetGeneration()
     guard let image = try readTable() else { return try makeTable(keepsMeasures: false) }
-    if let owner = image.owner, owner != socket.port { throw .held(owner) }
+    if let owner = image.owner, owner != socket.port { throw .held(owner, .bridge) }
     groups = image.groups
     // What an earlier run left: its measures are kept, whatever its table looked like.
     limits = image.limits
@@ -182,7 +182,7 @@ extension SinkContents {
   }
 
   /// The flags of our table of this family, and the netlink port of its owner.
-  mutating func readTableFlags(_ family: Family) throws(NetlinkError) -> (flags: UInt32, owner: UInt32?) {
+  mutating func readTableFlags(_ family: TableFamily) throws(NetlinkError) -> (flags: UInt32, owner: UInt32?) {
     var (flags, owner) = (UInt32(0), UInt32?.none)
     try socket.ask(.table, family: family, table: configuration.table) { (message, bytes) throws(NetlinkError) in
       try NetlinkAttribute.forEach(in: bytes, try message.attributes(of: bytes).range) { (part) throws(NetlinkError) in
