@@ -115,7 +115,14 @@ struct HostConfigurationTests {
       ),
       (
         "syslog: \"udp://192.0.2.1:514\", facility: local3", "eve-file: a.json, enterprise-number: 9",
-        ["host.yaml:6:", "has an enterprise-number and is no syslog"]
+        [
+          "host.yaml:6:24: ", "notifications[0].enterprise-number: `eve-file` has no such option",
+          "it is one of `syslog`",
+        ]
+      ),
+      (
+        "tenant: acme}", "events: [decision]}\n  - {fast-file: f.log, events: [alert, decision]}",
+        ["host.yaml:7:32: ", "notifications[1].events: a fast-file holds alerts only, and no `decision`"]
       ),
       (
         "metrics:", "inspection: {anomalies: yes, packet-events-per-second: 0}\nmetrics:",
@@ -161,6 +168,35 @@ struct HostConfigurationTests {
     let result = try check(replace, with)
     #expect(result.status == 65)
     for text in says { #expect(result.output.contains(text), "\(result.output)") }
+  }
+
+  @Test(
+    "an option that a place of another kind has is not taken without a word",
+    arguments: [
+      ("facility: local3", ["syslog"]), ("enterprise-number: 9", ["syslog"]), ("socket: stream", ["eve-socket"]),
+      ("headers: {a: b}", ["webhook"]), ("limit: 5", ["eve-file", "fast-file"]), ("queue: 5", []), ("tenant: acme", []),
+      ("events: [alert]", []),
+    ] as [(String, [String])])
+  func options(option: String, kinds: [String]) throws {
+    let places = [
+      "eve-file": "a.json", "fast-file": "fast.log", "eve-socket": "a.sock", "syslog": "local",
+      "webhook": "http://192.0.2.1/",
+    ]
+    let key = try #require(option.split(separator: ":").first)
+    for (kind, place) in places {
+      let result = try check(
+        "syslog: \"udp://192.0.2.1:514\", facility: local3, tenant: acme", "\(kind): \"\(place)\", \(option)")
+      let column = 8 + kind.count + 4 + place.count
+      if kinds.isEmpty || kinds.contains(kind) {
+        #expect(result.status == 0, "\(result.output)")
+      } else {
+        #expect(result.status == 65)
+        let message =
+          "host.yaml:6:\(column): error: notifications[0].\(key): `\(kind)` has no such option (it is one of "
+        #expect(
+          result.output.contains(message + kinds.map { "`\($0)`" }.joined(separator: " and ")), "\(result.output)")
+      }
+    }
   }
 
   @Test("what a wrong key of a rule leads to is not told as well")

@@ -118,6 +118,9 @@ package final class YAMLMapping {
     return mapping[Node(key)]
   }
 
+  /// The key itself, for what is wrong with its being there.
+  package func keyNode(_ key: String) -> Node? { mapping.first { $0.key == Node(key) }?.key }
+
   package func name(_ key: String) -> String { path.isEmpty ? key : "\(path).\(key)" }
 
   private func required(_ key: String, _ example: String) -> Node? {

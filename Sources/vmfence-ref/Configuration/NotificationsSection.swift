@@ -75,11 +75,6 @@ struct NotificationsSection {
       found = map.value(key, expected: expected, parse)
       name = "\(key) \(map.string(key) ?? "")"
     }
-    if map.has("enterprise-number"), !map.has("syslog") {
-      reader.report(
-        at: map.node, "\(map.path) has an enterprise-number and is no syslog",
-        remedy: "only messages of syslog have one: take it out")
-    }
     let tenant = map.string("tenant").map(TenantID.init)
     let wanted = map.values(
       "events", expected: "one of \(EventFilter.Kind.allCases.map(\.rawValue).joined(separator: ", "))",
@@ -94,10 +89,33 @@ struct NotificationsSection {
         remedy: "one of \(kinds.map(\.0).joined(separator: ", "))")
       return nil
     }
+    check(map, of: named[0].0)
     var filter = EventFilter(tenant: tenant)
-    if case .fastFile = found { filter.kinds = [.alert] }
+    if case .fastFile = found {
+      filter.kinds = [.alert]
+      if let other = wanted.first(where: { $0 != .alert }) {
+        reader.report(
+          at: map.raw("events"), "\(map.name("events")): a fast-file holds alerts only, and no `\(other.rawValue)`",
+          remedy: "leave it out, or take an eve-file")
+      }
+    }
     if !wanted.isEmpty { filter.kinds = Set(wanted) }
     return found.map { NotificationPlace(kind: $0, filter: filter, queue: queue, limit: limit, name: name) }
+  }
+
+  /// Options that only some kinds of places have, and which; all others every place has.
+  private static let options = [
+    ("facility", ["syslog"]), ("enterprise-number", ["syslog"]), ("socket", ["eve-socket"]), ("headers", ["webhook"]),
+    ("limit", ["eve-file", "fast-file"]),
+  ]
+
+  /// Says which options are given that the place does not have: whoever wrote them takes them to be in force.
+  private func check(_ map: YAMLMapping, of kind: String) {
+    for (option, kinds) in Self.options where map.has(option) && !kinds.contains(kind) {
+      reader.report(
+        at: map.keyNode(option), "\(map.name(option)): `\(kind)` has no such option",
+        remedy: "it is one of \(kinds.map { "`\($0)`" }.joined(separator: " and ")): take it out")
+    }
   }
 
   private static func syslog(_ text: String) -> SyslogDelivery.Target? {
