@@ -103,16 +103,27 @@ extension EndToEnd {
     }
 
     @Test(
-      "damaged files of the state directory are moved away and told, and the daemon guards all guests",
-      arguments: ["", "{\"byName\":", "\u{0}\u{0}"])
-    func damagedState(content: String) throws {
+      "damaged files of the state directory are moved away and told, with the place in them, and the daemon guards all guests",
+      arguments: [
+        ("", ["end of file"]), ("{\"byName\":", ["end of file"]), ("\u{0}\u{0}", ["around character 0"]),
+        ("{\"byName\": {\"web\": [oops]}}", ["around character 20"]),
+        ("{\"byName\": {\"a\\u001b[2J\": [\"x\", 7]}}", ["byName.a\\u{1b}[2J[1]: Expected", "byName.paths: "]),
+        (
+          "{\"byName\": {\"\(String(repeating: "n", count: 10_000))\": 7}}",
+          ["byName.nnnnn", "…: Expected", "byName.paths: "]
+        ),
+      ])
+    func damagedState(content: String, places: [String]) throws {
       let host = try ProtectedHost("damaged")
       try FileManager.default.createDirectory(atPath: host.folder.path("state"), withIntermediateDirectories: true)
       let names = ["rules.json", "declarations.json"]
       for name in names { _ = try host.folder.write("state/\(name)", content) }
       try host.start()
-      for name in names {
-        #expect(host.said.contains("state/\(name) cannot be read") && host.said.contains("\(name).damaged now"))
+      for (name, place) in zip(names, [places[0], places[places.count - 1]]) {
+        #expect(host.said.contains("\(name).damaged now"))
+        let line = host.said.split(separator: "\n").first { $0.contains("state/\(name) cannot be read: ") }
+        #expect(line?.contains(place) == true, "\(line?.prefix(2_000) ?? "")")
+        #expect(line.map { $0.count < 1_000 && !$0.contains("\u{1B}") } == true)
         #expect(try String(contentsOfFile: host.folder.path("state/\(name).damaged"), encoding: .utf8) == content)
         #expect(!FileManager.default.fileExists(atPath: host.folder.path("state/\(name)")))
       }

@@ -99,7 +99,7 @@ struct Run: AsyncParsableCommand {
       RuleAssignments.fileName, in: directory, otherwise: RuleAssignments(),
       "guests have the rules of the configuration",
       logger
-    ) { try RuleAssignments.read(stateDirectory: directory) }
+    ) { () throws(DamagedFile) in try RuleAssignments.read(stateDirectory: directory) }
     let prepared = assigned == RuleAssignments() ? first : PreparedHost.load(path: config, assigned: assigned)
     logger.log(prepared.diagnostics)
     guard let host = prepared.host else { throw Exit.badData }
@@ -111,14 +111,14 @@ struct Run: AsyncParsableCommand {
   /// - `loss`: what that costs.
   private static func kept<Value>(
     _ name: String, in directory: String?, otherwise: Value, _ loss: String, _ logger: Logger,
-    _ read: () throws -> Value
+    _ read: () throws(DamagedFile) -> Value
   ) -> Value {
-    do { return try read() } catch {
+    do throws(DamagedFile) { return try read() } catch {
       let path = (directory ?? ".") + "/" + name
       // SAFETY: both paths are handed over as strings that end in zero and live during the call.
       let isMoved = unsafe rename(path, path + ".damaged") == 0
       let rest = isMoved ? "the file is \(name).damaged now" : "look into it, or remove it"
-      logger.error("\(path) cannot be read: \(error.localizedDescription): \(loss) (\(rest))")
+      logger.error("\(path) cannot be read: \(error.reason): \(loss) (\(rest))")
       return otherwise
     }
   }
@@ -166,7 +166,7 @@ struct Run: AsyncParsableCommand {
     let declarations = Self.kept(
       Declarations.fileName, in: configuration.stateDirectory, otherwise: Declarations(),
       "what guests declared is forgotten until they declare it again", logger
-    ) { try Declarations.read(stateDirectory: configuration.stateDirectory) }
+    ) { () throws(DamagedFile) in try Declarations.read(stateDirectory: configuration.stateDirectory) }
     let channels = try openChannels(domains, declarations, clock, mailbox, logger)
     let queue = EventQueue()
     let (log, restored) = try openLog(configuration, logger)

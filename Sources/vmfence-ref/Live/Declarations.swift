@@ -40,12 +40,11 @@ struct Declarations: Sendable, Equatable {
   }
 
   /// None, when there is no such file. What cannot be declared any more is left out, and the rest stands.
-  static func read(stateDirectory: String?) throws -> Declarations {
-    guard let stateDirectory else { return Declarations() }
-    let url = URL(filePath: stateDirectory + "/" + fileName)
-    guard FileManager.default.fileExists(atPath: url.path) else { return Declarations() }
-    let kept = try JSONDecoder().decode([String: Kept].self, from: Data(contentsOf: url))
+  static func read(stateDirectory: String?) throws(DamagedFile) -> Declarations {
     var result = Declarations()
+    guard let stateDirectory,
+      let kept = try KeptJSON.read([String: Kept].self, from: stateDirectory + "/" + fileName)
+    else { return result }
     for (text, guest) in kept {
       guard let uuid = DomainUUID(text) else { continue }
       result.byUUID[uuid] = TenantDeclaration(serviceType: guest.service, protectedPaths: guest.paths).validated

@@ -185,9 +185,12 @@ final class LiveDisks {
   func close() { follower?.close() }
 
   private static func read(_ path: String?, _ logger: Logger) -> Set<Incarnation> {
-    guard let path, let data = FileManager.default.contents(atPath: path) else { return [] }
-    guard let entries = try? JSONDecoder().decode([Entry].self, from: data) else {
-      logger.error("\(path) cannot be read: domains that were paused because of their disks must be resumed by hand")
+    guard let path else { return [] }
+    let entries: [Entry]
+    do throws(DamagedFile) { entries = try KeptJSON.read([Entry].self, from: path) ?? [] } catch {
+      logger.error(
+        "\(path) cannot be read: \(error.reason): domains that were paused because of their disks must be resumed by hand"
+      )
       return []
     }
     return Set(

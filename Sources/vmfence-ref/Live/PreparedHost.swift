@@ -96,11 +96,9 @@ struct RuleAssignments: Sendable, Codable, Equatable {
   static let fileName = "rules.json"
 
   /// None, when there is no such file.
-  static func read(stateDirectory: String?) throws -> RuleAssignments {
+  static func read(stateDirectory: String?) throws(DamagedFile) -> RuleAssignments {
     guard let stateDirectory else { return RuleAssignments() }
-    let path = stateDirectory + "/" + fileName
-    guard FileManager.default.fileExists(atPath: path) else { return RuleAssignments() }
-    return try JSONDecoder().decode(RuleAssignments.self, from: Data(contentsOf: URL(filePath: path)))
+    return try KeptJSON.read(RuleAssignments.self, from: stateDirectory + "/" + fileName) ?? RuleAssignments()
   }
 
   /// Whole, or not at all.
