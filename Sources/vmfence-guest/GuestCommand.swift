@@ -108,12 +108,17 @@ enum GuestCommand {
     case nil where options.flags.contains("help"): try say(usage)
     case nil where options.flags.contains("version"): try say("\(VMFenceVersion.text)\n")
     case nil: throw wrong("a command is needed")
-    case let word?: throw wrong("there is no command '\(word.escapedForDisplay)'")
+    case let word?:
+      throw wrong(
+        "there is no command '\(word.escapedForDisplay)'",
+        meant: ["apply", "show", "remove", "check", "run"].nearest(to: word, within: 2))
     }
   }
 
-  static func wrong(_ message: String) -> Failure {
-    Failure(64, message, remedy: "see vmfence-guest --help")
+  /// - `meant`: the word for which another was mistyped, perhaps.
+  static func wrong(_ message: String, meant: String? = nil) -> Failure {
+    let guess = meant.map { "did you mean '\($0)'? " } ?? ""
+    return Failure(64, message, remedy: guess + "see vmfence-guest --help")
   }
 
   static func say(_ text: String) throws(Failure) {
@@ -241,7 +246,9 @@ struct Options {
       } else if Self.known.contains(name), parts.count == 1 {
         flags.insert(name)
       } else {
-        throw GuestCommand.wrong("there is no option '\(argument.escapedForDisplay)'")
+        throw GuestCommand.wrong(
+          "there is no option '\(argument.escapedForDisplay)'",
+          meant: Self.known.union(Self.withValue).map { "--\($0)" }.nearest(to: String(parts[0]), within: 2))
       }
     }
     if flags.contains("help") { words = [] }

@@ -100,6 +100,19 @@ struct CommandTests {
     #expect(try network.ruleset() == "")
   }
 
+  @Test(
+    "what was mistyped is guessed, and nothing where nothing is near",
+    arguments: [
+      ("aply x", "'apply'"), ("shwo", "'show'"), ("show --jsn", "'--json'"), ("run --writeback 3", "'--write-back'"),
+      ("check --confg=x", "'--config'"), ("--hepl", "'--help'"), ("frobnicate", nil), ("show --frobnicate", nil),
+      ("-x", nil),
+    ] as [(String, String?)])
+  func guesses(arguments: String, meant: String?) throws {
+    let run = try network.vmfenceGuest(arguments)
+    let guess = meant.map { "did you mean \($0)? " } ?? ""
+    #expect(run.status == 64 && run.output.contains("(\(guess)see vmfence-guest --help)"), "\(run.output)")
+  }
+
   @Test("help and version are said")
   func help() throws {
     #expect(try network.vmfenceGuest("--help").output.hasPrefix("usage: vmfence-guest"))

@@ -206,6 +206,20 @@ struct OperatorTests {
         "--\(arguments.last == "-" ? "eve" : String(arguments[arguments.count - 2].dropFirst(2)))"), "\(result)")
   }
 
+  @Test(
+    "a verb that was mistyped is guessed, and nothing where none is near",
+    arguments: [
+      ("chek host.yaml", "'check'"), ("stauts --json", "'status'"), ("integrity lst disk.img", "'list'"),
+      ("bans ad 192.0.2.1", "'add'"), ("frobnicate", nil), ("chek --help", nil), ("domains x", nil),
+      ("check --liev host.yaml", "'--live'"), ("status --jsn", "'--json'"),
+    ] as [(String, String?)])
+  func guesses(line: String, meant: String?) throws {
+    let result = try Program.run(line.split(separator: " ").map(String.init))
+    #expect(result.status == (line.hasSuffix("--help") ? 0 : 64), "\(result)")
+    let guess = result.errors.firstMatch(of: /Did you mean ('[a-z-]+')\?/)
+    #expect(guess.map { String($0.1) } == meant, "\(result)")
+  }
+
   @Test("files that cannot be read, and those that cannot be written, have codes of their own")
   func files() throws {
     #expect(try Program.run("check", folder.path("nowhere.yaml")).status == 66)

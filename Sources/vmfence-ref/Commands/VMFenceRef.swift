@@ -69,6 +69,7 @@ extension VMFenceRef {
         exit(withError: Exit.internalError)
       }
     }
+    if let mistake = mistypedVerb(Array(CommandLine.arguments.dropFirst())) { exit(withError: mistake) }
     await main(nil)
     if let problem = Terminal.outputProblem {
       if !problem.message.isEmpty {
@@ -76,6 +77,29 @@ extension VMFenceRef {
       }
       exit(withError: problem.code)
     }
+  }
+}
+
+extension VMFenceRef {
+  /// The verb that was meant, where one was mistyped: the argument parser guesses options only.
+  ///
+  /// - Returns: nil for a command line that means something, and where no verb is near.
+  private static func mistypedVerb(_ words: [String]) -> ValidationError? {
+    do { _ = try parseAsRoot(words) } catch {
+      guard exitCode(for: error) == .validationFailure else { return nil }
+      var command: any ParsableCommand.Type = self
+      for word in words where !word.hasPrefix("-") {
+        let verbs = command.configuration.subcommands
+        if let next = verbs.first(where: { $0._commandName == word }) {
+          command = next
+          continue
+        }
+        return verbs.map { $0._commandName }.nearest(to: word, within: 2).map {
+          ValidationError("There is no '\(word.escapedForDisplay)' here. Did you mean '\($0)'?")
+        }
+      }
+    }
+    return nil
   }
 }
 
