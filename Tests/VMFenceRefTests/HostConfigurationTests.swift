@@ -153,7 +153,7 @@ struct HostConfigurationTests {
         ["policy.yaml:3:", "`spoofed-sorce` is not one of detector-died", "spoofed-source"]
       ),
       ("{block: 1m}", "{block: 1m}, {notify: true}", ["policy.yaml:2:", "rule 'all'"]),
-      ("version: 1\ndomains", "version: 3\ndomains", ["inventory.yaml:1:", "`3` is not a whole number"]),
+      ("version: 1\ndomains", "version: 3\ndomains", ["inventory.yaml:1:", "`3` is not 1"]),
       (
         "per: source,", "per: source-network, v4-prefix: 0,",
         ["policy.yaml:4:", "`0` is not a whole number from 8 to 32"]

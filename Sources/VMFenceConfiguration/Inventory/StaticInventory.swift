@@ -61,16 +61,21 @@ public final class StaticInventory: HypervisorProbe {
 
   /// What the file at `path` says, or what is wrong with it; nothing is watched.
   public static func read(path: String) -> (domains: [DomainDescription]?, problems: [Diagnostic]) {
-    guard let text = FileManager.default.contents(atPath: path) else {
-      return (nil, [unreadable(path)])
-    }
-    let parser = InventoryParser(file: path)
-    return (parser.parse(text), parser.reader.diagnostics)
+    do throws(UnreadableFile) {
+      let text = try text(of: path)
+      let parser = InventoryParser(file: path)
+      return (parser.parse(text), parser.reader.diagnostics)
+    } catch { return (nil, [unreadable(path, error)]) }
   }
 
-  private static func unreadable(_ path: String) -> Diagnostic {
+  private static func text(of path: String) throws(UnreadableFile) -> Data {
+    Data(try WholeFile.read(path, atMost: YAMLReader.byteCountMaximum))
+  }
+
+  private static func unreadable(_ path: String, _ error: UnreadableFile) -> Diagnostic {
     Diagnostic(
-      at: SourcePlace(file: path), "the inventory cannot be read", remedy: "check the path and its permissions")
+      at: SourcePlace(file: path), "the inventory cannot be read: \(error.reason)",
+      remedy: "check the path and its permissions")
   }
 
   /// Looks at the file again.
@@ -79,8 +84,9 @@ public final class StaticInventory: HypervisorProbe {
   @discardableResult
   public func reload() -> [Diagnostic] {
     contents.withLock { contents in
-      guard let text = FileManager.default.contents(atPath: path) else {
-        contents.problems = [Self.unreadable(path)]
+      let text: Data
+      do throws(UnreadableFile) { text = try Self.text(of: path) } catch {
+        contents.problems = [Self.unreadable(path, error)]
         return contents.problems
       }
       if text == contents.text, contents.reloads > 0 || !contents.problems.isEmpty { return contents.problems }

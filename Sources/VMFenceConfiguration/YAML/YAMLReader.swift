@@ -31,20 +31,36 @@ package final class YAMLReader {
 
   /// The document as a mapping; nil after a diagnostic when there is none.
   package func loadMapping() -> YAMLMapping? {
-    guard let data = FileManager.default.contents(atPath: file) else {
-      report(at: nil, "the file cannot be read", remedy: "check the path and its permissions")
+    do throws(UnreadableFile) {
+      return mapping(fromText: Data(try WholeFile.read(file, atMost: Self.byteCountMaximum)))
+    } catch {
+      report(at: nil, "the file cannot be read: \(error.reason)", remedy: "check the path and its permissions")
       return nil
     }
-    return mapping(fromText: data)
+  }
+
+  /// Whether a file that is named here can be opened; says so here when not, where whoever mistyped its name looks.
+  package func canRead(_ path: String, named node: Node?, _ what: String) -> Bool {
+    guard let problem = WholeFile.problem(path) else { return true }
+    report(
+      at: node, "\(what) `\(path.escapedForDisplay)` cannot be read: \(problem.reason)",
+      remedy: "paths are relative to the folder of this file")
+    return false
   }
 
   package func mapping(fromText data: Data) -> YAMLMapping? {
     guard data.count <= Self.byteCountMaximum else {
-      report(at: nil, "the file has \(data.count) bytes; at most \(Self.byteCountMaximum) are read")
+      report(
+        at: nil, "the file has \(data.count) bytes; at most \(Self.byteCountMaximum) are read",
+        remedy: "check that it is the right one")
       return nil
     }
     guard let text = String(data: data, encoding: .utf8) else {
-      report(at: nil, "the file is not UTF-8 text", remedy: "save it as UTF-8")
+      let place = YAMLMistakes.placeOfFirstInvalid(in: data)
+      diagnostics.append(
+        Diagnostic(
+          at: SourcePlace(file: file, line: place.line, column: place.column), "the file is not UTF-8 text",
+          remedy: "save it as UTF-8"))
       return nil
     }
     if let alias = YAMLAliases.first(in: text) {
@@ -61,7 +77,7 @@ package final class YAMLReader {
       }
       return mapping(of: node, path: "")
     } catch let error as YamlError {
-      reportYAML(error)
+      diagnostics += YAMLMistakes.diagnostics(of: error, in: text, file: file)
     } catch {
       report(at: nil, "\(error)".escapedForDisplay)
     }
@@ -70,28 +86,12 @@ package final class YAMLReader {
 
   package func mapping(of node: Node, path: String) -> YAMLMapping? {
     guard case .mapping(let mapping) = node else {
-      report(at: node, "\(path.isEmpty ? "the document" : path) must be a mapping (KEY: VALUE lines)")
+      report(
+        at: node, "\(path.isEmpty ? "the document" : path) must be a mapping",
+        remedy: "KEY: VALUE lines, with a space behind the colon")
       return nil
     }
     return YAMLMapping(reader: self, node: node, mapping: mapping, path: path)
-  }
-
-  private func reportYAML(_ error: YamlError) {
-    switch error {
-    case .scanner(_, let problem, let mark, _), .parser(_, let problem, let mark, _),
-      .composer(_, let problem, let mark, _):
-      diagnostics.append(
-        Diagnostic(
-          at: SourcePlace(file: file, line: mark.line, column: mark.column), "not valid YAML: \(problem)"))
-    case .duplicatedKeysInMapping(let duplicates, let context):
-      diagnostics.append(
-        Diagnostic(
-          at: SourcePlace(file: file, line: context.mark.line, column: context.mark.column),
-          "a key stands twice: \(duplicates.map { "\($0)" }.joined(separator: ", ").escapedForDisplay)",
-          remedy: "keep one of them"))
-    default:
-      report(at: nil, "not valid YAML: \("\(error)".escapedForDisplay)")
-    }
   }
 }
 
@@ -132,7 +132,7 @@ package final class YAMLMapping {
   package func string(_ key: String) -> String? {
     guard let value = raw(key) else { return nil }
     guard case .scalar(let scalar) = value else {
-      reader.report(at: value, "\(name(key)) must be a text")
+      reader.report(at: value, "\(name(key)) must be a text", remedy: "one value, no list and no mapping")
       return nil
     }
     guard !scalar.string.isEmpty else {
@@ -172,7 +172,9 @@ package final class YAMLMapping {
   }
 
   package func integer(_ key: String, in range: ClosedRange<Int>) -> Int? {
-    value(key, expected: "a whole number from \(range.lowerBound) to \(range.upperBound)") {
+    let isOne = range.lowerBound == range.upperBound
+    let expected = isOne ? "\(range.lowerBound)" : "a whole number from \(range.lowerBound) to \(range.upperBound)"
+    return value(key, expected: expected) {
       Int($0).flatMap { range.contains($0) ? $0 : nil }
     }
   }
@@ -203,7 +205,8 @@ package final class YAMLMapping {
   package func list(_ key: String) -> [Node] {
     guard let value = raw(key) else { return [] }
     guard case .sequence(let sequence) = value else {
-      reader.report(at: value, "\(name(key)) must be a list")
+      reader.report(
+        at: value, "\(name(key)) must be a list", remedy: "lines that begin with `- `, or [A, B]")
       return []
     }
     return Array(sequence)
@@ -219,7 +222,8 @@ package final class YAMLMapping {
     if case .scalar(let scalar) = value { return [(scalar.string, value)] }
     return list(key).compactMap { item in
       guard case .scalar(let scalar) = item else {
-        reader.report(at: item, "\(name(key)) must be a list of texts")
+        reader.report(
+          at: item, "\(name(key)) must be a list of texts", remedy: "each of them one value, no list and no mapping")
         return nil
       }
       return (scalar.string, item)

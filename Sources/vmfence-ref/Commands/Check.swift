@@ -44,7 +44,7 @@ struct Check: ParsableCommand {
         ? "checked \(files.count) files: nothing is wrong (\(warnings) warnings)"
         : "\(errors) errors, \(warnings) warnings")
     // What is named here; what those files name is wrong in them.
-    if files.contains(where: { !FileManager.default.isReadableFile(atPath: $0) }) { throw Exit.noInput }
+    if files.contains(where: { WholeFile.problem($0) != nil }) { throw Exit.noInput }
     if errors > 0 { throw Exit.badData }
   }
 

@@ -81,7 +81,7 @@ struct PreparedScenario {
     let parsed = parser.parse()
     Terminal.error.print(parser.reader.diagnostics)
     guard let scenario = parsed else {
-      throw FileManager.default.isReadableFile(atPath: path) ? Exit.badData : Exit.noInput
+      throw WholeFile.problem(path) == nil ? Exit.badData : Exit.noInput
     }
     var loading = RuleLoading(rules: scenario.rules)
     do throws(RuleLoading.Failure) {

@@ -90,7 +90,7 @@ struct Run: AsyncParsableCommand {
     guard let directory = first.host?.configuration.stateDirectory else {
       logger.log(first.diagnostics)
       guard let host = first.host else {
-        throw FileManager.default.isReadableFile(atPath: config) ? Exit.badData : Exit.noInput
+        throw WholeFile.problem(config) == nil ? Exit.badData : Exit.noInput
       }
       return try await assemble(host, RuleAssignments(), logger)
     }

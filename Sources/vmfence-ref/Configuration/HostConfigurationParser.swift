@@ -36,8 +36,8 @@ struct HostConfigurationParser {
       inspector: inspection.inspector, packetNotes: inspection.notes,
       lifecycle: sections.lifecycle(root),
       stateDirectory: root.string("state-directory").map(sections.resolve),
-      controlSocket: root.string("control-socket").map { $0.hasPrefix("@") ? $0 : sections.resolve($0) },
-      notifications: NotificationsSection(reader: reader, resolve: sections.resolve).read(root),
+      controlSocket: root.value("control-socket", expected: SharedSections.socketPath, sections.resolveSocket),
+      notifications: NotificationsSection(reader: reader, sections: sections).read(root),
       metrics: metrics(root.child("metrics")),
       statisticsInterval: root.duration("statistics-every", atLeast: .milliseconds(100)) ?? .seconds(10),
       answerTimeout: root.duration("answer-timeout", atLeast: .milliseconds(100)) ?? .seconds(10))
@@ -50,10 +50,11 @@ struct HostConfigurationParser {
         remedy: "leave it out: flows of rules that drop or reject are cut from the next packet on")
     }
     // One guest's own files are that guest's business: see RuleSelection.
-    for file in configuration.rules.sharedFiles where !FileManager.default.isReadableFile(atPath: file.path) {
+    for file in configuration.rules.sharedFiles {
+      guard let problem = WholeFile.problem(file.path) else { continue }
       reader.report(
         Diagnostic(
-          at: file.place, "the file `\(file.path.escapedForDisplay)` cannot be read",
+          at: file.place, "the file `\(file.path.escapedForDisplay)` cannot be read: \(problem.reason)",
           remedy: "paths are relative to the folder of this file"))
     }
     return reader.hasErrors ? nil : configuration
@@ -67,7 +68,10 @@ struct HostConfigurationParser {
         at: root.node, "it must say where the domains come from: either inventory or hypervisor",
         remedy: "`hypervisor: xen` in Dom0, `inventory: inventory.yaml` for a list in a file")
     }
-    return hypervisor == nil ? .inventory(sections.resolve(inventory ?? "")) : .xen
+    guard hypervisor == nil else { return .xen }
+    let path = sections.resolve(inventory ?? "")
+    if inventory != nil { _ = reader.canRead(path, named: root.raw("inventory"), "the inventory") }
+    return .inventory(path)
   }
 
   private func guests(_ root: YAMLMapping, _ domains: HostConfiguration.Domains) -> GuestSettings {
@@ -143,7 +147,7 @@ struct HostConfigurationParser {
   private func disk(_ map: YAMLMapping) -> HostConfiguration.Disk? {
     let uuid = map.value("uuid", expected: "a UUID", { DomainUUID($0) })
     let name = map.string("name")
-    let control = map.string("control")
+    let control = map.value("control", expected: SharedSections.socketPath, sections.resolveSocket)
     map.finish()
     guard map.has("uuid") != map.has("name"), map.has("control") else {
       reader.report(
@@ -154,12 +158,14 @@ struct HostConfigurationParser {
     guard let control, let guest = uuid.map(HostConfiguration.Disk.Guest.uuid) ?? name.map({ .name($0) }) else {
       return nil
     }
-    return .init(guest: guest, control: control.hasPrefix("@") ? control : sections.resolve(control))
+    return .init(guest: guest, control: control)
   }
 
   private func metrics(_ map: YAMLMapping?) -> HostConfiguration.Endpoint? {
     guard let map else { return nil }
-    let address = map.value("address", expected: "an address of this host") { IPAddress($0) == nil ? nil : $0 }
+    let address = map.value("address", expected: "an IP address of this host, such as 127.0.0.1") {
+      IPAddress($0) == nil ? nil : $0
+    }
     let port = map.integer("port", in: 1...65_535)
     map.finish()
     return .init(address: address ?? "127.0.0.1", port: UInt16(port ?? 9477))

@@ -27,7 +27,7 @@ struct NotificationPlace: Sendable, Equatable {
 /// Reads `notifications`.
 struct NotificationsSection {
   let reader: YAMLReader
-  let resolve: (String) -> String
+  let sections: SharedSections
 
   func read(_ root: YAMLMapping) -> [NotificationPlace] {
     var places: [NotificationPlace] = []
@@ -51,9 +51,9 @@ struct NotificationsSection {
     var headers: [String: String] = [:]
     if let child = map.child("headers") { for (key, _) in child.entries { headers[key] = child.string(key) } }
     let kinds: [(String, (String) -> NotificationPlace.Kind?)] = [
-      ("eve-file", { .eveFile(resolve($0)) }), ("fast-file", { .fastFile(resolve($0)) }),
-      ("eve-socket", { .eveSocket($0.hasPrefix("@") ? $0 : resolve($0), socket) }),
-      ("syslog", { Self.syslog($0).map { .syslog($0, facility, enterprise: enterprise) } }),
+      ("eve-file", { .eveFile(sections.resolve($0)) }), ("fast-file", { .fastFile(sections.resolve($0)) }),
+      ("eve-socket", { sections.resolveSocket($0).map { .eveSocket($0, socket) } }),
+      ("syslog", { syslog($0).map { .syslog($0, facility, enterprise: enterprise) } }),
       (
         "webhook",
         { text in
@@ -71,7 +71,7 @@ struct NotificationsSection {
       let expected =
         key == "syslog"
         ? "`local`, `local:PATH`, `udp://HOST:PORT` or `tcp://HOST:PORT`"
-        : key == "webhook" ? "an http or https URL" : "a path"
+        : key == "webhook" ? "an http or https URL" : SharedSections.socketPath
       found = map.value(key, expected: expected, parse)
       name = "\(key) \(map.string(key) ?? "")"
     }
@@ -118,11 +118,17 @@ struct NotificationsSection {
     }
   }
 
-  private static func syslog(_ text: String) -> SyslogDelivery.Target? {
+  private func syslog(_ text: String) -> SyslogDelivery.Target? {
     if text == "local" { return .local(path: "/dev/log") }
-    if text.hasPrefix("local:") { return .local(path: String(text.dropFirst(6))) }
+    if text.hasPrefix("local:") {
+      let path = String(text.dropFirst(6))
+      return path.isEmpty ? nil : sections.resolveSocket(path).map { .local(path: $0) }
+    }
     guard let url = URL(string: text), let host = url.host, !host.isEmpty, url.path.isEmpty else { return nil }
     let bare = host.hasPrefix("[") ? String(host.dropFirst().dropLast()) : host
+    // Digits and points alone are meant as an address, and no name that would be looked up in vain.
+    if bare.allSatisfy({ "0123456789.".contains($0) }), IPAddress(bare) == nil { return nil }
+    guard url.port != 0 else { return nil }
     switch url.scheme {
     case "udp": return UInt16(exactly: url.port ?? 514).map { .udp(host: bare, port: $0) }
     case "tcp": return UInt16(exactly: url.port ?? 601).map { .tcp(host: bare, port: $0) }

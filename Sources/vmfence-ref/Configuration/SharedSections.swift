@@ -14,6 +14,14 @@ struct SharedSections {
     return path.hasPrefix("/") || folder.isEmpty ? path : folder + "/" + path
   }
 
+  static let socketPath = "a socket's path, of \(LocalSocket.pathLimit) bytes at the most with the folder of this file"
+
+  /// A socket's path, or its name behind `@`; nil for one that no socket can have.
+  func resolveSocket(_ path: String) -> String? {
+    let path = path.hasPrefix("@") ? path : resolve(path)
+    return (1...LocalSocket.pathLimit).contains(path.utf8.count) ? path : nil
+  }
+
   func usesProcesses(_ root: YAMLMapping) -> Bool {
     root.value("detectors", expected: "process or thread") { ["process": true, "thread": false][$0] } ?? true
   }
@@ -30,7 +38,9 @@ struct SharedSections {
     guard let node = root.raw("policy") else { return Policy(rules: []) }
     if case .scalar = node {
       guard let file = root.string("policy") else { return Policy(rules: []) }
-      let read = PolicyFile.read(path: resolve(file))
+      let path = resolve(file)
+      guard reader.canRead(path, named: node, "the policy") else { return Policy(rules: []) }
+      let read = PolicyFile.read(path: path)
       read.diagnostics.forEach(reader.report)
       return read.policy ?? Policy(rules: [])
     }
