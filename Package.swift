@@ -138,12 +138,16 @@ let package = Package(
     // MARK: Tests
     .target(
       name: "ToyEngine", dependencies: ["VMFenceCore"], path: "Tests/Support/ToyEngine", swiftSettings: strict),
-    .target(name: "NetworkTestSupport", path: "Tests/Support/NetworkTestSupport", swiftSettings: strict),
+    .target(name: "TestSupport", path: "Tests/Support/TestSupport", swiftSettings: strict),
+    .target(
+      name: "NetworkTestSupport", dependencies: ["TestSupport"], path: "Tests/Support/NetworkTestSupport",
+      swiftSettings: strict),
     .executableTarget(
       name: "test-detector", dependencies: ["ToyEngine", "VMFenceProcess"], path: "Tests/Support/test-detector",
       swiftSettings: strict),
     .testTarget(
-      name: "VMFenceCoreTests", dependencies: ["VMFenceCore", "VMFenceTestKit", "ToyEngine", "NetworkTestSupport"],
+      name: "VMFenceCoreTests",
+      dependencies: ["VMFenceCore", "VMFenceTestKit", "ToyEngine", "TestSupport", "NetworkTestSupport"],
       swiftSettings: strict),
     .testTarget(
       name: "VMFencePacketsTests", dependencies: ["VMFenceCore", "VMFencePackets", "VMFenceTestKit"],
@@ -161,35 +165,39 @@ let package = Package(
       name: "VMFenceCaptureTests",
       // libpcap is the judge of the capture reader; nothing in Sources needs it.
       dependencies: [
-        "VMFenceCore", "VMFenceCapture", "VMFenceConformance", "VMFenceTestKit", "CPcap", "NetworkTestSupport",
-        "VMFenceProcess", "vmfence-capture",
+        "VMFenceCore", "VMFenceCapture", "VMFenceConformance", "VMFenceTestKit", "CPcap", "TestSupport",
+        "NetworkTestSupport", "VMFenceProcess", "vmfence-capture",
       ],
       swiftSettings: strict),
     .testTarget(
       name: "VMFenceNftablesTests",
       dependencies: [
-        "VMFenceCore", "VMFenceNftables", "VMFenceProcess", "VMFenceConformance", "VMFenceTestKit",
+        "VMFenceCore", "VMFenceNftables", "VMFenceProcess", "VMFenceConformance", "VMFenceTestKit", "TestSupport",
         "NetworkTestSupport", "vmfence-firewall",
       ],
       swiftSettings: strict),
     .testTarget(
       name: "VMFenceChannelTests",
       // The patterns of a disk's policy judge what guests may declare; nothing in VMFenceChannel knows them.
-      dependencies: ["VMFenceCore", "VMFenceChannel", "VMFenceIntegrity", "VMFenceProcess", "vmfence-channel"],
+      dependencies: [
+        "VMFenceCore", "VMFenceChannel", "VMFenceIntegrity", "VMFenceProcess", "vmfence-channel", "TestSupport",
+      ],
       swiftSettings: strict),
     .testTarget(
       name: "VMFenceGuestTests",
-      dependencies: ["VMFenceCore", "VMFenceGuest", "VMFenceChannel", "vmfence-guest", "NetworkTestSupport"],
+      dependencies: [
+        "VMFenceCore", "VMFenceGuest", "VMFenceChannel", "vmfence-guest", "TestSupport", "NetworkTestSupport",
+      ],
       swiftSettings: strict),
     .testTarget(
       name: "VMFenceBlockTests",
-      dependencies: ["VMFenceCore", "VMFenceBlock", "VMFenceIntegrity", "VMFenceConformance", "CLinux"],
+      dependencies: ["VMFenceCore", "VMFenceBlock", "VMFenceIntegrity", "VMFenceConformance", "CLinux", "TestSupport"],
       swiftSettings: strict),
     .testTarget(
       name: "VMFenceProcessTests",
       dependencies: [
-        "VMFenceCore",
-        "VMFenceProcess", "VMFenceDetection", "VMFenceTestKit", "vmfence-detector", "ToyEngine", "test-detector",
+        "VMFenceCore", "VMFenceProcess", "VMFenceDetection", "VMFenceTestKit", "vmfence-detector", "ToyEngine",
+        "test-detector", "TestSupport",
       ],
       swiftSettings: strict),
     .testTarget(
@@ -197,17 +205,19 @@ let package = Package(
       dependencies: ["VMFenceCore", "VMFenceConfiguration", "VMFenceConformance", "VMFenceTestKit"],
       swiftSettings: strict),
     .testTarget(
-      name: "VMFenceNotificationTests", dependencies: ["VMFenceCore", "VMFenceNotification"], swiftSettings: strict),
-    .testTarget(name: "VMFenceControlTests", dependencies: ["VMFenceCore", "VMFenceControl"], swiftSettings: strict),
+      name: "VMFenceNotificationTests", dependencies: ["VMFenceCore", "VMFenceNotification", "TestSupport"],
+      swiftSettings: strict),
+    .testTarget(
+      name: "VMFenceControlTests", dependencies: ["VMFenceCore", "VMFenceControl", "TestSupport"], swiftSettings: strict
+    ),
     .testTarget(
       name: "VMFenceConformanceTests",
       dependencies: ["VMFenceCore", "VMFenceConformance", "VMFenceTestKit", "VMFenceDetection"], swiftSettings: strict),
     .testTarget(
       name: "VMFenceRefTests",
       dependencies: [
-        "VMFenceCore",
-        "vmfence-ref", "vmfence-detector", "vmfence-firewall", "vmfence-capture", "VMFenceProcess", "VMFenceControl",
-        "NetworkTestSupport",
+        "VMFenceCore", "vmfence-ref", "vmfence-detector", "vmfence-firewall", "vmfence-capture", "VMFenceProcess",
+        "VMFenceControl", "TestSupport", "NetworkTestSupport",
       ],
       swiftSettings: strict),
     .testTarget(
@@ -217,12 +227,13 @@ let package = Package(
       name: "VMFenceXenTests",
       dependencies: [
         "VMFenceCore", "VMFenceXen", "VMFenceConformance", "VMFenceTestKit", "VMFenceProcess", "vmfence-hypervisor",
-        "NetworkTestSupport",
+        "TestSupport", "NetworkTestSupport",
       ],
       swiftSettings: strict),
     .testTarget(
-      name: "VMFenceDiskTests", dependencies: ["VMFenceCore", "vmfence-disk", "VMFenceControl", "vmfence-ref"],
+      name: "VMFenceDiskTests",
+      dependencies: ["VMFenceCore", "vmfence-disk", "VMFenceControl", "vmfence-ref", "TestSupport"],
       swiftSettings: strict),
-    .testTarget(name: "HouseTests", swiftSettings: strict),
+    .testTarget(name: "HouseTests", dependencies: ["TestSupport"], swiftSettings: strict),
   ]
 )

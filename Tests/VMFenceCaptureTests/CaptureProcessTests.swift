@@ -2,6 +2,7 @@ import Foundation
 import Glibc
 import NetworkTestSupport
 import Synchronization
+import TestSupport
 import Testing
 import VMFenceCapture
 import VMFenceCore

@@ -1,5 +1,6 @@
 import Foundation
 import Synchronization
+import TestSupport
 import Testing
 import VMFenceControl
 import VMFenceCore
@@ -70,12 +71,11 @@ private final class Notes: Sendable {
     texts.withLock { $0.append(text) }
   }
 
-  var count: Int { texts.withLock { $0.count } }
+  var all: [String] { texts.withLock(\.self) }
 
-  func wait(for expected: [String]) throws {
-    let deadline = Date(timeIntervalSinceNow: 60)
-    while texts.withLock({ $0.count < expected.count }), Date() < deadline { usleep(5000) }
-    #expect(texts.withLock { Array($0.prefix(expected.count)) } == expected)
+  /// Whether as many come, and are these.
+  func begin(with expected: [String]) -> Bool {
+    comesTrue { all.count >= expected.count } && all.starts(with: expected)
   }
 }
 
@@ -142,11 +142,11 @@ struct DiskFollowerTests {
     try disk.say(Self.status + event + #"{"ok":true,"lost":5}"# + "\n" + event)
     let told = "event replace \(Self.event.path)"
     let first = ["status 4", told, "lost 5", told, "absent"]
-    try notes.wait(for: first)
+    #expect(notes.begin(with: first), "\(notes.all)")
     try disk.say(Self.status + "{\"ok\":true}\n" + event)
-    try notes.wait(for: first + ["status 4", "absent"])
+    #expect(notes.begin(with: first + ["status 4", "absent"]), "\(notes.all)")
     try disk.say(Self.status)
-    try notes.wait(for: first + ["status 4", "absent", "status 4", "absent"])
+    #expect(notes.begin(with: first + ["status 4", "absent", "status 4", "absent"]), "\(notes.all)")
   }
 
   @Test("an event for which there is no room is not acknowledged, holds up what comes behind it, and is said again")
@@ -165,13 +165,13 @@ struct DiskFollowerTests {
     try disk.say(Self.status + lines + Self.status) { hear in
       try hear("\"number\":2")
       follower.resume()
-      try notes.wait(for: ["status 4", told, told])
-      #expect(notes.count == 3, "there is no room yet")
+      #expect(notes.begin(with: ["status 4", told, told]), "\(notes.all)")
+      #expect(notes.all.count == 3, "there is no room yet")
       hasRoom.raise()
       follower.resume()
       try hear("\"number\":4")
     }
-    try notes.wait(for: ["status 4", told, told, told, told, "status 4", "absent"])
+    #expect(notes.begin(with: ["status 4", told, told, told, told, "status 4", "absent"]), "\(notes.all)")
   }
 }
 

@@ -1,5 +1,6 @@
 #if Daemon
 import Foundation
+import TestSupport
 import Testing
 
 /// The daemon beside the process of a disk.

@@ -1,5 +1,6 @@
 #if Daemon
 import Foundation
+import TestSupport
 import Testing
 import VMFenceCore
 

@@ -1,5 +1,6 @@
 #if Daemon
 import Foundation
+import TestSupport
 import Testing
 
 /// A small Linux of its own under QEMU, emulated, so that no hardware support is needed: Debian's kernel with busybox, which
@@ -87,16 +88,17 @@ final class Guest {
   var console: String { (try? String(decoding: Data(contentsOf: URL(filePath: consolePath)), as: UTF8.self)) ?? "" }
 
   /// Waits until the workload has said it.
-  func waitFor(_ mark: String) throws {
-    do {
-      // An emulated machine on a busy host: the longest workload takes half a minute on a host that has nothing else to do.
-      try eventually("the guest says \(mark)", within: .seconds(300)) {
-        let isRunning = process.isRunning
-        guard !console.contains(mark) else { return true }
-        guard isRunning else { throw Failure("the guest ended without \(mark)") }
-        return false
-      }
-    } catch { throw Failure("\(error); its console: \(console)") }
+  func waitFor(_ mark: String, sourceLocation: SourceLocation = #_sourceLocation) throws {
+    // An emulated machine on a busy host: the longest workload takes half a minute on a host that has nothing else to do.
+    try eventually(
+      "the guest says \(mark)", within: .seconds(300), saying: { "its console: \(console)" },
+      sourceLocation: sourceLocation
+    ) {
+      let isRunning = process.isRunning
+      guard !console.contains(mark) else { return true }
+      guard isRunning else { throw Failure("the guest ended without \(mark); its console: \(console)") }
+      return false
+    }
   }
 
   /// Waits for its end.

@@ -1,5 +1,7 @@
 #if Daemon
 import Foundation
+import TestSupport
+import Testing
 
 /// A served disk that this machine's kernel has mounted, as a guest would: server → nbdfuse → loop device → the kernel's
 /// ext4 driver (which does ext2 and ext3, too).

@@ -1,5 +1,6 @@
 #if Daemon
 import Foundation
+import TestSupport
 import Testing
 
 /// The whole path with this machine's kernel as the guest. They need root, FUSE and loop devices.

@@ -1,5 +1,6 @@
 #if Daemon
 import Foundation
+import TestSupport
 import Testing
 
 /// A disk image with files of known content, and the vmfence-disk that serves it.

@@ -34,14 +34,4 @@ func programPath(_ name: String) throws -> String {
   }
   throw Failure("\(name) was not built")
 }
-
-/// Waits for something that another process does, for `limit` at the most.
-func eventually(_ what: String, within limit: Duration = .seconds(120), _ condition: () throws -> Bool) throws {
-  let deadline = ContinuousClock.now + limit
-  while ContinuousClock.now < deadline {
-    if try condition() { return }
-    usleep(10_000)
-  }
-  throw Failure("in vain: \(what)")
-}
 #endif

@@ -1,5 +1,6 @@
 #if Daemon
 import Foundation
+import TestSupport
 import Testing
 
 /// The verbs of a policy over the NBD server with QEMU's client. Skipped, and said so, where the programs of others are missing.

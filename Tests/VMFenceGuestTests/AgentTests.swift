@@ -1,5 +1,6 @@
 import Foundation
 import NetworkTestSupport
+import TestSupport
 import Testing
 import VMFenceChannel
 import VMFenceCore
@@ -37,7 +38,7 @@ final class AgentTests {
     epoch += 1
     var channel: HostChannel?
     #expect(
-      eventually {
+      comesTrue {
         channel = try? HostChannel(page, epoch: epoch, at: SystemClock().now)
         return channel != nil
       })
@@ -47,7 +48,7 @@ final class AgentTests {
   /// Steps until `body` finds what it wants among the events.
   private func waitFor<Result>(_ host: inout HostChannel, _ body: (HostChannelEvent) -> Result?) throws -> Result {
     var found: Result?
-    _ = eventually {
+    _ = comesTrue {
       for event in host.step(at: SystemClock().now) where found == nil { found = body(event) }
       return found != nil
     }

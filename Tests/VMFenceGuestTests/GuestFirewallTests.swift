@@ -1,5 +1,6 @@
 import Foundation
 import NetworkTestSupport
+import TestSupport
 import Testing
 import VMFenceCore
 import VMFenceGuest
@@ -58,7 +59,7 @@ struct GuestFirewallTests {
       """
     let server = try network.guest.start("python3 -c '\(script)'")
     defer { server.terminate() }
-    #expect(eventually { network.guest.succeeds("ss -ltn | grep -q :7007") })
+    #expect(comesTrue { network.guest.succeeds("ss -ltn | grep -q :7007") })
     let client = """
       import socket, sys
       connection = socket.create_connection(("192.0.2.2", 7007), source_address=("\(GuestNetwork.attacker)", 0))
@@ -117,7 +118,7 @@ struct GuestFirewallTests {
       networks: [IPNetwork(GuestNetwork.honest)!, IPNetwork("\(GuestNetwork.honest6)/128")!], allowsDHCP: true)
     try firewall.apply(try policy(1, [(.quarantine, nil)], exceptions: exceptions), at: SystemClock().now)
     #expect(network.comesThrough(from: GuestNetwork.honest) && network.comesThrough(from: GuestNetwork.honest6))
-    #expect(eventually { network.isReached(GuestNetwork.honest) })
+    #expect(comesTrue { network.isReached(GuestNetwork.honest) })
     #expect(!network.reaches(from: GuestNetwork.attacker) && !network.reaches(from: GuestNetwork.attacker6))
     #expect(!network.isReached(GuestNetwork.attacker))
     let rules = try network.guest.run("nft list chain inet vmfence_guest isolated")

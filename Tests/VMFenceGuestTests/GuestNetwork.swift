@@ -1,5 +1,6 @@
 import Foundation
 import NetworkTestSupport
+import TestSupport
 import Testing
 import VMFenceCore
 import VMFenceGuest
@@ -53,7 +54,7 @@ final class GuestNetwork {
   }
 
   /// Whether a ping from there is answered after all: neighbours have to be found first.
-  func comesThrough(from address: String) -> Bool { eventually { reaches(from: address) } }
+  func comesThrough(from address: String) -> Bool { comesTrue { reaches(from: address) } }
 
   /// Whether the guest's own ping to an address is answered.
   func isReached(_ address: String) -> Bool { guest.succeeds("ping -q -n -c 1 -W 1 \(address)") }
@@ -107,13 +108,3 @@ func policy(
 }
 
 func block(_ text: String) -> FirewallMeasureKind { .block(IPNetwork(text)!) }
-
-/// Waits for something that the kernel does by itself; gives up after a minute.
-func eventually(_ condition: () throws -> Bool) rethrows -> Bool {
-  let deadline = ContinuousClock.now + .seconds(60)
-  while ContinuousClock.now < deadline {
-    if try condition() { return true }
-    usleep(50_000)
-  }
-  return false
-}

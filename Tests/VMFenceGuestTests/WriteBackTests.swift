@@ -1,5 +1,6 @@
 import Foundation
 import NetworkTestSupport
+import TestSupport
 import Testing
 import VMFenceChannel
 
@@ -54,7 +55,7 @@ final class WriteBackTests {
   /// Until it works: what it does about write-back comes before that.
   private func start(_ options: String = "") throws {
     agent = try network.guest.start("sh \(script) \(options)")
-    #expect(try eventually { try message.contains("waiting for the host") })
+    #expect(try comesTrue { try message.contains("waiting for the host") })
   }
 
   private var message: String { get throws { try String(contentsOfFile: said, encoding: .utf8) } }

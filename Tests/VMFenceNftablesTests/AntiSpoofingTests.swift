@@ -1,4 +1,5 @@
 import NetworkTestSupport
+import TestSupport
 import Testing
 import VMFenceCore
 import VMFenceNftables
@@ -239,7 +240,7 @@ struct AntiSpoofingTests {
       if let kind = attempt.kind {
         #expect(try isStopped(attempt, sender, receiver), "\(attempt.name) passes")
         let count = before[kind]?.packets ?? 0
-        _ = try await eventually { try await sink.trafficCounts().spoofed[kind]?.packets ?? 0 > count }
+        _ = try await comesTrueSuspending { try await sink.trafficCounts().spoofed[kind]?.packets ?? 0 > count }
       } else {
         #expect(try passes(attempt, sender, receiver), "\(attempt.name) is stopped")
       }
@@ -347,7 +348,7 @@ struct AntiSpoofingTests {
     for _ in 0..<2 { try sender.send(local.frame) }
     try sender.send(dhcp.frame)
     var counts = try await sink.trafficCounts(ofMeasures: false)
-    let isCounted = try await eventually {
+    let isCounted = try await comesTrueSuspending {
       counts = try await sink.trafficCounts(ofMeasures: false)
       return counts.spoofedAtPorts.mapValues { $0.mapValues(\.packets) } == ["vif1.0": [.dhcp: 4, .ipv6: 2]]
     }
@@ -381,7 +382,7 @@ struct AntiSpoofingTests {
             Self.reserved + Frames.bytes(Self.neighbours) + [1, 1] + Frames.bytes(Frames.vm1MAC))))
     }
     // What the real router's kernel says meanwhile makes it good again.
-    let isTakenOver = try await eventually {
+    let isTakenOver = try await comesTrueSuspending {
       _ = network.pings(from: network.vm2, "fe80::1%eth0")
       try forge()
       _ = network.pings(from: network.outside, "10.77.0.2")
@@ -392,7 +393,7 @@ struct AntiSpoofingTests {
     try await sink.update(ports: bridgePorts, antiSpoofing: AntiSpoofing(reserved: [Self.router]))
     #expect(network.reaches(from: network.vm2, "fe80::1%eth0"))
     try forge()
-    let isStopped = try await eventually { try await sink.trafficCounts().spoofed[.ipv6]?.packets ?? 0 > 0 }
+    let isStopped = try await comesTrueSuspending { try await sink.trafficCounts().spoofed[.ipv6]?.packets ?? 0 > 0 }
     #expect(isStopped, "the attempt is not stopped")
     let stays = try entry()
     #expect(stays.contains("02:77:00:00:00:63"), "\(stays)")
@@ -414,7 +415,7 @@ struct AntiSpoofingTests {
       send($out, $a, 0, sockaddr_in(68, INADDR_BROADCAST)); }'
       """#)
     defer { server.terminate() }
-    #expect(await eventually { network.vm1.succeeds("ss -uln | grep -q :67") })
+    #expect(await comesTrueSuspending { network.vm1.succeeds("ss -uln | grep -q :67") })
     // So many requests, one a second.
     func isLeased(requests: Int) -> Bool {
       network.vm2.succeeds("busybox udhcpc -q -n -f -i eth0 -t \(requests) -T 1 -s /bin/true")
@@ -422,7 +423,7 @@ struct AntiSpoofingTests {
     #expect(isLeased(requests: 60), "the rogue server does not even work without anti-spoofing")
     try await sink.update(ports: bridgePorts, antiSpoofing: AntiSpoofing())
     #expect(!isLeased(requests: 3))
-    let isCounted = try await eventually { try await sink.trafficCounts().spoofed[.dhcp]?.packets ?? 0 >= 3 }
+    let isCounted = try await comesTrueSuspending { try await sink.trafficCounts().spoofed[.dhcp]?.packets ?? 0 >= 3 }
     #expect(isCounted)
   }
 

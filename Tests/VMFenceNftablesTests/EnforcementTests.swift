@@ -1,5 +1,6 @@
 import Foundation
 import NetworkTestSupport
+import TestSupport
 import Testing
 import VMFenceCore
 import VMFenceNftables
@@ -96,17 +97,17 @@ struct EnforcementTests {
       "perl -MIO::Socket::INET -e '$s=IO::Socket::INET->new(LocalPort=>7000,Listen=>1,ReuseAddr=>1) or die; $c=$s->accept; "
         + "while(1){syswrite($c,\"x\");select(undef,undef,undef,0.02)}'")
     defer { server.terminate() }
-    #expect(await eventually { network.vm1.succeeds("ss -tln | grep -q :7000") })
+    #expect(await comesTrueSuspending { network.vm1.succeeds("ss -tln | grep -q :7000") })
     let client = try network.outside.start(
       "perl -MIO::Socket::INET -e '$c=IO::Socket::INET->new(PeerAddr=>\"10.77.0.1\",PeerPort=>7000) or die; "
         + "open(F,\">\",\"\(count.path)\"); while(sysread($c,$b,1)){syswrite(F,$b)}'")
     defer { client.terminate() }
     func received() -> Int { (try? Data(contentsOf: count).count) ?? 0 }
-    #expect(await eventually { received() > 5 }, "the connection works")
+    #expect(await comesTrueSuspending { received() > 5 }, "the connection works")
     try await sink.change(add: [block("10.77.0.99", for: vm1, seconds: 6)])
     #expect(try await stops(within: .seconds(6), received), "the connection goes on")
     let atCut = received()
-    #expect(await eventually { received() > atCut }, "the block does not end by itself")
+    #expect(await comesTrueSuspending { received() > atCut }, "the block does not end by itself")
   }
 
   @Test("what stands is read whole, each once, while the kernel collects thousands that have run out")
@@ -117,7 +118,7 @@ struct EnforcementTests {
     try await sink.change(add: lasting + short)
     let keys = Set(lasting.map(\.key))
     // The set's table shrinks in steps: what is listed meanwhile has gaps.
-    let isCollected = try await eventually {
+    let isCollected = try await comesTrueSuspending {
       let found = try await sink.trafficCounts().measures
       #expect(keys.allSatisfy { found[$0] != nil }, "measures that stand are not read")
       return found.count == lasting.count

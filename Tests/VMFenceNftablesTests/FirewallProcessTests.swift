@@ -1,6 +1,7 @@
 import Foundation
 import NetworkTestSupport
 import Synchronization
+import TestSupport
 import Testing
 import VMFenceConformance
 import VMFenceCore
@@ -177,7 +178,7 @@ struct FirewallProcessTests {
       let stood = try? await sink.readBack(at: start)
       _ = try? await sink.replace(with: wanted, at: start)
       await killer.value
-      let stands = await eventually {
+      let stands = await comesTrueSuspending {
         guard let state = try? await sink.readBack(at: start) else { return false }
         let count = state.measures.count
         // A change is whole or not at all.

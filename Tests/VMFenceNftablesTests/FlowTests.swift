@@ -1,5 +1,6 @@
 import Foundation
 import NetworkTestSupport
+import TestSupport
 import Testing
 import VMFenceCore
 import VMFenceNftables
@@ -27,12 +28,12 @@ struct FlowTests {
       self.server = try network.vm1.start(
         "perl -MIO::Socket::IP -e '\(ends) $l=IO::Socket::IP->new(LocalHost=>\"\(guest)\",LocalPort=>\(port),Listen=>1,"
           + "ReuseAddr=>1) or die; $s=$l->accept; talk($s,\"\(server)\",\"\(server).data\")'")
-      #expect(await eventually { network.vm1.succeeds("ss -tln | grep -q :\(port)") })
+      #expect(await comesTrueSuspending { network.vm1.succeeds("ss -tln | grep -q :\(port)") })
       self.client = try network.outside.start(
         "perl -MIO::Socket::IP -e '\(ends) $s=IO::Socket::IP->new(PeerHost=>\"\(guest)\",PeerPort=>\(port),"
           + "LocalHost=>\"\(source)\") or die; if(fork){talk($s,\"\(client)\",\"\(client).data\")} "
           + "for(1..\(requests)){syswrite($s,\"GET /\(port) \") or exit; select(undef,undef,undef,0.05)}'")
-      #expect(await eventually { self.received > 20 }, "the connection works")
+      #expect(await comesTrueSuspending { self.received > 20 }, "the connection works")
     }
 
     /// How many bytes the server got.
@@ -85,9 +86,9 @@ struct FlowTests {
     #expect(try network.host.run("nft list table bridge vmfence").contains(source), "nft(8) can list it")
     #expect(try await stops(within: .seconds(6)) { first.received }, "the flow goes on")
     let (cut, other) = (first.received, second.received)
-    #expect(await eventually { second.received > other }, "another flow is cut")
+    #expect(await comesTrueSuspending { second.received > other }, "another flow is cut")
     #expect(first.error(of: "server") == nil && first.error(of: "client") == nil, "nobody said reset")
-    #expect(await eventually { first.received > cut }, "the cut does not end")
+    #expect(await comesTrueSuspending { first.received > cut }, "the cut does not end")
     #expect(try await sink.readBack(at: start).measures.isEmpty, "a flow is no measure")
   }
 
@@ -102,7 +103,7 @@ struct FlowTests {
     let tap = try PacketEndpoint(network.vm1)
     // Its last packet: one before says nothing of what the ends expect by now.
     let connection = try await Connection(network, port: 7_003, guest: guest, source: source, requests: 3)
-    #expect(await eventually { connection.received == 30 })
+    #expect(await comesTrueSuspending { connection.received == 30 })
     var seen: [UInt8] = []
     func number(_ frame: [UInt8]) -> UInt32 {
       let header = guest.contains(":") ? 54 : 34
@@ -120,8 +121,10 @@ struct FlowTests {
     var refusals = FlowRefusals(sink, resets: sender)
     let outcome = try await refusals.act(on: [packet, packet])
     #expect(outcome.cut == 1 && outcome.reset == 1 && outcome.notReset == 0 && outcome.packets == [packet.name])
-    #expect(await eventually { connection.error(of: "client") == "Connection reset by peer" }, "the client goes on")
-    #expect(await eventually { connection.error(of: "server") == "Connection reset by peer" }, "the server goes on")
+    #expect(
+      await comesTrueSuspending { connection.error(of: "client") == "Connection reset by peer" }, "the client goes on")
+    #expect(
+      await comesTrueSuspending { connection.error(of: "server") == "Connection reset by peer" }, "the server goes on")
     #expect(throws: FirewallError.self) { try sender.send(try #require(TCPReset(packet)), bridge: "nobridge") }
   }
 

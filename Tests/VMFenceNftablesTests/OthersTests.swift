@@ -1,4 +1,5 @@
 import NetworkTestSupport
+import TestSupport
 import Testing
 import VMFenceCore
 
@@ -222,7 +223,8 @@ struct OthersTests {
     _ = try network.start(
       "sh -c \"(echo 'add table \(family) vmfence { flags owner; }'; exec sleep 600) | nft -i\"")
     #expect(
-      await eventually({ network.succeeds("nft list table \(family) vmfence") }), "nft makes no table that it owns")
+      await comesTrueSuspending({ network.succeeds("nft list table \(family) vmfence") }),
+      "nft makes no table that it owns")
   }
 
   private func expectHeld(_ error: FirewallError?, _ family: String) throws {

@@ -1,4 +1,5 @@
 import NetworkTestSupport
+import TestSupport
 import Testing
 import VMFenceCore
 
@@ -27,7 +28,7 @@ struct PortChainTests {
   /// Whether a forged frame moves vm2 to vm1's port. It is sent at each look: what vm2's kernel sends of itself
   /// (router solicitations, reports of groups) moves it back.
   private func takesOver(_ network: BridgeNetwork) async throws -> Bool {
-    try await eventually {
+    try await comesTrueSuspending {
       try forge(network)
       return try place(network) == "vif1.0"
     }
@@ -69,11 +70,11 @@ struct PortChainTests {
     #expect(sink.features.hasIngressHook)
     try await sink.update(ports: bridgePorts, antiSpoofing: AntiSpoofing())
     try forge(network)
-    #expect(try await eventually { try await sink.trafficCounts().spoofed[.mac]?.packets == 1 })
+    #expect(try await comesTrueSuspending { try await sink.trafficCounts().spoofed[.mac]?.packets == 1 })
     #expect(try place(network) == "vif2.0")
     #expect(try await told(by: sink) == ["vif1.0": 1])
     for _ in 0..<2 { try forge(network) }
-    #expect(try await eventually { try await sink.trafficCounts().spoofed[.mac]?.packets == 3 })
+    #expect(try await comesTrueSuspending { try await sink.trafficCounts().spoofed[.mac]?.packets == 3 })
     #expect(try await told(by: sink) == ["vif1.0": 3])
     #expect(network.reaches(from: network.outside, "10.77.0.2") && network.reaches(from: network.vm1, "10.77.0.2"))
     try await sink.update(ports: bridgePorts, antiSpoofing: AntiSpoofing(exceptions: [vm1: [.mac]]))
@@ -95,7 +96,7 @@ struct PortChainTests {
     try forge(network)
     // It is seen at the port, where guests' packets are captured.
     #expect(host.receives(within: 60_000) { Array($0.prefix(6)) == Self.lldp })
-    #expect(try await eventually { try await sink.trafficCounts().spoofed[.mac]?.packets == 1 })
+    #expect(try await comesTrueSuspending { try await sink.trafficCounts().spoofed[.mac]?.packets == 1 })
     #expect(try place(network) == "vif2.0")
     #expect(try await told(by: sink) == [:], "it may speak to the bridge, but for the quarantine")
     try await sink.change(remove: [measure.key])

@@ -1,6 +1,7 @@
 import Glibc
 import NetworkTestSupport
 import Synchronization
+import TestSupport
 import Testing
 import VMFenceCore
 
@@ -235,7 +236,7 @@ struct ProcessFirewallSinkTests {
     let error = await failure(sink)
     #expect(error?.code == .failed && error?.message.contains("vmfence-firewall is gone") == true, "\(error!)")
     #expect(error?.message.contains("no sound one gives") == true && first.ends == 1)
-    #expect(await eventually { started.all.count == 2 && sink.problem == nil })
+    #expect(await comesTrueSuspending { started.all.count == 2 && sink.problem == nil })
     #expect(try await sink.readBack(at: start).measures.isEmpty)
   }
 
@@ -346,7 +347,7 @@ struct ProcessFirewallSinkTests {
     let begun = ContinuousClock.now
     for count in 1...3 {
       started.last.die()
-      #expect(await eventually { started.all.count == count + 1 && sink.problem == nil })
+      #expect(await comesTrueSuspending { started.all.count == count + 1 && sink.problem == nil })
     }
     #expect(ContinuousClock.now - begun > .milliseconds(600))
   }

@@ -1,4 +1,5 @@
 import NetworkTestSupport
+import TestSupport
 import VMFenceCore
 import VMFenceNftables
 
@@ -34,26 +35,14 @@ extension NftablesSink {
   }
 }
 
-/// Waits until `condition` holds, a minute at most.
-func eventually(_ condition: () async throws -> Bool) async rethrows -> Bool {
-  let deadline = ContinuousClock.now + .seconds(60)
-  repeat {
-    if try await condition() { return true }
-    try? await Task.sleep(for: .milliseconds(20))
-  } while ContinuousClock.now < deadline
-  return false
-}
-
 /// Waits until a number that grew stays the same for half a second, `limit` at most: how soon after a flow is cut those who count have seen all that came before
 /// is up to the machine.
 func stops(within limit: Duration, _ number: () -> Int) async throws -> Bool {
-  let deadline = ContinuousClock.now + limit
-  repeat {
+  try await comesTrueSuspending(within: limit) {
     let before = number()
     try await Task.sleep(for: .milliseconds(500))
-    if number() == before { return true }
-  } while ContinuousClock.now < deadline
-  return false
+    return number() == before
+  }
 }
 
 /// Runs `body` on this thread without CAP_NET_ADMIN in its effective capabilities.

@@ -1,5 +1,6 @@
 import Foundation
 import Synchronization
+import TestSupport
 import Testing
 import VMFenceCore
 import VMFenceNotification
@@ -14,11 +15,6 @@ private func sink(
     name: "test", filter: filter, directory: directory,
     limits: .init(lines: lines, retryFirst: .milliseconds(20), retryMaximum: .milliseconds(100)), delivery: delivery,
     format: format ?? { [encoder.encode($0)] })
-}
-
-private func wait(_ what: String, until condition: () -> Bool) throws {
-  for _ in 0..<2500 where !condition() { usleep(2_000) }
-  try #require(condition(), "waited in vain: \(what)")
 }
 
 private func sid(_ line: String) -> Int? {
@@ -53,7 +49,7 @@ struct UnixSocketTests {
     first.leave()
     sink.receive(alert(2))
     sink.receive(alert(3))
-    try wait("the failure is seen") { sink.problem != nil }
+    try eventually("the failure is seen") { sink.problem != nil }
     #expect(sink.counters.waiting == 2)
     let path = first.path
     let listener = try LocalSocket.bind(at: path, .stream, mode: 0o600)
@@ -61,7 +57,7 @@ struct UnixSocketTests {
       close(listener)
       remove(path)
     }
-    try wait("the rest is delivered") { sink.counters.waiting == 0 }
+    try eventually("the rest is delivered") { sink.counters.waiting == 0 }
     #expect(sink.problem == nil && sink.counters.lost == 0)
     sink.close()
   }
@@ -80,7 +76,7 @@ struct UnixSocketTests {
     let sink = sink(UnixSocketDelivery(path: "/nonexistent/socket", kind: .stream), lines: 10)
     for number in 1...25 { sink.receive(alert(UInt32(number))) }
     #expect(sink.counters.waiting == 10 && sink.counters.overflowed == 15)
-    try wait("it is told") { sink.problem?.contains("No such file or directory") == true }
+    try eventually("it is told") { sink.problem?.contains("No such file or directory") == true }
     sink.close(patience: .milliseconds(100))
     #expect(sink.counters.lost == 25)
   }
@@ -225,10 +221,10 @@ struct FileDeliveryTests {
     defer { for name in [path, path + ".1"] { remove(name) } }
     let sink = sink(FileDelivery(path: path))
     for number in 1...20 { sink.receive(alert(UInt32(number))) }
-    try wait("the first half") { sink.counters.delivered == 20 }
+    try eventually("the first half") { sink.counters.delivered == 20 }
     try FileManager.default.moveItem(atPath: path, toPath: path + ".1")
     for number in 21...40 { sink.receive(alert(UInt32(number))) }
-    try wait("the second half") { sink.counters.delivered == 40 }
+    try eventually("the second half") { sink.counters.delivered == 40 }
     func sids(_ name: String) throws -> [Int] {
       try String(contentsOfFile: name, encoding: .utf8).split(separator: "\n").map(String.init).compactMap(sid)
     }
@@ -246,19 +242,19 @@ struct FileDeliveryTests {
     let sink = sink(FileDelivery(path: path, limit: 1 << 17))
     let (noisy, other) = (one(of: 1), one(of: 2))
     for number in 1...2000 { sink.receive(alert(UInt32(number), on: noisy)) }
-    try wait("it is told") { sink.problem?.contains("no room for some events until it is rotated") == true }
-    try wait("all are over with") { sink.counters.waiting == 0 }
+    try eventually("it is told") { sink.problem?.contains("no room for some events until it is rotated") == true }
+    try eventually("all are over with") { sink.counters.waiting == 0 }
     let first = Int(sink.counters.delivered)
     #expect(first > 10 && first < 1000 && sink.counters.lost == UInt64(2000 - first) && sink.isRefusing)
     #expect(sink.overflowedByDomain == [noisy: UInt64(2000 - first)])
     sink.receive(alert(3001, on: other))
     sink.receive(
       .platform(PlatformAlert(time: .zero, incarnation: noisy, kind: .detectorDied, message: "of the noisy one's")))
-    try wait("others are written") { sink.counters.delivered == UInt64(first + 2) }
+    try eventually("others are written") { sink.counters.delivered == UInt64(first + 2) }
     #expect(try #require(FileManager.default.contents(atPath: path)).count <= 1 << 17)
     try FileManager.default.moveItem(atPath: path, toPath: path + ".1")
     sink.receive(alert(3002, on: noisy))
-    try wait("it is written in the next file") { sink.counters.delivered == UInt64(first + 3) }
+    try eventually("it is written in the next file") { sink.counters.delivered == UInt64(first + 3) }
     #expect(sink.problem == nil && !sink.isRefusing)
     let line = try String(contentsOfFile: path, encoding: .utf8).split(separator: "\n")[0]
     #expect(sid(String(line)) == 3002)
@@ -271,7 +267,7 @@ struct FileDeliveryTests {
     defer { remove(path) }
     let sink = sink(FileDelivery(path: path, limit: 1 << 16, isForAlerts: true), EventFilter(kinds: [.alert]))
     for number in 1...2000 { sink.receive(alert(UInt32(number), on: one(of: UInt64(number)))) }
-    try wait("all are over with") { sink.counters.waiting == 0 && sink.counters.delivered > 0 }
+    try eventually("all are over with") { sink.counters.waiting == 0 && sink.counters.delivered > 0 }
     #expect(try #require(FileManager.default.contents(atPath: path)).count > 60_000)
     sink.close()
   }
@@ -282,9 +278,9 @@ struct FileDeliveryTests {
     defer { try? FileManager.default.removeItem(atPath: folder) }
     let sink = sink(FileDelivery(path: folder + "/eve.json"))
     sink.receive(alert())
-    try wait("it is told") { sink.problem != nil }
+    try eventually("it is told") { sink.problem != nil }
     try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
-    try wait("it is written") { sink.counters.delivered == 1 }
+    try eventually("it is written") { sink.counters.delivered == 1 }
     sink.close()
   }
 }
@@ -305,16 +301,16 @@ struct WebhookTests {
     #expect(request.hasPrefix("POST /hook HTTP/1.1\r\n") && request.contains("Authorization: Bearer x"))
     #expect(request.contains("application/x-ndjson"))
     answer(peer, "503 Service Unavailable")
-    try wait("the failure is seen") { sink.problem?.contains("answers 503") == true }
+    try eventually("the failure is seen") { sink.problem?.contains("answers 503") == true }
     sink.receive(alert(2))
     _ = peer.receive { $0[0].components(separatedBy: "POST /hook").count == 3 && $0[0].hasSuffix("\n") }
     answer(peer, "200 OK")
-    try wait("the first is taken") { sink.counters.delivered >= 1 }
+    try eventually("the first is taken") { sink.counters.delivered >= 1 }
     if sink.counters.delivered < 2 {
       _ = peer.receive { $0[0].components(separatedBy: "POST /hook").count == 4 && $0[0].hasSuffix("\n") }
       answer(peer, "204 No Content")
     }
-    try wait("both are taken") { sink.counters.delivered == 2 }
+    try eventually("both are taken") { sink.counters.delivered == 2 }
     #expect(sink.counters.lost == 0)
     sink.close()
   }
@@ -326,13 +322,13 @@ struct WebhookTests {
     sink.receive(alert(1))
     _ = peer.receive { $0[0].hasSuffix("\n") && $0[0].contains("\"signature_id\":1") }
     answer(peer, "400 Bad Request")
-    try wait("it is counted") { sink.counters.refused == 1 }
+    try eventually("it is counted") { sink.counters.refused == 1 }
     #expect(sink.counters.delivered == 0 && sink.counters.waiting == 0)
     #expect(sink.problem?.contains("answers 400, and takes nothing") == true && sink.isRefusing)
     sink.receive(alert(2))
     _ = peer.receive { $0[0].hasSuffix("\n") && $0[0].contains("\"signature_id\":2") }
     answer(peer, "200 OK")
-    try wait("it takes the next") { sink.counters.delivered == 1 }
+    try eventually("it takes the next") { sink.counters.delivered == 1 }
     #expect(sink.problem == nil && !sink.isRefusing)
     sink.close()
   }
@@ -353,8 +349,8 @@ struct WebhookTests {
     }
     let sink = sink(WebhookDelivery(url: "http://127.0.0.1:\(server.port)/"))
     sink.receive(alert(1))
-    try wait("it is taken") { sink.counters.delivered == 1 }
-    try wait("the server has lost its client") { sent.isOver }
+    try eventually("it is taken") { sink.counters.delivered == 1 }
+    try eventually("the server has lost its client") { sent.isOver }
     // What lies in sockets, and what a transfer had read before it was given up.
     #expect(sent.value < 64 << 20, "\(sent.value)")
     sink.close()
@@ -373,8 +369,8 @@ struct WebhookTests {
     }
     let sink = sink(WebhookDelivery(url: "http://127.0.0.1:\(server.port)/"))
     sink.receive(alert(1))
-    try wait("it is told") { sink.problem?.contains("answers \(status), and redirects are not followed") == true }
-    try wait("it is tried again, and given up again") { server.requests.count >= 3 && sent.isOver }
+    try eventually("it is told") { sink.problem?.contains("answers \(status), and redirects are not followed") == true }
+    try eventually("it is tried again, and given up again") { server.requests.count >= 3 && sent.isOver }
     #expect(inside.requests.isEmpty && sink.counters.delivered == 0 && sink.counters.waiting == 1)
     #expect(sink.counters.lost == 0 && sent.value < 256 << 20, "\(sent.value)")
     sink.close(patience: .milliseconds(100))
@@ -393,7 +389,7 @@ struct WebhookTests {
     }
     let sink = sink(WebhookDelivery(url: "http://127.0.0.1:\(server.port)/", limit: .milliseconds(1000)))
     sink.receive(alert(1))
-    try wait("it is told") { sink.problem?.contains("does not answer: ") == true }
+    try eventually("it is told") { sink.problem?.contains("does not answer: ") == true }
     #expect(sink.problem?.contains(problem) == true, "\(sink.problem ?? "")")
     #expect(sink.counters.delivered == 0 && sink.counters.waiting == 1)
     sink.close(patience: .milliseconds(100))
@@ -405,7 +401,7 @@ struct WebhookTests {
     for url in ["file:///etc/passwd", "http://127.0.0.1:\(server.port)/", "no url"] {
       let sink = sink(WebhookDelivery(url: url))
       sink.receive(alert(1))
-      try wait("it is told") { sink.problem?.contains("does not answer: ") == true }
+      try eventually("it is told") { sink.problem?.contains("does not answer: ") == true }
       #expect(sink.counters.delivered == 0 && sink.counters.waiting == 1)
       sink.close(patience: .milliseconds(100))
     }
@@ -417,7 +413,7 @@ struct WebhookTests {
     let headers = ["user-agent": "mine", "X-Key": "a\r\nX-Other: b"]
     let sink = sink(WebhookDelivery(url: "http://127.0.0.1:\(server.port)/", headers: headers))
     sink.receive(alert(1))
-    try wait("it is taken") { sink.counters.delivered == 1 }
+    try eventually("it is taken") { sink.counters.delivered == 1 }
     let request = try #require(server.requests.first)
     #expect(request.contains("\r\nuser-agent: mine\r\n") && !request.contains("vmfence/"))
     #expect(request.contains("\r\nX-Key: a X-Other: b\r\n"), "\(request)")
@@ -432,7 +428,7 @@ struct WebhookTests {
     }
     let sink = sink(WebhookDelivery(url: "http://127.0.0.1:\(server.port)/"))
     sink.receive(alert(1))
-    try wait("it is taken") { sink.counters.delivered == 1 }
+    try eventually("it is taken") { sink.counters.delivered == 1 }
     #expect(sink.counters.refused == 0 && server.requests.count == 1)
     sink.close()
   }

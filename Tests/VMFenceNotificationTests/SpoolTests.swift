@@ -1,4 +1,5 @@
 import Foundation
+import TestSupport
 import Testing
 import VMFenceCore
 
@@ -42,18 +43,13 @@ struct SpoolTests {
     }
   }
 
-  private func wait(_ what: String, until condition: () -> Bool) throws {
-    for _ in 0..<15_000 where !condition() { usleep(2_000) }
-    try #require(condition(), "waited in vain: \(what)")
-  }
-
   @Test(
     "what was not delivered is delivered by the next process, in order, before what comes new; nothing counts as lost")
   func restart() async throws {
     let folder = try Folder()
     let first = try sink(Gate(), folder.file)
     for number in 1...50 { first.receive(alert(UInt32(number))) }
-    try wait("all are in the spool") { first.counters.spooled == 50 }
+    try eventually("all are in the spool") { first.counters.spooled == 50 }
     first.close(patience: .milliseconds(10))
     #expect(first.counters.lost == 0)
 
@@ -62,9 +58,9 @@ struct SpoolTests {
     #expect(second.counters.waiting == 50)
     for number in 51...60 { second.receive(alert(UInt32(number))) }
     gate.open()
-    try wait("all are delivered") { gate.lines.count == 60 }
+    try eventually("all are delivered") { gate.lines.count == 60 }
     #expect(gate.lines == (1...60).map { "line \($0)" })
-    try wait("the spool is empty") { second.counters.waiting == 0 }
+    try eventually("the spool is empty") { second.counters.waiting == 0 }
     second.close()
     #expect(try SpoolFile.open(path: folder.file).lines.isEmpty)
     let size = try FileManager.default.attributesOfItem(atPath: folder.file)[.size] as? Int
@@ -76,7 +72,7 @@ struct SpoolTests {
     let folder = try Folder()
     let first = try sink(Gate(), folder.file)
     for number in 1...20 { first.receive(alert(UInt32(number))) }
-    try wait("all are in the spool") { first.counters.spooled == 20 }
+    try eventually("all are in the spool") { first.counters.spooled == 20 }
     // As the file is now, without any word from the first.
     try FileManager.default.copyItem(atPath: folder.file, toPath: folder.file + "2")
     #expect(try SpoolFile.open(path: folder.file + "2").lines.count == 20)
@@ -88,7 +84,7 @@ struct SpoolTests {
     let folder = try Folder()
     let sink = try sink(Gate(), folder.file, lines: 10)
     for number in 1...25 { sink.receive(alert(UInt32(number))) }
-    try wait("ten are in the spool") { sink.counters.spooled == 10 }
+    try eventually("ten are in the spool") { sink.counters.spooled == 10 }
     #expect(sink.counters.overflowed == 15)
     sink.close(patience: .zero)
     #expect(sink.counters.lost == 15)

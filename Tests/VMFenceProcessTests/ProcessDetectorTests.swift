@@ -1,4 +1,5 @@
 import Glibc
+import TestSupport
 import Testing
 import ToyEngine
 import VMFenceCore
@@ -61,7 +62,7 @@ struct ProcessDetectorTests {
       guard index % 211 == 100 else { return }
       let process = try #require(current as? ProcessDetector<ToyRules>)
       #expect(kill(process.processID, SIGKILL) == 0)
-      try eventually(current) { $0 == .crashed(signal: SIGKILL) }
+      try eventually("the detector's status") { current.status == .crashed(signal: SIGKILL) }
       current.kill()
       current = try backend.launch(rules: rules, channel: channel, configuration: inspector)
       kills += 1
@@ -80,7 +81,7 @@ struct ProcessDetectorTests {
     var answers: [Answer] = []
     for attempt in 0..<2 {
       let process = try backend.launch(rules: rules, channel: channel, configuration: inspector)
-      try eventually(process) { $0 == .crashed(signal: SIGABRT) }
+      try eventually("the detector's status") { process.status == .crashed(signal: SIGABRT) }
       answers += try channel.collectAnswers()
       process.kill()
       #expect(process.status == .crashed(signal: SIGABRT))
@@ -196,7 +197,7 @@ struct ProcessDetectorTests {
     let wrong = try ProcessDetectorBackend<ToyRules>(executable: "/bin/true")
     let channel = try wrong.makeChannel(small)
     let process = try wrong.launch(rules: ToyRules([]), channel: channel, configuration: inspector)
-    try eventually(process) { $0 == .exited(code: 0) }
+    try eventually("the detector's status") { process.status == .exited(code: 0) }
     process.kill()
   }
 
@@ -211,19 +212,6 @@ struct ProcessDetectorTests {
     #expect(unsafe waitpid(pid, &status, 0) == pid)
     #expect(status >> 8 & 0xFF == 64)
   }
-}
-
-/// Waits until `condition` holds for the detector's status, at the most 20 seconds.
-func eventually(_ handle: any DetectorHandle, _ condition: (DetectorStatus) -> Bool) throws {
-  try eventually("the detector's status") { condition(handle.status) }
-}
-
-func eventually(_ what: String, _ condition: () throws -> Bool) throws {
-  for _ in 0..<2000 {
-    if try condition() { return }
-    usleep(10_000)
-  }
-  Issue.record("waited 20 seconds in vain for: \(what)")
 }
 
 func openDescriptors() -> Int {

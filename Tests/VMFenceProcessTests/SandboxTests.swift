@@ -1,4 +1,5 @@
 import Glibc
+import TestSupport
 import Testing
 import ToyEngine
 import VMFenceCore
@@ -27,7 +28,7 @@ struct SandboxTests {
     defer { process.kill() }
     _ = channel.send([1])
     let answer = try channel.collectAll().first?.alerts.first
-    if answer == nil { try eventually(process) { $0 == .crashed(signal: SIGSYS) } }
+    if answer == nil { try eventually("the detector's status") { process.status == .crashed(signal: SIGSYS) } }
     let words = answer?.split(separator: " ") ?? []
     return words.firstIndex(of: "flow").flatMap { UInt64(words[$0 + 1]) }
   }

@@ -2,6 +2,7 @@
 import Foundation
 import NetworkTestSupport
 import Synchronization
+import TestSupport
 import Testing
 import VMFenceControl
 import VMFenceCore
@@ -77,8 +78,8 @@ extension EndToEnd {
           output: Pipe())
       }
       let script = try plug(host, fail: "closed", name: name)
-      try LiveRunTests.wait("the card is shut") { isShut(host) }
-      try LiveRunTests.wait("it has its name") { host.network.host.succeeds("ip link show up dev \(name) | grep -q .") }
+      try eventually("the card is shut") { isShut(host) }
+      try eventually("it has its name") { host.network.host.succeeds("ip link show up dev \(name) | grep -q .") }
       #expect(host.isCutOff(1, from: "10.77.0.98"))
       #expect(script.isRunning && crowd.allSatisfy(\.isRunning), "they wait for the guest")
       // The toolstack has written what card that is.
@@ -122,20 +123,20 @@ extension EndToEnd {
       // The wrong one first, and only then a card that is plugged.
       _ = try host.folder.write(
         "inventory.yaml", inventory.replacingOccurrences(of: line + "\n", with: "") + wrong)
-      try LiveRunTests.wait("the wrong card is told") { try host.platformKinds().contains("bad-mac") }
+      try eventually("the wrong card is told") { try host.platformKinds().contains("bad-mac") }
       _ = try host.folder.write("inventory.yaml", inventory + wrong)
       #expect(try barrier("vif1.0", 60) == BarrierStatus(port: "vif1.0", domain: "web", isInspected: true))
       let failure = #expect(throws: ControlFailure.self) { try barrier("vif9.0", 1) }
       #expect(failure?.message.contains("wrong (9) has the MAC address 00:00:00:00:00:00") == true, "\(failure as Any)")
       host.attack(1)
-      try LiveRunTests.wait("the attack on the guest that was plugged is found") { host.bans.count == 1 }
+      try eventually("the attack on the guest that was plugged is found") { host.bans.count == 1 }
       let status = try host.ask(ControlRequest(.status), DaemonStatus.self)
       #expect(status.problems.contains { $0.contains("wrong (9)") }, "\(status.problems)")
       // Mended, it is guarded.
       _ = try host.folder.write(
         "inventory.yaml", inventory + wrong.replacingOccurrences(of: "00:00:00:00:00:00", with: "02:77:00:00:00:09"))
       #expect(try barrier("vif9.0", 60).domain == "wrong")
-      try LiveRunTests.wait("nothing is wrong any more") {
+      try eventually("nothing is wrong any more") {
         try host.ask(ControlRequest(.status), DaemonStatus.self).problems.isEmpty
       }
     }
@@ -242,7 +243,7 @@ extension EndToEnd {
       defer { server.close() }
       var other = try? ControlClient(path: path)
       server.start()
-      try LiveRunTests.wait("somebody was sent away") { server.refused > 0 }
+      try eventually("somebody was sent away") { server.refused > 0 }
       #expect(asking.isRunning)
       withExtendedLifetime(other) {}
       other = nil

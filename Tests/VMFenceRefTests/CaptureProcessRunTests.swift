@@ -1,6 +1,7 @@
 #if Daemon
 import Foundation
 import NetworkTestSupport
+import TestSupport
 import Testing
 import VMFenceControl
 
@@ -48,17 +49,17 @@ extension EndToEnd {
       }
       kill(first[0], SIGKILL)
       host.attack()
-      try LiveRunTests.wait("the attacker is blocked") { !host.bans.isEmpty }
-      try LiveRunTests.wait("another is started") { try opener(host).count == 1 && opener(host) != first }
-      try LiveRunTests.wait("it is told") { isTold(host) }
+      try eventually("the attacker is blocked") { !host.bans.isEmpty }
+      try eventually("another is started") { try opener(host).count == 1 && opener(host) != first }
+      try eventually("it is told") { isTold(host) }
       let guests = try add(4...6, to: host)
       for number in 4...6 {
         let status = try host.ask(ControlRequest(.barrier, duration: 60, port: "vif\(number).0"), BarrierStatus.self)
         #expect(status.isInspected)
-        try LiveRunTests.wait("it is said") { host.said.contains("capturing on vif\(number).0") }
+        try eventually("it is said") { host.said.contains("capturing on vif\(number).0") }
       }
       withExtendedLifetime(guests) {}
-      try LiveRunTests.wait("nothing is wrong any more") {
+      try eventually("nothing is wrong any more") {
         try host.ask(ControlRequest(.status), DaemonStatus.self).problems.isEmpty
       }
     }
@@ -73,7 +74,7 @@ extension EndToEnd {
       kill(first[0], SIGSTOP)
       // One socket is there already.
       let guests = try add(4...5, to: host)
-      try LiveRunTests.wait("one is waited for") { host.said.contains("waiting for vif") }
+      try eventually("one is waited for") { host.said.contains("waiting for vif") }
       #expect(host.said.contains("vmfence-capture does not answer"), "\(host.said)")
       let waiting = host.said.contains("waiting for vif4.0") ? "vif4.0" : "vif5.0"
       // Another may have taken its place by now.
@@ -82,16 +83,16 @@ extension EndToEnd {
         #expect(status.isInspected && host.said.contains("capturing on \(waiting)"), "it is guarded without a socket")
       } catch let failure as ControlFailure { #expect(failure.message.contains("is not guarded"), "\(failure)") }
       host.attack()
-      try LiveRunTests.wait("the attacker is blocked") { !host.bans.isEmpty }
+      try eventually("the attacker is blocked") { !host.bans.isEmpty }
       for number in 4...5 {
         let status = try host.ask(ControlRequest(.barrier, duration: 60, port: "vif\(number).0"), BarrierStatus.self)
         #expect(status.isInspected)
-        try LiveRunTests.wait("it is said") { host.said.contains("capturing on vif\(number).0") }
+        try eventually("it is said") { host.said.contains("capturing on vif\(number).0") }
       }
       withExtendedLifetime(guests) {}
-      try LiveRunTests.wait("another takes its place") { try opener(host).count == 1 && opener(host) != first }
-      try LiveRunTests.wait("it is ended") { kill(first[0], 0) == -1 }
-      try LiveRunTests.wait("it is told") { isTold(host) }
+      try eventually("another takes its place") { try opener(host).count == 1 && opener(host) != first }
+      try eventually("it is ended") { kill(first[0], 0) == -1 }
+      try eventually("it is told") { isTold(host) }
     }
   }
 }

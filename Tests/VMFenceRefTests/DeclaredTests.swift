@@ -1,6 +1,7 @@
 #if Daemon
 import Foundation
 import NetworkTestSupport
+import TestSupport
 import Testing
 import VMFenceControl
 
@@ -64,7 +65,7 @@ struct DeclaredTests {
     let daemon = try Program.start(
       ["run", "--config", folder.path("live.yaml")], in: host.name, errors: Pipe(), output: Pipe())
     defer { if daemon.isRunning { daemon.terminate() } }
-    try LiveRunTests.wait("the daemon") {
+    try eventually("the daemon") {
       try #require(daemon.isRunning)
       return (try? ask("web").status) == 0
     }

@@ -1,6 +1,7 @@
 #if Daemon
 import Foundation
 import NetworkTestSupport
+import TestSupport
 import Testing
 import VMFenceControl
 
@@ -17,17 +18,17 @@ extension EndToEnd {
       let host = try ProtectedHost("unowned", policy: Self.longBlocks, host: "firewall: {own-table: false}")
       try host.start()
       host.attack()
-      try LiveRunTests.wait("a block") { host.bans.count == 1 }
+      try eventually("a block") { host.bans.count == 1 }
       #expect(try !host.network.host.run("nft list table bridge vmfence").contains("flags owner"))
       // What others have stays theirs.
       try host.network.host.run("nft add table ip others")
       try host.network.host.run(command)
-      try LiveRunTests.wait("it is said") { host.said.contains("the packet filter: nft (process ") }
-      try LiveRunTests.wait("the block stands again") {
+      try eventually("it is said") { host.said.contains("the packet filter: nft (process ") }
+      try eventually("the block stands again") {
         host.network.host.succeeds("nft list set bridge vmfence block4 | grep -q 10.77.0.99")
       }
       #expect(host.isCutOff(1) && host.fetches(2))
-      try LiveRunTests.wait("it is told") { try host.platformKinds().contains("firewall-drift") }
+      try eventually("it is told") { try host.platformKinds().contains("firewall-drift") }
       #expect(host.network.host.succeeds("nft list table ip others") == (command != "nft flush ruleset"))
       let ban = try #require(host.bans.first)
       #expect((ban.remaining ?? 0) < 300, "with the time that it had left")
@@ -50,7 +51,7 @@ extension EndToEnd {
           ip link set vif1.0 down; ip link set vif1.0 name old\(round)
           ip link add vif1.0 type veth peer name far\(round); ip link set vif1.0 up
           """)
-        try LiveRunTests.wait("round \(round)") {
+        try eventually("round \(round)") {
           host.said.components(separatedBy: "capturing on vif1.0").count > before
         }
         let told = try #require(
@@ -127,21 +128,21 @@ extension EndToEnd {
       let clock = try FakeClock(host.folder)
       try host.start(environment: clock.environment())
       host.attack()
-      try LiveRunTests.wait("a block") { host.bans.count == 1 }
+      try eventually("a block") { host.bans.count == 1 }
       let before = try #require(host.bans.first)
       try clock.set(seconds)
-      try LiveRunTests.wait("the jump is told") { try host.platformKinds().contains("clock-jump") }
+      try eventually("the jump is told") { try host.platformKinds().contains("clock-jump") }
       let after = try #require(host.bans.first)
       #expect(after.id == before.id && (after.remaining ?? 0) > 0 && (after.remaining ?? 0) <= (before.remaining ?? 0))
       #expect(host.isCutOff(1))
       let shift = try rfc3339(#require(after.expires)).timeIntervalSince(rfc3339(#require(before.expires)))
       #expect(abs(shift - Double(seconds)) < 10, "people are shown the system's time")
       host.attack(2, from: "10.77.0.98")
-      try LiveRunTests.wait("attacks are found and blocked") { host.bans.contains { $0.network == "10.77.0.98" } }
+      try eventually("attacks are found and blocked") { host.bans.contains { $0.network == "10.77.0.98" } }
       host.stop(SIGKILL)
       try host.start(environment: clock.environment())
       #expect(host.bans.contains { $0.network == "10.77.0.98" && ($0.remaining ?? 100) <= 25 })
-      try LiveRunTests.wait("the blocks end on time") { host.bans.isEmpty }
+      try eventually("the blocks end on time") { host.bans.isEmpty }
       #expect(host.fetches(1))
       let domains = try host.ask(ControlRequest(.domains), [DomainStatus].self)
       #expect(domains.allSatisfy { $0.restarts == 0 }, "\(domains)")

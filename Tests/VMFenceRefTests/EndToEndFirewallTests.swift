@@ -1,6 +1,7 @@
 #if Daemon
 import Foundation
 import NetworkTestSupport
+import TestSupport
 import Testing
 import VMFenceControl
 
@@ -24,20 +25,20 @@ extension EndToEnd {
       let host = try ProtectedHost("holder", policy: Self.longBlocks)
       try host.start()
       host.attack()
-      try LiveRunTests.wait("a block") { host.bans.count == 1 && host.isCutOff(1) }
+      try eventually("a block") { host.bans.count == 1 && host.isCutOff(1) }
       let first = try #require(try holder(host))
       kill(first, signal)
       #expect(host.isCutOff(1) && host.fetches(2), "what stands does not stand any more")
       host.attack(2, from: "10.77.0.98")
-      try LiveRunTests.wait("it is told") { try host.platformKinds().contains("firewall-gap") }
-      try LiveRunTests.wait("it is said") { host.said.contains("vmfence-firewall is gone (") }
-      try LiveRunTests.wait("another runs") { try holder(host).map { $0 != first } ?? false }
-      try LiveRunTests.wait("what was decided stands") {
+      try eventually("it is told") { try host.platformKinds().contains("firewall-gap") }
+      try eventually("it is said") { host.said.contains("vmfence-firewall is gone (") }
+      try eventually("another runs") { try holder(host).map { $0 != first } ?? false }
+      try eventually("what was decided stands") {
         host.bans.contains { $0.network == "10.77.0.98" } && host.isCutOff(2, from: "10.77.0.98")
       }
       #expect(host.isCutOff(1) && host.fetches(1, from: "10.77.0.98"))
-      try LiveRunTests.wait("the first one is ended") { kill(first, 0) == -1 }
-      try LiveRunTests.wait("it is said") { host.said.contains("vmfence-firewall runs again") }
+      try eventually("the first one is ended") { kill(first, 0) == -1 }
+      try eventually("it is said") { host.said.contains("vmfence-firewall runs again") }
       let status = try host.ask(ControlRequest(.status), DaemonStatus.self)
       #expect(status.problems.allSatisfy { !$0.contains("cannot be changed") }, "\(status)")
       #expect(status.desired == 0 && status.measures == 2, "\(status)")
@@ -48,7 +49,7 @@ extension EndToEnd {
       let host = try ProtectedHost("noholder", policy: Self.longBlocks, host: "firewall: {own-table: false}")
       try host.start()
       host.attack()
-      try LiveRunTests.wait("a block") { host.bans.count == 1 && host.isCutOff(1) }
+      try eventually("a block") { host.bans.count == 1 && host.isCutOff(1) }
       // A program that never answers, in its place as the daemon sees it, stands for a kernel that does not answer.
       let daemon = try #require(host.daemon?.processIdentifier)
       let (program, silent) = (try Program.path("vmfence-firewall"), host.folder.path("silent"))
@@ -56,7 +57,7 @@ extension EndToEnd {
         "printf '#!/bin/sh\\nexec sleep 600\\n' >\(silent); chmod 755 \(silent); "
           + "nsenter -t \(daemon) -m mount --bind \(silent) \(program)")
       kill(try #require(try holder(host)), SIGSTOP)
-      try LiveRunTests.wait("status says it") {
+      try eventually("status says it") {
         try host.ask(ControlRequest(.status), DaemonStatus.self).problems.contains {
           $0.contains("vmfence-firewall is gone (it did not answer")
         }
@@ -64,13 +65,13 @@ extension EndToEnd {
       #expect(host.isCutOff(1) && host.fetches(2))
       #expect(try host.cli("status").contains("problem: the packet filter cannot be changed"))
       host.attack(2, from: "10.77.0.98")
-      try LiveRunTests.wait("a decision waits") {
+      try eventually("a decision waits") {
         try host.ask(ControlRequest(.status), DaemonStatus.self).desired == 1
       }
       try NetworkNamespace.shell("nsenter -t \(daemon) -m umount -l \(program); pkill -P \(daemon) -x sleep || true")
-      try LiveRunTests.wait("what waited stands") { host.isCutOff(2, from: "10.77.0.98") }
+      try eventually("what waited stands") { host.isCutOff(2, from: "10.77.0.98") }
       #expect(host.isCutOff(1))
-      try LiveRunTests.wait("nothing is wrong any more") {
+      try eventually("nothing is wrong any more") {
         let status = try host.ask(ControlRequest(.status), DaemonStatus.self)
         return status.problems.isEmpty && status.desired == 0
       }

@@ -1,6 +1,7 @@
 #if Daemon
 import Foundation
 import NetworkTestSupport
+import TestSupport
 import Testing
 import VMFenceControl
 
@@ -20,15 +21,15 @@ extension EndToEnd {
       func downloaded() throws -> Int {
         (try? FileManager.default.attributesOfItem(atPath: file)[.size] as? Int) ?? 0
       }
-      try LiveRunTests.wait("the download has begun") { try downloaded() > 0 }
+      try eventually("the download has begun") { try downloaded() > 0 }
       #expect(host.fetches(1) && host.fetches(2) && host.fetches(1, from: "10.77.0.98"))
 
       host.attack()
-      try LiveRunTests.wait("a block") { host.bans.count == 1 }
+      try eventually("a block") { host.bans.count == 1 }
       #expect(host.isCutOff(1), "the attacker is blocked")
       #expect(host.fetches(2), "for the domain that it attacked")
       #expect(host.fetches(1, from: "10.77.0.98"), "nobody else")
-      try LiveRunTests.wait("the open connection is cut") {
+      try eventually("the open connection is cut") {
         let before = try downloaded()
         usleep(1_000_000)
         return try downloaded() == before
@@ -39,18 +40,18 @@ extension EndToEnd {
       #expect(why.contains("decision \(ban.id) of policy rule `attacks` (1:1000001)"), "\(why)")
       #expect(try host.cli("why", "files", "10.77.0.99").contains("nothing stands between"))
 
-      try LiveRunTests.wait("the block's end") { host.bans.isEmpty }
+      try eventually("the block's end") { host.bans.isEmpty }
       #expect(host.fetches(1))
       host.attack()
-      try LiveRunTests.wait("a second block") { host.bans.first?.step == 1 }
+      try eventually("a second block") { host.bans.first?.step == 1 }
       #expect((host.bans.first?.remaining ?? 0) > 15, "twice as long")
       #expect(try host.cli("bans", "delete", "10.77.0.99").contains("lift"))
       #expect(host.fetches(1), "taken back by a person")
       host.attack()
-      try LiveRunTests.wait("a block on the host") { host.bans.first?.measure == "block_on_host" }
+      try eventually("a block on the host") { host.bans.first?.measure == "block_on_host" }
       #expect(host.isCutOff(1) && host.isCutOff(2))
       #expect(host.fetches(2, from: "10.77.0.98"))
-      try LiveRunTests.wait("all of them are told") {
+      try eventually("all of them are told") {
         let statuses = try host.decisions().filter { $0.policy == "attacks" }.map(\.status)
         return statuses.count { $0 == "enforced" } == 3 && statuses.count { $0 == "expired" } == 2
       }
@@ -73,14 +74,14 @@ extension EndToEnd {
       }
       let ftp = try guess("ftp://10.77.0.2")
       defer { ftp.terminate() }
-      try LiveRunTests.wait("the guesser of FTP passwords is blocked") { host.bans.contains { $0.domain == "files" } }
+      try eventually("the guesser of FTP passwords is blocked") { host.bans.contains { $0.domain == "files" } }
       let ssh = try guess("ssh://10.77.0.3")
       defer { ssh.terminate() }
-      try LiveRunTests.wait("the guesser of SSH passwords is blocked") {
+      try eventually("the guesser of SSH passwords is blocked") {
         try host.decisions().contains { $0.policy == "attacks" && $0.reason.contains("1:1000003") }
       }
       var sweeps: [EVEDecision] = []
-      try LiveRunTests.wait("the sweep is told") {
+      try eventually("the sweep is told") {
         sweeps = try host.decisions().filter { $0.policy == "sweeps" }
         return !sweeps.isEmpty
       }
@@ -98,7 +99,7 @@ extension EndToEnd {
         _ = try? host.network.host.run("curl -s -m 60 --path-as-is http://10.77.0.1/../etc/passwd")
       }
       host.attack(from: "10.77.0.98", times: 4)
-      try LiveRunTests.wait("both are told of") { try Set(host.decisions().compactMap(\.network)).count == 2 }
+      try eventually("both are told of") { try Set(host.decisions().compactMap(\.network)).count == 2 }
       #expect(try host.decisions().allSatisfy { $0.status == "withheld" })
       #expect(host.bans.isEmpty && host.fetches(1, from: "10.77.0.98"))
       #expect(throws: NetworkNamespace.CommandFailed.self) { try host.cli("bans", "add", "10.77.0.98", "--for", "1m") }
@@ -110,9 +111,9 @@ extension EndToEnd {
       let host = try ProtectedHost("killed", policy: ProtectedHost.policy.replacingOccurrences(of: "6s", with: "25s"))
       try host.start()
       host.attack()
-      try LiveRunTests.wait("a block") { host.bans.count == 1 }
+      try eventually("a block") { host.bans.count == 1 }
       _ = host.fetches(2, path: "/drastic")
-      try LiveRunTests.wait("a pending measure") {
+      try eventually("a pending measure") {
         try host.ask(ControlRequest(.pending), [DecisionStatus].self).count == 1
       }
       let before = try #require(host.bans.first)
@@ -138,10 +139,10 @@ extension EndToEnd {
       let pending = try host.ask(ControlRequest(.pending), [DecisionStatus].self)
       #expect(pending.map(\.measure) == ["pause"])
       #expect(try host.cli("pending", "deny", "\(pending[0].id)").contains("denied"))
-      try LiveRunTests.wait("the block's end") { host.bans.isEmpty }
+      try eventually("the block's end") { host.bans.isEmpty }
       #expect(host.fetches(1))
       host.attack()
-      try LiveRunTests.wait("the next step") { host.bans.first?.step == 1 }
+      try eventually("the next step") { host.bans.first?.step == 1 }
     }
 
     @Test("a destructive measure waits for a person, and is carried out by the host's own program")
@@ -150,7 +151,7 @@ extension EndToEnd {
       try host.configure("control: {pause: [/usr/bin/touch, \"\(host.folder.path("paused-{name}-{domid}"))\"]}")
       try host.start()
       _ = host.fetches(2, path: "/drastic")
-      try LiveRunTests.wait("a pending measure") { try host.cli("pending").contains("pause") }
+      try eventually("a pending measure") { try host.cli("pending").contains("pause") }
       let number = try #require(try host.ask(ControlRequest(.pending), [DecisionStatus].self).first?.id)
       #expect(!FileManager.default.fileExists(atPath: host.folder.path("paused-files-2")))
       #expect(try host.cli("pending", "approve", "\(number)").contains("enforced"))
@@ -163,14 +164,14 @@ extension EndToEnd {
       let host = try ProtectedHost("flush", policy: ProtectedHost.policy.replacingOccurrences(of: "6s", with: "2m"))
       try host.start()
       host.attack()
-      try LiveRunTests.wait("a block") { host.bans.count == 1 }
+      try eventually("a block") { host.bans.count == 1 }
       // Where the kernel lets a table be owned (Linux 6.9), a flush passes it over, and deleting it fails.
       let isOwned = try host.network.host.run("nft list table bridge vmfence").contains("flags owner")
       _ = try host.network.host.run("nft flush ruleset")
       if isOwned { #expect(!host.network.host.succeeds("nft delete table bridge vmfence")) }
-      try LiveRunTests.wait("the block stands again") { host.isCutOff(1) }
+      try eventually("the block stands again") { host.isCutOff(1) }
       if !isOwned {
-        try LiveRunTests.wait("it is told") { try host.platformKinds().contains("firewall-drift") }
+        try eventually("it is told") { try host.platformKinds().contains("firewall-drift") }
       }
       #expect(host.fetches(2))
     }

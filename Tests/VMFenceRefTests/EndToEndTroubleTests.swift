@@ -1,6 +1,7 @@
 #if Daemon
 import Foundation
 import NetworkTestSupport
+import TestSupport
 import Testing
 import VMFenceControl
 import VMFenceCore
@@ -19,20 +20,20 @@ extension EndToEnd {
       try host.start()
       _ = try? NetworkNamespace.shell("cat /dev/zero > \(state)/filler 2>/dev/null || true")
       host.attack()
-      try LiveRunTests.wait("a block") { host.bans.count == 1 }
+      try eventually("a block") { host.bans.count == 1 }
       #expect(host.isCutOff(1))
-      try LiveRunTests.wait("both are told") {
+      try eventually("both are told") {
         try host.decisions().contains { $0.status == "enforced" && !$0.logged }
           && host.platformKinds().contains("log-unwritable")
       }
-      try LiveRunTests.wait("it is told") { host.said.contains("the history is not written") }
+      try eventually("it is told") { host.said.contains("the history is not written") }
       let status = try host.cli("status")
       #expect(status.contains("problem: the history is not written"))
       #expect(status.contains("problem: the decision log cannot be written"), "\(status)")
       try FileManager.default.removeItem(atPath: state + "/filler")
-      try LiveRunTests.wait("it is logged") { try host.platformKinds().contains("log-writable") }
+      try eventually("it is logged") { try host.platformKinds().contains("log-writable") }
       #expect(try !host.cli("status").contains("the decision log"))
-      try LiveRunTests.wait("the history is written again") { host.said.contains("the history is written again") }
+      try eventually("the history is written again") { host.said.contains("the history is written again") }
       #expect(try host.cli("alerts").components(separatedBy: "password file").count == 4, "nothing was lost meanwhile")
       host.stop(SIGKILL)
       try host.start()
@@ -46,12 +47,12 @@ extension EndToEnd {
       _ = try host.folder.write(
         "policy.yaml", ProtectedHost.policy.replacingOccurrences(of: "web-application-attack", with: "no-such-class"))
       host.signal(SIGHUP)
-      try LiveRunTests.wait("it is refused") { host.said.contains("nothing was reloaded") }
-      try LiveRunTests.wait("it is said why") {
+      try eventually("it is refused") { host.said.contains("nothing was reloaded") }
+      try eventually("it is said why") {
         host.said.contains("there is no class 'no-such-class'") && host.said.contains("policy.yaml:2:")
       }
       host.attack()
-      try LiveRunTests.wait("the old policy is in force") { host.bans.count == 1 }
+      try eventually("the old policy is in force") { host.bans.count == 1 }
       #expect(try host.cli("bans", "delete", "10.77.0.99").contains("lift"))
 
       // The next step would be another; a policy that only tells is put in force while packets flow.
@@ -63,20 +64,20 @@ extension EndToEnd {
         "guests.rules", ProtectedHost.rules + "alert icmp any any -> any any (msg:\"new\"; itype:8; sid:1000010;)\n")
       let pinger = try host.network.outside.start("ping -q -i 0.002 -c 1000 10.77.0.2")
       host.signal(SIGHUP)
-      try LiveRunTests.wait("it is taken over") { host.said.contains("notice: reloaded") }
+      try eventually("it is taken over") { host.said.contains("notice: reloaded") }
       pinger.waitUntilExit()
       host.attack()
-      try LiveRunTests.wait("the new policy is in force") {
+      try eventually("the new policy is in force") {
         try host.decisions().contains { $0.measure == "notify" && $0.status == "enforced" }
       }
       #expect(host.bans.isEmpty)
-      try LiveRunTests.wait("the new rules are in force") {
+      try eventually("the new rules are in force") {
         let alerts = try EVELine.read(host.folder.path("eve.json"))
         return alerts.contains { $0.alert?.signatureID == 1_000_010 }
       }
       let domains = try host.ask(ControlRequest(.domains), [DomainStatus].self)
       #expect(domains.allSatisfy { $0.drops == 0 && $0.restarts == 0 }, "\(domains)")
-      try LiveRunTests.wait("what a detector counts by itself arrives") {
+      try eventually("what a detector counts by itself arrives") {
         let web = try host.ask(ControlRequest(.domains), [DomainStatus].self).first { $0.name == "web" }
         return web.map { $0.inspected > 0 && $0.inspector["packets"] == $0.inspected } ?? false
       }
@@ -91,7 +92,7 @@ extension EndToEnd {
       let own = try host.folder.write(
         "own.rules", "alert tcp any any -> any 80 (msg:\"own\"; content:\"GET /own\"; sid:1000020;)\n")
       #expect(try host.cli("rules", "set", "web", own).contains("own.rules"))
-      try LiveRunTests.wait("the rule that was set") {
+      try eventually("the rule that was set") {
         _ = host.fetches(1, path: "/own")
         return try EVELine.read(host.folder.path("eve.json")).contains { $0.alert?.signatureID == 1_000_020 }
       }
@@ -102,11 +103,11 @@ extension EndToEnd {
       #expect(try host.cli("rules", "show", "web").contains("own.rules"))
 
       _ = try host.folder.write("inventory.yaml", inventory.replacingOccurrences(of: "name: web", with: "nme: web"))
-      try LiveRunTests.wait("it is told") { host.said.contains("what was known of the domains stays in force") }
+      try eventually("it is told") { host.said.contains("what was known of the domains stays in force") }
       #expect(try host.ask(ControlRequest(.domains), [DomainStatus].self).count == 3)
       let two = try #require(inventory.range(of: "  - name: files"))
       _ = try host.folder.write("inventory.yaml", "version: 1\ndomains:\n" + inventory[two.lowerBound...])
-      try LiveRunTests.wait("the first guest is gone") {
+      try eventually("the first guest is gone") {
         try host.ask(ControlRequest(.domains), [DomainStatus].self).map(\.name) == ["files", "shell"]
       }
       host.stop(SIGKILL)
@@ -185,12 +186,12 @@ extension EndToEnd {
       // Renamed, it keeps what stands by its UUID, and gets nothing of what another one's name had.
       let inventory = try String(contentsOfFile: host.folder.path("inventory.yaml"), encoding: .utf8)
       _ = try host.folder.write("inventory.yaml", inventory.replacingOccurrences(of: "name: web", with: "name: shop"))
-      try LiveRunTests.wait("the new name") { (try? rules("shop").rules) == 6 }
+      try eventually("the new name") { (try? rules("shop").rules) == 6 }
 
       // A reload that finds them gone leaves it those that it has.
       try FileManager.default.removeItem(atPath: own)
       host.signal(SIGHUP)
-      try LiveRunTests.wait("it is taken over") { host.said.contains("notice: reloaded") }
+      try eventually("it is taken over") { host.said.contains("notice: reloaded") }
       #expect(host.said.contains("the guest `\(web)` cannot be used: it keeps the rules that it has"), "\(host.said)")
       #expect(try rules("shop").rules == 6)
 
@@ -223,8 +224,8 @@ extension EndToEnd {
       }
       #expect(try ports() == [])
       _ = try host.folder.write("inventory.yaml", inventory)
-      try LiveRunTests.wait("the port is known") { try ports() == ["vif1.0"] }
-      try LiveRunTests.wait("a block") {
+      try eventually("the port is known") { try ports() == ["vif1.0"] }
+      try eventually("a block") {
         host.attack()
         return host.bans.count == 1
       }
@@ -239,8 +240,8 @@ extension EndToEnd {
       #expect(detectors.count == 3)
       for detector in detectors { kill(Int32(detector)!, SIGKILL) }
       host.attack()
-      try LiveRunTests.wait("a block") { host.bans.count == 1 }
-      try LiveRunTests.wait("it is told") { try host.platformKinds().count { $0 == "detector-died" } == 3 }
+      try eventually("a block") { host.bans.count == 1 }
+      try eventually("it is told") { try host.platformKinds().count { $0 == "detector-died" } == 3 }
     }
 
     @Test("systemd is told that the daemon is ready, reloads, lives, and stops")
@@ -261,13 +262,13 @@ extension EndToEnd {
       }
       try host.start(environment: "NOTIFY_SOCKET=\(path) WATCHDOG_USEC=400000")
       var heard = ""
-      try LiveRunTests.wait("ready and alive") {
+      try eventually("ready and alive") {
         heard += said()
         return heard.contains("READY=1") && heard.components(separatedBy: "WATCHDOG=1").count > 3
       }
       host.signal(SIGHUP)
       heard = ""
-      try LiveRunTests.wait("reloaded") {
+      try eventually("reloaded") {
         heard += said()
         return heard.contains("RELOADING=1\nMONOTONIC_USEC=") && heard.contains("READY=1")
       }

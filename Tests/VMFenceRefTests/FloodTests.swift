@@ -1,6 +1,7 @@
 #if Daemon
 import Foundation
 import NetworkTestSupport
+import TestSupport
 import Testing
 import VMFenceControl
 
@@ -62,7 +63,7 @@ struct FloodTests {
     let daemon = try Program.start(
       ["run", "--config", config, "--eve", eve], in: host.name, errors: Pipe(), output: Pipe())
     defer { if daemon.isRunning { daemon.terminate() } }
-    try LiveRunTests.wait("the first event") { (try? EVELine.read(eve))?.isEmpty == false }
+    try eventually("the first event") { (try? EVELine.read(eve))?.isEmpty == false }
 
     func alerts(_ name: String) throws -> UInt64 {
       try ControlClient(path: folder.path("control.sock")).ask(ControlRequest(.domains), [DomainStatus].self)
@@ -70,9 +71,9 @@ struct FloodTests {
     }
     let (noisy, quiet) = (try PacketEndpoint(guests[0]), try PacketEndpoint(guests[1]))
     for _ in 0..<2000 { try noisy.send(Self.frame(from: 1)) }
-    try LiveRunTests.wait("the flood is seen") { try alerts("guest1") >= 1000 }
+    try eventually("the flood is seen") { try alerts("guest1") >= 1000 }
     for _ in 0..<50 { try quiet.send(Self.frame(from: 2)) }
-    try LiveRunTests.wait("the other guest's alerts") { try alerts("guest2") == 50 }
+    try eventually("the other guest's alerts") { try alerts("guest2") == 50 }
 
     func metric(_ name: String, of guest: Int, _ label: String) throws -> Int? {
       let text = try host.run("curl -s http://127.0.0.1:9477/metrics")
@@ -84,7 +85,7 @@ struct FloodTests {
       return lines.first?.split(separator: " ").last.flatMap { Int($0) }
     }
     func lost(_ guest: Int) throws -> Int? { try metric("vm_events_lost", of: guest, "queue=\"places\"") }
-    try LiveRunTests.wait("the metrics say what was lost") { try lost(1) ?? 0 >= 500 }
+    try eventually("the metrics say what was lost") { try lost(1) ?? 0 >= 500 }
     #expect(try lost(2) == 0)
     #expect(try metric("alerts", of: 2, "classtype=\"misc-attack\"") == 50)
     #expect(try metric("capture_packets", of: 2, "vif=\"vif2.0\"") ?? 0 >= 50)
@@ -110,7 +111,7 @@ struct FloodTests {
     let daemon = try Program.start(
       ["run", "--config", config, "--eve", eve, "--eve-limit", "2"], in: host.name, errors: Pipe(), output: Pipe())
     defer { if daemon.isRunning { daemon.terminate() } }
-    try LiveRunTests.wait("the first event") { (try? EVELine.read(eve))?.isEmpty == false }
+    try eventually("the first event") { (try? EVELine.read(eve))?.isEmpty == false }
     func status() throws -> DaemonStatus {
       try ControlClient(path: folder.path("control.sock")).ask(ControlRequest(.status), DaemonStatus.self)
     }
@@ -120,7 +121,7 @@ struct FloodTests {
     }
     let begun = Date()
     var sent = 0
-    try LiveRunTests.wait("the file is full for this guest") {
+    try eventually("the file is full for this guest") {
       for _ in 0..<500 { try noisy.send(Self.frame(from: 1)) }
       sent += 500
       usleep(100_000)
@@ -132,8 +133,8 @@ struct FloodTests {
     // A quarter of it is for alerts, and half of that for one guest alone; and what else there is to tell.
     #expect(size < 400_000 && size > 200_000, "\(size)")
     for _ in 0..<50 { try quiet.send(Self.frame(from: 2)) }
-    try LiveRunTests.wait("the other guest's alerts") { try alerts(eve, of: "guest2") == 50 }
-    try LiveRunTests.wait("the loss is told, as this guest's") {
+    try eventually("the other guest's alerts") { try alerts(eve, of: "guest2") == 50 }
+    try eventually("the loss is told, as this guest's") {
       try EVELine.read(eve).contains { $0.vmfence?.platform?.kind == "events-lost" && $0.vmfence?.vm?.name == "guest1" }
     }
     // Once a minute, and not at each look.
@@ -147,7 +148,7 @@ struct FloodTests {
     #expect(try alerts(eve, of: "guest1") == told)
     try FileManager.default.moveItem(atPath: eve, toPath: eve + ".1")
     for _ in 0..<50 { try noisy.send(Self.frame(from: 1)) }
-    try LiveRunTests.wait("its alerts in the new file") { (try? alerts(eve, of: "guest1")) == 50 }
+    try eventually("its alerts in the new file") { (try? alerts(eve, of: "guest1")) == 50 }
     #expect(try alerts(eve + ".1", of: "guest1") == told)
     kill(daemon.processIdentifier, SIGTERM)
     daemon.waitUntilExit()

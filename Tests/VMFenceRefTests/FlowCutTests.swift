@@ -1,6 +1,7 @@
 #if Daemon
 import Foundation
 import NetworkTestSupport
+import TestSupport
 import Testing
 import VMFenceControl
 
@@ -37,12 +38,12 @@ extension EndToEnd {
         _ = try host.folder.write("talk.pl", script)
         _ = try host.network.vm1.start("busybox nc -ll -p 7000 -e /bin/sh \(host.folder.path("echo.sh"))")
         try host.start()
-        try LiveRunTests.wait("the echo server") { host.network.vm1.succeeds("ss -tln | grep -q :7000") }
+        try eventually("the echo server") { host.network.vm1.succeeds("ss -tln | grep -q :7000") }
       }
 
       func begin(_ name: String) throws {
         _ = try host.network.outside.start("perl \(host.folder.path("talk.pl")) \(host.folder.path(name))")
-        try LiveRunTests.wait("\(name) is answered") { heard(name) > 20 }
+        try eventually("\(name) is answered") { heard(name) > 20 }
       }
 
       /// How many bytes came back.
@@ -73,13 +74,13 @@ extension EndToEnd {
       try talk.begin("bad")
       try talk.begin("good")
       try talk.say("bad", "REJECT-ME")
-      try LiveRunTests.wait("the client is reset") { talk.end("bad") != nil }
+      try eventually("the client is reset") { talk.end("bad") != nil }
       #expect(talk.end("bad") == "Connection reset by peer")
-      try LiveRunTests.wait("the server is reset") { talk.serverErrors.contains("reset by peer") }
+      try eventually("the server is reset") { talk.serverErrors.contains("reset by peer") }
       let heard = talk.heard("good")
-      try LiveRunTests.wait("another connection of the same source goes on") { talk.heard("good") > heard + 20 }
+      try eventually("another connection of the same source goes on") { talk.heard("good") > heard + 20 }
       #expect(talk.end("good") == nil)
-      try LiveRunTests.wait("it is told") { try !talk.verdict(1_000_030).isEmpty }
+      try eventually("it is told") { try !talk.verdict(1_000_030).isEmpty }
       #expect(try talk.verdict(1_000_030) == ["reject", "next-packet"])
       let status = try talk.host.ask(ControlRequest(.status), DaemonStatus.self)
       #expect(status.flows == ["cut": 1, "reset": 1, "not_cut": 0, "not_reset": 0])
@@ -93,17 +94,17 @@ extension EndToEnd {
       try talk.begin("bad")
       try talk.begin("good")
       try talk.say("bad", "DROP-ME")
-      try LiveRunTests.wait("it is told") { try !talk.verdict(1_000_031).isEmpty }
+      try eventually("it is told") { try !talk.verdict(1_000_031).isEmpty }
       #expect(try talk.verdict(1_000_031) == ["drop", "next-packet"])
-      try LiveRunTests.wait("it is cut") {
+      try eventually("it is cut") {
         try talk.host.ask(ControlRequest(.status), DaemonStatus.self).flows["cut"] == 1
       }
       // What was under way has arrived when another connection has had a hundred answers.
       let since = talk.heard("good")
-      try LiveRunTests.wait("another connection of the same source goes on") { talk.heard("good") > since + 100 }
+      try eventually("another connection of the same source goes on") { talk.heard("good") > since + 100 }
       let later = talk.heard("good")
       let stopped = talk.heard("bad")
-      try LiveRunTests.wait("and on") { talk.heard("good") > later + 100 }
+      try eventually("and on") { talk.heard("good") > later + 100 }
       #expect(talk.heard("bad") == stopped, "the flow goes on")
       #expect(talk.end("bad") == nil && talk.serverErrors.isEmpty)
       #expect(try talk.host.cli("status").contains("cut 1"))
@@ -115,10 +116,10 @@ extension EndToEnd {
       let talk = try Talk("dry", policy: "dry-run: true\n" + ProtectedHost.policy)
       try talk.begin("bad")
       try talk.say("bad", "REJECT-ME")
-      try LiveRunTests.wait("it is told") { try !talk.verdict(1_000_030).isEmpty }
+      try eventually("it is told") { try !talk.verdict(1_000_030).isEmpty }
       #expect(try talk.verdict(1_000_030) == ["reject", ""])
       let heard = talk.heard("bad")
-      try LiveRunTests.wait("the flow goes on") { talk.heard("bad") > heard + 100 }
+      try eventually("the flow goes on") { talk.heard("bad") > heard + 100 }
     }
   }
 }

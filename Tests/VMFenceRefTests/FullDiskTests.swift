@@ -1,6 +1,7 @@
 #if Daemon
 import Foundation
 import NetworkTestSupport
+import TestSupport
 import Testing
 import VMFenceControl
 
@@ -42,7 +43,7 @@ struct FullDiskTests {
       errors: Pipe(), output: Pipe())
     defer { if daemon.isRunning { daemon.terminate() } }
     let socket = folder.path("control.sock")
-    try LiveRunTests.wait("its socket") { FileManager.default.fileExists(atPath: socket) }
+    try eventually("its socket") { FileManager.default.fileExists(atPath: socket) }
     func status() throws -> DaemonStatus {
       let said = try Program.run("status", "--json", "--socket", socket)
       return try JSONDecoder().decode(DaemonStatus.self, from: Data(said.output.utf8))
@@ -51,7 +52,7 @@ struct FullDiskTests {
       let said = try Program.run("domains", "--json", "--socket", socket)
       return try JSONDecoder().decode([DomainStatus].self, from: Data(said.output.utf8)).first?.eventsLost ?? 0
     }
-    try LiveRunTests.wait("statistics of the guest are lost") { try ofWeb() > 0 }
+    try eventually("statistics of the guest are lost") { try ofWeb() > 0 }
     let said = try status()
     #expect(said.eventsUnwritten > 0 && said.eventsLostByDomain.isEmpty)
     #expect(said.problems.contains { $0.contains("eve.json") && $0.contains("No space left") }, "\(said.problems)")

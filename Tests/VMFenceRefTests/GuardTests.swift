@@ -1,6 +1,7 @@
 #if Daemon
 import Foundation
 import NetworkTestSupport
+import TestSupport
 import Testing
 import VMFenceControl
 
@@ -67,37 +68,37 @@ extension EndToEnd {
           $0.vmfence?.platform?.kind == "spoofing-stopped"
         }
       }
-      try LiveRunTests.wait("the counters are read") { try metric("spoofed_dhcp") == 0 }
+      try eventually("the counters are read") { try metric("spoofed_dhcp") == 0 }
       try answer(host)
-      try LiveRunTests.wait("the answer is counted") { try metric("spoofed_dhcp") == 1 }
+      try eventually("the answer is counted") { try metric("spoofed_dhcp") == 1 }
       let status = try host.ask(ControlRequest(.status), DaemonStatus.self)
       #expect(
         status.stopped["spoofed_dhcp"] == 1 && status.stopped["quarantine"] == 0,
         "\(status.stopped)")
       #expect(try host.cli("status").contains("stopped by the packet filter: spoofed_dhcp 1"))
-      try LiveRunTests.wait("it is told") { try !told().isEmpty }
+      try eventually("it is told") { try !told().isEmpty }
       // The router that was named, and the host by the address that its bridge's MAC address gives.
       #expect(try metric("spoofed_ipv6") == 0)
       try speak(host, as: [1])
       try speak(host, as: [0x77, 0, 0xFF, 0xFE, 0, 0, 0xFE])
       try speak(host, as: [0x12, 0x34])
-      try LiveRunTests.wait("they are counted") { try metric("spoofed_ipv6") == 2 }
+      try eventually("they are counted") { try metric("spoofed_ipv6") == 2 }
       host.attack(from: "10.77.0.98")
-      try LiveRunTests.wait("a block") { host.bans.count == 1 }
+      try eventually("a block") { host.bans.count == 1 }
       #expect(host.isCutOff(1, from: "10.77.0.98"))
       for _ in 0..<3 { try answer(host) }
-      try LiveRunTests.wait("all are counted") {
+      try eventually("all are counted") {
         try metric("spoofed_dhcp") == 4 && metric("block") ?? 0 > 0
       }
       #expect(try metric("spoofed_ipv6") == 2, "an address of which nothing is known is stopped")
-      try LiveRunTests.wait("the block is counted in the kernel") {
+      try eventually("the block is counted in the kernel") {
         try series("vmfence_firewall_desired_elements") == 1 && series("vmfence_firewall_kernel_elements") == 1
       }
       let web = "vm=\"web\",uuid=\"6e1b4d0a-93c5-4c54-8d0e-5a0c7a1f0001\""
       #expect(try series("vmfence_blocks_active{\(web),family=\"ipv4\"}") == 1)
       #expect(try series("vmfence_blocks_active{\(web),family=\"ipv6\"}") == 0)
       #expect(try series("vmfence_blocks_active{family=\"ipv4\"}") == 0, "it is no block for the whole host")
-      try LiveRunTests.wait("the alerts are counted") {
+      try eventually("the alerts are counted") {
         try series("vmfence_alerts_total{\(web),classtype=\"web-application-attack\"}") ?? 0 >= 3
       }
       #expect(try series("vmfence_capture_packets_total{\(web),vif=\"vif1.0\"}") ?? 0 > 0)

@@ -1,6 +1,6 @@
 #if Daemon
 import Foundation
-import NetworkTestSupport
+import TestSupport
 import Testing
 import VMFenceControl
 
@@ -12,8 +12,8 @@ extension EndToEnd {
       let host = try ProtectedHost("history", policy: ProtectedHost.policy.replacingOccurrences(of: "6s", with: "2m"))
       try host.start()
       host.attack(2)
-      try LiveRunTests.wait("a block") { host.bans.count == 1 }
-      try LiveRunTests.wait("the alerts are listed") {
+      try eventually("a block") { host.bans.count == 1 }
+      try eventually("the alerts are listed") {
         try host.cli("alerts").components(separatedBy: "password file").count == 4
       }
       let why = try host.cli("why", "files", "10.77.0.99")
@@ -38,7 +38,7 @@ extension EndToEnd {
       _ = try host.folder.write("state/history.db", String(repeating: "no database ", count: 1000))
       try host.start()
       #expect(host.said.contains("the history was begun anew"))
-      try LiveRunTests.wait("the decision log is projected again") {
+      try eventually("the decision log is projected again") {
         try host.cli("why", "files", "10.77.0.99").contains("before: lift 10.77.0.99, expired")
       }
       #expect(try host.cli("alerts") == "no alerts\n")

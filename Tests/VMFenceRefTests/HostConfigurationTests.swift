@@ -1,6 +1,7 @@
 #if Daemon
 import Foundation
 import NetworkTestSupport
+import TestSupport
 import Testing
 
 @Suite("The configuration of a host")
@@ -257,7 +258,7 @@ struct HostConfigurationTests {
     let host = try folder.write("host.yaml", "version: 1\ninventory: inventory.yaml\n")
     // It goes with the namespace.
     _ = try namespace.start("sh -c \"(echo 'add table \(family) vmfence { flags owner; }'; exec sleep 60) | nft -i\"")
-    try LiveRunTests.wait("the table") { namespace.succeeds("nft list table \(family) vmfence") }
+    try eventually("the table") { namespace.succeeds("nft list table \(family) vmfence") }
     let failure = #expect(throws: NetworkNamespace.CommandFailed.self) {
       try namespace.run("timeout 20 \(try Program.path("vmfence-ref")) run --config \(host) 2>&1")
     }

@@ -1,6 +1,7 @@
 #if Daemon
 import Foundation
 import NetworkTestSupport
+import TestSupport
 import Testing
 import VMFenceCore
 
@@ -55,7 +56,7 @@ struct LiftedMeanwhileRunTests {
         "sh -c \"exec '\(Program.path("vmfence-ref"))' run --config '\(config)' --eve '\(folder.path(eve))' "
           + "2>'\(folder.path("said"))'\"")
       defer { if daemon.isRunning { daemon.terminate() } }
-      try LiveRunTests.wait("its socket") { FileManager.default.fileExists(atPath: folder.path("control.sock")) }
+      try eventually("its socket") { FileManager.default.fileExists(atPath: folder.path("control.sock")) }
       try look()
       daemon.terminate()
       daemon.waitUntilExit()
@@ -70,10 +71,10 @@ struct LiftedMeanwhileRunTests {
       }
     }
     let said = try run("eve.json") {
-      try LiveRunTests.wait("all are told") {
+      try eventually("all are told") {
         try lifts("eve.json").count >= count && lifts("told.json").count >= count
       }
-      try LiveRunTests.wait("all are in the history") {
+      try eventually("all are in the history") {
         let past = try Program.run(
           "bans", "list", "--past", "--limit", "\(2 * count)", "--socket", folder.path("control.sock"))
         return past.output.split(separator: "\n").count { $0.contains("lift") } == count
@@ -129,8 +130,8 @@ struct LiftedMeanwhileRunTests {
         return try JSONDecoder().decode(Line.self, from: Data(line.utf8)).vmfence?.decision?.id
       }
     }
-    try LiveRunTests.wait("its socket") { FileManager.default.fileExists(atPath: folder.path("control.sock")) }
-    try LiveRunTests.wait("some ran out") { try told().count > 1_000 }
+    try eventually("its socket") { FileManager.default.fileExists(atPath: folder.path("control.sock")) }
+    try eventually("some ran out") { try told().count > 1_000 }
     // Between two looks at what has run out.
     usleep(500_000)
     daemon.terminate()

@@ -1,5 +1,6 @@
 #if Daemon
 import Foundation
+import TestSupport
 import Testing
 
 /// The daemon on a live link. Needs root: it makes network namespaces of its own and sends only between them.
@@ -13,15 +14,6 @@ struct LiveRunTests {
     try process.run()
     process.waitUntilExit()
     try #require(process.terminationStatus == 0, "\(command)")
-  }
-
-  /// Waits until `condition` holds, a minute at the most; a failure shows what `saying` gives.
-  static func wait(_ what: String, saying: () -> String = { "" }, until condition: () throws -> Bool) throws {
-    let deadline = Date(timeIntervalSinceNow: 60)
-    while try !condition() {
-      try #require(Date() < deadline, "waited in vain: \(what)\n\(saying())")
-      usleep(20_000)
-    }
   }
 
   private static let uuid = "6e1b4d0a-93c5-4c54-8d0e-5a0c7a1f0001"
@@ -63,13 +55,13 @@ struct LiveRunTests {
     let daemon = try Program.start(
       ["run", "--config", config, "--eve", folder.path("eve.json")], in: host, errors: errors, output: Pipe())
     defer { if daemon.isRunning { daemon.terminate() } }
-    try Self.wait("the first event") { (try? EVELine.read(folder.path("eve.json")))?.isEmpty == false }
+    try eventually("the first event") { (try? EVELine.read(folder.path("eve.json")))?.isEmpty == false }
 
     func alerts() throws -> Int {
       try EVELine.read(folder.path("eve.json")).count { $0.alert?.signatureID == 1_000_001 }
     }
     try Self.sh("ip netns exec \(guest) ping -q -c 200 -i 0.005 -p deadbeef 10.9.9.1")
-    try Self.wait("200 alerts") { try alerts() >= 200 }
+    try eventually("200 alerts") { try alerts() >= 200 }
     let detectors = try Program.children(of: daemon.processIdentifier, named: "vmfence-detecto")
     try #require(detectors.count == 1)
     // Stopped first, so that packets are waiting in its ring when it dies.
@@ -77,7 +69,7 @@ struct LiveRunTests {
     try Self.sh("ip netns exec \(guest) ping -q -c 100 -i 0.005 -p deadbeef 10.9.9.1")
     kill(detectors[0], SIGKILL)
     try Self.sh("ip netns exec \(guest) ping -q -c 100 -i 0.005 -p deadbeef 10.9.9.1")
-    try Self.wait("400 alerts") { try alerts() >= 400 }
+    try eventually("400 alerts") { try alerts() >= 400 }
     kill(daemon.processIdentifier, SIGTERM)
     daemon.waitUntilExit()
     #expect(daemon.terminationStatus == 0)
@@ -120,9 +112,9 @@ struct LiveRunTests {
       let daemon = try Program.start(
         ["run", "--config", config, "--eve", eve], in: host, errors: errors, output: Pipe())
       defer { if daemon.isRunning { daemon.terminate() } }
-      try Self.wait("the first event") { (try? EVELine.read(eve))?.isEmpty == false }
+      try eventually("the first event") { (try? EVELine.read(eve))?.isEmpty == false }
       func sids() throws -> [Int] { try EVELine.read(eve).compactMap { $0.alert?.signatureID } }
-      try Self.wait("an alert") {
+      try eventually("an alert") {
         try Self.sh("ip netns exec \(guest) ping -q -c 1 10.9.9.1")
         return try !sids().isEmpty
       }
@@ -165,7 +157,7 @@ struct LiveRunTests {
     let daemon = try Program.start(
       ["run", "--config", config, "--eve", eve], in: host, errors: Pipe(), output: Pipe())
     defer { if daemon.isRunning { daemon.terminate() } }
-    try Self.wait("the first event") { (try? EVELine.read(eve))?.isEmpty == false }
+    try eventually("the first event") { (try? EVELine.read(eve))?.isEmpty == false }
     // A server that reads and never answers, and a client that says one thing and stays.
     let ends = [
       ("sleep 60 | nc -l -p 9000 >/dev/null", host), ("{ printf 'the needle'; sleep 60; } | nc 10.9.9.1 9000", guest),
@@ -181,7 +173,7 @@ struct LiveRunTests {
       started.append(process)
       usleep(300_000)
     }
-    try Self.wait("the alert") { try EVELine.read(eve).contains { $0.alert?.signatureID == 1 } }
+    try eventually("the alert") { try EVELine.read(eve).contains { $0.alert?.signatureID == 1 } }
     let stands = started.allSatisfy { $0.isRunning }
     #expect(stands)
     kill(daemon.processIdentifier, SIGTERM)

@@ -1,6 +1,7 @@
 #if Daemon
 import Foundation
 import NetworkTestSupport
+import TestSupport
 import Testing
 import VMFenceControl
 
@@ -41,7 +42,7 @@ extension EndToEnd {
 
           """)
       let common = ProtectedHost.rules.split(separator: "\n").count
-      try LiveRunTests.wait("the guest is inspected") {
+      try eventually("the guest is inspected") {
         let late = try domain("late", of: host)
         return late?.state == "inspecting" && late?.rules == common
       }
@@ -52,7 +53,7 @@ extension EndToEnd {
       #expect(try host.ask(ControlRequest(.barrier, duration: 60, port: "vif9.0"), BarrierStatus.self).isInspected)
       _ = try host.folder.write("guests.rules", ProtectedHost.rules)
       host.signal(SIGHUP)
-      try LiveRunTests.wait("mended, it has its own besides") { try domain("late", of: host)?.rules == common + 1 }
+      try eventually("mended, it has its own besides") { try domain("late", of: host)?.rules == common + 1 }
     }
 
     @Test(
@@ -66,17 +67,17 @@ extension EndToEnd {
       for time in 1...2 {
         _ = try host.folder.write("guests.rules", wrong + String(repeating: "# again\n", count: time))
         host.signal(SIGHUP)
-        try LiveRunTests.wait("reload \(time)") { self.count("notice: reloaded", in: host) == time }
+        try eventually("reload \(time)") { self.count("notice: reloaded", in: host) == time }
         #expect(try domain("web", of: host)?.rules == count + 1)
       }
       #expect(host.said.contains("stays in force as it was before"), "\(host.said.suffix(4000))")
       host.attack()
-      try LiveRunTests.wait("what was right is in force") { host.bans.count == 1 }
+      try eventually("what was right is in force") { host.bans.count == 1 }
       #expect(try host.cli("status").contains("problem: rule 1:1000001 is wrong at"))
       #expect(try host.cli("rules", "show", "web").contains("  rule 1:1000001 is wrong at"))
       _ = try host.folder.write("guests.rules", new)
       host.signal(SIGHUP)
-      try LiveRunTests.wait("without it") { try domain("web", of: host)?.rules == 1 }
+      try eventually("without it") { try domain("web", of: host)?.rules == 1 }
       #expect(
         try !host.cli("status").contains("is wrong at") && !host.cli("rules", "show", "web").contains("is wrong at"))
     }
@@ -91,13 +92,13 @@ extension EndToEnd {
       }
       _ = try host.folder.write("guests.rules", ProtectedHost.rules + many.joined())
       host.signal(SIGHUP)
-      try LiveRunTests.wait("one is asked for while rules are compiled") {
+      try eventually("one is asked for while rules are compiled") {
         usleep(50_000)
         host.signal(SIGHUP)
         return count("the reload follows", in: host) > 0
       }
       host.signal(SIGHUP)
-      try LiveRunTests.wait("both reloads") { count("notice: reloaded", in: host) == 2 }
+      try eventually("both reloads") { count("notice: reloaded", in: host) == 2 }
       #expect(count("the reload follows", in: host) == 1, "\(host.said.suffix(4000))")
       #expect(try domain("web", of: host)?.rules == 5_005)
     }
@@ -159,14 +160,14 @@ extension EndToEnd {
         let socket = host.folder.path("control.sock")
         return (try? NetworkNamespace.shell("timeout -s KILL 20 \(program) domains --socket \(socket)")) ?? ""
       }
-      try LiveRunTests.wait("the guest is suspended") { domains().contains("suspended") }
+      try eventually("the guest is suspended") { domains().contains("suspended") }
       // Time enough for the detector's answer.
       usleep(1_000_000)
       host.attack(2)
-      try LiveRunTests.wait("other guests' attackers are found") { host.bans.count == 1 && !domains().isEmpty }
+      try eventually("other guests' attackers are found") { host.bans.count == 1 && !domains().isEmpty }
       #expect(try FileManager.default.contentsOfDirectory(atPath: frozen).allSatisfy { !$0.hasSuffix(".state") })
       try NetworkNamespace.shell("fsfreeze -u \(frozen)")
-      try LiveRunTests.wait("it is kept when the disk answers") {
+      try eventually("it is kept when the disk answers") {
         try FileManager.default.contentsOfDirectory(atPath: frozen).contains { $0.hasSuffix("0001.state") }
       }
     }

@@ -1,6 +1,7 @@
 #if Daemon
 import Foundation
 import NetworkTestSupport
+import TestSupport
 import Testing
 
 /// What whoever runs the daemon meets besides the daemon's work: outputs that nobody reads, small terminals, starts that fail.
@@ -60,7 +61,7 @@ struct OperatorTests {
       ["run", "--config", try configuration(), "--eve", folder.path("eve.json")], in: host.name, errors: Pipe(),
       output: Pipe())
     defer { if daemon.isRunning { daemon.terminate() } }
-    try LiveRunTests.wait("the daemon") {
+    try eventually("the daemon") {
       try #require(daemon.isRunning)
       return (try? cli("domains").output.contains("inspecting")) == true
     }
@@ -79,7 +80,7 @@ struct OperatorTests {
     }
     try withDaemon {
       try guest.run("ping -q -c 3 -i 0.1 10.9.9.1")
-      try LiveRunTests.wait("three alerts") { try alerts(cli("alerts", "--json").output).count == 3 }
+      try eventually("three alerts") { try alerts(cli("alerts", "--json").output).count == 3 }
       let written = try alerts(String(contentsOfFile: folder.path("eve.json"), encoding: .utf8))
       #expect(try alerts(cli("alerts", "--json").output) == written)
       #expect(try cli("alerts", "--domain", Self.uuid).output.components(separatedBy: "ping").count == 4)
@@ -173,7 +174,7 @@ struct OperatorTests {
     defer { if process.isRunning { process.terminate() } }
     func said() throws -> String { try String(contentsOfFile: log, encoding: .utf8) }
     // SIGHUP is bit 0 of the signals that are caught (proc(5)).
-    try LiveRunTests.wait("it hears of reloads") {
+    try eventually("it hears of reloads") {
       let status = (try? String(contentsOfFile: "/proc/\(process.processIdentifier)/status", encoding: .utf8)) ?? ""
       let caught = status.firstMatch(of: /SigCgt:\s*([0-9a-f]+)/).flatMap { UInt64($0.1, radix: 16) } ?? 0
       return caught & 1 == 1
@@ -181,7 +182,7 @@ struct OperatorTests {
     #expect(
       try !said().contains("measures are carried out"), "it does not hear of reloads before its rules are compiled")
     kill(process.processIdentifier, SIGHUP)
-    try LiveRunTests.wait("it runs, and has read all again") {
+    try eventually("it runs, and has read all again") {
       let log = try said()
       try #require(process.isRunning, "\(log)")
       return try said().contains("running") && said().contains("reloaded")

@@ -1,6 +1,7 @@
 #if Daemon
 import Foundation
 import NetworkTestSupport
+import TestSupport
 import Testing
 
 /// What the daemon tells of packets that no rule is about.
@@ -74,11 +75,11 @@ struct PacketNoticeTests {
     let daemon = try Program.start(
       ["run", "--config", config, "--eve", eve], in: host.name, errors: Pipe(), output: Pipe())
     defer { if daemon.isRunning { daemon.terminate() } }
-    try LiveRunTests.wait("the first event") { (try? EVELine.read(eve))?.isEmpty == false }
+    try eventually("the first event") { (try? EVELine.read(eve))?.isEmpty == false }
 
     // The first ping is alerted, the two packets of its host behind it are tagged: a ping, or the neighbour's question.
     try guest.run("ping -q -c 4 -i 0.05 10.9.9.1")
-    try LiveRunTests.wait("two tagged packets") { try Line.read(eve).count { $0.type == "packet" } == 2 }
+    try eventually("two tagged packets") { try Line.read(eve).count { $0.type == "packet" } == 2 }
     // An IPv4 header of which not even that is there.
     let endpoint = try PacketEndpoint(guest)
     let broken: [UInt8] =
@@ -90,7 +91,7 @@ struct PacketNoticeTests {
     }
     func anomalies() throws -> [Line] { try Line.read(eve).filter { $0.type == "anomaly" } }
     // A packet with several anomalies is one of so many a second.
-    try LiveRunTests.wait("the anomalies") {
+    try eventually("the anomalies") {
       let events = try anomalies().compactMap(\.anomaly)
       let most = Dictionary(grouping: events, by: \.event).map(\.value.count).max() ?? 0
       return try most > 0 && most + lost() >= 200

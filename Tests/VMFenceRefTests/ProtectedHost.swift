@@ -1,6 +1,7 @@
 #if Daemon
 import Foundation
 import NetworkTestSupport
+import TestSupport
 import Testing
 import VMFenceControl
 
@@ -108,7 +109,7 @@ final class ProtectedHost {
     try NetworkNamespace.shell("mkdir -p /run/sshd; ssh-keygen -q -t ed25519 -N '' -f \(folder.path("key"))")
     let options = "-o HostKey=\(folder.path("key")) -o PidFile=none -o UsePAM=no -o MaxStartups=100"
     servers.append(try vm3.start("sh -c '/usr/sbin/sshd -D -p 22 -f /dev/null \(options); true'"))
-    try LiveRunTests.wait("the servers") {
+    try eventually("the servers") {
       network.outside.succeeds(
         "curl -sf -m 10 http://10.77.0.1/ && curl -sf -m 10 http://10.77.0.2/ && nmap -n -Pn -sT -p 21 10.77.0.2 | grep -q open "
           + "&& nmap -n -Pn -sT -p 22 10.77.0.3 | grep -q open")
@@ -130,7 +131,7 @@ final class ProtectedHost {
     process.standardOutput = FileHandle.nullDevice
     try process.run()
     daemon = process
-    try LiveRunTests.wait("the daemon", saying: { said }) {
+    try eventually("the daemon", saying: { said }) {
       try #require(process.isRunning, "\(said)")
       let domains = try? ask(ControlRequest(.domains), [DomainStatus].self)
       return domains?.filter { $0.state == "inspecting" || $0.state == "suspended" }.count == 3

@@ -1,6 +1,7 @@
 import Foundation
 import NetworkTestSupport
 import Synchronization
+import TestSupport
 import Testing
 import VMFenceCore
 

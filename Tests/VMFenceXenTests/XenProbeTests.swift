@@ -1,3 +1,4 @@
+import TestSupport
 import Testing
 import VMFenceConformance
 import VMFenceCore
@@ -115,28 +116,18 @@ final class FakeXenDriver: HypervisorDriver {
     _ = try? await driver.xenProbe.snapshot()
     driver.xen.isStoreDown = false
     // It is connected to within a second; then everything is read.
-    let deadline = ContinuousClock.now + .seconds(60)
-    while !driver.xenProbe.problems.contains(where: { $0.message.contains("nothing about it") }),
-      ContinuousClock.now < deadline
-    {
-      try await Task.sleep(for: .milliseconds(5))
-    }
+    #expect(
+      await comesTrueSuspending { driver.xenProbe.problems.contains { $0.message.contains("nothing about it") } })
     let seen = try await driver.xenProbe.snapshot().domains
     #expect(seen.map(\.name) == [domain.name] && seen.map(\.ports) == [domain.ports])
     #expect(driver.xenProbe.problems.contains { $0.message.contains("nothing about it") })
-  }
-
-  private func wait(until isSo: () async throws -> Bool) async throws {
-    let deadline = ContinuousClock.now + .seconds(60)
-    while try await !isSo(), ContinuousClock.now < deadline { try await Task.sleep(for: .milliseconds(5)) }
-    #expect(try await isSo())
   }
 
   @Test func aXenstoredThatSaysNothingKeepsNobodyWaiting() async throws {
     let driver = try FakeXenDriver(storePatience: .milliseconds(1))
     let (xen, probe) = (driver.xen, driver.xenProbe)
     let domain = try await driver.create(0)
-    try await wait { try await probe.snapshot().domains.map(\.name) == [domain.name] }
+    #expect(try await comesTrueSuspending { try await probe.snapshot().domains.map(\.name) == [domain.name] })
     let changes = await probe.changes()
     let gap = Task {
       for await change in changes { if case .gap(_, let reason) = change { return reason } }
@@ -146,13 +137,14 @@ final class FakeXenDriver: HypervisorDriver {
     // The hypervisor's list goes on, and so does everything that is not xenstored's.
     _ = try await driver.bring(domain.incarnation, to: .paused)
     #expect(try await probe.snapshot().domains.map(\.runState) == [.paused])
-    try await wait { probe.problems.contains { $0.message.contains("does not answer") } }
+    #expect(await comesTrueSuspending { probe.problems.contains { $0.message.contains("does not answer") } })
     #expect(await gap.value == "xenstored does not answer")
     xen.put(XenDomain(.test(7)))
-    try await wait { try await probe.snapshot().domains.map(\.name) == [domain.name, "domain-7"] }
+    #expect(
+      try await comesTrueSuspending { try await probe.snapshot().domains.map(\.name) == [domain.name, "domain-7"] })
     xen.isStoreSilent = false
     xen.set("/local/domain/7/name", "late")
-    try await wait { try await probe.snapshot().domains.map(\.name) == [domain.name, "late"] }
+    #expect(try await comesTrueSuspending { try await probe.snapshot().domains.map(\.name) == [domain.name, "late"] })
     #expect(probe.problems.isEmpty)
   }
 
@@ -160,7 +152,7 @@ final class FakeXenDriver: HypervisorDriver {
     let driver = try FakeXenDriver(storePatience: .milliseconds(250))
     let (xen, probe) = (driver.xen, driver.xenProbe)
     let domain = try await driver.create(0)
-    try await wait { try await probe.snapshot().domains.map(\.name) == [domain.name] }
+    #expect(try await comesTrueSuspending { try await probe.snapshot().domains.map(\.name) == [domain.name] })
     let changes = await probe.changes()
     let news = Task {
       for await change in changes {
@@ -184,7 +176,7 @@ final class FakeXenDriver: HypervisorDriver {
     #expect(try probe.latestSnapshot().domains.map(\.runState) == [.paused])
     xen.delay = .zero
     xen.isHypervisorDown = true
-    try await wait { (try? probe.latestSnapshot()) == nil }
+    #expect(await comesTrueSuspending { (try? probe.latestSnapshot()) == nil })
   }
 
   @Test func aHostWithoutXenIsToldSo() {

@@ -1,3 +1,5 @@
+import TestSupport
+
 /// A host with a bridge, two guests and an outside, each in a network namespace of a test's own:
 ///
 ///     vm1 eth0 ── vif1.0 ┐            ┌ uplink0 ── eth0 outside

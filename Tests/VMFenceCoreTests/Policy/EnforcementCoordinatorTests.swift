@@ -1,6 +1,7 @@
 import Glibc
 import NetworkTestSupport
 import Synchronization
+import TestSupport
 import Testing
 import VMFenceCore
 import VMFenceTestKit
