@@ -1,6 +1,7 @@
 import CLinux
 import Foundation
 import Synchronization
+import TestSupport
 import Testing
 import VMFenceBlock
 import VMFenceCore
@@ -27,13 +28,16 @@ import VMFenceTestKit
       stage.store(2, ordering: .releasing)
     }
     client.start()
-    let end = ContinuousClock.now + .seconds(60)
     // Nothing is delivered as long as the observer is busy.
-    while stage.load(ordering: .acquiring) == 0, ContinuousClock.now < end { server.reader.attend() }
+    _ = comesTrue {
+      server.reader.attend()
+      return stage.load(ordering: .acquiring) != 0
+    }
     #expect(stage.load(ordering: .acquiring) == 1, "it was greeted, and has no answer yet")
     var observer = AskingObserver(shared: SharedObserver { _, _ in .allow })
-    while stage.load(ordering: .acquiring) == 1, ContinuousClock.now < end {
+    _ = try comesTrue {
       _ = try server.deliver(limit: 1, until: SystemClock().now + .milliseconds(20), to: &observer)
+      return stage.load(ordering: .acquiring) != 1
     }
     #expect(answer.withLock { $0 }?.dropFirst(16) == [UInt8](repeating: 7, count: 512)[...])
     #expect(server.statistics.clients == 1 && server.statistics.reads == 1)
@@ -48,7 +52,7 @@ import VMFenceTestKit
     let writer = try RawClient(disk.socketPath)
     try writer.enter()
     try writer.send(RawClient.request(1, 0, 1, cookie: 5) + [9])
-    while disk.entries.isEmpty { usleep(1000) }
+    try eventually("the request is held") { !disk.entries.isEmpty }
     // More of them, one after the other, than have a place at once; every other leaves within its handshake.
     for _ in 0..<6 {
       try RawClient(disk.socketPath).enter()
@@ -71,7 +75,7 @@ import VMFenceTestKit
     let writer = try RawClient(disk.socketPath)
     try writer.enter()
     try writer.send(RawClient.request(1, 0, 1) + [9])
-    while disk.entries.isEmpty { usleep(1000) }
+    try eventually("the request is held") { !disk.entries.isEmpty }
     #expect(try RawClient(disk.socketPath).isHungUp())
     isDecided.store(true, ordering: .releasing)
     #expect(try writer.receive(16).count == 16)

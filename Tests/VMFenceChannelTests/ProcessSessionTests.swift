@@ -1,5 +1,6 @@
 import Foundation
 import Synchronization
+import TestSupport
 import Testing
 import VMFenceCore
 import VMFenceProcess
@@ -208,18 +209,17 @@ struct ProcessSessionTests {
       session = ProcessSession(process, page: nil, epoch: 0x77, looks: true, at: now(), isRightGuest: { true })
     }
 
-    /// Turns both sides until something was seen, ten seconds at the most.
+    /// Turns both sides until something was seen.
     mutating func turn(_ what: String, until condition: (HostChannelEvent) -> Bool) {
-      for _ in 0..<1000 {
+      let isSeen = comesTrue {
         for case .policy(let policy, _) in guest.step() {
           guest.acknowledge(PolicyAcknowledgement(version: policy.version, digest: policy.digest, status: .applied))
         }
         let events = session.step(at: now(), rang: true)
         seen += events
-        if events.contains(where: condition) { return }
-        usleep(10_000)
+        return events.contains(where: condition)
       }
-      Issue.record("\(what) was not seen, but \(seen)")
+      #expect(isSeen, "\(what) was not seen, but \(seen)")
     }
   }
 

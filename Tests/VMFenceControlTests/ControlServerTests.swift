@@ -1,5 +1,6 @@
 import Foundation
 import Synchronization
+import TestSupport
 import Testing
 import VMFenceControl
 import VMFenceCore
@@ -124,12 +125,9 @@ struct ControlServerTests {
       // Both fall silent.
       #expect(first.lines(1).isEmpty && second.lines(1).isEmpty)
       // Their places are free a moment after they were hung up on.
-      let deadline = ContinuousClock.now + .seconds(60)
-      var answer: String?
-      while answer == nil, ContinuousClock.now < deadline {
-        answer = try? ControlClient(path: path).ask(ControlRequest(.status), String.self)
+      try eventually("a place is free") {
+        (try? ControlClient(path: path).ask(ControlRequest(.status), String.self)) == "status"
       }
-      #expect(answer == "status")
     }
   }
 
@@ -229,7 +227,7 @@ struct ControlServerTests {
     try withServer { server, path in
       let client = try ControlClient(path: path)
       Thread.detachNewThread {
-        while !server.hasFollowers { usleep(1000) }
+        _ = comesTrue { server.hasFollowers }
         server.close()
       }
       let failure = #expect(throws: ControlFailure.self) { try client.follow(all: false) { _ in true } }

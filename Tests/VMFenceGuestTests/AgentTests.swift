@@ -113,7 +113,7 @@ final class AgentTests {
       var host = try attach()
       host.offer(try policy(version, []))
       // Without a pause: the policy is in the page at once when the session is taken up, and the frontend reports what is in force then.
-      let end = ContinuousClock.now + .seconds(60)
+      let end = ContinuousClock.now + waitLimit
       var answer: PolicyAcknowledgement?
       while answer == nil, ContinuousClock.now < end {
         answer = host.step(at: SystemClock().now).lazy.compactMap(acknowledgement).first

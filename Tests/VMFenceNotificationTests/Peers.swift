@@ -1,4 +1,5 @@
 import Foundation
+import TestSupport
 import VMFenceCore
 
 /// A socket server of a test's own, which keeps what it gets.
@@ -63,33 +64,30 @@ final class Peer {
     }
   }
 
-  /// What comes until `isEnough` says so, five seconds at the most. Of datagrams, each is one element; of a stream, all is one.
+  /// What comes until `isEnough` says so, or it is waited for in vain. Of datagrams, each is one element; of a stream, all is one.
   func receive(until isEnough: ([String]) -> Bool) -> [String] {
+    let isStream = kind == .unixStream || kind == .tcp
     var datagrams: [String] = []
-    for _ in 0..<2500 {
-      if kind == .unixStream || kind == .tcp, connection < 0 {
+    var received: [String] { isStream ? [String(decoding: buffer, as: UTF8.self)] : datagrams }
+    _ = comesTrue {
+      if isStream, connection < 0 {
         connection = accept(listener, nil, nil)
         if connection >= 0 { _ = fcntl(connection, F_SETFL, O_NONBLOCK) }
       }
-      let isStream = kind == .unixStream || kind == .tcp
-      var chunk = [UInt8](repeating: 0, count: 1 << 16)
-      // SAFETY: the buffer is valid for its count.
-      let count = unsafe chunk.withUnsafeMutableBytes {
-        unsafe recv(isStream ? connection : listener, $0.baseAddress, $0.count, 0)
+      while let chunk = chunk(from: isStream ? connection : listener), !isEnough(received) {
+        if isStream { buffer += chunk } else { datagrams.append(String(decoding: chunk, as: UTF8.self)) }
       }
-      if count > 0 {
-        if isStream {
-          buffer += chunk[..<count]
-        } else {
-          datagrams.append(String(decoding: chunk[..<count], as: UTF8.self))
-        }
-      } else {
-        usleep(2_000)
-      }
-      let now = isStream ? [String(decoding: buffer, as: UTF8.self)] : datagrams
-      if isEnough(now) { return now }
+      return isEnough(received)
     }
-    return kind == .unixStream || kind == .tcp ? [String(decoding: buffer, as: UTF8.self)] : datagrams
+    return received
+  }
+
+  /// What one call takes, unless there is nothing.
+  private func chunk(from descriptor: Int32) -> ArraySlice<UInt8>? {
+    var chunk = [UInt8](repeating: 0, count: 1 << 16)
+    // SAFETY: the buffer is valid for its count.
+    let count = unsafe chunk.withUnsafeMutableBytes { unsafe recv(descriptor, $0.baseAddress, $0.count, 0) }
+    return count > 0 ? chunk[..<count] : nil
   }
 
   /// Whole lines of a stream.

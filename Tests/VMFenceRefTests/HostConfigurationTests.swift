@@ -257,7 +257,7 @@ struct HostConfigurationTests {
     _ = try folder.write("inventory.yaml", Self.inventory)
     let host = try folder.write("host.yaml", "version: 1\ninventory: inventory.yaml\n")
     // It goes with the namespace.
-    _ = try namespace.start("sh -c \"(echo 'add table \(family) vmfence { flags owner; }'; exec sleep 60) | nft -i\"")
+    _ = try namespace.start("sh -c \"(echo 'add table \(family) vmfence { flags owner; }'; exec sleep 600) | nft -i\"")
     try eventually("the table") { namespace.succeeds("nft list table \(family) vmfence") }
     let failure = #expect(throws: NetworkNamespace.CommandFailed.self) {
       try namespace.run("timeout 20 \(try Program.path("vmfence-ref")) run --config \(host) 2>&1")

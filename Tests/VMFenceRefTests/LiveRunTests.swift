@@ -1,5 +1,6 @@
 #if Daemon
 import Foundation
+import NetworkTestSupport
 import TestSupport
 import Testing
 
@@ -171,7 +172,9 @@ struct LiveRunTests {
       process.standardOutput = FileHandle.nullDevice
       try process.run()
       started.append(process)
-      usleep(300_000)
+      try eventually("an end of the connection") {
+        (try? NetworkNamespace.shell("ip netns exec \(place) ss -Htan | grep -E ':9000( |$)'")) != nil
+      }
     }
     try eventually("the alert") { try EVELine.read(eve).contains { $0.alert?.signatureID == 1 } }
     let stands = started.allSatisfy { $0.isRunning }

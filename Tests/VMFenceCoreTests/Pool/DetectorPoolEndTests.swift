@@ -1,3 +1,4 @@
+import TestSupport
 import Testing
 import ToyEngine
 import VMFenceCore
@@ -20,16 +21,16 @@ struct DetectorPoolEndTests {
     return rig
   }
 
-  /// Turns as a live driver does, at one moment of the pool's time, until something is so, ten seconds at the most.
-  private func turn(_ rig: PoolRig, until condition: () -> Bool) {
-    var patience = 200
-    while !condition(), patience > 0 {
-      patience -= 1
+  /// Turns as a live driver does, at one moment of the pool's time, until something is so.
+  private func turn(_ rig: PoolRig, until isSo: () -> Bool) {
+    let hasComeTrue = comesTrue {
+      guard !isSo() else { return true }
       rig.pool.publish()
       rig.pool.wait(upTo: .milliseconds(50))
       rig.pool.collect(at: rig.clock.now)
+      return isSo()
     }
-    #expect(condition())
+    #expect(hasComeTrue)
   }
 
   @Test("a detector that says nothing when its domain ends keeps nobody waiting, and is killed when its time is over")

@@ -1,4 +1,5 @@
 import Glibc
+import TestSupport
 import Testing
 import ToyEngine
 import VMFenceCore
@@ -12,10 +13,9 @@ struct CounterBlockTests {
   /// Waits until the detector has shown `values`: it does so after it has answered.
   private func awaited(_ values: [UInt64], of channel: DetectorChannel) -> [UInt64] {
     var shown: [UInt64] = []
-    for _ in 0..<5_000 {
+    _ = comesTrue {
       shown = channel.inspectorCounters(ToyRules.inspectorCounters)
-      if shown == values { break }
-      usleep(1_000)
+      return shown == values
     }
     return shown
   }
