@@ -115,8 +115,9 @@ public struct GuestChannel: Sendable {
         queue.removeFirst()
       }
     } catch {
-      // When Dom0 began a new session meanwhile, that is no breach.
-      if let event = followEpoch() { return events + [event] }
+      // When Dom0 began a new session meanwhile, that is no breach. What came before it is not told: an answer would go into the new session, where the policy
+      // was not sent, and Dom0 would close the channel for it. It sends the policy again.
+      if let event = followEpoch() { return [event] }
       forget()
       page.release(0, at: ChannelLayout.Guest.epoch)
       events.append(.broken(error))

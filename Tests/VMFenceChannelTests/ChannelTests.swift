@@ -1,3 +1,6 @@
+import Foundation
+import Synchronization
+import TestSupport
 import Testing
 import VMFenceCore
 import VMFenceIntegrity
@@ -205,6 +208,35 @@ struct ChannelTests {
     let seen = pair.settle()
     #expect(seen.guest == [.opened(version: 1), .policy(second, sentAt: start)])
     #expect(seen.host.first == .opened(version: 1) && seen.host.count == 2)
+  }
+
+  @Test("nor does what the guest has read of the old one wait for an answer in the new one, which was not sent it")
+  func newEpochMeanwhile() throws {
+    let page = try SharedPage.anonymous()
+    var guest = GuestChannel(preparing: page, session: 77)
+    // One message.
+    let whole = try policy(1, measures: 10)
+    let isDone = Atomic(false)
+    let daemons = Thread {
+      let deadline = ContinuousClock.now + waitLimit
+      for epoch in 1...100 as ClosedRange<UInt64> {
+        guard var host = try? HostChannel(page, epoch: epoch, at: start) else { break }
+        host.offer(whole)
+        // The policy is sent as soon as the session is taken up; the next one begins while the guest looks at what it has just taken.
+        while host.state == .offered || page.acquire(Lane.down.head) == 0, ContinuousClock.now < deadline {
+          if host.state == .offered { _ = host.step(at: start) }
+        }
+      }
+      isDone.store(true, ordering: .relaxed)
+    }
+    daemons.start()
+    var late = 0
+    while !isDone.load(ordering: .relaxed) {
+      let events = guest.step()
+      let beforeOpening = events.prefix(upTo: events.lastIndex(of: .opened(version: 1)) ?? 0)
+      for case .policy in beforeOpening { late += 1 }
+    }
+    #expect(late == 0)
   }
 
   @Test("a frontend that begins anew on the same page is no breach, and is attached again")
