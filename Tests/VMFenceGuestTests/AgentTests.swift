@@ -46,10 +46,17 @@ final class AgentTests {
   }
 
   /// Steps until `body` finds what it wants among the events.
-  private func waitFor<Result>(_ host: inout HostChannel, _ body: (HostChannelEvent) -> Result?) throws -> Result {
+  private func waitFor<Result>(
+    _ host: inout HostChannel, sourceLocation: SourceLocation = #_sourceLocation,
+    _ body: (HostChannelEvent) -> Result?
+  ) throws -> Result {
     var found: Result?
-    _ = comesTrue {
-      for event in host.step(at: SystemClock().now) where found == nil { found = body(event) }
+    var seen: [HostChannelEvent] = []
+    try eventually("an event", saying: { "there were \(seen)" }, sourceLocation: sourceLocation) {
+      for event in host.step(at: SystemClock().now) where found == nil {
+        seen.append(event)
+        found = body(event)
+      }
       return found != nil
     }
     return try #require(found)

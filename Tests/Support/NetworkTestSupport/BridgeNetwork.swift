@@ -1,4 +1,5 @@
 import TestSupport
+import Testing
 
 /// A host with a bridge, two guests and an outside, each in a network namespace of a test's own:
 ///
@@ -42,6 +43,11 @@ public final class BridgeNetwork: Sendable {
       ip -n \(guest.name) addr add fd77::\(number)/64 dev eth0 nodad
       ip -n \(guest.name) link set eth0 up
       """)
+    // The kernel notes a moment later that both ends are up: until then what is sent there is dropped.
+    try eventually("\(port) is up") {
+      host.succeeds("bridge link show dev \(port) | grep -q 'state forwarding'")
+        && guest.succeeds("ip link show dev eth0 | grep -q 'state UP'")
+    }
   }
 
   /// Whether an echo request from `source` to `address` is answered after all, within a minute: on a busy machine one may take longer than `pings` waits.
