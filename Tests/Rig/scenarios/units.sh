@@ -30,10 +30,15 @@ RemainAfterExit=yes
 KillMode=none
 ExecStart=/usr/sbin/xl create -q /etc/xen/web.cfg
 UNIT
+# As at boot: one transaction. Of two units that it is told of, systemctl asks for one after the other, and the first may have started by then.
+cat >/run/systemd/system/rig-boot.target <<'UNIT'
+[Unit]
+Wants=xendomains.service vmfence.service
+UNIT
 systemctl daemon-reload
 
-# As at boot: both in one go. The guest is behind the barrier, which fails closed, so it comes only when the daemon guards it.
-systemctl start xendomains.service vmfence.service || { fail "the units start"; systemctl status vmfence xendomains --no-pager -l; journalctl --no-pager | tail -60; cat /var/log/xen/xl-web.log; finish; }
+# The guest is behind the barrier, which fails closed, so it comes only when the daemon guards it.
+{ systemctl start rig-boot.target && is_active vmfence.service && is_active xendomains.service; } || { fail "the units start"; systemctl status vmfence xendomains --no-pager -l; journalctl --no-pager | tail -60; cat /var/log/xen/xl-web.log; finish; }
 ok "the units start"
 [ "$(property vmfence.service ActiveEnterTimestampMonotonic)" -le "$(property xendomains.service ExecMainStartTimestampMonotonic)" ] &&
   ok "guests are started when the daemon has said that it is ready" || fail "guests were started before the daemon was ready"
