@@ -218,15 +218,6 @@ struct OthersTests {
     #expect(try network.run("nft list chain bridge vmfence forward").contains("jump block4"))
   }
 
-  /// Has another process make a table that it owns.
-  private func own(_ family: String) async throws {
-    _ = try network.start(
-      "sh -c \"(echo 'add table \(family) vmfence { flags owner; }'; exec sleep 600) | nft -i\"")
-    #expect(
-      await comesTrueSuspending({ network.succeeds("nft list table \(family) vmfence") }),
-      "nft makes no table that it owns")
-  }
-
   private func expectHeld(_ error: FirewallError?, _ family: String) throws {
     #expect(error?.code == .inUse)
     let message = error?.message ?? ""
@@ -238,7 +229,7 @@ struct OthersTests {
   @Test("a process that holds one of the tables is named, and which table", arguments: ["bridge", "netdev"])
   func holder(family: String) async throws {
     defer { _ = try? NetworkNamespace.shell("ip netns pids \(network.name) | xargs -r kill -9") }
-    try await own(family)
+    try network.ownTable(family)
     try expectHeld(#expect(throws: FirewallError.self) { try open(.init()) }, family)
   }
 
@@ -247,7 +238,7 @@ struct OthersTests {
     let sink = try open(.init())
     guard sink.features.hasIngressHook, sink.features.canOwnTables else { return }
     defer { _ = try? NetworkNamespace.shell("ip netns pids \(network.name) | xargs -r kill -9") }
-    try await own("netdev")
+    try network.ownTable("netdev")
     try network.run("ip link add vif1.0 type veth peer name eth0")
     let error = await #expect(throws: FirewallError.self) {
       try await sink.update(ports: bridgePorts, antiSpoofing: AntiSpoofing())

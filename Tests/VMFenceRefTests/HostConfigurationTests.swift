@@ -256,9 +256,7 @@ struct HostConfigurationTests {
     try namespace.run("ip link add vif1.0 type veth peer name eth0; ip link set vif1.0 up")
     _ = try folder.write("inventory.yaml", Self.inventory)
     let host = try folder.write("host.yaml", "version: 1\ninventory: inventory.yaml\n")
-    // It goes with the namespace.
-    _ = try namespace.start("sh -c \"(echo 'add table \(family) vmfence { flags owner; }'; exec sleep 600) | nft -i\"")
-    try eventually("the table") { namespace.succeeds("nft list table \(family) vmfence") }
+    try namespace.ownTable(family)
     let failure = #expect(throws: NetworkNamespace.CommandFailed.self) {
       try namespace.run("timeout 20 \(try Program.path("vmfence-ref")) run --config \(host) 2>&1")
     }

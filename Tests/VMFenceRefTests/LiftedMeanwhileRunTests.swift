@@ -15,6 +15,15 @@ struct LiftedMeanwhileRunTests {
     var vmfence: Ours?
   }
 
+  /// The numbers of the lifts in a file of events, in its order; none while there is no file.
+  private static func lifts(in path: String) throws -> [UInt64] {
+    guard let text = try? String(contentsOfFile: path, encoding: .utf8) else { return [] }
+    return try text.split(separator: "\n").compactMap { line in
+      guard line.contains("\"lift\"") else { return nil }
+      return try JSONDecoder().decode(Line.self, from: Data(line.utf8)).vmfence?.decision?.id
+    }
+  }
+
   @Test("tells of each in events, decision log and history, and the next one not again")
   func told() throws {
     let folder = try TemporaryFolder()
@@ -63,13 +72,7 @@ struct LiftedMeanwhileRunTests {
       #expect(daemon.terminationStatus == 0)
       return try String(contentsOfFile: folder.path("said"), encoding: .utf8)
     }
-    func lifts(_ name: String) throws -> [UInt64] {
-      guard let text = try? String(contentsOfFile: folder.path(name), encoding: .utf8) else { return [] }
-      return try text.split(separator: "\n").compactMap { line in
-        guard line.contains("\"lift\"") else { return nil }
-        return try JSONDecoder().decode(Line.self, from: Data(line.utf8)).vmfence?.decision?.id
-      }
-    }
+    func lifts(_ name: String) throws -> [UInt64] { try Self.lifts(in: folder.path(name)) }
     let said = try run("eve.json") {
       try eventually("all are told") {
         try lifts("eve.json").count >= count && lifts("told.json").count >= count
@@ -123,13 +126,7 @@ struct LiftedMeanwhileRunTests {
     let daemon = try namespace.start(
       "'\(Program.path("vmfence-ref"))' run --config '\(config)' --eve '\(folder.path("eve.json"))'")
     defer { if daemon.isRunning { daemon.terminate() } }
-    func told() throws -> [UInt64] {
-      guard let text = try? String(contentsOfFile: folder.path("eve.json"), encoding: .utf8) else { return [] }
-      return try text.split(separator: "\n").compactMap { line in
-        guard line.contains("\"lift\"") else { return nil }
-        return try JSONDecoder().decode(Line.self, from: Data(line.utf8)).vmfence?.decision?.id
-      }
-    }
+    func told() throws -> [UInt64] { try Self.lifts(in: folder.path("eve.json")) }
     try eventually("its socket") { FileManager.default.fileExists(atPath: folder.path("control.sock")) }
     try eventually("some ran out") { try told().count > 1_000 }
     // Between two looks at what has run out.

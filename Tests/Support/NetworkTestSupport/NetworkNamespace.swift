@@ -1,6 +1,8 @@
 public import Foundation
 import Glibc
 import Synchronization
+import TestSupport
+import Testing
 
 /// A network namespace of a test's own, made and removed by it. IPv6 is on, without autoconfiguration.
 public final class NetworkNamespace: Sendable {
@@ -113,5 +115,11 @@ extension NetworkNamespace {
     process.standardError = FileHandle.nullDevice
     try process.run()
     return process
+  }
+
+  /// Has another process make a table `vmfence` of nf_tables that it owns; the process goes with the namespace.
+  public func ownTable(_ family: String) throws {
+    _ = try start("sh -c \"(echo 'add table \(family) vmfence { flags owner; }'; exec sleep 600) | nft -i\"")
+    try eventually("nft makes a table that it owns") { succeeds("nft list table \(family) vmfence") }
   }
 }
