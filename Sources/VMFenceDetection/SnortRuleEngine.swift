@@ -11,8 +11,9 @@ public struct SnortRuleEngine: RuleEngine {
   /// Bytes that one compiled rule set may take, up to 1 GiB.
   public var imageLimit = ImageLayout.byteLimit
 
-  /// Reads the files that rules name (`dataset`, `datarep`); nil for one that is not there. Without it rules may name none.
-  public var readData: (@Sendable (RuleDataFile) -> [UInt8]?)?
+  /// Reads the files that rules name (`dataset`, `datarep`); nil for one that is not there. The message of what it throws says why one that is there cannot be read, and a rule
+  /// that names it is wrong. Called while rules are compiled, on that thread. Without it rules may name none.
+  public var readData: (@Sendable (RuleDataFile) throws(RuleCompilationError) -> [UInt8]?)?
 
   public init(adjustments: RuleAdjustments = RuleAdjustments()) { self.adjustments = adjustments }
 

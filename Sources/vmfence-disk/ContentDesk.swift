@@ -52,13 +52,16 @@ final class ContentDesk: @unchecked Sendable {
   static func compile(_ paths: [String], tell: (Diagnostic) -> Void) throws(RuleCompilationError) -> SnortRules {
     var sources: [RuleSource] = []
     for path in paths {
-      guard let text = FileManager.default.contents(atPath: path) else {
+      do throws(UnreadableFile) { sources.append(try RuleSource.reading(path)) } catch {
         throw RuleCompilationError(
-          .inputOutput, "the rule file `\(path.escapedForDisplay)` cannot be read", remedy: "check the path")
+          .inputOutput, "the rule file `\(path.escapedForDisplay)` cannot be read: \(error.reason)",
+          remedy: "check the path and its permissions")
       }
-      sources.append(RuleSource(file: path, text: [UInt8](text)))
     }
-    let compilation = try SnortRuleEngine().compile(RuleCompilationRequest(sources: sources))
+    var engine = SnortRuleEngine()
+    // Nothing of sets is kept between runs: the sandbox is closed when they end.
+    engine.readData = SnortRuleEngine.dataReader(stateFolder: nil)
+    let compilation = try engine.compile(RuleCompilationRequest(sources: sources))
     for diagnostic in compilation.diagnostics where diagnostic.severity != .note { tell(diagnostic) }
     return compilation.rules
   }

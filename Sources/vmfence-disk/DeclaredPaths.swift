@@ -21,12 +21,9 @@ struct DeclaredPaths {
 
   /// - `room`: for so many rules besides the operator's.
   init(file: String, attributes: FileAttributes, room: Int) {
-    let bytes: Data
-    do {
-      let handle = try FileHandle(forReadingFrom: URL(filePath: file))
-      bytes = try handle.read(upToCount: Self.byteLimit) ?? Data()
-    } catch {
-      problems = ["\(file.escapedForDisplay): it cannot be read: \(error.localizedDescription.escapedForDisplay)"]
+    let bytes: [UInt8]
+    do throws(UnreadableFile) { bytes = try WholeFile.readBeginning(file, atMost: Self.byteLimit) } catch {
+      problems = ["\(file.escapedForDisplay): it cannot be read: \(error.reason)"]
       return
     }
     let name = file.escapedForDisplay

@@ -25,7 +25,7 @@ struct VMFenceDisk: ParsableCommand {
 
       EXIT CODES
         0 ended by a signal · 64 the command line, the policy or a rule file is wrong · 66 the disk, the policy or a rule file
-        cannot be opened · 69 the sandbox cannot be made · 71 a socket failed · 73 events, kept contents or the state cannot be
+        cannot be read · 69 the sandbox cannot be made · 71 a socket failed · 73 events, kept contents or the state cannot be
         written · 77 a permission is missing
       """, version: VMFenceVersion.text)
 
@@ -203,10 +203,14 @@ struct VMFenceDisk: ParsableCommand {
       verb.patterns.map { ProtectionPolicy.Rule($0, action: verb.action, attributes: attributes) }
     }
     if let policy {
-      guard let text = FileManager.default.contents(atPath: policy) else {
-        throw Self.end(66, "\(policy.escapedForDisplay): the policy cannot be read")
+      let text: [UInt8]
+      do throws(UnreadableFile) { text = try WholeFile.readText(policy, atMost: ProtectionPolicy.textLimit) } catch {
+        throw Self.end(
+          66,
+          "\(policy.escapedForDisplay): error: the policy cannot be read: \(error.reason) (check the path and its permissions)"
+        )
       }
-      do throws(IntegrityError) { rules += try ProtectionPolicy.rules(text: Array(text), file: policy) } catch {
+      do throws(IntegrityError) { rules += try ProtectionPolicy.rules(text: text, file: policy) } catch {
         throw Self.end(64, error.description)
       }
     }

@@ -209,6 +209,23 @@ import VMFenceDetection
     #expect(diagnostic.place?.line == 1 && (diagnostic.place?.column ?? 0) > 30)
   }
 
+  @Test(arguments: ["load x.lst", "state x.lst"])
+  func `why a file cannot be read is said, and what it is of is not taken for empty`(source: String) throws {
+    var engine = SnortRuleEngine()
+    engine.readData = { (_: RuleDataFile) throws(RuleCompilationError) -> [UInt8]? in
+      throw RuleCompilationError(.inputOutput, "Is a directory")
+    }
+    let text = "alert ip any any -> any any (pkt_data; dataset:isset,n,type string,\(source); sid:1;)"
+    let error = #expect(throws: RuleCompilationError.self) {
+      try engine.compile(
+        RuleCompilationRequest(sources: [RuleSource(file: "x.rules", text: Array(text.utf8), dialect: .suricata)]))
+    }
+    #expect(
+      error?.diagnostics.contains {
+        $0.message.contains("the file `x.lst` cannot be read: Is a directory") && $0.place?.line == 1
+      } == true, "\(error?.diagnostics ?? [])")
+  }
+
   @Test func `without a reader of files, rules may name none`() throws {
     let parsed = RuleFileParser.parse(
       RuleSource(

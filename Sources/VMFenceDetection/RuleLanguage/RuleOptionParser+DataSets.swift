@@ -8,7 +8,7 @@ struct DataSets {
   /// Bytes that they may take, all together.
   var memory = 0
   /// nil: rules may name no files.
-  var read: (@Sendable (RuleDataFile) -> [UInt8]?)?
+  var read: (@Sendable (RuleDataFile) throws(RuleCompilationError) -> [UInt8]?)?
 }
 
 /// `dataset` and `datarep`.
@@ -201,11 +201,17 @@ extension RuleOptionParser {
   ) throws(RuleProblem) -> [DataSet.Entry] {
     guard let source, let file = form.load ?? form.state else { return [] }
     let shown = file.shown
-    guard let bytes = dataSets.read?(source) else {
+    let read: [UInt8]?
+    do throws(RuleCompilationError) { read = try dataSets.read?(source) } catch {
+      throw RuleProblem(
+        file.startIndex, "\(option.shown): the file \(shown) cannot be read: \(error.message)",
+        "name another, or mend it")
+    }
+    guard let bytes = read else {
       // Nothing was kept yet.
       if form.load == nil { return [] }
       throw RuleProblem(
-        file.startIndex, "\(option.shown): the file \(shown) cannot be read",
+        file.startIndex, "\(option.shown): the file \(shown) cannot be read: there is none",
         "paths are relative to the rule file's folder")
     }
     var entries: [DataSet.Entry] = []

@@ -20,7 +20,8 @@ package struct RuleSet: Sendable {
   /// Never fails: what is wrong is in `diagnostics`, and whether that is acceptable is the caller's decision.
   package static func parse(
     _ request: RuleCompilationRequest, _ adjustments: RuleAdjustments = RuleAdjustments(),
-    readData: (@Sendable (RuleDataFile) -> [UInt8]?)? = nil, keeping before: RulesBefore = RulesBefore(),
+    readData: (@Sendable (RuleDataFile) throws(RuleCompilationError) -> [UInt8]?)? = nil,
+    keeping before: RulesBefore = RulesBefore(),
     at time: Timestamp = .zero
   ) -> RuleSet {
     var context = RuleContext(variables: request.variables)

@@ -6,45 +6,18 @@ import VMFenceDetection
 
 /// Reads rule files, and what goes with them.
 enum RuleFiles {
-  /// A file larger than this is refused.
-  static let byteCountMaximum = 64 << 20
   /// Files that one pattern may stand for.
   static let patternMaximum = 4096
 
   static func read(
     _ path: String, dialect: RuleDialect?, at place: SourcePlace? = nil
   ) throws(RuleLoading.Failure) -> RuleSource {
-    guard let data = FileManager.default.contents(atPath: path) else {
+    do throws(UnreadableFile) { return try RuleSource.reading(path, dialect: dialect) } catch {
       throw RuleLoading.Failure(diagnostics: [
         Diagnostic(
-          at: place, "the rule file `\(path.escapedForDisplay)` cannot be read",
+          at: place, "the file `\(path.escapedForDisplay)` cannot be read: \(error.reason)",
           remedy: "check the path and its permissions")
       ])
-    }
-    guard data.count <= byteCountMaximum else {
-      throw RuleLoading.Failure(diagnostics: [
-        Diagnostic(
-          at: place,
-          "the rule file `\(path.escapedForDisplay)` has \(data.count) bytes; at most \(byteCountMaximum) are read")
-      ])
-    }
-    // Some editors begin a file with a byte order mark, which would be a part of the first rule.
-    let text = data.starts(with: [0xEF, 0xBB, 0xBF]) ? data.dropFirst(3) : data
-    return RuleSource(file: path, text: [UInt8](text), dialect: dialect)
-  }
-
-  /// Reads files that rules name: lists beside the rule files, and, when there is a folder of what is kept between runs, those in it.
-  static func dataReader(stateFolder: String?) -> @Sendable (RuleDataFile) -> [UInt8]? {
-    { file in
-      let path: String
-      switch file {
-      case .values(let found): path = found
-      case .state(let name):
-        guard let stateFolder else { return nil }
-        path = stateFolder + "/" + name
-      }
-      guard let data = FileManager.default.contents(atPath: path), data.count <= byteCountMaximum else { return nil }
-      return [UInt8](data)
     }
   }
 

@@ -55,7 +55,7 @@ struct RuleLoading {
     if adjustments == nil { adjustments = try rules.adjustments() }
     do throws(RuleCompilationError) {
       var engine = SnortRuleEngine(adjustments: adjustments ?? RuleAdjustments())
-      engine.readData = RuleFiles.dataReader(stateFolder: nil)
+      engine.readData = SnortRuleEngine.dataReader(stateFolder: nil)
       let (result, kept, texts) = try engine.compile(request, keeping: before, at: time)
       note(result.diagnostics)
       self.texts.merge(texts)

@@ -29,10 +29,13 @@ struct Check: ParsableCommand {
 
   func run() throws {
     var found: [Diagnostic] = []
+    // What is named on this command line; what those files name is wrong in them.
+    var isUnreadable = false
     for file in files {
       if file.hasSuffix(".rules") {
-        found += checkRules(file)
+        found += checkRules(file, &isUnreadable)
       } else {
+        isUnreadable = isUnreadable || WholeFile.problem(file) != nil
         found += live ? PreparedHost.load(path: file).diagnostics : checkScenario(file)
       }
     }
@@ -43,18 +46,20 @@ struct Check: ParsableCommand {
       errors == 0
         ? "checked \(files.count) files: nothing is wrong (\(warnings) warnings)"
         : "\(errors) errors, \(warnings) warnings")
-    // What is named here; what those files name is wrong in them.
-    if files.contains(where: { WholeFile.problem($0) != nil }) { throw Exit.noInput }
+    if isUnreadable { throw Exit.noInput }
     if errors > 0 { throw Exit.badData }
   }
 
-  private func checkRules(_ path: String) -> [Diagnostic] {
+  private func checkRules(_ path: String, _ isUnreadable: inout Bool) -> [Diagnostic] {
     do throws(RuleLoading.Failure) {
       let (engine, request) = try ruleOptions.request([path], onBadRule: .skip)
       do throws(RuleCompilationError) {
         return try engine.compile(request).diagnostics
       } catch { return error.diagnostics.isEmpty ? [error.diagnostic] : error.diagnostics }
-    } catch { return error.diagnostics }
+    } catch {
+      isUnreadable = true
+      return error.diagnostics
+    }
   }
 
   private func checkScenario(_ path: String) -> [Diagnostic] {

@@ -62,7 +62,7 @@ struct RuleOptions: ParsableArguments {
     let names = Dictionary(variables.map { ($0.name, $0.value) }, uniquingKeysWith: { $1 })
     let sources = try RuleFiles.read(all: named(files), dialect: dialect)
     var engine = SnortRuleEngine(adjustments: try rules.adjustments())
-    engine.readData = RuleFiles.dataReader(stateFolder: stateFolder)
+    engine.readData = SnortRuleEngine.dataReader(stateFolder: stateFolder)
     return (
       engine,
       RuleCompilationRequest(sources: sources, variables: names, onBadRule: onBadRule)

@@ -9,15 +9,10 @@ enum StateFile {
   static let limit = 1 << 30
 
   static func read(_ path: String) throws -> [UInt8] {
-    do {
-      guard let file = FileHandle(forReadingAtPath: path) else { throw CocoaError(.fileReadNoSuchFile) }
-      let data = try file.read(upToCount: limit + 1) ?? Data()
-      guard data.count <= limit else { throw CocoaError(.fileReadTooLarge) }
-      return Array(data)
-    } catch {
+    do throws(UnreadableFile) { return try WholeFile.read(path, atMost: limit) } catch {
       Terminal.error.print([
         Diagnostic(
-          .error, "the saved state `\(path.escapedForDisplay)` cannot be read: \(error.localizedDescription)",
+          .error, "the saved state `\(path.escapedForDisplay)` cannot be read: \(error.reason)",
           remedy: "name a file that --save-state wrote")
       ])
       throw Exit.noInput

@@ -84,16 +84,23 @@ extension ScenarioParser {
 
   func checkFiles(_ scenario: Scenario) {
     var files: [(String, SourcePlace)] = scenario.captures.map { ($0.path, $0.place) }
-    files += scenario.rules.allFiles.map { ($0.path, $0.place ?? SourcePlace(file: reader.file)) }
     for disk in scenario.domains.compactMap(\.disk) {
       files.append((disk.image, disk.place))
       if let writes = disk.writes { files.append((writes, disk.place)) }
     }
-    for (path, place) in files.sorted(by: { ($0.1.line, $0.0) < ($1.1.line, $1.0) })
-    where !FileManager.default.isReadableFile(atPath: path) {
+    // An image may be a block device, so these are not looked at as whole files are.
+    var unreadable = files.compactMap { path, place -> (path: String, place: SourcePlace, reason: String)? in
+      // SAFETY: access(2) reads the path up to its NUL.
+      unsafe access(path, R_OK) == 0 ? nil : (path, place, describeError(errno))
+    }
+    for file in scenario.rules.allFiles {
+      guard let problem = WholeFile.problem(file.path) else { continue }
+      unreadable.append((file.path, file.place ?? SourcePlace(file: reader.file), problem.reason))
+    }
+    for (path, place, reason) in unreadable.sorted(by: { ($0.place.line, $0.path) < ($1.place.line, $1.path) }) {
       reader.report(
         Diagnostic(
-          at: place, "the file `\(path.escapedForDisplay)` cannot be read",
+          at: place, "the file `\(path.escapedForDisplay)` cannot be read: \(reason)",
           remedy: "paths are relative to the folder of this file"))
     }
     let names = Set(scenario.domains.flatMap { RuleSubject($0).keys })

@@ -25,6 +25,30 @@ struct WholeFileTests {
     try folder.write(long, to: "long")
     #expect(try WholeFile.read(folder.file("long"), atMost: 300_000) == long)
     #expect(reason(folder.file("long"), atMost: 299_999)?.reason == "it has more than 299999 bytes")
+    for limit in [0, 9, 10, 11] {
+      #expect(try WholeFile.readBeginning(folder.file("ten"), atMost: limit) == Array(0..<min(UInt8(limit), 10)))
+    }
+    #expect(try WholeFile.readBeginning(folder.file("long"), atMost: 200_000) == Array(long[..<200_000]))
+    // Of what the kernel makes up no size is known beforehand.
+    #expect(try !WholeFile.read("/proc/self/status", atMost: 100_000).isEmpty)
+    #expect(reason("/proc/self/status", atMost: 9)?.reason == "it has more than 9 bytes")
+  }
+
+  @Test("of a file that is known to be too large nothing is read")
+  func unread() throws {
+    try folder.write([], to: "sparse")
+    // SAFETY: the path is read up to its NUL.
+    #expect(unsafe truncate(folder.file("sparse"), off_t(1) << 40) == 0)
+    let begun = ContinuousClock.now
+    #expect(reason(folder.file("sparse"), atMost: 4 << 30)?.reason == "it has more than 4096 MiB")
+    #expect(ContinuousClock.now - begun < .seconds(1), "4 GiB are not read so fast")
+  }
+
+  @Test("of a text the byte order mark is no part")
+  func texts() throws {
+    try folder.write([0xEF, 0xBB, 0xBF, 0x61], to: "marked")
+    try folder.write([0x61], to: "plain")
+    for name in ["marked", "plain"] { #expect(try WholeFile.readText(folder.file(name), atMost: 4) == [0x61]) }
   }
 
   @Test("what is no file, or has no end, is refused at once and named", .timeLimit(.minutes(1)))
