@@ -52,8 +52,9 @@ final class WriteBackTests {
     try Data((text + "\n").utf8).write(to: URL(filePath: try #require(settings[name])), options: [])
   }
 
-  /// Until it works: what it does about write-back comes before that.
+  /// Until it works: what it does about write-back comes before that. What one before it has said is gone.
   private func start(_ options: String = "") throws {
+    try Data().write(to: URL(filePath: said))
     agent = try network.guest.start("sh \(script) \(options)")
     #expect(try comesTrue { try message.contains("waiting for the host") })
   }
@@ -64,7 +65,6 @@ final class WriteBackTests {
     let ended = try #require(agent)
     kill(ended.processIdentifier, signal)
     ended.waitUntilExit()
-    try Data().write(to: URL(filePath: said))
   }
 
   @Test("is shortened as long as the program runs, and nothing is left of it")

@@ -287,9 +287,13 @@ struct ProcessFirewallSinkTests {
     let error = await failure(sink)
     #expect(error?.message.contains("did not answer within 5.0 seconds") == true, "\(error!)")
     #expect(ContinuousClock.now - begun < .seconds(50) && started.last.ends == 1)
-    let again = ContinuousClock.now
-    #expect(await failure(sink)?.code == .failed)
-    #expect(ContinuousClock.now - again < .seconds(4), "it is waited for once")
+    // One of some calls, for the machine may stand still in others: if it were waited for, all of them would take as long.
+    let comesBack = await comesTrueSuspending(within: .seconds(30)) {
+      let again = ContinuousClock.now
+      #expect(await failure(sink)?.code == .failed)
+      return ContinuousClock.now - again < .seconds(4)
+    }
+    #expect(comesBack, "it is waited for more than once")
     #expect(sink.problem?.contains("did not answer") == true)
   }
 

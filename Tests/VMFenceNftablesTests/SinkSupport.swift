@@ -35,10 +35,10 @@ extension NftablesSink {
   }
 }
 
-/// Waits until a number that grew stays the same for half a second, `limit` at most: how soon after a flow is cut those who count have seen all that came before
-/// is up to the machine.
-func stops(within limit: Duration, _ number: () -> Int) async throws -> Bool {
-  try await comesTrueSuspending(within: limit) {
+/// Waits until a number that grew stays the same for half a second: how soon after a flow is cut those who count have seen all that came before is up to the
+/// machine.
+func stops(_ number: () -> Int) async throws -> Bool {
+  try await comesTrueSuspending {
     let before = number()
     try await Task.sleep(for: .milliseconds(500))
     return number() == before

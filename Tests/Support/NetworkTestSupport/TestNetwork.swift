@@ -1,3 +1,6 @@
+import TestSupport
+import Testing
+
 /// Two network namespaces of a test's own: `host` with the interface `vif1.0`, and `guest` with `eth0` at the other end.
 /// 192.0.2.1 is the host, 192.0.2.2 the guest; IPv6 is off, so that nothing talks unasked.
 public final class TestNetwork: Sendable {
@@ -23,6 +26,10 @@ public final class TestNetwork: Sendable {
       ip -n \(host) neigh add 192.0.2.2 lladdr 02:00:00:00:00:02 dev vif1.0 nud permanent
       ip -n \(guest) neigh add 192.0.2.1 lladdr 02:00:00:00:00:01 dev eth0 nud permanent
       """)
+    // The kernel notes a moment later that both ends are up: until then what is sent there is dropped.
+    for (side, interface) in [(hostSide, "vif1.0"), (guestSide, "eth0")] {
+      try eventually("\(interface) is up") { side.succeeds("ip link show dev \(interface) | grep -q 'state UP'") }
+    }
   }
 
   /// Runs a shell script in a namespace; throws when it fails.
