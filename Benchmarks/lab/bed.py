@@ -76,6 +76,21 @@ def children(pid):
     return found
 
 
+def lives(pid):
+    """Whether it is a process that has not ended (proc(5), field 3)."""
+    try:
+        return open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def uncounted(figures, wire):
+    """How many packets nobody has counted: those on the wire that were neither captured nor counted as dropped by the kernel, and those captured
+    that were neither inspected nor counted as not inspected. What passed before the counters of `wire` were read is captured all the same."""
+    return int(max(0, wire - figures["captured"] - figures["dropped"])
+               + abs(figures["captured"] - figures["inspected"] - figures["uninspected"]))
+
+
 class Bed:
     def __init__(self, build=None):
         self.folder = tempfile.mkdtemp(prefix="vmfence-bench-")
@@ -242,25 +257,32 @@ policy: policy.yaml
     def total(self, name, figures=None):
         return sum(value for key, value in (figures or self.metrics()).items() if key.split("{")[0] == name)
 
-    def settle(self):
-        """Waits until everything that was captured has been inspected, or counted as not inspected."""
+    def settle(self, before=None):
+        """Waits until everything that was captured has been inspected, or counted as not inspected, and until everything on the wire since
+        `wire_packets` was `before`, if that is given, has been captured or counted as lost; a minute at the most. A daemon that says nothing new for a
+        while may only not have come to it."""
         last, quiet, end = None, 0, time.monotonic() + 60
-        while quiet < 3 and time.monotonic() < end:
+        while True:
             time.sleep(0.5)
-            figures = self.metrics()
-            now = tuple(self.total(name, figures) for name in (
-                "vmfence_capture_packets_total", "vmfence_inspected_packets_total", "vmfence_packets_uninspected_total",
-                "vmfence_capture_drops_total"))
-            quiet = quiet + 1 if now == last else 0
-            last = now
-        return dict(zip(("captured", "inspected", "uninspected", "dropped"), last))
+            metrics = self.metrics()
+            figures = {short: self.total(f"vmfence_{name}_total", metrics) for short, name in (
+                ("captured", "capture_packets"), ("inspected", "inspected_packets"), ("uninspected", "packets_uninspected"),
+                ("dropped", "capture_drops"))}
+            quiet = quiet + 1 if figures == last else 0
+            last = figures
+            wire = 0 if before is None else self.bed.wire_packets() - before
+            if quiet >= 3 and uncounted(figures, wire) == 0 or time.monotonic() > end:
+                return figures
 
     def stop(self, number=None):
         """- Returns: what another engine said of its packets and drops, by the patterns that were given."""
         if not self.process:
             return None
+        pids = self.pids()
         self.bed.stop(self.process, number or (signal.SIGTERM if self.is_ours else signal.SIGINT))
         self.process = None
+        # What it has started ends a moment after it, and owns its tables until then.
+        self.bed.wait_for("the processes of an engine to end", lambda: not any(map(lives, pids)))
         if self.is_ours and number is None:
             # Its measures outlive it, and so do its tables, which cost each frame something: what comes next, the base above all, is without them.
             for family in ("bridge", "netdev"):

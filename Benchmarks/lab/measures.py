@@ -2,7 +2,7 @@
 import os, random, signal, statistics, subprocess, sys, threading, time
 
 from . import plot, report, traffic
-from .bed import UUID, Bed, Engine, ROOT, children, cpu_of, memory_of, time_of
+from .bed import UUID, Bed, Engine, ROOT, children, cpu_of, memory_of, uncounted
 from .traffic import part
 
 ATTACK_RULE = ('alert tcp any any -> any 80 (msg:"password file"; flow:to_server,established; content:"/etc/passwd"; '
@@ -70,27 +70,20 @@ def refuse_uncounted(counts):
         sys.exit("evaluation: packets were lost that nobody counted")
 
 
-def missing(figures, wire):
-    """How many packets nobody has counted: those on the wire that were neither captured nor counted as dropped by the kernel, and those captured
-    that were neither inspected nor counted as not inspected. What passed before the counters of `wire` were read is captured all the same."""
-    return int(max(0, wire - figures["captured"] - figures["dropped"])
-               + abs(figures["captured"] - figures["inspected"] - figures["uninspected"]))
-
-
 def drop_point(options, bed, engine, capture, rate):
     engine.start()
     before = bed.wire_packets()
     _, achieved = traffic.replay(bed, capture, rate, options.seconds, options.load_cpu)
     if engine.is_ours:
-        figures = engine.settle()
+        figures = engine.settle(before)
         wire = bed.wire_packets() - before
         engine.stop()
-        lost, uncounted = figures["uninspected"] + figures["dropped"], missing(figures, wire)
+        lost, unknown = figures["uninspected"] + figures["dropped"], uncounted(figures, wire)
     else:
         wire = bed.wire_packets() - before
         packets, lost = engine.stop()
-        figures, uncounted = {"received": packets}, 0
-    return figures | {"wire": wire, "packets_per_second": achieved, "lost": int(lost), "uncounted": int(uncounted),
+        figures, unknown = {"received": packets}, 0
+    return figures | {"wire": wire, "packets_per_second": achieved, "lost": int(lost), "uncounted": int(unknown),
                       "drop_rate": lost / max(1, wire)}
 
 
@@ -105,15 +98,15 @@ def throughput(options):
             for make in turned(makers, number):
                 engine = make()
                 engine.start()
-                before, figures, uncounted = bed.wire_packets(), {}, 0
+                before, figures, unknown = bed.wire_packets(), {}, 0
                 rates = [traffic.load_bulk(bed, options.seconds, reverse, options.load_cpu) for reverse in (False, True)]
                 if engine.is_ours:
-                    figures = engine.settle()
-                    uncounted = missing(figures, bed.wire_packets() - before)
+                    figures = engine.settle(before)
+                    unknown = uncounted(figures, bed.wire_packets() - before)
                 wire = bed.wire_packets() - before
                 engine.stop()
                 found.setdefault(engine.name, []).append(
-                    {"in_gbit": rates[0], "out_gbit": rates[1], "wire": wire, "uncounted": uncounted} | figures)
+                    {"in_gbit": rates[0], "out_gbit": rates[1], "wire": wire, "uncounted": unknown} | figures)
     rows = []
     for name, results in found.items():
         lost = sum(result.get("uninspected", 0) + result.get("dropped", 0) for result in results)

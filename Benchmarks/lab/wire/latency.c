@@ -45,7 +45,7 @@ static int64_t measure(
   uint32_t sample, struct in_addr source, struct sockaddr_in guest, int receiver, uint64_t interval, uint64_t timeout) {
   static uint64_t sent[PROBES];
   int connection = open_socket(SOCK_STREAM, source), prober = open_socket(SOCK_DGRAM, source), on = 1;
-  struct timeval patience = {.tv_sec = 1};
+  struct timeval patience = {.tv_sec = (time_t)(timeout / 1000000000u), .tv_usec = (suseconds_t)(timeout % 1000000000u / 1000)};
   setsockopt(connection, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
   setsockopt(connection, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
   int64_t result = -1;
