@@ -48,12 +48,11 @@ until_true 60 "what its owner wants is known" eval 'domain web declared | grep -
 # --- an attack: detected, blocked in Dom0's packet filter, and in the attacked guest's own through the channel
 serve web
 until_true 60 "a guest fetches from the server" eval 'fetch bad index.html | grep -q hello'
-fetch bad etc/passwd
-fetch bad etc/passwd
-until_true 60 "the attack is detected" eval '[ "$(domain web alerts)" -ge 2 ]'
+# Until two came through: on a processor that is emulated, the server may need longer than whoever asks waits.
+until_true 90 "the attack is detected" eval '[ "$(domain web alerts)" -ge 2 ] || { fetch bad etc/passwd; false; }'
 until_true 60 "and its sender blocked in the packet filter" blocked
 ! fetch bad index.html | grep -q hello && ok "nothing of its passes any more" || fail "the sender still gets in"
-printf 'GET /index.html HTTP/1.0\r\n\r\n' | nc -w 5 10.77.0.12 80 | grep -q hello && ok "and others do" || fail "others are kept out"
+until_true 60 "and others do" eval 'printf "GET /index.html HTTP/1.0\r\n\r\n" | nc -w 5 10.77.0.12 80 | grep -q hello'
 until_true 60 "the guest has the ban in its own packet filter" eval 'domu_exec web "vmfence-guest show" 20 | grep -q 10.77.0.13'
 vmfence-ref why web 10.77.0.13 | grep -q 1000201 && ok "why says which rule it was" || fail "why does not say the rule"
 

@@ -16,12 +16,14 @@ finish() {
 
 dpkg -i /share/vmfence_*.deb || { fail "the package is installed"; finish; }
 
-# until_true SECONDS WHAT COMMAND… : waits until the command succeeds, and is a check.
+# until_true SECONDS WHAT COMMAND… : waits until the command succeeds, and is a check. Behind the end there is one more look: the machine may have stood still over it.
 until_true() {
-  local end=$((SECONDS + $1)) what=$2
+  local end=$((SECONDS + $1)) what=$2 last=
   shift 2
-  while [ $SECONDS -lt $end ]; do
+  while :; do
     if "$@" >/dev/null 2>&1; then ok "$what"; return 0; fi
+    [ -z "$last" ] || break
+    [ $SECONDS -lt $end ] || last=yes
     sleep 0.5
   done
   fail "$what"
@@ -72,7 +74,7 @@ daemon_start() {
 daemon_stop() {
   local i thread
   kill "$daemon"
-  for i in $(seq 60); do kill -0 "$daemon" 2>/dev/null || break; sleep 0.5; done
+  for i in $(seq 240); do kill -0 "$daemon" 2>/dev/null || break; sleep 0.5; done
   if kill -0 "$daemon" 2>/dev/null; then
     for thread in /proc/"$daemon"/task/*; do echo "$(cat "$thread/comm"): $(cat "$thread/wchan") $(tr '\n' ' ' <"$thread/stack")"; done
     kill -9 "$daemon"
