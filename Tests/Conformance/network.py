@@ -9,7 +9,7 @@ import settings
 
 # The families that the packet, stream and state side answers for; the others need application layers.
 CORE = set("abhj")
-SECONDS = 30
+SECONDS = 120
 MISSING = object()
 
 
