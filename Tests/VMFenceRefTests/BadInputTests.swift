@@ -120,7 +120,7 @@ struct BadInputTests {
     let path = try folder.write("host.yaml", bomb + "? *a11\n: x\n")
     let process = Process()
     process.executableURL = URL(filePath: "/usr/bin/timeout")
-    process.arguments = ["10", try Program.path("vmfence-ref"), "check", "--live", path]
+    process.arguments = ["100", try Program.path("vmfence-ref"), "check", "--live", path]
     let pipe = Pipe()
     (process.standardOutput, process.standardError) = (pipe, pipe)
     try process.run()

@@ -233,11 +233,14 @@ extension EndToEnd {
       usleep(500_000)
       #expect(asking.isRunning)
       let asked = Atomic(0)
+      let isOver = Atomic(false)
       var limits = ControlServer.Limits()
       limits.clients = 1
       let server = try ControlServer(path: path, limits: limits) { request throws(ControlFailure) in
         let count = asked.wrappingAdd(1, ordering: .relaxed).newValue
-        guard count == 3 else { throw ControlFailure("64 wait already", cause: .busy) }
+        guard count >= 3, isOver.load(ordering: .acquiring) else {
+          throw ControlFailure("64 wait already", cause: .busy)
+        }
         return Array(#"{"port":"\#(request.port ?? "")","domain":"web","isInspected":true}"#.utf8)
       }
       defer { server.close() }
@@ -247,8 +250,9 @@ extension EndToEnd {
       #expect(asking.isRunning)
       withExtendedLifetime(other) {}
       other = nil
+      isOver.store(true, ordering: .releasing)
       asking.waitUntilExit()
-      #expect(asking.terminationStatus == 0 && asked.load(ordering: .relaxed) == 3)
+      #expect(asking.terminationStatus == 0 && asked.load(ordering: .relaxed) >= 3)
     }
 
     @Test("a daemon that hangs is waited for no longer than was said")
@@ -259,7 +263,7 @@ extension EndToEnd {
       let begin = ContinuousClock.now
       let result = try Program.run("barrier", "vif1.0", "--timeout", "1s", "--socket", folder.path("control.sock"))
       #expect(result.status == 69 && result.errors.contains("did not answer"), "\(result)")
-      #expect(.now - begin < .seconds(30))
+      #expect(.now - begin < waitLimit)
     }
   }
 }

@@ -1,5 +1,6 @@
 #if Daemon
 import Foundation
+import TestSupport
 import Testing
 import VMFenceProcess
 
@@ -98,6 +99,17 @@ final class TemporaryFolder {
   }
 }
 
+/// The lines of a file that somebody may be writing. A reader can see a part of what one write(2) appends, since file systems show it page by page, so the
+/// end of the last line is waited for.
+func wholeLines(of path: String) throws -> [Substring] {
+  var bytes = Data()
+  try eventually("the end of the last line of \(path)") {
+    bytes = try Data(contentsOf: URL(filePath: path))
+    return bytes.isEmpty || bytes.last == UInt8(ascii: "\n")
+  }
+  return String(decoding: bytes, as: UTF8.self).split(separator: "\n")
+}
+
 /// One line of an EVE file.
 struct EVELine: Decodable {
   struct Alert: Decodable {
@@ -120,17 +132,18 @@ struct EVELine: Decodable {
   }
   var timestamp: String
   var eventType: String
+  var sourcePort: Int?
   var alert: Alert?
   var vmfence: Ours?
 
   enum CodingKeys: String, CodingKey {
     case timestamp, alert, vmfence
     case eventType = "event_type"
+    case sourcePort = "src_port"
   }
 
   static func read(_ path: String) throws -> [EVELine] {
-    let lines = try String(contentsOfFile: path, encoding: .utf8).split(separator: "\n")
-    return try lines.map { try JSONDecoder().decode(EVELine.self, from: Data($0.utf8)) }
+    try wholeLines(of: path).map { try JSONDecoder().decode(EVELine.self, from: Data($0.utf8)) }
   }
 }
 #endif

@@ -9,7 +9,7 @@ extension EndToEnd {
   struct HistoryTests {
     @Test("alerts and decisions outlive a kill; the history can be thrown away and is made again from the decision log")
     func restart() throws {
-      let host = try ProtectedHost("history", policy: ProtectedHost.policy.replacingOccurrences(of: "6s", with: "2m"))
+      let host = try ProtectedHost("history")
       try host.start()
       host.attack(2)
       try eventually("a block") { host.bans.count == 1 }

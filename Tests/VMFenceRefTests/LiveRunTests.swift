@@ -146,7 +146,10 @@ struct LiveRunTests {
   func silentConnection() throws {
     let id = String(UUID().uuidString.prefix(6)).lowercased()
     let (host, guest) = ("vfq\(id)", "vfr\(id)")
-    defer { try? Self.sh("ip netns del \(host); ip netns del \(guest)") }
+    defer {
+      // What the two shells started goes with them.
+      for name in [host, guest] { try? Self.sh("ip netns pids \(name) | xargs -r kill -9; ip netns del \(name)") }
+    }
     let folder = try TemporaryFolder()
     try makeGuest(guest, of: host, folder)
     _ = try folder.write(
@@ -161,7 +164,7 @@ struct LiveRunTests {
     try eventually("the first event") { (try? EVELine.read(eve))?.isEmpty == false }
     // A server that reads and never answers, and a client that says one thing and stays.
     let ends = [
-      ("sleep 60 | nc -l -p 9000 >/dev/null", host), ("{ printf 'the needle'; sleep 60; } | nc 10.9.9.1 9000", guest),
+      ("sleep 600 | nc -l -p 9000 >/dev/null", host), ("{ printf 'the needle'; sleep 600; } | nc 10.9.9.1 9000", guest),
     ]
     var started: [Process] = []
     defer { for process in started where process.isRunning { kill(process.processIdentifier, SIGTERM) } }

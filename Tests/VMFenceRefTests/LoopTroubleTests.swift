@@ -142,7 +142,12 @@ extension EndToEnd {
       try NetworkNamespace.shell(
         """
         mkdir -p \(state) \(frozen); truncate -s 16M \(frozen).image; mkfs.ext4 -q \(frozen).image
-        mount -o loop \(frozen).image \(frozen); ln -s \(frozen) \(state)/detectors
+        ln -s \(frozen) \(state)/detectors
+        # `mount -o loop` asks all loop devices of the machine for their files, and waits for one whose file is on a disk that hangs.
+        device=$(losetup --find --show \(frozen).image)
+        mount $device \(frozen) || { losetup --detach $device; exit 1; }
+        # As long as it is mounted it stays.
+        losetup --detach $device
         """)
       // What hangs there ends with this, and the daemon with the host.
       defer {

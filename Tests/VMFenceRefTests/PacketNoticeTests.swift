@@ -28,7 +28,7 @@ struct PacketNoticeTests {
     }
 
     static func read(_ path: String) throws -> [Line] {
-      try String(contentsOfFile: path, encoding: .utf8).split(separator: "\n").compactMap {
+      try wholeLines(of: path).compactMap {
         // Other events have other members under the same names.
         try? JSONDecoder().decode(Line.self, from: Data($0.utf8))
       }

@@ -24,13 +24,17 @@ final class ProtectedHost {
   static let reason: Comment =
     "needs root, and busybox, openssh-server, vsftpd, curl, hydra, nmap, nftables (scripts/setup tests)"
 
-  /// All guests are one owner's.
-  static let policy = """
+  /// All guests are one owner's. What is blocked stays so for longer than a test takes, on the slowest machine.
+  static let policy = policy(block: "5m")
+
+  /// For tests that wait for a block's end. Whatever such a test does while the block stands has to fit in.
+  static func policy(block: String) -> String {
+    """
     rules:
       - name: attacks
         when: {classes: [web-application-attack, unsuccessful-user, suspicious-login]}
         count: {per: source, at-least: 3, within: 60s}
-        ladder: [{block: 6s, times: 2}, {block-on-host: 1m}]
+        ladder: [{block: \(block), times: 2}, {block-on-host: 5m}]
         escalation: {factor: 2}
       - name: sweeps
         when: {classes: [attempted-recon]}
@@ -44,6 +48,7 @@ final class ProtectedHost {
     block-on-host-tenants: 1
 
     """
+  }
 
   static let rules = """
     alert tcp any any -> any 80 (msg:"password file"; flow:to_server,established; content:"/etc/passwd"; classtype:web-application-attack; sid:1000001;)
@@ -139,8 +144,11 @@ final class ProtectedHost {
     }
   }
 
-  /// What the daemon has said.
-  var said: String { (try? String(contentsOfFile: errorLog, encoding: .utf8)) ?? "" }
+  /// What the daemon has said, in whole lines: of one that is being written a reader may see a part.
+  var said: String {
+    let bytes = (try? Data(contentsOf: URL(filePath: errorLog))) ?? Data()
+    return String(decoding: bytes[..<(bytes.lastIndex(of: UInt8(ascii: "\n")) ?? 0)], as: UTF8.self)
+  }
 
   func signal(_ number: Int32) { if let daemon { kill(daemon.processIdentifier, number) } }
 
@@ -164,8 +172,7 @@ final class ProtectedHost {
 
   /// Decisions as they were told, in order.
   func decisions() throws -> [EVEDecision] {
-    let lines = try String(contentsOfFile: folder.path("eve.json"), encoding: .utf8).split(separator: "\n")
-    return try lines.compactMap {
+    try wholeLines(of: folder.path("eve.json")).compactMap {
       try JSONDecoder().decode(EVEDecision.Line.self, from: Data($0.utf8)).vmfence?.decision
     }
   }

@@ -133,7 +133,7 @@ struct WrongHostTests {
   }
 
   @Test(
-    "what is named on the command line and is no file has the status of what cannot be read", .timeLimit(.minutes(1)))
+    "what is named on the command line and is no file has the status of what cannot be read", .timeLimit(.minutes(5)))
   func noFiles() throws {
     let pipe = folder.path("pipe")
     // SAFETY: the path is read up to its NUL.
