@@ -122,6 +122,13 @@ let package = Package(
         .product(name: "Logging", package: "swift-log", condition: .when(traits: ["Daemon"])),
       ], swiftSettings: strict),
 
+    // MARK: The benchmark that the tests run: here, where it shares what is built for the programs
+    .target(name: "CBaseline", path: "Benchmarks/Sources/CBaseline"),
+    .executableTarget(
+      name: "inspect",
+      dependencies: ["CBaseline", "VMFenceCore", "VMFencePackets", "VMFenceCapture", "VMFenceDetection"],
+      path: "Benchmarks/Sources/inspect", swiftSettings: strict),
+
     // MARK: System libraries and shims
     .systemLibrary(name: "CSQLite", pkgConfig: "sqlite3", providers: [.apt(["libsqlite3-dev"])]),
     .systemLibrary(name: "CPcap", pkgConfig: "libpcap", providers: [.apt(["libpcap-dev"])]),
