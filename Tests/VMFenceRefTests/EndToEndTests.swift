@@ -163,6 +163,28 @@ extension EndToEnd {
       #expect(throws: NetworkNamespace.CommandFailed.self) { try host.cli("pending", "approve", "\(number)") }
     }
 
+    @Test("what was approved and not done when the daemon died is done by the next one, once")
+    func approvedBefore() throws {
+      let host = try ProtectedHost("undone")
+      try host.configure("control: {pause: [/bin/false]}")
+      try host.start()
+      _ = host.fetches(2, path: "/drastic")
+      try eventually("a pending measure") { try host.cli("pending").contains("pause") }
+      let number = try #require(try host.ask(ControlRequest(.pending), [DecisionStatus].self).first?.id)
+      #expect(try host.cli("pending", "approve", "\(number)").contains("desired"))
+      host.stop(SIGKILL)
+      let note = host.folder.path("paused")
+      try host.configure("control: {pause: [/bin/sh, -c, 'echo {name}-{domid} >> \(note)']}")
+      func told() throws -> [String] { try host.decisions().filter { UInt64($0.id) == number }.map(\.status) }
+      for _ in 0..<2 {
+        try host.start()
+        try eventually("the pause") { try told().last == "enforced" }
+        host.stop()
+      }
+      #expect(try String(contentsOfFile: note, encoding: .utf8) == "files-2\n")
+      #expect(try told() == ["pending", "desired", "enforced"])
+    }
+
     @Test("what somebody does to the table is mended, and said")
     func flushed() throws {
       let host = try ProtectedHost("flush")

@@ -386,7 +386,7 @@ public struct Decision: Sendable, Hashable {
 
   public enum Status: String, Sendable, Hashable, CaseIterable {
     case enforced
-    /// Decided, and not in force yet: the place of enforcement did not take it. It is tried again.
+    /// Decided, and not in force yet: the place of enforcement did not take it, or what is to be done with the domain is not done. It is tried again.
     case desired
     /// Dry run: would have been.
     case dryRun = "dry_run"
@@ -396,6 +396,7 @@ public struct Decision: Sendable, Hashable {
     case withheld
     /// The administrator said no.
     case denied
+    /// Its time is over. Of what is to be done with a domain: it was given up, and not done.
     case expired
   }
 

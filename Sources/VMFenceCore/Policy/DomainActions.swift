@@ -23,6 +23,8 @@ struct DomainActions {
     self.patience = patience
   }
 
+  func isUnderWay(_ decision: Decision) -> Bool { underWay[decision.id] != nil }
+
   /// Begins what the decision says, or looks how far that is.
   mutating func perform(_ decision: Decision, on domain: Incarnation) async -> Outcome {
     let action: Action
@@ -40,8 +42,9 @@ struct DomainActions {
     underWay[decision.id] = nil
     switch result {
     case .success: return .done
-    // What is gone needs no pausing.
-    case .failure(let error): return error.code == .noSuchDomain ? .done : .failed(error)
+    // What is gone is down, but it was not paused.
+    case .failure(let error):
+      return error.code == .noSuchDomain && decision.measure == .shutDown ? .done : .failed(error)
     }
   }
 }
@@ -102,15 +105,35 @@ extension Decision {
   /// Whether it is the domain itself that something is done with.
   var isDestructive: Bool { measure == .pause || measure == .shutDown }
 
-  /// What is done with a domain is done once: while that waits to be carried out, deciding the same again adds nothing, and is withheld.
-  func unlessWaiting(among others: some Sequence<Decision>) -> Decision {
-    guard isDestructive, status == .enforced,
-      let other = others.first(where: { $0.measure == measure && $0.incarnation == incarnation })
-    else { return self }
+  /// As the log has it before it is carried out: what is to be done with a domain is `desired` until it is. Where another does the same, this one is withheld.
+  fileprivate func asIntended(beside others: [Decision]) -> Decision {
+    guard isDestructive, status == .enforced else { return self }
     var decision = self
+    decision.status = .desired
+    guard let other = others.first(where: { $0.measure == measure && $0.incarnation == incarnation }) else {
+      return decision
+    }
     decision.status = .withheld
     decision.expires = nil
-    decision.reason += "; withheld: decision \(other.id) to do the same waits to be carried out"
+    decision.reason += "; withheld: decision \(other.id) does the same"
     return decision
+  }
+}
+
+extension EnforcementCoordinator {
+  /// Until it is seen that a domain stands still, what it did before may lead to the same decision again.
+  private static var justDoneFor: Duration { .seconds(10) }
+
+  /// What was decided, as it goes to the log. What is done with a domain is done once: while the same waits to be carried out, or has just been, deciding it again adds nothing, and pauses
+  /// nest, so that whoever resumes the domain would have to do that as often.
+  func intended(_ decisions: [Decision], at time: Timestamp) -> [Decision] {
+    guard decisions.contains(where: { $0.isDestructive && $0.status == .enforced }) else { return decisions }
+    justDone.removeAll { time - $0.time > Self.justDoneFor }
+    var others = updater.desired.values.filter(\.isDestructive) + justDone
+    return decisions.map { decision in
+      let intended = decision.asIntended(beside: others)
+      if intended.status == .desired { others.append(intended) }
+      return intended
+    }
   }
 }

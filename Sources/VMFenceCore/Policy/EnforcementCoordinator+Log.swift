@@ -49,17 +49,21 @@ extension EnforcementCoordinator {
     } catch { await reportBrokenLog(error, at: time) }
   }
 
-  /// Makes the log durable. What comes meanwhile is for the next time.
-  func syncLog(at time: Timestamp) async {
-    if let error = await Self.sync(log) {
+  /// Makes the log durable, if something was appended since. What comes meanwhile is for the next time, and while it is being done already this returns at once.
+  public func syncLog(at time: Timestamp) async {
+    guard isSyncNeeded, !isSyncing else { return }
+    (isSyncNeeded, isSyncing) = (false, true)
+    let error = await Self.sync(log)
+    isSyncing = false
+    if let error {
       await reportBrokenLog(error, at: time)
     } else if unlogged.isEmpty {
       await reportSoundLog(at: time)
     }
   }
 
-  /// Whether the log is to be made anew: it says so, or something is known here alone.
-  var isCompactionDue: Bool { isLogIncomplete && !isLogBroken || log.isCompactionDue }
+  /// Whether the log is to be made anew: somebody wants it, it says so, or something is known here alone.
+  var isCompactionDue: Bool { isCompactionWanted || isLogIncomplete && !isLogBroken || log.isCompactionDue }
 
   func reportSoundLog(at time: Timestamp) async {
     guard isLogBroken else { return }

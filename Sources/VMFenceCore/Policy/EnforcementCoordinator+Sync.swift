@@ -49,7 +49,8 @@ extension EnforcementCoordinator {
   /// To be called between `enter` and `leave`, so that nothing is decided between what is kept and what is appended.
   func beginCompaction(at time: Timestamp) async -> Compaction? {
     // What ran out before the start is known by the log alone until it says that it did.
-    guard lifted.fresh.isEmpty else { return nil }
+    isCompactionWanted = !lifted.rest.isEmpty
+    guard !isCompactionWanted else { return nil }
     do throws(DecisionLogError) {
       let finish = try log.beginCompaction(to: updater.liveDecisions)
       isCompacting = true
@@ -95,9 +96,7 @@ extension EnforcementCoordinator {
       } else if compaction.coversLoss {
         isLogIncomplete = true
       }
-      guard isCompactionWanted else { return }
-      isCompactionWanted = false
-      guard let next = await beginCompaction(at: time) else { return }
+      guard isCompactionWanted, let next = await beginCompaction(at: time) else { return }
       compaction = next
     }
   }

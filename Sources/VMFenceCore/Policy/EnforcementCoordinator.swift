@@ -2,8 +2,9 @@
 /// after another. The firewall is only changed once the log has the decision; if the log cannot be written, it is changed all the same,
 /// and the decision says that it is unlogged.
 ///
-/// What the firewall does not take stays `desired` and is tried again at each `advance`. Keeps no clock: call `advance`
-/// about once a second, and at the times of a replay.
+/// What the firewall does not take stays `desired` and is tried again by `advance`, a second later at first and every half minute at last. What is to be done with a domain (pausing it, shutting it
+/// down) is `desired` in the log before it is begun, and `enforced` when it is done, so that a restart goes on with it; what is not done within `actionValidity` is given up and told as `expired`.
+/// Keeps no clock: call `advance` about once a second, and at the times of a replay.
 public actor EnforcementCoordinator {
   /// What a firewall held that it should not, and the other way round.
   public struct Difference: Hashable, Sendable {
@@ -22,28 +23,39 @@ public actor EnforcementCoordinator {
 
   /// How often a change is made again for a generation that was read anew.
   static let conflictRetries = 4
-  /// How many measures are tried one by one in one go, when the firewall refused them together.
-  static let singleAttempts = 1_024
+  /// How long after it was approved, or decided where that is not needed, a domain may be paused or shut down: whoever wanted that must not be surprised by it hours later, after
+  /// a restart or when a hypervisor answers again. What has begun by then goes on.
+  public static let actionValidity = Duration.seconds(600)
   /// How many decisions wait for a log that cannot be written. Of more, a restart does not know, unless the log can be made anew before.
   static let unloggedCapacity = 65_536
   /// Ends that lie no further apart are the same: a firewall may count in coarse units.
   static let expiryTolerance = Duration.seconds(2)
 
-  private(set) var updater: PolicyUpdater
+  /// Has what is `desired`, too.
+  var updater: PolicyUpdater
   let log: any DecisionLog
-  private let firewall: any FirewallSink
-  private var actions: DomainActions?
+  let firewall: any FirewallSink
+  var actions: DomainActions?
   let events: any EventSink
-  private var generation: UInt64?
-  /// Decisions that are not in force yet, by number.
-  private var desired: [UInt64: Decision] = [:]
-  /// What was told last of why those of them could not be carried out that act on a domain, by number.
-  private var toldFailures: [UInt64: String] = [:]
+  var generation: UInt64?
+  /// What was `desired` at the start: an earlier process may have done it.
+  var inherited: Set<UInt64>
+  /// What was told last of why a decision that acts on a domain could not be carried out, by number.
+  var toldFailures: [UInt64: String] = [:]
   /// The firewall may not hold what it should.
-  private var isBehind = false
+  var isBehind: Bool
+  /// It did not take what it should hold when that was tried last.
+  var retry: FirewallRetry?
+  /// What was done with domains a moment ago.
+  var justDone: [Decision] = []
+  /// Where in what is missing measures are tried one by one the next time.
+  var singlesTried = 0
+  /// How many changes the firewall did not take, tried again or not.
+  public internal(set) var refusedChanges: UInt64 = 0
   /// Whether the log took nothing when it was written last: measures are enforced unlogged.
   package internal(set) var isLogBroken = false
   var isSyncNeeded = false
+  var isSyncing = false
   /// The log is being made anew, and is to be made so once more afterwards.
   var isCompacting = false
   var isCompactionWanted = false
@@ -55,19 +67,26 @@ public actor EnforcementCoordinator {
   var isLogIncomplete = false
   private var line = WaitingLine()
   var lifted: LiftedMeanwhile
+  /// The start has succeeded, or something was decided. A start that fails, again and again perhaps, is to leave what the log said to the next one.
+  var hasBegun = false
 
-  /// - `control`: pauses and shuts domains down; nil: such decisions stay `desired`.
+  /// - `updater`: after a restart with what the log says (`PolicyUpdater.restore`). What it calls `desired` there is
+  ///   carried out when the first `reconcile` has succeeded, or with the first decision that is taken.
+  /// - `control`: pauses and shuts domains down; nil: such decisions stay `desired` until they are given up.
   /// - `events`: gets every decision, each time its status changes, and what went wrong.
   /// - `actionPatience`: how long everything else waits for one such action to be done, in real time. One that takes longer, as a guest's shutting down
   ///   may, goes on beside; its decision is `desired` until an `advance` finds that it is done.
-  /// - `lifted`: what `PolicyUpdater.restore` returned. It goes to the log whole when the first `reconcile` has succeeded, or before the first decision that is taken, and to
-  ///   `events` in portions, then and at each `advance`.
+  /// - `lifted`: what `PolicyUpdater.restore` returned. It goes to the log and to `events` in portions of 4,096, from when the first `reconcile` has succeeded, or the first decision was
+  ///   taken, and at each `advance`; what of it is about the same as a new decision, before that.
   public init(
     updater: PolicyUpdater, log: any DecisionLog, firewall: any FirewallSink,
     control: (any HypervisorControl)? = nil, events: any EventSink, actionPatience: Duration = .milliseconds(100),
     lifted: [Decision] = []
   ) {
     self.lifted = LiftedMeanwhile(lifted)
+    // What the log does not call in force may not be.
+    isBehind = !updater.desired.isEmpty
+    inherited = Set(updater.desired.keys)
     self.updater = updater
     self.log = log
     self.firewall = firewall
@@ -90,13 +109,21 @@ public actor EnforcementCoordinator {
   @discardableResult
   public func handle(_ event: Event, at time: Timestamp) async -> [Decision] { await handle([event], at: time) }
 
-  /// Lets the time pass: lifts what has run out, tries again what the firewall did not take, and makes the log durable. While the log's disk
-  /// is waited for, other calls go on.
+  /// Lets the time pass, and makes the log durable: `pass`, then `syncLog`. While the log's disk is waited for, other calls go on, this one among them, which waits for no disk then.
   @discardableResult
   public func advance(to time: Timestamp) async -> [Decision] {
+    let decisions = await pass(to: time)
+    await syncLog(at: time)
+    return decisions
+  }
+
+  /// Lets the time pass: lifts what has run out, and tries again what did not work. For whoever must not wait for the log's disk with it; `syncLog` is to be called besides.
+  @discardableResult
+  public func pass(to time: Timestamp) async -> [Decision] {
     await enter()
+    defer { leave() }
     var decisions = await carryOut(updater.advance(to: time), at: time)
-    if isBehind || !desired.isEmpty { decisions += await catchUp(at: time) }
+    decisions += await catchUp(at: time)
     await tellLifted(atMost: LiftedMeanwhile.portion)
     if isLogBroken { await appendUnlogged(at: time) }
     if !isCompacting, compactionRetry.map({ time >= $0 }) ?? isCompactionDue,
@@ -105,10 +132,6 @@ public actor EnforcementCoordinator {
       // Nothing of this waits for it.
       Task { await finish(compaction, at: time) }
     }
-    let isSyncNeeded = isSyncNeeded
-    self.isSyncNeeded = false
-    leave()
-    if isSyncNeeded { await syncLog(at: time) }
     return decisions
   }
 
@@ -128,11 +151,11 @@ public actor EnforcementCoordinator {
           "the firewall missed \(difference.missing.count) measures and held \(difference.unexpected.count) "
             + "that it should not; mended")
       }
+      await begin(at: time)
       await settleDesired(at: time)
-      await logLifted(at: time)
       return difference
     } catch {
-      await fallBehind(error, at: time)
+      await fallBehind(error, at: time, isRetry: true)
       throw error
     }
   }
@@ -189,7 +212,7 @@ public actor EnforcementCoordinator {
     let decisions = try updater.replacePolicy(with: policy, at: time)
     // In and out of a dry run, everything that stands has to come or go.
     isBehind = true
-    return await carryOut(decisions, at: time) + catchUp(at: time)
+    return await carryOut(decisions, at: time) + catchUp(at: time, isDue: true)
   }
 
   // MARK: What there is to see
@@ -202,8 +225,8 @@ public actor EnforcementCoordinator {
   public func measures(concerning domain: DomainUUID) -> (revision: UInt64, measures: [FirewallMeasure]) {
     (updater.measureRevision, updater.measures(concerning: domain))
   }
-  /// The decisions behind them.
-  public var decisionsInForce: [Decision] { updater.decisionsInForce }
+  /// The decisions behind them. What is not in force yet is `desired`.
+  public var decisionsInForce: [Decision] { updater.decisionsInForce.map(asItStands) }
   public var pending: [Decision] { updater.pending }
   public var policy: Policy { updater.policy }
   public var statistics: PolicyStatistics { updater.statistics }
@@ -212,16 +235,26 @@ public actor EnforcementCoordinator {
   /// See `PolicyUpdater.explain`. What is not in force yet is `desired`.
   public func explain(_ address: IPAddress, for domain: Incarnation, at time: Timestamp) -> PolicyExplanation {
     var explanation = updater.explain(address, for: domain, at: time)
-    for index in explanation.decisions.indices where desired[explanation.decisions[index].id] != nil {
-      explanation.decisions[index].status = .desired
-    }
-    for index in explanation.offences.indices where desired[explanation.offences[index].decision.id] != nil {
-      explanation.offences[index].decision.status = .desired
+    explanation.decisions = explanation.decisions.map(asItStands)
+    for index in explanation.offences.indices {
+      explanation.offences[index].decision = asItStands(explanation.offences[index].decision)
     }
     return explanation
   }
+
+  private func asItStands(_ decision: Decision) -> Decision {
+    guard updater.desired[decision.id] != nil else { return decision }
+    var decision = decision
+    decision.status = .desired
+    return decision
+  }
+
   /// Decided, and not in force yet.
-  public var waitingForFirewall: [Decision] { desired.values.sorted { $0.id < $1.id } }
+  public var waitingForFirewall: [Decision] { updater.desired.values.sorted { $0.id < $1.id } }
+  /// Why the firewall does not hold what it should; nil when it took what it was given last. Text of others in it is escaped.
+  public var firewallProblem: String? {
+    retry.map { "\($0.reason) (\($0.refusals) times so far; it is tried again)" }
+  }
 }
 
 // MARK: Carrying out
@@ -229,34 +262,36 @@ public actor EnforcementCoordinator {
 extension EnforcementCoordinator {
   private func carryOut(_ decided: [Decision], at time: Timestamp) async -> [Decision] {
     guard !decided.isEmpty else { return [] }
-    // Of one address the log must not say first that it is blocked anew.
-    await logLifted(at: time)
-    var decisions = await logged(decided.map { $0.unlessWaiting(among: desired.values) }, at: time)
+    await tellLifted(before: decided, at: time)
+    let intended = await logged(intended(decided, at: time), at: time)
+    var decisions = intended
     await enforce(&decisions, at: time)
-    for index in decisions.indices where decisions[index].isDestructive && decisions[index].status == .enforced {
-      if await !act(decisions[index], at: time) { decisions[index].status = .desired }
+    for index in decisions.indices where decisions[index].isDestructive && decisions[index].status == .desired {
+      guard await act(decisions[index], at: time) else { continue }
+      decisions[index].status = .enforced
+      justDone.append(decisions[index])
     }
-    for decision in decisions {
-      if decision.status == .desired { desired[decision.id] = decision }
-      await events.receive(.decision(decision))
-    }
-    let late = decisions.filter { $0.status == .desired }
-    if !late.isEmpty { _ = await logged(late, at: time) }
+    for decision in decisions where decision.status == .desired { updater.desired[decision.id] = decision }
+    let changed = zip(intended, decisions).filter { $0.status != $1.status }.map(\.1)
+    if !changed.isEmpty { _ = await logged(changed, at: time) }
+    for decision in decisions { await events.receive(.decision(decision)) }
     return decisions
   }
 
   /// Changes the firewall by what was decided, in one change. What it does not take becomes `desired`.
   private func enforce(_ decisions: inout [Decision], at time: Timestamp) async {
-    var change = FirewallChange(from: 0, time: time)
-    for decision in decisions {
+    // Of each the last word counts.
+    var words: [FirewallMeasure.Key: (place: Int, measure: FirewallMeasure?)] = [:]
+    for (place, decision) in decisions.enumerated() {
       if decision.status == .enforced, let measure = decision.firewallMeasure {
-        change.remove.removeAll { $0 == measure.key }
-        change.add.removeAll { $0.key == measure.key }
-        change.add.append(measure)
+        words[measure.key] = (place, measure)
       } else if decision.status == .expired, case .lift(let key) = decision.measure {
-        change.add.removeAll { $0.key == key }
-        change.remove.append(key)
+        words[key] = (place, nil)
       }
+    }
+    var change = FirewallChange(from: 0, time: time)
+    for (key, word) in words.sorted(by: { $0.value.place < $1.value.place }) {
+      if let measure = word.measure { change.add.append(measure) } else { change.remove.append(key) }
     }
     guard !change.add.isEmpty || !change.remove.isEmpty else { return }
     do throws(FirewallError) {
@@ -272,7 +307,7 @@ extension EnforcementCoordinator {
   }
 
   /// Applies a change, from whatever generation the firewall is at.
-  private func apply(_ original: FirewallChange) async throws(FirewallError) {
+  func apply(_ original: FirewallChange) async throws(FirewallError) {
     var change = original
     var attempts = 0
     while true {
@@ -292,152 +327,6 @@ extension EnforcementCoordinator {
     let state = try await firewall.readBack(at: time)
     return state.generation
   }
-
-  /// Pauses or shuts down a domain.
-  private func act(_ decision: Decision, at time: Timestamp) async -> Bool {
-    guard let incarnation = decision.incarnation else { return false }
-    // Calls come one after another; it is taken out so that the actor may be left meanwhile.
-    guard var actions else {
-      await reportFailure(of: decision, "no hypervisor control is connected", at: time, about: incarnation)
-      return false
-    }
-    let outcome = await actions.perform(decision, on: incarnation)
-    self.actions = actions
-    switch outcome {
-    case .done: return true
-    case .goesOn: return false
-    case .failed(let error):
-      await reportFailure(of: decision, error.message.escapedForDisplay, at: time, about: incarnation)
-      return false
-    }
-  }
-
-  /// Tells why a decision could not be carried out; it is tried again and again, and told again only when the reason is another one.
-  private func reportFailure(
-    of decision: Decision, _ reason: String, at time: Timestamp, about incarnation: Incarnation
-  ) async {
-    guard toldFailures.updateValue(reason, forKey: decision.id) != reason else { return }
-    await report(
-      .enforcementFailed, severity: 1, at: time, about: incarnation,
-      "decision \(decision.id) to \(decision.measure.name) was not carried out: \(reason); trying again")
-  }
-}
-
-// MARK: Catching up
-
-extension EnforcementCoordinator {
-  /// Tries again what did not work.
-  private func catchUp(at time: Timestamp) async -> [Decision] {
-    if isBehind {
-      do throws(FirewallError) {
-        _ = try await mend(at: time)
-      } catch {
-        generation = nil
-        return []
-      }
-    }
-    return await settleDesired(at: time)
-  }
-
-  /// Makes the firewall hold exactly what it should.
-  private func mend(at time: Timestamp) async throws(FirewallError) -> Difference {
-    let state = try await firewall.readBack(at: time)
-    generation = state.generation
-    let difference = difference(of: state, at: time)
-    if !difference.isEmpty {
-      let change = FirewallChange(
-        from: state.generation, time: time, add: difference.missing, remove: difference.unexpected.map(\.key))
-      do throws(FirewallError) {
-        try await apply(change)
-      } catch {
-        guard error.code == .unsupported || error.code == .full else { throw error }
-        try await applyOneByOne(change, error)
-      }
-    }
-    isBehind = false
-    return difference
-  }
-
-  /// One measure that the firewall cannot take must not keep the others out.
-  private func applyOneByOne(_ change: FirewallChange, _ first: FirewallError) async throws(FirewallError) {
-    var failure: FirewallError?
-    if !change.remove.isEmpty {
-      try await apply(FirewallChange(from: 0, time: change.time, remove: change.remove))
-    }
-    for measure in change.add.prefix(Self.singleAttempts) {
-      do throws(FirewallError) {
-        try await apply(FirewallChange(from: 0, time: change.time, add: [measure]))
-        if let decision = desired[measure.decision] { await settle(decision, at: change.time) }
-      } catch {
-        failure = error
-      }
-    }
-    if let failure { throw failure }
-  }
-
-  private func difference(of state: FirewallState, at time: Timestamp) -> Difference {
-    // The ends of those that are held; what is wanted, too, is taken out.
-    var held = Dictionary<FirewallMeasure.Key, Timestamp?>(minimumCapacity: state.measures.count)
-    for measure in state.measures { held[measure.key] = .some(measure.expires) }
-    var difference = Difference()
-    for measure in updater.measuresInForce where measure.expires.map({ time < $0 }) ?? true {
-      let end = held.removeValue(forKey: measure.key)
-      if end.map({ Self.isSameEnd($0, measure.expires) }) != true { difference.missing.append(measure) }
-    }
-    if !held.isEmpty { difference.unexpected = state.measures.filter { held[$0.key] != nil } }
-    return difference
-  }
-
-  private static func isSameEnd(_ a: Timestamp?, _ b: Timestamp?) -> Bool {
-    guard let first = a, let second = b else { return a == b }
-    let distance = first - second
-    return distance <= expiryTolerance && .zero - distance <= expiryTolerance
-  }
-
-  /// Reports the decisions that waited as in force, if they are now. Those that ran out meanwhile are not spoken of any more.
-  @discardableResult
-  private func settleDesired(at time: Timestamp) async -> [Decision] {
-    guard !desired.isEmpty else { return [] }
-    var settled: [Decision] = []
-    let inForce = Set(updater.measuresInForce.map(\.decision))
-    for decision in waitingForFirewall {
-      if decision.isDestructive {
-        if actions == nil, decision.incarnation.flatMap(updater.directory.entry) == nil {
-          (desired[decision.id], toldFailures[decision.id]) = (nil, nil)
-          continue
-        }
-        // In a dry run nothing is done; once that is over it is.
-        guard !updater.policy.isDryRun, await act(decision, at: time) else { continue }
-      } else if !inForce.contains(decision.id) {
-        desired[decision.id] = nil
-        continue
-      }
-      settled.append(await settle(decision, at: time))
-    }
-    return settled
-  }
-
-  @discardableResult
-  private func settle(_ decision: Decision, at time: Timestamp) async -> Decision {
-    desired[decision.id] = nil
-    toldFailures[decision.id] = nil
-    var decision = decision
-    decision.status = .enforced
-    decision.time = time
-    decision = await logged([decision], at: time)[0]
-    await events.receive(.decision(decision))
-    return decision
-  }
-
-  private func fallBehind(_ error: FirewallError, at time: Timestamp) async {
-    generation = nil
-    if !isBehind {
-      await report(
-        .enforcementFailed, severity: 1, at: time,
-        "the firewall did not take a change: \(error.message.escapedForDisplay); trying again")
-    }
-    isBehind = true
-  }
 }
 
 // MARK: Events and order
@@ -445,11 +334,12 @@ extension EnforcementCoordinator {
 extension EnforcementCoordinator {
   func report(
     _ kind: PlatformAlert.Kind, severity: Int, at time: Timestamp, about incarnation: Incarnation? = nil,
-    _ message: String
+    count: UInt64 = 1, _ message: String
   ) async {
     await events.receive(
       .platform(
-        PlatformAlert(time: time, incarnation: incarnation, kind: kind, message: message, severity: severity)))
+        PlatformAlert(
+          time: time, incarnation: incarnation, kind: kind, message: message, severity: severity, count: count)))
   }
 
   /// One call after another, although each of them waits for others in between.

@@ -79,6 +79,7 @@ extension PolicyUpdater {
       entry.decision.status = status
       entry.decision.time = now
       register.replaceDecision(of: entry.measure.key, by: entry.decision)
+      desired[entry.decision.id] = nil
       if isLast(entry.decision) { remember(entry.decision) }
       decisions.append(entry.decision)
     }
@@ -109,6 +110,7 @@ extension PolicyUpdater {
 
   /// The decision that says that a measure has ended: one that was only imagined, by its own status, whatever the policy is now.
   mutating func lifting(_ entry: MeasureRegister.Entry, reason: String) -> Decision {
+    desired[entry.decision.id] = nil
     var decision = Decision(
       id: 0, time: now, incarnation: entry.decision.incarnation, measure: .lift(entry.measure.key),
       status: entry.decision.status == .dryRun ? .dryRun : .expired, policy: entry.decision.policy, reason: reason,
@@ -296,6 +298,8 @@ public struct PolicyStatistics: Sendable, Hashable {
   public var withheld: UInt64 = 0
   /// Notices and withheld measures beyond what is reported within a minute.
   public var reportsDropped: UInt64 = 0
+  /// Measures that were in force, and decisions that waited for the administrator, which a restart ended because there is no room for them any more.
+  public var surplus: UInt64 = 0
   /// Counts and steps that made room for others.
   public var countersEvicted: UInt64 = 0
   public var offendersEvicted: UInt64 = 0

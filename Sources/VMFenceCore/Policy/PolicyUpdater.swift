@@ -12,6 +12,8 @@ public struct PolicyUpdater: Sendable {
   /// The one with the highest number: a log that is made anew keeps it, so that no number is given twice.
   var last: Decision?
   var waiting: [Decision] = []
+  /// Decided and not carried out yet, by number: what the firewall did not take, and what is to be done with a domain. Whoever carries out keeps this, and a log that is made anew says it.
+  var desired: [UInt64: Decision] = [:]
   /// What is in force by the log, and only imagined since a dry run began with the start, which is not logged: a log that is made anew says what it said before.
   var suspended: Set<UInt64> = []
   /// Which tenants' guests bear witness against a source, by rule and network: for blocks on the host.

@@ -179,8 +179,10 @@ struct Run: AsyncParsableCommand {
     do throws(PolicyError) {
       var updater = try PolicyUpdater(policy: configuration.policy, directory: directory)
       let lifted = updater.restore(restored, at: clock.now)
-      let ended = lifted.count { $0.status == .expired }
+      let surplus = Int(clamping: updater.statistics.surplus)
+      let ended = lifted.dropLast(surplus).count { $0.status == .expired }
       if ended > 0 { logger.notice("\(ended) measures ran out while this did not run") }
+      if surplus > 0 { logger.warning("\(surplus) of what stood or waited is ended: there is no room for it any more") }
       coordinator = EnforcementCoordinator(
         updater: updater, log: SystemTimeDecisionLog(log, clock: clock), firewall: firewall.sink,
         control: control, events: queue, lifted: lifted)

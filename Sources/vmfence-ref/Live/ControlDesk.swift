@@ -256,8 +256,10 @@ final class ControlDesk: PromptEventSink {
 
   /// A decision of the past, as the history has it: what was enforced is not any more. Its times are the system's already.
   private func describe(_ decision: HistoryDecision) -> DecisionStatus {
-    // A measure of which a log that was made anew says that it ended is over like any other.
-    let isOver = decision.status == .enforced || decision.status == .expired && decision.measure != "lift"
+    // A measure of which a log that was made anew says that it ended is over like any other. What was to be done with a domain and is `expired` was never done.
+    let isOver =
+      decision.status == .enforced
+      || decision.status == .expired && !["lift", "pause", "shut_down"].contains(decision.measure)
     return DecisionStatus(
       id: decision.id, measure: decision.measure, network: decision.network?.description,
       domain: decision.vm.map { decision.name ?? $0.description },

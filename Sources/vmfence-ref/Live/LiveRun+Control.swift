@@ -56,7 +56,8 @@ extension LiveRun {
         + (await coordinator.isLogUncompacted ? ["the decision log cannot be made anew, and goes on as it is"] : [])
         + (history.problem.map { ["the history is not written: \($0)"] } ?? [])
         + (drops.problem.map { ["the packet filter's counters are not read: \($0)"] } ?? [])
-        + (firewall.problem.map { [$0] } ?? []),
+        + (firewall.problem.map { [$0] } ?? [])
+        + (await coordinator.firewallProblem.map { ["the packet filter does not hold what was decided: \($0)"] } ?? []),
       needRules: unguarded.filter { rules.selection.rules(for: $0) == nil }.map(\.name),
       frozen: await disks.paused.sorted().map { directory.entry(for: $0)?.description.name ?? "\($0)" },
       policy: [

@@ -211,6 +211,10 @@ extension LiveRun {
     }
     metrics.metric("vmfence_firewall_waiting_decisions", .gauge, "Decisions that the firewall has not taken yet.")
     metrics.sample(await coordinator.waitingForFirewall.count)
+    metrics.metric(
+      "vmfence_firewall_refused_changes_total", .counter,
+      "Changes that the packet filter did not take, each time that they were tried.")
+    metrics.sample(await coordinator.refusedChanges)
     metrics.metric("vmfence_pending_decisions", .gauge, "Decisions that wait for an administrator.")
     metrics.sample(await coordinator.pending.count)
     metrics.metric(

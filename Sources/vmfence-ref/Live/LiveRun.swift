@@ -250,13 +250,14 @@ final class LiveRun<Backend: DetectorBackend> where Backend.Rules == SnortRules 
     }
   }
 
-  /// Lets the decisions' time pass, beside the loop: at its end the log is made durable, and a disk can be slow.
+  /// Lets the decisions' time pass, beside the loop, and makes the log durable, beside both: a disk can be slow, and what the packet filter refused is tried again meanwhile.
   private func advance(to now: Timestamp) {
     guard isAdvancing.raise() else { return }
     let (coordinator, isAdvancing) = (coordinator, isAdvancing)
     Task {
-      await coordinator.advance(to: now)
+      await coordinator.pass(to: now)
       isAdvancing.lower()
+      await coordinator.syncLog(at: now)
     }
   }
 

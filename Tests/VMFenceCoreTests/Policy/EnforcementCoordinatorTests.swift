@@ -24,49 +24,6 @@ private final class ProbingLog: DecisionLog {
   func sync() throws(DecisionLogError) {}
 }
 
-private final class RecordingControl: HypervisorControl {
-  let calls = Mutex<[String]>([])
-  let failure = Mutex<ProbeError?>(nil)
-  /// What shuts down waits until this ends.
-  let obedience: AsyncStream<Void>
-  let obey: AsyncStream<Void>.Continuation
-
-  init(isDisobedient: Bool = false) {
-    (obedience, obey) = AsyncStream.makeStream()
-    if !isDisobedient { obey.finish() }
-  }
-
-  private func call(_ text: String) throws(ProbeError) {
-    if let error = failure.withLock({ $0 }) { throw error }
-    calls.withLock { $0.append(text) }
-  }
-
-  func pause(_ domain: Incarnation) async throws(ProbeError) { try call("pause \(domain.domainID)") }
-  func resume(_ domain: Incarnation) async throws(ProbeError) { try call("resume \(domain.domainID)") }
-  func shutDown(_ domain: Incarnation) async throws(ProbeError) {
-    for await _ in obedience {}
-    try call("shutDown \(domain.domainID)")
-  }
-}
-
-/// Refuses changes with one measure in them.
-private struct FussyFirewall: FirewallSink {
-  let inner: RecordingFirewallSink
-  let refused: FirewallMeasureKind
-
-  func apply(_ change: FirewallChange) async throws(FirewallError) -> UInt64 {
-    if change.add.contains(where: { $0.key.kind == refused }) { throw FirewallError(.unsupported, "cannot") }
-    return try await inner.apply(change)
-  }
-
-  func replace(with measures: [FirewallMeasure], at time: Timestamp) async throws(FirewallError) -> UInt64 {
-    try await inner.replace(with: measures, at: time)
-  }
-
-  func readBack(at time: Timestamp) async throws(FirewallError) -> FirewallState { try await inner.readBack(at: time) }
-  func acknowledgements() async -> AsyncStream<FirewallAcknowledgement> { await inner.acknowledgements() }
-}
-
 /// A log that is made anew on a disk that does not answer until it is told to.
 private final class SlowLog: DecisionLog {
   let memory = MemoryDecisionLog()
@@ -186,7 +143,7 @@ struct EnforcementCoordinatorTests {
 
   @Test("a measure that the firewall cannot express does not keep others out")
   func unsupported() async throws {
-    let fussy = FussyFirewall(inner: firewall, refused: .block(network("203.0.113.8")))
+    let fussy = FussyFirewall(inner: firewall, refused: [.block(network("203.0.113.8"))])
     let coordinator = EnforcementCoordinator(
       updater: try updater(rule(count: 1)), log: MemoryDecisionLog(), firewall: fussy, events: events)
     let batch = [alert(), alert(from: address("203.0.113.8")), alert(from: address("203.0.113.9"))]

@@ -1,4 +1,5 @@
 import Synchronization
+import TestSupport
 import Testing
 import VMFenceCore
 import VMFenceTestKit
@@ -116,14 +117,45 @@ struct LiftedMeanwhileTests {
     let (coordinator, lifted) = try restart(log, log.decisions, at: at(90))
     #expect(lifted.count == 10_000)
     try await coordinator.reconcile(at: at(90))
-    #expect(log.decisions.count == 20_000, "the log has it all at once")
-    #expect(told.count == 4_096)
+    #expect(log.decisions.count == 14_096 && told.count == 4_096)
     await coordinator.advance(to: at(91))
     #expect(told.count == 8_192)
     await coordinator.tellLifted()
     #expect(told == lifted)
     await coordinator.advance(to: at(92))
-    #expect(told.count == 10_000)
+    #expect(told.count == 10_000 && log.decisions.count == 20_000)
+  }
+
+  @Test("a process that dies before all is told leaves the rest to the next one, and what is blocked anew stands")
+  func killed() async throws {
+    let log = MemoryDecisionLog()
+    let blocks = try blocks(10_000)
+    try log.append(blocks)
+    let (first, _) = try restart(log, log.decisions, at: at(90))
+    try await first.reconcile(at: at(90))
+    // Of the last of them nobody was told yet.
+    try await first.block(
+      network("198.18.39.15"), for: nil, duration: .seconds(60), reason: "again", at: at(91))
+    #expect(told.suffix(2).map(\.measure.name) == ["lift", "block_on_host"] && told.count == 4_098)
+    let (second, lifted) = try restart(log, log.decisions, at: at(92))
+    #expect(lifted.count == 10_000 - 4_097)
+    try await second.reconcile(at: at(92))
+    await second.tellLifted()
+    let lifts = told.compactMap { if case .lift(let key) = $0.measure { key } else { nil } }
+    #expect(lifts.count == 10_000 && Set(lifts) == Set(blocks.compactMap(\.firewallMeasure?.key)))
+    #expect(await second.measuresInForce.map(\.key.kind) == [.block(network("198.18.39.15"))])
+  }
+
+  @Test("a log that is to be made anew meanwhile is when all is told")
+  func compactionWhileTelling() async throws {
+    let log = MemoryDecisionLog()
+    try log.append(try blocks(10_000))
+    let (coordinator, lifted) = try restart(log, log.decisions, at: at(90))
+    try await coordinator.reconcile(at: at(90))
+    await coordinator.compactLog(at: at(90))
+    for second in 91...94 { await coordinator.advance(to: at(Double(second))) }
+    #expect(await comesTrueSuspending { log.decisions == [lifted.last] })
+    #expect(told == lifted)
   }
 
   /// A disk that is full.

@@ -39,7 +39,9 @@ enum Restart {
     if zip(decisions, decisions.dropFirst()).allSatisfy({ $0.id < $1.id }) { compare(updater) }
     let number = decisions.map(\.id).max() ?? 0
     let next = updater.handle(alert, at: time + .seconds(1))
-    precondition((lifted + next).allSatisfy { $0.id > number }, "a number that is another decision's")
+    // What waited and has no room keeps its own.
+    let fresh = lifted.filter { $0.status != .withheld } + next
+    precondition(fresh.allSatisfy { $0.id > number }, "a number that is another decision's")
     for decision in decisions + lifted + next {
       let line = encoder.encode(.decision(decision))
       checkShown(String(decoding: line, as: UTF8.self))
