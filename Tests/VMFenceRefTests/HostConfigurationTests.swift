@@ -47,7 +47,8 @@ struct HostConfigurationTests {
     #expect(result.status == 0, "\(result.output)\(result.errors)")
     let numbered = try check("facility: local3", "facility: local3, enterprise-number: 4294967295")
     #expect(numbered.status == 0, "\(numbered.output)\(numbered.errors)")
-    let example = try Program.run("check", "--live", Program.root.appending(path: "Examples/host/host.yaml").path)
+    let folder = try TemporaryFolder()
+    let example = try Program.run("check", "--live", folder.copyExamples())
     #expect(example.status == 0, "\(example.output)\(example.errors)")
   }
 

@@ -27,6 +27,23 @@ extension HostConfiguration {
     Set(rules.catalog.byService.keys).union(guests.services).union(have)
   }
 
+  /// Guests that may pretend something and that nobody is: a misspelt name would leave the guest that was meant without what it needs.
+  ///
+  /// - `inventory`: the names of all domains; nil where a hypervisor knows them: then those that the configuration names otherwise.
+  func unknownSpoofingExceptions(inventory: [String]?) -> [Diagnostic] {
+    let disks = disks.compactMap { if case .name(let name) = $0.guest { name } else { nil } }
+    let known = Set(inventory ?? guests.names + disks + rules.catalog.byDomain.keys)
+    // A hypervisor may have any guest, and here nothing is said of any.
+    if inventory == nil, known.isEmpty { return [] }
+    return firewall.antiSpoofingExceptions.keys.sorted().filter { !known.contains($0) }.map { name in
+      let guess = known.nearest(to: name, within: 2).map { "did you mean `\($0.escapedForDisplay)`?" }
+      return Diagnostic(
+        .warning, at: spoofingExceptionPlaces[name],
+        "firewall.anti-spoofing-exceptions: no guest here is called `\(name.escapedForDisplay)`",
+        remedy: guess ?? "check the name; a guest that comes later and is called so has the exception")
+    }
+  }
+
   /// Measures of the policy that nothing on this host carries out.
   var measuresWithoutControl: [Diagnostic] {
     // Xen does both by itself, unless programs take its place.

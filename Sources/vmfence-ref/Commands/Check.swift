@@ -24,7 +24,11 @@ struct Check: ParsableCommand {
 
   @OptionGroup var ruleOptions: RuleOptions
 
-  @Flag(help: "The files are configurations of hosts, for `run`.")
+  @Flag(
+    help: """
+      The files are configurations of hosts, for `run`: the programs, folders and sockets that they name are looked at, too. Nothing is \
+      made or changed.
+      """)
   var live = false
 
   func run() throws {
@@ -36,7 +40,7 @@ struct Check: ParsableCommand {
         found += checkRules(file, &isUnreadable)
       } else {
         isUnreadable = isUnreadable || WholeFile.problem(file) != nil
-        found += live ? PreparedHost.load(path: file).diagnostics : checkScenario(file)
+        found += live ? PreparedHost.load(path: file, looksAtPaths: true).diagnostics : checkScenario(file)
       }
     }
     Terminal.output.print(found)

@@ -50,6 +50,9 @@ struct GuestSettings: Sendable, Equatable {
     return byName[key]?.service
   }
 
+  /// The guests that are named by their names.
+  var names: Set<String> { Set(byName.keys) }
+
   /// All services that guests are said to have.
   var services: Set<String> { Set((Array(byUUID.values) + byName.values).compactMap(\.service)) }
 }

@@ -86,5 +86,9 @@ struct HostConfiguration: Sendable {
   var statisticsInterval: Duration
   /// How long a detector may say nothing of its packets before it is killed.
   var answerTimeout: Duration
+  /// Where the daemon starts, makes or writes something.
+  var namedPaths: [NamedPath] = []
+  /// Where the guests of `firewall.antiSpoofingExceptions` are named.
+  var spoofingExceptionPlaces: [String: SourcePlace] = [:]
 }
 #endif

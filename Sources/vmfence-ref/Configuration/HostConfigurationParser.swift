@@ -26,7 +26,7 @@ struct HostConfigurationParser {
     }
     let domains = domains(root)
     let inspection = sections.inspection(root)
-    let configuration = HostConfiguration(
+    var configuration = HostConfiguration(
       file: reader.file, node: root.string("node") ?? ProcessInfo.processInfo.hostName,
       usesProcesses: sections.usesProcesses(root), domains: domains,
       guests: guests(root, domains),
@@ -57,7 +57,41 @@ struct HostConfigurationParser {
           at: file.place, "the file `\(file.path.escapedForDisplay)` cannot be read: \(problem.reason)",
           remedy: "paths are relative to the folder of this file"))
     }
-    return reader.hasErrors ? nil : configuration
+    guard !reader.hasErrors else { return nil }
+    configuration.namedPaths = namedPaths(root, configuration)
+    if let exceptions = root.child("firewall")?.child("anti-spoofing-exceptions") {
+      for (name, _) in exceptions.entries {
+        configuration.spoofingExceptionPlaces[name] = reader.place(of: exceptions.keyNode(name))
+      }
+    }
+    return configuration
+  }
+
+  /// Of a configuration without mistakes.
+  private func namedPaths(_ root: YAMLMapping, _ configuration: HostConfiguration) -> [NamedPath] {
+    var paths: [NamedPath] = []
+    func add(_ use: NamedPath.Use, _ path: String?, _ map: YAMLMapping?, _ key: String) {
+      guard let path, let map else { return }
+      paths.append(NamedPath(use: use, path: path, key: map.name(key), place: reader.place(of: map.raw(key))))
+    }
+    add(.folder, configuration.stateDirectory, root, "state-directory")
+    add(.socket, configuration.controlSocket, root, "control-socket")
+    for act in CommandControl.Act.allCases {
+      add(.program, configuration.control[act]?.first, root.child("control"), act.rawValue)
+    }
+    for (disk, map) in zip(configuration.disks, root.children("disks")) {
+      add(.othersSocket, disk.control, map, "control")
+    }
+    for (place, map) in zip(configuration.notifications, root.children("notifications")) {
+      switch place.kind {
+      case .eveFile(let path): add(.file, path, map, "eve-file")
+      case .fastFile(let path): add(.file, path, map, "fast-file")
+      case .eveSocket(let path, _): add(.othersSocket, path, map, "eve-socket")
+      case .syslog(.local(let path), _, _): add(.othersSocket, path, map, "syslog")
+      case .syslog, .webhook: break
+      }
+    }
+    return paths
   }
 
   private func domains(_ root: YAMLMapping) -> HostConfiguration.Domains {

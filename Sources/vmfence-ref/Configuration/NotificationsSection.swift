@@ -48,8 +48,7 @@ struct NotificationsSection {
     let enterprise =
       map.integer("enterprise-number", in: 1...Int(UInt32.max)).map(UInt32.init) ?? SyslogFormat.exampleEnterpriseNumber
     let socket = map.choice("socket", UnixSocketDelivery.Kind.self) ?? .stream
-    var headers: [String: String] = [:]
-    if let child = map.child("headers") { for (key, _) in child.entries { headers[key] = child.string(key) } }
+    let headers = map.child("headers").map(headers) ?? [:]
     let kinds: [(String, (String) -> NotificationPlace.Kind?)] = [
       ("eve-file", { .eveFile(sections.resolve($0)) }), ("fast-file", { .fastFile(sections.resolve($0)) }),
       ("eve-socket", { sections.resolveSocket($0).map { .eveSocket($0, socket) } }),
@@ -101,6 +100,44 @@ struct NotificationsSection {
     }
     if !wanted.isEmpty { filter.kinds = Set(wanted) }
     return found.map { NotificationPlace(kind: $0, filter: filter, queue: queue, limit: limit, name: name) }
+  }
+
+  /// Names are tokens, and values have no control characters (RFC 9110, 5.1 and 5.5). What a value is, is not shown: it may be a password.
+  private func headers(_ map: YAMLMapping) -> [String: String] {
+    var headers: [String: String] = [:]
+    var names: Set<String> = []
+    for (name, node) in map.entries {
+      let key = name.isEmpty ? map.node : map.keyNode(name)
+      if name.isEmpty || !name.utf8.allSatisfy(Self.isToken) {
+        reader.report(
+          at: key, "\(map.path): `\(name.escapedForDisplay)` is no name of a header",
+          remedy: "ASCII letters, digits and !#$%&'*+-.^_`|~, without a colon or space")
+      } else if ["content-length", "transfer-encoding"].contains(name.lowercased()) {
+        reader.report(
+          at: key, "\(map.path): `\(name)` is what the delivery itself says of its length", remedy: "take it out")
+      } else if !names.insert(name.lowercased()).inserted {
+        reader.report(
+          at: key, "\(map.path): `\(name)` stands twice, for case does not count", remedy: "keep one of them")
+      }
+      guard let value = map.string(name) else { continue }
+      if value.utf8.contains(where: { $0 < 0x20 && $0 != 0x09 || $0 == 0x7F }) {
+        reader.report(
+          at: node,
+          "\(map.path): the value of `\(name.escapedForDisplay)` has a line break or another control character",
+          remedy: "write it in one line, as `NAME: VALUE`, without what YAML makes a line break of (`\\n`, `|`)")
+      }
+      headers[name] = value
+    }
+    return headers
+  }
+
+  private static func isToken(_ byte: UInt8) -> Bool {
+    switch byte {
+    case UInt8(ascii: "0")...UInt8(ascii: "9"), UInt8(ascii: "A")...UInt8(ascii: "Z"),
+      UInt8(ascii: "a")...UInt8(ascii: "z"):
+      true
+    default: "!#$%&'*+-.^_`|~".utf8.contains(byte)
+    }
   }
 
   /// Options that only some kinds of places have, and which; all others every place has.

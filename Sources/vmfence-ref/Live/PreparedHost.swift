@@ -11,20 +11,25 @@ struct PreparedHost: Sendable {
 
   /// - `assigned`: rule files that were set for domains at run time; they go before those of the file.
   /// - `previous`: what is in force; a domain whose own files cannot be used keeps what it has there.
+  /// - `looksAtPaths`: programs, folders and sockets that the configuration names are looked at, too: what is missing now may be there when it is needed.
   /// - Returns: nil when something is wrong, and all that is to be said.
   static func load(
-    path: String, assigned: RuleAssignments = RuleAssignments(), keeping previous: RuleSelection? = nil
+    path: String, assigned: RuleAssignments = RuleAssignments(), keeping previous: RuleSelection? = nil,
+    looksAtPaths: Bool = false
   ) -> (host: PreparedHost?, diagnostics: [Diagnostic]) {
     let parser = HostConfigurationParser(file: path)
     guard let configuration = parser.parse() else { return (nil, parser.reader.diagnostics) }
     var found = parser.reader.diagnostics
+    if looksAtPaths { found += configuration.namedPaths.compactMap(\.problem) }
     let domains: [RuleSubject]
+    var inventoryNames: [String]?
     switch configuration.domains {
     case .inventory(let path):
       let inventory = StaticInventory.read(path: path)
       found += inventory.problems
       guard let read = inventory.domains else { return (nil, found) }
       domains = read.map(RuleSubject.init)
+      inventoryNames = read.map(\.name)
     case .xen:
       // Which domains there are is not asked here. Rules of domains that turn out to serve something else are compiled when they come.
       let keys = Set(configuration.rules.catalog.byDomain.keys).union(assigned.files.keys)
@@ -32,6 +37,7 @@ struct PreparedHost: Sendable {
         RuleSubject(name: key, uuid: DomainUUID(key), serviceType: configuration.guests.service(of: key))
       }
     }
+    found += configuration.unknownSpoofingExceptions(inventory: inventoryNames)
     let compiled = compile(configuration.rules, assigned, for: domains, keeping: previous)
     found += compiled.diagnostics
     guard let rules = compiled.rules else { return (nil, found) }
