@@ -63,7 +63,7 @@ public struct FileAttributes: OptionSet, Hashable, Sendable {
     func take(_ result: inout FileAttributes) throws(IntegrityError) {
       guard let found = Self.names.first(where: { $0.0 == word })?.1 else {
         throw IntegrityError(
-          .badPattern, "`\(word)` is no attribute of a file",
+          .badPattern, "`\(word.escapedForDisplay)` is no attribute of a file",
           remedy: "use \(Self.names.map(\.0).joined(separator: ", ")), joined by + or -")
       }
       if isAdded { result.formUnion(found) } else { result.subtract(found) }

@@ -38,6 +38,7 @@ extension ProtectionPolicy {
   private static func rule(_ line: ArraySlice<UInt8>, _ place: SourcePlace) throws(IntegrityError) -> Rule? {
     var rule: Rule?
     var hasVerb = false
+    var options: Set<Substring> = []
     for word in line.split(whereSeparator: { $0 == 0x20 || $0 == 0x09 || $0 == 0x0D }) {
       if word.first == 0x23 { break }
       var place = place
@@ -46,11 +47,24 @@ extension ProtectionPolicy {
       guard rule != nil else {
         rule = Rule(text)
         // Says what is wrong with a pattern by itself.
-        do throws(IntegrityError) { _ = try ProtectionPolicy([Rule(text)]) } catch { throw error.placed(place) }
+        do throws(IntegrityError) { _ = try ProtectionPolicy([Rule(text)]) } catch {
+          var error = error.placed(place)
+          if Action(name: text) != nil { error.remedy = "the pattern stands first, and the verb behind it" }
+          if text.hasPrefix("\"") || text.hasPrefix("'") {
+            error.remedy = "write it without quotes; a space in a path is written ?"
+          }
+          throw error
+        }
         guard Array(text.utf8) == Array(word) else {
           throw IntegrityError(.badPattern, "the pattern is not UTF-8", at: place, remedy: "write ? for such a byte")
         }
         continue
+      }
+      // Which of two would count, nobody who reads it can tell.
+      if let option = text.split(separator: "=").first, ["attributes", "severity", "object"].contains(option),
+        !options.insert(option).inserted
+      {
+        throw IntegrityError(.badPattern, "`\(option)` stands twice", at: place, remedy: "keep one of them")
       }
       if let action = Action(name: text) {
         guard !hasVerb else {
@@ -67,9 +81,11 @@ extension ProtectionPolicy {
       } else if text.hasPrefix("severity="), let severity = Int(text.dropFirst(9)), (1...4).contains(severity) {
         rule?.severity = severity
       } else {
+        let verbs = Action.allCases.map(\.name)
+        let guess = verbs.nearest(to: text.lowercased(), within: 2).map { "did you mean `\($0)`? " } ?? ""
         throw IntegrityError(
           .badPattern, "`\(text.escapedForDisplay)` is not understood here", at: place,
-          remedy: "after the pattern come a verb (\(Action.allCases.map(\.name).joined(separator: ", "))), "
+          remedy: guess + "after the pattern come a verb (\(verbs.joined(separator: ", "))), "
             + "attributes=…, severity=1 to 4, object; a space in a path is written ?")
       }
     }

@@ -196,6 +196,25 @@ package struct HelperProcessEnd {
     } == bytes.count
   }
 
+  /// To be called first: such a process takes no words. Ends it when it was given some, as people do who want to know what it is.
+  ///
+  /// - `purpose`: what it does, as a sentence.
+  package static func takeNoWords(_ name: String, _ purpose: String) {
+    let words = CommandLine.arguments.dropFirst()
+    switch words.first {
+    case nil: return
+    case "--help" where words.count == 1, "-h" where words.count == 1:
+      print("USAGE: \(name)\n\n\(purpose) It takes no options, and is of no use by hand.")
+      exit(0)
+    case "--version" where words.count == 1:
+      print(VMFenceVersion.text)
+      exit(0)
+    case let word?:
+      let guess = ["--help", "--version"].nearest(to: word, within: 2).map { "did you mean '\($0)'? " } ?? ""
+      end("\(name): it takes no '\(word)' (\(guess)see \(name) --help)", code: DetectorExitCode.usage)
+    }
+  }
+
   /// The process's end, with a line for people. Before it has entered its sandbox.
   package static func end(_ message: String, code: Int32) -> Never {
     let line = Array("\(message.escapedForDisplay)\n".utf8)

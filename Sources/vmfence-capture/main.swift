@@ -7,16 +7,10 @@ import VMFenceProcess
 // receives nothing yet to the daemon whenever it asks. It reads no frame, and nothing that a guest wrote.
 
 let name = "vmfence-capture"
-guard CommandLine.arguments.count == 1 else {
-  print(
-    """
-    USAGE: \(name)
-
-    Opens packet sockets (CAP_NET_RAW) for vmfence-ref, which starts it with a socket and asks it for one at each card that comes. It takes no
-    options, and is of no use by hand.
-    """)
-  exit(CommandLine.arguments.dropFirst() == ["--help"] ? 0 : DetectorExitCode.usage)
-}
+HelperProcessEnd.takeNoWords(
+  name,
+  "Opens packet sockets (CAP_NET_RAW) for vmfence-ref, which starts it with a socket and asks it for one at each card that comes."
+)
 guard HelperProcessEnd.isThere else {
   HelperProcessEnd.end("\(name): it is started by vmfence-ref, not by hand", code: DetectorExitCode.usage)
 }

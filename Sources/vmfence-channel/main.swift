@@ -7,6 +7,12 @@ import VMFenceXen
 // One guest's policy channel in Dom0: started by the daemon with a socket and nothing else. It maps the guest's page, gives up everything, and only then
 // reads the first word of it.
 
+HelperProcessEnd.takeNoWords(
+  "vmfence-channel",
+  "Serves one guest's policy channel for vmfence-ref, which starts it with a socket and tells it whose page to map.")
+guard HelperProcessEnd.isThere else {
+  HelperProcessEnd.end("vmfence-channel: it is started by vmfence-ref, not by hand", code: DetectorExitCode.usage)
+}
 let owner = HelperProcessEnd()
 
 func tell(_ report: SessionReport) { if !owner.send(report.encoded) { _exit(0) } }

@@ -55,7 +55,12 @@ final class EventOutput {
     guard descriptor >= 0 else {
       // SAFETY: strerror gives a terminated text that is copied at once; no other thread runs yet.
       let reason = unsafe String(cString: strerror(errno))
-      throw OutputFailure(text: "cannot write events to \(path.escapedForDisplay): \(reason)")
+      let remedy =
+        if case .socket = place {
+          "start what listens there first"
+        } else { "name a file in a folder that may be written" }
+      throw OutputFailure(
+        text: "error: cannot write events to \(path.escapedForDisplay): \(reason) (\(remedy))")
     }
     var status = stat()
     // SAFETY: fstat(2) writes one structure.

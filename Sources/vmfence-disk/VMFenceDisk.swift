@@ -137,12 +137,45 @@ struct VMFenceDisk: ParsableCommand {
   @Option(help: "The group to become when started as root.")
   var group: UInt32 = 65534
 
+  static func main() {
+    let words = Array(CommandLine.arguments.dropFirst())
+    if let text = mistyped(words) {
+      FileHandle.standardError.write(Data(text.utf8))
+      exit(withError: ExitCode.validationFailure)
+    }
+    main(words)
+  }
+
+  /// What is said of an option that is none, where the argument parser would say what is missing.
+  private static func mistyped(_ words: [String]) -> String? {
+    do { _ = try parseAsRoot(words) } catch {
+      guard exitCode(for: error) == .validationFailure else { return nil }
+      return KnownOptions(help: helpMessage(includeHidden: true)).mistake(in: words).map {
+        "Error: \($0)\nUsage: \(usageString())\n  See 'vmfence-disk --help' for more information.\n"
+      }
+    }
+    return nil
+  }
+
   func validate() throws {
     guard DomainUUID(domain) != nil else { throw ValidationError("--domain: '\(domain)' is no UUID") }
     guard let mode = UInt32(socketMode, radix: 8), mode <= 0o777 else {
       throw ValidationError("--socket-mode: '\(socketMode)' is no octal number up to 0777")
     }
     guard eveLimit > 0 else { throw ValidationError("--eve-limit: at least 1 MiB") }
+    guard keepLimit > 0 else { throw ValidationError("--keep-limit: at least 1 MiB") }
+    let paths = [
+      ("disk", disk), ("socket", socket), ("eve", eve), ("control", control), ("keep", keep), ("state", state),
+      ("policy", policy), ("declared", declared),
+    ]
+    for (option, path) in paths where path?.isEmpty == true {
+      throw ValidationError("--\(option): a path is needed, and this is empty")
+    }
+    for (option, path) in [("socket", socket), ("control", control ?? "")]
+    where path.utf8.count > LocalSocket.pathLimit {
+      throw ValidationError(
+        "--\(option): a socket's path has \(LocalSocket.pathLimit) bytes at the most, and this has \(path.utf8.count)")
+    }
     guard ["deny", "allow"].contains(freezeVerdict) else {
       throw ValidationError("--freeze-verdict: '\(freezeVerdict)' is neither deny nor allow")
     }
@@ -151,7 +184,16 @@ struct VMFenceDisk: ParsableCommand {
   func run() throws {
     let clock = SteadyClock()
     let incarnation = Incarnation(uuid: DomainUUID(domain) ?? DomainUUID(high: 0, low: 0), domainID: DomainID(domid))
+    try checkFiles()
     let (protection, declared) = try protection()
+    if control == nil, protection.rules.contains(where: { $0.action == .freeze }) {
+      Self.log(
+        "warning: without --control nobody can decide: what freeze holds waits \(freezeLimit) s, and then it is "
+          + (freezeVerdict == "allow" ? "allowed" : "denied"))
+    }
+    if !rules.isEmpty, !protection.rules.contains(where: { $0.attributes.contains(.content) }) {
+      Self.log("warning: nothing is compared with --rules: no file is protected with the attribute content")
+    }
     let file: DiskFile
     do throws(BlockSourceError) { file = try DiskFile(path: disk, isReadOnly: readOnly) } catch {
       throw Self.end(error.code == .permissionDenied ? 77 : 66, error.description)
@@ -193,6 +235,21 @@ struct VMFenceDisk: ParsableCommand {
     }
   }
 
+  /// One file for two uses: what is written for the one would destroy the other, and the guest's disk first of all.
+  private func checkFiles() throws {
+    var uses: [(option: String, path: String)] = [("--disk", disk)]
+    if case .file(let path) = EventOutput.Place(eve) { uses.append(("--eve", path)) }
+    uses += [("--keep", keep), ("--state", state)].compactMap { option, path in path.map { (option, $0) } }
+    for (index, use) in uses.enumerated() {
+      guard let other = uses[..<index].first(where: { FileIdentity.isSame($0.path, use.path) }) else { continue }
+      throw Self.end(
+        64,
+        "error: \(use.option) and \(other.option) name one file, \(use.path.escapedForDisplay): what is written there "
+          + "would destroy it (name another)")
+    }
+    guard socket != control else { throw Self.end(64, "error: --socket and --control name one socket (name another)") }
+  }
+
   /// What the operator wants, which is refused as a whole when something of it is wrong, and what the guest's owner wants besides.
   private func protection() throws -> (ProtectionPolicy, DeclaredPaths?) {
     let verbs: [(patterns: [String], action: ProtectionPolicy.Action)] = [
@@ -210,9 +267,16 @@ struct VMFenceDisk: ParsableCommand {
           "\(policy.escapedForDisplay): error: the policy cannot be read: \(error.reason) (check the path and its permissions)"
         )
       }
-      do throws(IntegrityError) { rules += try ProtectionPolicy.rules(text: text, file: policy) } catch {
-        throw Self.end(64, error.description)
-      }
+      do throws(IntegrityError) {
+        let read = try ProtectionPolicy.rules(text: text, file: policy)
+        if read.isEmpty { Self.log("\(policy.escapedForDisplay): warning: the policy has no rules") }
+        rules += read
+      } catch { throw Self.end(64, error.description) }
+    }
+    for rule in rules where rule.pattern.contains("[") && rule.pattern.contains("]") || rule.pattern.contains("{") {
+      Self.log(
+        "warning: in the pattern \(rule.pattern.escapedForDisplay) brackets stand for themselves (only *, ? and ** stand for others)"
+      )
     }
     let declared = declared.map {
       DeclaredPaths(file: $0, attributes: attributes, room: max(0, ProtectionPolicy.patternLimit - rules.count))
@@ -225,7 +289,7 @@ struct VMFenceDisk: ParsableCommand {
   private func keeper(_ protection: ProtectionPolicy) throws -> ContentsKeeper? {
     guard let keep else {
       guard !protection.rules.contains(where: { $0.action == .rollback }) else {
-        throw Self.end(64, "rollback needs a file in which contents are kept: --keep")
+        throw Self.end(64, "error: rollback needs a file in which contents are kept (name one: --keep FILE)")
       }
       return nil
     }
@@ -237,7 +301,9 @@ struct VMFenceDisk: ParsableCommand {
   private func windows() throws -> WindowFile? {
     guard let state else { return nil }
     do throws(SystemFailure) { return try WindowFile(path: state) } catch {
-      throw Self.end(error.isPermission ? 77 : 73, "the state cannot be kept: \(error.description)")
+      throw Self.end(
+        error.isPermission ? 77 : 73,
+        "error: the state cannot be kept: \(error.description) (name a file in a folder that may be written)")
     }
   }
 
@@ -252,7 +318,10 @@ struct VMFenceDisk: ParsableCommand {
   private func desk() throws -> ControlDesk? {
     guard let control else { return nil }
     do throws(SystemFailure) { return try ControlDesk(path: control) } catch {
-      throw Self.end(error.isPermission ? 77 : 71, "the control socket cannot be made: \(error.description)")
+      throw Self.end(
+        error.isPermission ? 77 : 71,
+        "error: the control socket cannot be made: \(error.description) (name one in a folder that may be written, where nothing else is)"
+      )
     }
   }
 

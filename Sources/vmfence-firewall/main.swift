@@ -7,16 +7,10 @@ import VMFenceProcess
 // then on changes its table as it is told: measures, ports, flows, in records of bounded size. It reads nothing that a guest wrote.
 
 let name = "vmfence-firewall"
-guard CommandLine.arguments.count == 1 else {
-  print(
-    """
-    USAGE: \(name)
-
-    Holds the packet filter (CAP_NET_ADMIN) for vmfence-ref, which starts it with a socket and tells it the measures, ports and flows of its table.
-    It takes no options, and is of no use by hand.
-    """)
-  exit(CommandLine.arguments.dropFirst() == ["--help"] ? 0 : DetectorExitCode.usage)
-}
+HelperProcessEnd.takeNoWords(
+  name,
+  "Holds the packet filter (CAP_NET_ADMIN) for vmfence-ref, which starts it with a socket and tells it the measures, ports and flows of its table."
+)
 
 func isolate(_ step: () throws(DetectorError) -> Void) {
   do throws(DetectorError) { try step() } catch {

@@ -7,16 +7,10 @@ import VMFenceXen
 // resumes, stops and destroys the one that is named by number and UUID. It reads nothing that a guest wrote.
 
 let name = "vmfence-hypervisor"
-guard CommandLine.arguments.count == 1 else {
-  print(
-    """
-    USAGE: \(name)
-
-    Holds the hypervisor's handle (/dev/xen/privcmd) for vmfence-ref, which starts it with a socket and asks it to list, pause, resume, stop and
-    destroy domains. It takes no options, and is of no use by hand.
-    """)
-  exit(CommandLine.arguments.dropFirst() == ["--help"] ? 0 : DetectorExitCode.usage)
-}
+HelperProcessEnd.takeNoWords(
+  name,
+  "Holds the hypervisor's handle (/dev/xen/privcmd) for vmfence-ref, which starts it with a socket and asks it to list, pause, resume, stop and destroy domains."
+)
 // A longer message than a question is none.
 let owner = HelperProcessEnd(messageLimit: XenQuestion.byteCount + 1)
 var server = XenServer()

@@ -89,6 +89,10 @@ struct Inspect: ParsableCommand {
       throw ValidationError(
         "--separate begins with a new engine for each capture: leave out --load-state and --save-state")
     }
+    // What was loaded may be saved in its place.
+    try OutputFile.check(
+      [("--eve", eve), ("--write", write), ("--save-state", saveState), ("--profile-json", profileJSON)],
+      apartFrom: captures + rules + ruleOptions.lists)
   }
 
   func run() throws {
@@ -148,7 +152,12 @@ struct Inspect: ParsableCommand {
     let bytes = try StateFile.read(path)
     do throws(EngineStateError) {
       Terminal.error.print("state restored: \(try inspector.restoreState(bytes, at: nil))")
-    } catch { throw failure(error, Exit.badData) }
+    } catch {
+      Terminal.error.print([
+        Diagnostic(.error, at: error.place ?? SourcePlace(file: path), error.message, remedy: error.remedy)
+      ])
+      throw Exit.badData
+    }
   }
 
   private func inspectorConfiguration() throws -> (InspectorConfiguration, EngineSettings) {

@@ -84,7 +84,10 @@ struct IntegrityList: ParsableCommand {
     let listing = ImageListing(hashes: !noHash, output: usesJSON ? try LineFile(path: "-") : nil)
     let problem = list(listing)
     try listing.finish()
-    if let problem { throw failure(problem, problem.exit) }
+    if var problem {
+      problem.place = problem.place ?? SourcePlace(file: image)
+      throw failure(problem, problem.exit)
+    }
     if listing.damages > 0 { throw Exit.badData }
   }
 

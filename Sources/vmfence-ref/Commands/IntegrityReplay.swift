@@ -59,6 +59,12 @@ struct IntegrityReplay: ParsableCommand {
 
   func validate() throws {
     if protected.isEmpty { throw ValidationError("name at least one path: --protect /etc/passwd") }
+    do throws(IntegrityError) {
+      _ = try ProtectionPolicy(protected.map { .init($0) })
+      _ = try attributes.map { text throws(IntegrityError) in try FileAttributes(text) }
+    } catch { throw ValidationError("\(error.message) (\(error.remedy))") }
+    try OutputFile.check(
+      [("--eve", eve), ("--list", list)], apartFrom: [image, trace] + rules + ruleOptions.lists)
   }
 
   func run() throws {

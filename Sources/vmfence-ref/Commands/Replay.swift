@@ -48,6 +48,11 @@ struct Replay: AsyncParsableCommand {
 
   private func replay<Backend: DetectorBackend>(_ prepared: PreparedScenario, _ backend: Backend) async throws
   where Backend.Rules == SnortRules {
+    let scenario = prepared.scenario
+    let disks = scenario.domains.compactMap(\.disk).flatMap { [$0.image] + [$0.writes].compactMap(\.self) }
+    try OutputFile.check(
+      [("--eve", eve)],
+      apartFrom: [self.scenario] + scenario.captures.map(\.path) + scenario.rules.allFiles.map(\.path) + disks)
     let output = try eve.map(LineFile.init)
     var progress = ProgressLine()
     do throws(ReplayFailure) {

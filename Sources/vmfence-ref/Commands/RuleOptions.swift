@@ -43,6 +43,12 @@ struct RuleOptions: ParsableArguments {
   @Option(help: "The order of actions, for example `pass,drop,reject,alert`. Each dialect's own when not given.")
   var actionOrder: RuleActionOrder?
 
+  /// All files that are named here.
+  var lists: [String] {
+    let adjusting = definitions + thresholdConfig + enabled + disabled + dropping
+    return adjusting + reputationCategories + reputationLists + [countryDatabase].compactMap(\.self)
+  }
+
   /// The request for some rule files, with an engine that has the adjustments.
   func request(
     _ files: [String], onBadRule: RuleCompilationRequest.OnBadRule, stateFolder: String? = nil

@@ -69,7 +69,13 @@ extension VMFenceRef {
         exit(withError: Exit.internalError)
       }
     }
-    if let mistake = mistypedVerb(Array(CommandLine.arguments.dropFirst())) { exit(withError: mistake) }
+    switch mistyped(Array(CommandLine.arguments.dropFirst())) {
+    case .verb(let mistake): exit(withError: mistake)
+    case .option(let text):
+      Terminal.error.print(text)
+      exit(withError: ExitCode.validationFailure)
+    case nil: break
+    }
     await main(nil)
     if let problem = Terminal.outputProblem {
       if !problem.message.isEmpty {
@@ -81,22 +87,34 @@ extension VMFenceRef {
 }
 
 extension VMFenceRef {
-  /// The verb that was meant, where one was mistyped: the argument parser guesses options only.
+  private enum Mistyped {
+    case verb(ValidationError)
+    /// What is said of it, with the command's usage.
+    case option(String)
+  }
+
+  /// What was mistyped in a command line that means nothing: a verb, which the argument parser does not guess, or an option, of which it says nothing when another is missing.
   ///
-  /// - Returns: nil for a command line that means something, and where no verb is near.
-  private static func mistypedVerb(_ words: [String]) -> ValidationError? {
+  /// - Returns: nil for a command line that means something, and where nothing is found.
+  private static func mistyped(_ words: [String]) -> Mistyped? {
     do { _ = try parseAsRoot(words) } catch {
       guard exitCode(for: error) == .validationFailure else { return nil }
       var command: any ParsableCommand.Type = self
+      var path = _commandName
       for word in words where !word.hasPrefix("-") {
         let verbs = command.configuration.subcommands
-        if let next = verbs.first(where: { $0._commandName == word }) {
-          command = next
-          continue
+        if verbs.isEmpty { break }
+        guard let next = verbs.first(where: { $0._commandName == word }) else {
+          return verbs.map { $0._commandName }.nearest(to: word, within: 2).map {
+            .verb(ValidationError("There is no '\(word.escapedForDisplay)' here. Did you mean '\($0)'?"))
+          }
         }
-        return verbs.map { $0._commandName }.nearest(to: word, within: 2).map {
-          ValidationError("There is no '\(word.escapedForDisplay)' here. Did you mean '\($0)'?")
-        }
+        command = next
+        path += " " + word
+      }
+      let options = [self, command].map { KnownOptions(help: helpMessage(for: $0, includeHidden: true)) }
+      return options[0].union(options[1]).mistake(in: words).map {
+        .option("Error: \($0)\nUsage: \(usageString(for: command))\n  See '\(path) --help' for more information.")
       }
     }
     return nil

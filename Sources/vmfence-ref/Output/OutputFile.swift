@@ -13,6 +13,21 @@ enum OutputFile {
     return descriptor < 0 ? nil : FileHandle(fileDescriptor: descriptor, closeOnDealloc: true)
   }
 
+  /// Refuses to write where something else is read or written: a capture would be emptied before it is inspected.
+  ///
+  /// - `outputs`: options with their files, `-` among them.
+  static func check(_ outputs: [(option: String, path: String?)], apartFrom inputs: [String]) throws(ValidationError) {
+    var taken = inputs
+    for case (let option, let path?) in outputs where path != "-" {
+      guard !taken.contains(where: { $0 != "-" && FileIdentity.isSame($0, path) }) else {
+        throw ValidationError(
+          "\(option): '\(path.escapedForDisplay)' is read or written otherwise, too, and would be lost: name another file"
+        )
+      }
+      taken.append(path)
+    }
+  }
+
   /// Replaces a regular file whole or not at all.
   static func replace(_ path: String, with data: Data) throws {
     var state = stat()
