@@ -11,11 +11,14 @@ public final class ControlClient {
   private let patience: Duration
 
   /// - `patience`: for each answer.
+  /// - `admission`: how long to wait for a place among those whom the daemon has yet to accept; nil: as for an answer.
   /// - Throws: when nobody answers at `path`.
-  public init(path: String, patience: Duration = .seconds(60)) throws(ControlFailure) {
+  public init(
+    path: String, patience: Duration = .seconds(60), admission: Duration? = nil
+  ) throws(ControlFailure) {
     self.patience = patience
     do throws(SystemFailure) {
-      connection = ControlConnection(descriptor: try LocalSocket.connect(to: path, .stream))
+      connection = ControlConnection(descriptor: try Self.connect(to: path, within: admission ?? patience))
     } catch {
       throw ControlFailure(
         "the daemon cannot be reached: \(error.description)",
@@ -23,6 +26,17 @@ public final class ControlClient {
           ? "the socket is for its owner only: use the daemon's user, or root"
           : "start the daemon, and name its control socket",
         cause: error.isPermission ? .permission : .unreachable)
+    }
+  }
+
+  /// Where as many wait to be accepted as the daemon allows, the kernel sends away whoever does not block: until there is room, it is asked again.
+  private static func connect(to path: String, within patience: Duration) throws(SystemFailure) -> Int32 {
+    let end = ContinuousClock.now + patience
+    while true {
+      do throws(SystemFailure) { return try LocalSocket.connect(to: path, .stream) } catch {
+        guard error.number == EAGAIN, ContinuousClock.now < end else { throw error }
+        usleep(10_000)
+      }
     }
   }
 

@@ -57,6 +57,29 @@ private final class RawClient {
 
 @Suite("The control socket", .serialized)
 struct ControlServerTests {
+  @Test("who comes while as many wait to be accepted as can is not sent away, as long as its patience lasts")
+  func fullBacklog() throws {
+    let path = NSTemporaryDirectory() + "vmfence-\(UUID().uuidString.prefix(8)).sock"
+    let listening = try LocalSocket.bind(at: path, .stream, mode: 0o600, backlog: 1)
+    defer {
+      close(listening)
+      try? FileManager.default.removeItem(atPath: path)
+    }
+    var waiting: [RawClient] = []
+    while let client = try? RawClient(path) { waiting.append(client) }
+    try #require(!waiting.isEmpty)
+    let begin = ContinuousClock.now
+    let failure = #expect(throws: ControlFailure.self) {
+      _ = try ControlClient(path: path, admission: .milliseconds(200))
+    }
+    #expect(failure?.cause == .unreachable && .now - begin >= .milliseconds(200), "\(failure as Any)")
+    Thread.detachNewThread {
+      usleep(100_000)
+      close(accept(listening, nil, nil))
+    }
+    _ = try ControlClient(path: path, admission: waitLimit)
+  }
+
   @Test("answers requests in order, errors with a remedy, for its owner only")
   func answers() throws {
     try withServer { _, path in

@@ -53,7 +53,8 @@ struct Barrier: ParsableCommand {
 
   private func ask(within time: Duration) throws(ControlFailure) -> BarrierStatus {
     let rest = max(time, .zero)
-    let client = try ControlClient(path: control.path, patience: rest + Self.grace)
+    // `run` tries again, with less time left.
+    let client = try ControlClient(path: control.path, patience: rest + Self.grace, admission: .zero)
     return try client.ask(ControlRequest(.barrier, duration: rest / .seconds(1), port: port), BarrierStatus.self)
   }
 }
