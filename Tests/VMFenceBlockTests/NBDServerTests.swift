@@ -1,12 +1,14 @@
 import CLinux
 import Foundation
 import Synchronization
+import TestSupport
 import Testing
-import VMFenceBlock
 import VMFenceConformance
 import VMFenceCore
 import VMFenceIntegrity
 import VMFenceTestKit
+
+@testable import VMFenceBlock
 
 @Suite struct NBDServerTests {
   @Test func whatIsWrittenIsOnTheDiskAndIsReadBack() throws {
@@ -270,7 +272,7 @@ import VMFenceTestKit
     for round in 0..<500 {
       var ends: [CInt] = [0, 0]
       // SAFETY: socketpair(2) writes two numbers.
-      let made = unsafe socketpair(AF_UNIX, CInt(SOCK_STREAM.rawValue), 0, &ends)
+      let made = unsafe socketpair(AF_UNIX, CInt(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0, &ends)
       try #require(made == 0)
       let (sender, reader) = (ends[0], ends[1])
       let closed = DispatchSemaphore(value: 0)
@@ -283,6 +285,8 @@ import VMFenceTestKit
           if count <= 0 { break }
           rest -= count
         }
+        // Not only closed: a process that another test is starting has a copy for an instant.
+        shutdown(reader, CInt(SHUT_RDWR))
         close(reader)
         closed.signal()
       }.start()
@@ -359,7 +363,8 @@ import VMFenceTestKit
     let disk = try ServedDisk(handshakeLimit: .milliseconds(50))
     let silent = try RawClient(disk.socketPath)
     let slow = try RawClient(disk.socketPath)
-    try slow.send(RawClient.big(3, 4) + Array("IHAVE".utf8))
+    // On a busy machine its time may be over before.
+    try? slow.send(RawClient.big(3, 4) + Array("IHAVE".utf8))
     #expect(try silent.isHungUp() && slow.isHungUp())
     #expect(try disk.stop().refusedClients == 2)
   }
@@ -403,6 +408,27 @@ import VMFenceTestKit
     // A socket that nobody listens on any more is replaced.
     _ = try NBDServer(disk: other, listener: NBDListener(path: disk.socketPath), clock: SystemClock())
   }
+
+  /// As a process has one that is being started: until it is another program.
+  @Test func aListenerThatEndedIsNotInTheWayThoughThereIsACopyOfItsDescriptor() throws {
+    let folder = try TemporaryFolder()
+    try folder.write([UInt8](repeating: 0, count: 4096), to: "disk.img")
+    let path = folder.path + "/sock"
+    var copies: [CInt] = []
+    defer { copies.forEach { close($0) } }
+    do {
+      let unused = try NBDListener(path: path)
+      copies.append(dup(unused.descriptor))
+    }
+    let listener = try NBDListener(path: path)
+    copies.append(dup(listener.descriptor))
+    var server = try NBDServer(
+      disk: DiskFile(path: folder.path + "/disk.img"), listener: listener, clock: SystemClock())
+    server.stopper.stop()
+    var observer = AskingObserver(shared: SharedObserver { _, _ in .allow })
+    while try !server.deliver(limit: 1, until: nil, to: &observer).isAtEnd {}
+    _ = try NBDListener(path: path)
+  }
 }
 
 /// A live source that ends: one client that sends a fixed list of requests, each after the answer to the one before.
@@ -440,7 +466,7 @@ private final class ScriptedClient: TimeSource, Sendable {
       let socket = folder.path + "/\(count).sock"
       let server = try NBDServer(
         disk: DiskFile(path: image), listener: NBDListener(path: socket),
-        configuration: .init(endsWithLastClient: true), clock: client)
+        configuration: .init(handshakeLimit: waitLimit, endsWithLastClient: true), clock: client)
       Thread { try? client.run(socket) }.start()
       return server
     }

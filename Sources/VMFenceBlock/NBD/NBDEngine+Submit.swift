@@ -308,7 +308,7 @@ extension NBDEngine {
     ready.removeAll()
     current = nil
     forgetJudged()
-    close(listener)
+    NBDListener.end(listener)
     listener = -1
     return gap == nil
   }

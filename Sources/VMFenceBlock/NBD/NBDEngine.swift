@@ -86,7 +86,8 @@ final class NBDEngine {
 
   deinit {
     if !hasStopped { queue.stop() }
-    for descriptor in [listener, poller, stopEvent] where descriptor >= 0 { close(descriptor) }
+    if listener >= 0 { NBDListener.end(listener) }
+    for descriptor in [poller, stopEvent] where descriptor >= 0 { close(descriptor) }
   }
 
   // MARK: The next request

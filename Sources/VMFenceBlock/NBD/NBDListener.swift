@@ -20,7 +20,14 @@ public struct NBDListener: ~Copyable {
     guard descriptor >= 0 else { throw DiskFile.failure("listen on the socket", path, errno) }
   }
 
-  deinit { if descriptor >= 0 { close(descriptor) } }
+  deinit { if descriptor >= 0 { Self.end(descriptor) } }
+
+  /// Nobody can connect any more, though a process that another thread is starting has a copy of the descriptor for an instant: who listens there next would be told that
+  /// somebody does.
+  static func end(_ descriptor: CInt) {
+    shutdown(descriptor, CInt(SHUT_RDWR))
+    close(descriptor)
+  }
 
   /// The socket is the caller's from here on.
   consuming func release() -> CInt {
