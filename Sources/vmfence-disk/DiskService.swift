@@ -266,27 +266,38 @@ extension Duration {
   fileprivate var wholeSeconds: Double { Double(wholeNanoseconds / 1_000_000) / 1000 }
 }
 
-/// SIGTERM and SIGINT end the service; a handler may ring an event descriptor.
+/// SIGTERM and SIGINT end the service; a handler may ring an event descriptor. Those that come between `install` and `listen` wait.
 enum Signals {
   // SAFETY: written once by the main thread, before the first request; read by handlers only.
-  nonisolated(unsafe) static var stopper: NBDStopper?
+  nonisolated(unsafe) fileprivate static var stopper: NBDStopper?
 
   static func install() {
     signal(SIGPIPE, SIG_IGN)
     signal(SIGTERM, noteStop)
     signal(SIGINT, noteStop)
-    // Whoever started this may have had them blocked.
+    mask(SIG_BLOCK)
+  }
+
+  /// Lets them end what the stopper is of. Whoever started this may have had them blocked.
+  static func listen(_ stopper: NBDStopper) {
+    // SAFETY: written once, here, while no handler runs.
+    unsafe Self.stopper = stopper
+    mask(SIG_UNBLOCK)
+  }
+
+  /// Of this thread, and of those that it starts later.
+  private static func mask(_ how: Int32) {
     var ends = sigset_t()
     // SAFETY: the set is written, then read.
     unsafe sigemptyset(&ends)
     unsafe sigaddset(&ends, SIGTERM)
     unsafe sigaddset(&ends, SIGINT)
-    unsafe pthread_sigmask(SIG_UNBLOCK, &ends, nil)
+    unsafe pthread_sigmask(how, &ends, nil)
   }
 }
 
 private func noteStop(_: Int32) {
-  // SAFETY: written once, before the first request; a signal before that ends nothing and must be sent again.
+  // SAFETY: written once, before the signals that this handles are let through.
   unsafe Signals.stopper?.stop()
 }
 #endif

@@ -215,8 +215,7 @@ struct VMFenceDisk: ParsableCommand {
     // The order matters: listening needs the file system; threads inherit what was given up before they started; the
     // filter forbids to start any.
     var server = try sandboxed(file, contentRules, &service)
-    // SAFETY: written once, here, while the handlers are the only other readers.
-    unsafe Signals.stopper = server.stopper
+    Signals.listen(server.stopper)
     if protection.rules.isEmpty {
       var observer = PassingObserver()
       try service.run(&server, &observer)

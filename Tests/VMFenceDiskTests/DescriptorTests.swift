@@ -38,4 +38,30 @@ struct DescriptorTests {
     try disk.end()
   }
 }
+
+/// A disk's process that is told to end.
+@Suite(.enabled(if: ServedImage.isPossible, "needs e2fsprogs, qemu-utils, libnbd-bin and python3"))
+struct EndTests {
+  @Test("while it starts, which it listens before it has done: it ends then, and nobody has to say it again")
+  func whileItStarts() throws {
+    let disk = try ServedImage()
+    let rules = "\(disk.folder)/files.rules"
+    try (1...3000).map {
+      "alert tcp any any -> any any (msg:\"m\"; content:\"text\($0)\"; pcre:\"/text\($0)[a-f]+/\"; sid:\($0);)\n"
+    }.joined().write(toFile: rules, atomically: true, encoding: .utf8)
+    let process = Process()
+    process.executableURL = URL(filePath: try programPath("vmfence-disk"))
+    process.arguments = [
+      "--disk", disk.image, "--socket", disk.socket, "--eve", disk.eve, "--protect", "/boot/**", "--rules", rules,
+    ]
+    process.standardInput = FileHandle.nullDevice
+    try process.run()
+    defer { kill(process.processIdentifier, SIGKILL) }
+    let deadline = ContinuousClock.now + waitLimit
+    while !FileManager.default.fileExists(atPath: disk.socket), ContinuousClock.now < deadline { usleep(100) }
+    process.terminate()
+    try eventually("SIGTERM ends it") { !process.isRunning }
+    #expect(process.terminationReason == .exit && process.terminationStatus == 0)
+  }
+}
 #endif
