@@ -24,9 +24,9 @@ final class LogFile: Sendable {
   }
 
   /// flock(2), for as long as this file or a duplicate of it is open. A child that is about to become another program holds a duplicate for
-  /// an instant, so a lock that is taken is tried again for a moment.
+  /// an instant, which is long on a busy machine: so a lock that is taken is tried again for two seconds.
   func lock() throws(DecisionLogError) {
-    for _ in 0..<100 {
+    for _ in 0..<1000 {
       if flock(descriptor, LOCK_EX | LOCK_NB) == 0 { return }
       let number = errno
       guard number == EWOULDBLOCK else { throw Self.error("lock", path, number) }

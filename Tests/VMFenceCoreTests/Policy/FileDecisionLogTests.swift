@@ -126,6 +126,20 @@ struct FileDecisionLogTests {
     _ = log
   }
 
+  @Test("who has the lock for a moment, as a process that is being started does, is waited for")
+  func inUseForAMoment() throws {
+    let directory = try TemporaryDirectory()
+    try open(directory).log.append([Self.samples[0]])
+    // SAFETY: the path is handed over as a string that ends in zero and lives during the call.
+    let other = unsafe Glibc.open(directory.file("log"), O_RDWR | O_CLOEXEC)
+    try #require(other >= 0 && flock(other, LOCK_EX) == 0)
+    Thread {
+      usleep(500_000)
+      close(other)
+    }.start()
+    #expect(try open(directory).recovery.decisions == [Self.samples[0]])
+  }
+
   @Test("no directory, no permission and no space have errors of their own")
   func errors() throws {
     let missing = #expect(throws: DecisionLogError.self) { try FileDecisionLog.open(path: "/nowhere/log") }
