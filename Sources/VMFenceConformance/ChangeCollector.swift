@@ -1,6 +1,23 @@
 import VMFenceCore
 internal import Synchronization
 
+/// Waiting for what somebody else is to bring about.
+enum Looks {
+  /// Looks again and again, with a pause between, whether something is so; says whether it is. The pauses count towards `patience`, and not the clock: where many tests share few threads
+  /// this task, and those that it waits for, may have none for minutes.
+  static func until(
+    _ patience: Duration, every pause: Duration = .milliseconds(1), _ isSo: () async throws -> Bool
+  ) async rethrows -> Bool {
+    var left = patience
+    while try await !isSo() {
+      guard left > .zero else { return false }
+      left -= pause
+      try? await Task.sleep(for: pause)
+    }
+    return true
+  }
+}
+
 /// Reads a stream of changes in a task of its own, and keeps what follows from them.
 final class ChangeCollector: Sendable {
   fileprivate struct Contents {
@@ -42,13 +59,7 @@ final class ChangeCollector: Sendable {
 
   /// Waits until `condition` holds, at most for `patience`; says whether it does.
   func waits(_ patience: Duration, until condition: (ChangeCollector) -> Bool) async -> Bool {
-    let clock = ContinuousClock()
-    let deadline = clock.now + patience
-    while !condition(self) {
-      guard clock.now < deadline else { return false }
-      try? await Task.sleep(for: .milliseconds(1))
-    }
-    return true
+    await Looks.until(patience) { condition(self) }
   }
 
   var levels: [Incarnation: DomainDescription] {

@@ -260,7 +260,7 @@ public struct FirewallSinkConformance: Sendable {
         return seen
       }
       group.addTask {
-        try? await Task.sleep(for: .seconds(60))
+        _ = await Looks.until(.seconds(60), every: .milliseconds(100)) { Task.isCancelled }
         return nil
       }
       let seen = await group.next() ?? nil

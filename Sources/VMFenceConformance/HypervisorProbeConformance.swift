@@ -164,15 +164,12 @@ public struct HypervisorProbeConformance: Sendable {
     let domain = try await driver.create(0)
     let incarnation = domain.incarnation
     func isSeen(_ what: Comment, _ holds: (RunState?) -> Bool) async throws {
-      let clock = ContinuousClock()
-      let deadline = clock.now + patience
       var state: RunState?
-      repeat {
+      let isSo = try await Looks.until(patience) {
         state = try await driver.probe.snapshot().domains.first { $0.incarnation == incarnation }?.runState
-        if holds(state) { return }
-        try await Task.sleep(for: .milliseconds(1))
-      } while clock.now < deadline
-      Issue.record("\(what): it is \(state.map { "\($0)" } ?? "gone")", sourceLocation: location)
+        return holds(state)
+      }
+      if !isSo { Issue.record("\(what): it is \(state.map { "\($0)" } ?? "gone")", sourceLocation: location) }
     }
     try await control.pause(incarnation)
     try await isSeen("pause pauses") { $0 == .paused }

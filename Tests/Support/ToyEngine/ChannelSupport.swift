@@ -34,10 +34,10 @@ extension DetectorChannel {
     return answers
   }
 
-  /// Collects until every packet is answered, or nothing came for 20 seconds.
+  /// Collects until every packet is answered, or nothing came for two minutes.
   package func collectAll() throws(DetectorError) -> [Answer] {
     var answers: [Answer] = []
-    var patience = 200
+    var patience = 1200
     while outstanding > 0, patience > 0 {
       publish()
       switch waitForVerdicts(upTo: .milliseconds(100)) {
