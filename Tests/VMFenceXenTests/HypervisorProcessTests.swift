@@ -21,7 +21,7 @@ private final class DoubleHost {
   }
 
   /// - `release`: what the hypervisor itself says of its release; the library's when not given.
-  init(_ patience: XenRemote.Patience = .init(), release: String? = nil) throws {
+  init(_ patience: XenRemote.Patience = .long, release: String? = nil) throws {
     let library = folder.appending(path: "lib")
     try FileManager.default.createDirectory(at: library, withIntermediateDirectories: true)
     var domains = Data()
@@ -34,7 +34,8 @@ private final class DoubleHost {
     try (domains + Data(count: 3 * 4)).write(to: folder.appending(path: "domains"))
     if let release { try Data(release.utf8).write(to: folder.appending(path: "release")) }
     let program = library.appending(path: "vmfence-hypervisor").path
-    try FileManager.default.copyItem(atPath: besideThisProgram("vmfence-hypervisor"), toPath: program)
+    // By another process: one that this process starts meanwhile, for another test, would have the copy open for writing until it runs, and such a file cannot be run.
+    try NetworkNamespace.shell("cp '\(besideThisProgram("vmfence-hypervisor"))' '\(program)'")
     let source = URL(filePath: #filePath).deletingLastPathComponent().appending(path: "../../Benchmarks/xen-double.c")
     try NetworkNamespace.shell(
       "$(command -v cc || command -v clang) -O1 -shared -fPIC -o '\(library.path)/libxenctrl.so.4.17' '\(source.path)' -ldl"
@@ -53,6 +54,15 @@ private final class DoubleHost {
   /// What is written of the domain with this number.
   func flags(_ number: Int) throws -> UInt8 {
     try Data(contentsOf: folder.appending(path: "domains"))[(number - 1) * Self.size + 4]
+  }
+}
+
+extension XenRemote.Patience {
+  /// For tests that mean no process that is late: on a busy machine any may be.
+  fileprivate static var long: XenRemote.Patience {
+    var patience = XenRemote.Patience()
+    (patience.open, patience.look, patience.late, patience.act) = (waitLimit, waitLimit, waitLimit, waitLimit)
+    return patience
   }
 }
 
@@ -115,7 +125,7 @@ struct HypervisorProcessTests {
 
   @Test("one that is killed is told of, and started again")
   func killed() throws {
-    var patience = XenRemote.Patience()
+    var patience = XenRemote.Patience.long
     patience.restart = .milliseconds(50)
     let host = try DoubleHost(patience)
     let remote = try #require(host.remote)
@@ -131,24 +141,35 @@ struct HypervisorProcessTests {
     #expect(said.contains { $0.contains("vmfence-hypervisor is gone") }, "\(said)")
   }
 
+  /// Whether it is gone, or will be in a moment: it is reaped beside everything else when its end takes long.
+  private func goes(_ process: Int32) -> Bool { comesTrue { kill(process, 0) == -1 } }
+
   @Test("one that is stopped keeps nobody waiting: looks fail, and it is ended when it is late")
   func stopped() throws {
-    var patience = XenRemote.Patience()
+    var patience = XenRemote.Patience.long
     (patience.look, patience.late, patience.restart) = (.milliseconds(20), .milliseconds(200), .milliseconds(50))
     let host = try DoubleHost(patience)
     let remote = try #require(host.remote)
     let process = try #require(host.processIDs.first)
     kill(process, SIGSTOP)
     #expect(throws: SystemFailure.self) { try remote.domains() }
-    #expect(comesTrue { (try? remote.domains().count) == 3 && host.processIDs.count == 2 }, "no other is started")
-    #expect(kill(process, 0) == -1, "the stopped one is gone")
-    // One that goes on in time is not ended.
-    let second = try #require(host.processIDs.last)
-    kill(second, SIGSTOP)
+    // On a busy machine the next may be late, too, and have a successor.
+    #expect(comesTrue { (try? remote.domains().count) == 3 && host.processIDs.count > 1 }, "no other is started")
+    #expect(goes(process), "the stopped one is gone")
+  }
+
+  @Test("one that was stopped and goes on in time is not ended")
+  func goesOn() throws {
+    var patience = XenRemote.Patience.long
+    patience.look = .milliseconds(20)
+    let host = try DoubleHost(patience)
+    let remote = try #require(host.remote)
+    let process = try #require(host.processIDs.first)
+    kill(process, SIGSTOP)
     #expect(throws: SystemFailure.self) { try remote.domains() }
-    kill(second, SIGCONT)
+    kill(process, SIGCONT)
     #expect(comesTrue { (try? remote.domains().count) == 3 }, "it does not go on")
-    #expect(host.processIDs.count == 2)
+    #expect(host.processIDs.count == 1)
   }
 
   @Test("it ends with its owner")
@@ -156,7 +177,7 @@ struct HypervisorProcessTests {
     let host = try DoubleHost()
     let process = try #require(host.processIDs.first)
     host.close()
-    #expect(kill(process, 0) == -1)
+    #expect(goes(process))
   }
 
   @Test("a hypervisor of another release than its library is refused, though the host says otherwise")
@@ -175,7 +196,7 @@ struct HypervisorProcessTests {
   func noLibrary() throws {
     do throws(ProbeError) {
       // Beside this program lies none.
-      _ = try XenRemote(on: XenHost(major: 4, minor: 17)) { () throws(DetectorError) in
+      _ = try XenRemote(on: XenHost(major: 4, minor: 17), patience: .long) { () throws(DetectorError) in
         try HelperProcess("vmfence-hypervisor")
       }
       Issue.record("this host has Xen, and the test means one without")

@@ -145,7 +145,8 @@ final class FakeXenDriver: HypervisorDriver {
     xen.isStoreSilent = false
     xen.set("/local/domain/7/name", "late")
     #expect(try await comesTrueSuspending { try await probe.snapshot().domains.map(\.name) == [domain.name, "late"] })
-    #expect(probe.problems.isEmpty)
+    // It is taken in a moment before the end of the round of questions, which is when xenstored counts as one that answers.
+    #expect(await comesTrueSuspending { probe.problems.isEmpty })
   }
 
   @Test func whoMayNotWaitGetsWhatIsKnownHoweverSlowTheHypervisorAndXenstoredAre() async throws {
@@ -155,22 +156,29 @@ final class FakeXenDriver: HypervisorDriver {
     #expect(try await comesTrueSuspending { try await probe.snapshot().domains.map(\.name) == [domain.name] })
     let changes = await probe.changes()
     let news = Task {
+      // Told in a snapshot, too, to one who had no time to read what came before.
       for await change in changes {
-        if case .changed(let domain) = change, domain.runState == .paused { return true }
+        switch change {
+        case .changed(let domain) where domain.runState == .paused: return true
+        case .snapshot(let snapshot) where snapshot.domains.map(\.runState) == [.paused]: return true
+        default: break
+        }
       }
       return false
     }
     // Below what is taken for silence; and a guest's frontend has its backend write on and on.
     xen.delay = .milliseconds(100)
     let path = "/local/domain/0/backend/vif/\(domain.incarnation.domainID)/0/state"
-    let began = ContinuousClock.now
+    var slow = 0
     for turn in 0..<400 {
       xen.set(path, "\(turn % 6)")
       probe.lookSoon()
+      let began = ContinuousClock.now
       #expect(try probe.latestSnapshot().domains.map(\.name) == [domain.name])
+      if ContinuousClock.now - began >= .milliseconds(50) { slow += 1 }
     }
-    // One that waited would have taken 100 ms each time.
-    #expect(ContinuousClock.now - began < .seconds(20))
+    // One that waited would have taken 100 ms each time. The machine may stand still now and then.
+    #expect(slow < 200)
     _ = try await driver.bring(domain.incarnation, to: .paused)
     #expect(await news.value, "what is found later is told")
     #expect(try probe.latestSnapshot().domains.map(\.runState) == [.paused])
@@ -218,8 +226,9 @@ final class FakeXenDriver: HypervisorDriver {
   @Test func aDomainThatDoesNotIsStopped() async throws {
     create()
     try await control(patience: .milliseconds(100)).shutDown(domain)
-    #expect(xen.entry("/local/domain/5/control/shutdown") == "poweroff")
     #expect(try xen.domain(domain.domainID)?.runState == .shutDown)
+    // It is asked by a thread of its own, which may have its turn only now.
+    #expect(await comesTrueSuspending { xen.entry("/local/domain/5/control/shutdown") == "poweroff" })
   }
 
   @Test func nothingIsWrittenForADomainWhoseEntriesAreGone() async throws {
