@@ -2,6 +2,7 @@
 import Foundation
 import TestSupport
 import Testing
+import VMFenceCore
 
 /// The daemon beside the process of a disk.
 @Suite(.enabled(if: ServedImage.isPossible, "needs e2fsprogs, qemu-utils, libnbd-bin and python3"))
@@ -10,12 +11,12 @@ struct DaemonTests {
   private final class Daemon {
     let disk: ServedImage
     private var process: Process?
-    /// Below those that the kernel gives out.
-    private let port = Int.random(in: 20_000..<30_000)
+    private let port: Int
     var eve: String { "\(disk.folder)/daemon.json" }
 
     init(_ disk: ServedImage, policy: String = "{}") throws {
       self.disk = disk
+      port = try Self.freePort()
       let act = "echo $0 {name} >> \(disk.folder)/acts"
       try """
       version: 1
@@ -36,6 +37,18 @@ struct DaemonTests {
       domains: [{name: web, uuid: 6e1b4d0a-93c5-4c54-8d0e-5a0c7a1f0001, domid: 1}]
       """.write(toFile: "\(disk.folder)/inventory.yaml", atomically: true, encoding: .utf8)
       try start()
+    }
+
+    /// One that nobody listens on, below those that the kernel gives out.
+    private static func freePort() throws -> Int {
+      var port = 0
+      try eventually("a port is free") {
+        port = .random(in: 20_000..<30_000)
+        let listener = try? NetworkSocket.listen(address: "127.0.0.1", port: UInt16(port)).descriptor
+        if let listener { close(listener) }
+        return listener != nil
+      }
+      return port
     }
 
     func start() throws {

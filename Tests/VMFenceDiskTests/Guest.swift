@@ -7,7 +7,7 @@ import Testing
 /// runs a workload on virtio disks and ends.
 final class Guest {
   enum Disk {
-    /// Over its server's socket. `reconnects`: QEMU holds requests back, for as long as 60 s, while nobody answers there.
+    /// Over its server's socket. `reconnects`: QEMU holds requests back, for as long as 300 s, while nobody answers there.
     case served(ServedDisk, reconnects: Bool)
     /// A raw image by itself.
     case image(String)
@@ -61,7 +61,7 @@ final class Guest {
     let back =
       switch disk {
       case .served(let disk, let reconnects):
-        "driver=nbd,server.type=unix,server.path=\(disk.socket),reconnect-delay=\(reconnects ? 60 : 0)"
+        "driver=nbd,server.type=unix,server.path=\(disk.socket),reconnect-delay=\(reconnects ? 300 : 0)"
       // The host does not go down in a test: its disk, which others may keep busy, need not be waited for.
       case .image(let path): "driver=raw,cache.no-flush=on,file.driver=file,file.filename=\(path)"
       }
@@ -89,9 +89,9 @@ final class Guest {
 
   /// Waits until the workload has said it.
   func waitFor(_ mark: String, sourceLocation: SourceLocation = #_sourceLocation) throws {
-    // An emulated machine on a busy host: the longest workload takes half a minute on a host that has nothing else to do.
+    // An emulated machine on a busy host: the longest workload takes two minutes on a host that has little else to do.
     try eventually(
-      "the guest says \(mark)", within: .seconds(300), saying: { "its console: \(console)" },
+      "the guest says \(mark)", within: .seconds(900), saying: { "its console: \(console)" },
       sourceLocation: sourceLocation
     ) {
       let isRunning = process.isRunning

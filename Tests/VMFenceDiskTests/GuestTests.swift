@@ -15,14 +15,16 @@ struct GuestTests {
   @Test func whatAGuestDoesIsTold() throws {
     let disks = try Self.served(Workload.watched)
     let workload = zip(Self.names, Self.formats).map { name, format in
-      "attach \(name) \(format) rw && cd /mnt/\(name)\n"
+      // No commit between a step and its sync, which may come seconds later on a busy host: one may make a longer size durable before the data, which are told apart then.
+      "attach \(name) \(format) \(format == "ext2" ? "rw" : "commit=300") && cd /mnt/\(name)\n"
         + Workload.steps.map { "try \(name) '\($0.command)'; sync\n" }.joined() + "cd /; umount /mnt/\(name)\n"
     }
     let results = try Guest(disks.map { .served($0, reconnects: false) }, workload: workload.joined()).finish()
     for (disk, (name, format)) in zip(disks, zip(Self.names, Self.formats)) {
       #expect(results[name] == Workload.steps.map { _ in "0" }, "\(format)")
       #expect(try disk.stop() == 0)
-      #expect(try disk.told() == Workload.told, "\(format)")
+      let told = try disk.told()
+      #expect(told == Workload.told, "\(format): \(told)")
       #expect(try disk.inconsistencies() == "", "\(format)")
     }
   }

@@ -93,9 +93,10 @@ class ServedDisk {
     }
   }
 
-  /// The file events told so far.
+  /// The file events told so far. A line that is being written is none yet.
   func events() throws -> [FileEventLine] {
-    try String(contentsOfFile: eve, encoding: .utf8).split(separator: "\n").compactMap { line in
+    let text = try String(contentsOfFile: eve, encoding: .utf8)
+    return try text[..<(text.lastIndex(of: "\n") ?? text.startIndex)].split(separator: "\n").compactMap { line in
       let object = try JSONSerialization.jsonObject(with: Data(line.utf8)) as? [String: Any]
       guard let file = (object?["vmfence"] as? [String: Any])?["file"] as? [String: Any] else { return nil }
       return FileEventLine(
