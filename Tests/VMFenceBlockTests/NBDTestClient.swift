@@ -1,6 +1,7 @@
 import CLinux
 import Foundation
 import Synchronization
+import TestSupport
 import VMFenceBlock
 import VMFenceCore
 import VMFenceTestKit
@@ -42,7 +43,7 @@ final class ServedDisk: @unchecked Sendable {
   private let result = Mutex<(NBDStatistics?, String?)>((nil, nil))
 
   init(
-    byteCount: Int = 1 << 20, isReadOnly: Bool = false, clientLimit: Int = 16, handshakeLimit: Duration = .seconds(10),
+    byteCount: Int = 1 << 20, isReadOnly: Bool = false, clientLimit: Int = 16, handshakeLimit: Duration = waitLimit,
     _ judge: @escaping SharedObserver.Judge = { _, _ in .allow }
   ) throws {
     folder = try TemporaryFolder()

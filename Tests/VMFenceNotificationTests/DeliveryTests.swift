@@ -36,7 +36,7 @@ struct UnixSocketTests {
     let sink = sink(UnixSocketDelivery(path: peer.path, kind: .stream))
     for number in 1...50 { sink.receive(alert(UInt32(number))) }
     #expect(peer.lines(50).compactMap(sid) == Array(1...50))
-    sink.close()
+    sink.close(patience: waitLimit)
     #expect(sink.counters.delivered == 50 && sink.counters.lost == 0 && sink.counters.waiting == 0)
   }
 
@@ -59,7 +59,7 @@ struct UnixSocketTests {
     }
     try eventually("the rest is delivered") { sink.counters.waiting == 0 }
     #expect(sink.problem == nil && sink.counters.lost == 0)
-    sink.close()
+    sink.close(patience: waitLimit)
   }
 
   @Test("a datagram holds one line")
@@ -68,7 +68,7 @@ struct UnixSocketTests {
     let sink = sink(UnixSocketDelivery(path: peer.path, kind: .datagram))
     for number in 1...5 { sink.receive(alert(UInt32(number))) }
     #expect(peer.receive { $0.count == 5 }.compactMap(sid) == Array(1...5))
-    sink.close()
+    sink.close(patience: waitLimit)
   }
 
   @Test("nobody there: the queue is bounded, what does not fit is counted, and what is left at the end too")
@@ -125,7 +125,7 @@ struct UnixSocketTests {
     sink.receive(alert(3, on: guest))
     sink.receive(alert(4, on: other))
     #expect(peer.lines(2).compactMap(sid) == [2, 4])
-    sink.close()
+    sink.close(patience: waitLimit)
   }
 }
 
@@ -177,7 +177,7 @@ struct SyslogTests {
     let got = peer.receive { $0.count == 2 }
     #expect(
       got.count == 2 && got[0].hasPrefix("<35>1 ") && got[1].contains(" platform [vmfence@32473 kind=\"clock-jump\"]"))
-    sink.close()
+    sink.close(patience: waitLimit)
   }
 
   @Test("UDP: one message a datagram, cut at 8 KiB")
@@ -188,7 +188,7 @@ struct SyslogTests {
     sink.receive(alert(message: String(repeating: "x", count: 20_000)))
     let got = peer.receive { $0.count == 2 }
     #expect(got.map(\.utf8.count).last == 8_192 && got.first?.hasPrefix("<35>1 ") == true)
-    sink.close()
+    sink.close(patience: waitLimit)
   }
 
   @Test("TCP: the length goes before each message")
@@ -205,7 +205,7 @@ struct SyslogTests {
       rest = Substring(String(decoding: bytes.dropFirst(length), as: UTF8.self))
     }
     #expect(messages.count == 3 && rest.isEmpty && messages.allSatisfy { $0.hasPrefix("<35>1 ") })
-    sink.close()
+    sink.close(patience: waitLimit)
   }
 }
 
@@ -230,7 +230,7 @@ struct FileDeliveryTests {
     }
     #expect(try sids(path + ".1") == Array(1...20))
     #expect(try sids(path) == Array(21...40))
-    sink.close()
+    sink.close(patience: waitLimit)
   }
 
   @Test(
@@ -258,7 +258,7 @@ struct FileDeliveryTests {
     #expect(sink.problem == nil && !sink.isRefusing)
     let line = try String(contentsOfFile: path, encoding: .utf8).split(separator: "\n")[0]
     #expect(sid(String(line)) == 3002)
-    sink.close()
+    sink.close(patience: waitLimit)
   }
 
   @Test("a file for alerts alone has all of its limit for them; a line of nobody's has room, too")
@@ -269,7 +269,7 @@ struct FileDeliveryTests {
     for number in 1...2000 { sink.receive(alert(UInt32(number), on: one(of: UInt64(number)))) }
     try eventually("all are over with") { sink.counters.waiting == 0 && sink.counters.delivered > 0 }
     #expect(try #require(FileManager.default.contents(atPath: path)).count > 60_000)
-    sink.close()
+    sink.close(patience: waitLimit)
   }
 
   @Test("a folder that is not there is told, and the lines wait for it")
@@ -281,7 +281,7 @@ struct FileDeliveryTests {
     try eventually("it is told") { sink.problem != nil }
     try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
     try eventually("it is written") { sink.counters.delivered == 1 }
-    sink.close()
+    sink.close(patience: waitLimit)
   }
 }
 
@@ -292,10 +292,15 @@ struct WebhookTests {
     peer.hangUp()
   }
 
+  /// To a service that is this test, which may have no time for a while.
+  private func patient(_ url: String, headers: [String: String] = [:]) -> WebhookDelivery {
+    WebhookDelivery(url: url, headers: headers, timeout: waitLimit, limit: waitLimit)
+  }
+
   @Test("a POST of JSON lines; what fails for now is sent again, in order")
   func retries() async throws {
     let peer = try Peer(.tcp)
-    let sink = sink(WebhookDelivery(url: "http://127.0.0.1:\(peer.port)/hook", headers: ["Authorization": "Bearer x"]))
+    let sink = sink(patient("http://127.0.0.1:\(peer.port)/hook", headers: ["Authorization": "Bearer x"]))
     sink.receive(alert(1))
     let request = peer.receive { $0[0].contains("\"signature_id\":1") && $0[0].hasSuffix("\n") }[0]
     #expect(request.hasPrefix("POST /hook HTTP/1.1\r\n") && request.contains("Authorization: Bearer x"))
@@ -312,13 +317,13 @@ struct WebhookTests {
     }
     try eventually("both are taken") { sink.counters.delivered == 2 }
     #expect(sink.counters.lost == 0)
-    sink.close()
+    sink.close(patience: waitLimit)
   }
 
   @Test("what the service refuses for good is counted as lost, and why is said until it takes something")
   func refused() async throws {
     let peer = try Peer(.tcp)
-    let sink = sink(WebhookDelivery(url: "http://127.0.0.1:\(peer.port)/"))
+    let sink = sink(patient("http://127.0.0.1:\(peer.port)/"))
     sink.receive(alert(1))
     _ = peer.receive { $0[0].hasSuffix("\n") && $0[0].contains("\"signature_id\":1") }
     answer(peer, "400 Bad Request")
@@ -330,7 +335,7 @@ struct WebhookTests {
     answer(peer, "200 OK")
     try eventually("it takes the next") { sink.counters.delivered == 1 }
     #expect(sink.problem == nil && !sink.isRefusing)
-    sink.close()
+    sink.close(patience: waitLimit)
   }
 
   /// What is sent to whoever takes it, as long as somebody does: a GiB at the most.
@@ -353,7 +358,7 @@ struct WebhookTests {
     try eventually("the server has lost its client") { sent.isOver }
     // What lies in sockets, and what a transfer had read before it was given up.
     #expect(sent.value < 64 << 20, "\(sent.value)")
-    sink.close()
+    sink.close(patience: waitLimit)
   }
 
   @Test("a redirect is not followed: the events wait, and what is wrong is told", arguments: [301, 302, 307, 308])
@@ -379,15 +384,20 @@ struct WebhookTests {
   @Test(
     "an answer whose head does not end is given up",
     arguments: [
-      ("HTTP/1.1 200 OK\r\n", "a: b\r\n", "Operation timed out"), ("", "HTTP/1.1 100 Continue\r\n\r\n", "timed out"),
-      ("HTTP/1.1 200 OK\r\n", "a: \(String(repeating: "b", count: 50_000))\r\n", "the head of its answer does not end"),
+      ("HTTP/1.1 200 OK\r\n", "a: b\r\n", Duration.milliseconds(1000), "Operation timed out"),
+      ("", "HTTP/1.1 100 Continue\r\n\r\n", .milliseconds(1000), "timed out"),
+      // Given up for its size, however long that takes to come.
+      (
+        "HTTP/1.1 200 OK\r\n", "a: \(String(repeating: "b", count: 50_000))\r\n", waitLimit,
+        "the head of its answer does not end"
+      ),
     ])
-  func endlessHead(begin: String, line: String, problem: String) throws {
+  func endlessHead(begin: String, line: String, limit: Duration, problem: String) throws {
     let server = try WebServer { client in
       guard client.send(begin) else { return }
       while client.send(line) { usleep(10_000) }
     }
-    let sink = sink(WebhookDelivery(url: "http://127.0.0.1:\(server.port)/", limit: .milliseconds(1000)))
+    let sink = sink(WebhookDelivery(url: "http://127.0.0.1:\(server.port)/", limit: limit))
     sink.receive(alert(1))
     try eventually("it is told") { sink.problem?.contains("does not answer: ") == true }
     #expect(sink.problem?.contains(problem) == true, "\(sink.problem ?? "")")
@@ -417,7 +427,7 @@ struct WebhookTests {
     let request = try #require(server.requests.first)
     #expect(request.contains("\r\nuser-agent: mine\r\n") && !request.contains("vmfence/"))
     #expect(request.contains("\r\nX-Key: a X-Other: b\r\n"), "\(request)")
-    sink.close()
+    sink.close(patience: waitLimit)
   }
 
   @Test("what comes before the answer is none")
@@ -426,11 +436,11 @@ struct WebhookTests {
       _ = client.send("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")
       _ = client.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
     }
-    let sink = sink(WebhookDelivery(url: "http://127.0.0.1:\(server.port)/"))
+    let sink = sink(patient("http://127.0.0.1:\(server.port)/"))
     sink.receive(alert(1))
     try eventually("it is taken") { sink.counters.delivered == 1 }
     #expect(sink.counters.refused == 0 && server.requests.count == 1)
-    sink.close()
+    sink.close(patience: waitLimit)
   }
 }
 

@@ -21,7 +21,7 @@ final class Peer {
     case .unixDatagram: listener = try LocalSocket.bind(at: path, .datagram, mode: 0o600)
     case .tcp: (listener, self.port) = try NetworkSocket.listen(address: "127.0.0.1", port: port)
     case .udp:
-      listener = socket(AF_INET, Int32(SOCK_DGRAM.rawValue) | Int32(SOCK_NONBLOCK.rawValue), 0)
+      listener = socket(AF_INET, Int32(SOCK_DGRAM.rawValue | SOCK_NONBLOCK.rawValue | SOCK_CLOEXEC.rawValue), 0)
       var address = sockaddr_in()
       address.sin_family = sa_family_t(AF_INET)
       address.sin_addr.s_addr = UInt32(0x7F00_0001).bigEndian
@@ -44,7 +44,11 @@ final class Peer {
   }
 
   func hangUp() {
-    if connection >= 0 { close(connection) }
+    // Not only closed: a process that another test is starting has a copy for an instant.
+    if connection >= 0 {
+      shutdown(connection, Int32(SHUT_RDWR))
+      close(connection)
+    }
     connection = -1
   }
 
@@ -72,7 +76,10 @@ final class Peer {
     _ = comesTrue {
       if isStream, connection < 0 {
         connection = accept(listener, nil, nil)
-        if connection >= 0 { _ = fcntl(connection, F_SETFL, O_NONBLOCK) }
+        if connection >= 0 {
+          _ = fcntl(connection, F_SETFD, FD_CLOEXEC)
+          _ = fcntl(connection, F_SETFL, O_NONBLOCK)
+        }
       }
       while let chunk = chunk(from: isStream ? connection : listener), !isEnough(received) {
         if isStream { buffer += chunk } else { datagrams.append(String(decoding: chunk, as: UTF8.self)) }

@@ -61,7 +61,7 @@ struct SpoolTests {
     try eventually("all are delivered") { gate.lines.count == 60 }
     #expect(gate.lines == (1...60).map { "line \($0)" })
     try eventually("the spool is empty") { second.counters.waiting == 0 }
-    second.close()
+    second.close(patience: waitLimit)
     #expect(try SpoolFile.open(path: folder.file).lines.isEmpty)
     let size = try FileManager.default.attributesOfItem(atPath: folder.file)[.size] as? Int
     #expect(size == SpoolFile.headerSize)

@@ -26,23 +26,36 @@ final class WebServer: Sendable {
     }
   }
 
+  /// Closed when neither the server nor its thread has it any more: a number that is closed earlier is another test's by the time that the thread uses it.
+  private final class Listener: Sendable {
+    let descriptor: Int32
+    init(_ descriptor: Int32) { self.descriptor = descriptor }
+    deinit { close(descriptor) }
+  }
+
   let port: UInt16
-  private let listener: Int32
+  private let listener: Listener
   private let taken = Mutex<[String]>([])
 
   init(_ answer: @escaping Answer) throws {
-    (listener, port) = try NetworkSocket.listen(address: "127.0.0.1", port: 0)
-    _ = fcntl(listener, F_SETFL, fcntl(listener, F_GETFL) & ~O_NONBLOCK)
+    let (socket, port) = try NetworkSocket.listen(address: "127.0.0.1", port: 0)
+    _ = fcntl(socket, F_SETFL, fcntl(socket, F_GETFL) & ~O_NONBLOCK)
+    (listener, self.port) = (Listener(socket), port)
     Thread.detachNewThread { [weak self, listener] in
       while true {
-        let descriptor = accept(listener, nil, nil)
+        let descriptor = accept(listener.descriptor, nil, nil)
         guard descriptor >= 0 else { return }
+        _ = fcntl(descriptor, F_SETFD, FD_CLOEXEC)
         guard let self else {
           close(descriptor)
           return
         }
         Thread.detachNewThread {
-          defer { close(descriptor) }
+          defer {
+            // Not only closed: a process that another test is starting has a copy for an instant.
+            shutdown(descriptor, Int32(SHUT_RDWR))
+            close(descriptor)
+          }
           guard let request = Self.request(descriptor) else { return }
           self.taken.withLock { $0.append(request) }
           answer(Client(descriptor: descriptor))
@@ -53,8 +66,7 @@ final class WebServer: Sendable {
 
   deinit {
     // Wakes whoever waits for a client.
-    shutdown(listener, Int32(SHUT_RDWR))
-    close(listener)
+    shutdown(listener.descriptor, Int32(SHUT_RDWR))
   }
 
   /// What clients sent, head and body.

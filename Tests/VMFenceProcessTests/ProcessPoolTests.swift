@@ -86,7 +86,7 @@ struct ProcessPoolTests {
     var paused = domains[1]
     paused.runState = .paused
     first.update(.changed(paused), at: Timestamp(seconds: 2))
-    let saved = first.saveStates(at: Timestamp(seconds: 3), patience: .seconds(20))
+    let saved = first.saveStates(at: Timestamp(seconds: 3), patience: waitLimit)
     first.close(at: Timestamp(seconds: 3))
     #expect(saved.map(\.domain.name) == ["vm1", "vm2", "vm3"])
     let second = makePool(backend, rules) { domain in

@@ -1,3 +1,4 @@
+import Glibc
 import Synchronization
 import Testing
 import ToyEngine
@@ -95,7 +96,11 @@ final class StillDetector: DetectorHandle {
       defer { state.descriptor = -1 }
       return state.descriptor
     }
-    if descriptor >= 0 { _ = DetectorSocket(adopting: descriptor) }
+    // Not only closed: a process that another test is starting has a copy for an instant.
+    if descriptor >= 0 {
+      shutdown(descriptor, Int32(SHUT_RDWR))
+      _ = DetectorSocket(adopting: descriptor)
+    }
   }
   var status: DetectorStatus {
     state.withLock { $0.isKilled ? .killed : $0.isSuspended ? .suspended : .running }

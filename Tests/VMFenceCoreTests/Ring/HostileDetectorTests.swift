@@ -1,5 +1,6 @@
 import Glibc
 import Synchronization
+import TestSupport
 import Testing
 import ToyEngine
 import VMFenceCore
@@ -254,9 +255,9 @@ struct HostileDetectorTests {
       let attacker = Attacker(forger, seed: round + 1, alsoDown: alsoItsOwnWords)
       attacker.start()
       var ended = false
-      var attempts = 0
-      while !ended, attempts < 2_000_000 {
-        attempts += 1
+      // By the clock: the attacker's thread may begin late.
+      let deadline = ContinuousClock.now + waitLimit
+      while !ended, ContinuousClock.now < deadline {
         if channel.send([1, 2, 3]) == .full, channel.beginWait() { channel.endWait() }
         channel.publish()
         do { try channel.collect { _, _ in } } catch { ended = true }

@@ -77,15 +77,18 @@ struct ThreadDetectorTests {
     #expect(waitsForNews && channel.endWait(), "a packet that passes is no news")
     let waitsForVerdicts = channel.beginWait()
     #expect(!waitsForVerdicts, "and is a verdict")
-    // The detector rings for the alert, or its record is seen before the wait begins.
+    // The detector rings for the alert, or its record is seen before the wait begins. A bell that it rang late for the first wait may end this one: then it is waited once more.
     #expect(channel.send([7]) != .full)
     channel.publish()
-    if channel.beginWait(onlyForNews: true) {
+    var waits = 0
+    while channel.beginWait(onlyForNews: true) {
       var bell = pollfd(fd: try #require(channel.pollDescriptor), events: Int16(POLLIN), revents: 0)
       // SAFETY: one element.
-      #expect(unsafe poll(&bell, 1, 60_000) == 1)
+      try #require(unsafe poll(&bell, 1, 60_000) == 1)
       #expect(channel.endWait())
+      waits += 1
     }
+    #expect(waits <= 2)
     #expect(try channel.collectAnswers().map(\.alerts.count) == [0, 1])
     let waitsAgain = channel.beginWait(onlyForNews: true)
     #expect(waitsAgain && channel.endWait())
